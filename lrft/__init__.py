@@ -1,0 +1,52 @@
+"""lrft: low-rank fine-tuning from a recipe.
+
+The Python surface is four names; each loads torch only when it is used.
+
+    attach(model, adapter, *, seed=0)     put adapters into any module with linear layers
+    load_adapter(model, folder)           the same from a saved adapter
+    merge(adapter, out, ...)              adapter + base folder -> merged folder
+    __version__
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from lrft.core.attached import Attached
+
+__all__ = ["__version__", "attach", "load_adapter", "merge"]
+
+
+def attach(model: nn.Module, adapter: dict[str, Any], *, seed: int = 0) -> Attached:
+    """Freeze `model` and put adapters beside its linear layers, in place.
+
+    `adapter` has the keys of a recipe's `adapter` section: {"method": "lora", "rank": 8, "target_modules": ["q_proj"]}.
+    Adapters are float32 whatever the base's dtype, float64 over a float64 base. Random values depend on `seed` and the
+    layers' names only. Raises RecipeError with every mistake in `adapter`.
+    """
+    from lrft import recipe
+    from lrft.core import compose
+
+    section = recipe.parse_adapter(adapter)
+    return compose.attach_adapter(model, section, seed=seed)[0]
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
+    """Put a saved adapter into `model`, in place. Raises CheckFailed when a file does not fit the model or itself."""
+    from lrft import checkpoint
+
+    return checkpoint.load_adapter(model, folder)
+
+
+def merge(adapter: str | Path, out: str | Path, **options: Any) -> Any:
+    """Write base + adapter as a plain model folder. See `lrft.merging.merge` for the options and the result."""
+    from lrft.merging import merge as run
+
+    return run(adapter, out, **options)

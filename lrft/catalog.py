@@ -1,0 +1,245 @@
+"""What the methods declare, read from their source without importing it (they need torch, a recipe does not).
+
+The folder `lrft/methods` is the registry: each file holds one class with a class variable `name`, its word in a
+recipe. Class variables are its declaration, annotated fields with a default its options: all literals.
+
+Composition rules live here too: one method builds, a slot has one owner, every need is met.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+FOLDER = Path(__file__).parent / "methods"
+DEFAULT_METHOD = "lora"
+
+# What two owners would both do. A declaration that names another slot is refused: a typo would hide one.
+SLOTS: dict[str, str] = {
+    "update": "build the update",
+    "start": "set the start of A and B",
+    "scale": "set the factor of the update",
+    "pair-rates": "set the learning rates of A and B",
+    "magnitude": "train the length of each output row",
+}
+
+# What one entry gives and another needs, as the end of "X needs ..." and of "Y has no ...".
+PROPERTIES: dict[str, tuple[str, str]] = {
+    "delta": ("an update that is added to the weight", "such update"),
+    "pair": ("a pair of factors A and B", "such pair"),
+    "scale": ("a factor alpha/r", "factor alpha/r"),
+}
+NO_DROPOUT = "dropout=0"
+
+_ANNOTATIONS: dict[str, Any] = {
+    "__builtins__": {},
+    **{"int": int, "float": float, "bool": bool, "str": str},
+    **{"Literal": Literal, "Annotated": Annotated, "Field": Field},
+}
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One option of a method: its name, its type for pydantic, its default and its help text."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """The declaration of one method or part."""
+
+    name: str
+    file: Path
+    class_name: str
+    module: str
+    summary: str
+    text: str
+    kind: str
+    paper: str
+    equation: str
+    parameters: str
+    exports: str
+    evidence: str
+    builds: bool
+    fills: tuple[str, ...]
+    gives: tuple[str, ...]
+    needs: tuple[str, ...]
+    knobs: tuple[Knob, ...]
+
+    @cached_property
+    def model(self) -> type[BaseModel]:
+        """The options as a strict pydantic model; also the source of their JSON schema."""
+        fields: dict[str, Any] = {
+            knob.name: (Annotated[knob.annotation, Field(description=knob.help)], knob.default)
+            for knob in self.knobs
+        }
+        config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+        return create_model(self.class_name, __config__=config, **fields)
+
+    def validate(self, options: dict[str, Any]) -> dict[str, Any]:
+        """All options with their values, defaults filled in. Raises pydantic.ValidationError."""
+        values = self.model.model_validate(options)
+        return {knob.name: getattr(values, knob.name) for knob in self.knobs}
+
+
+@cache
+def methods(folder: Path = FOLDER) -> dict[str, MethodCard]:
+    """Cards by recipe name: those that build first, then the parts, each alphabetically.
+
+    Raises ValueError with file and line for a declaration that breaks the format: a bug of the method's file.
+    """
+    found: dict[str, MethodCard] = {}
+    for file in sorted(folder.glob("*.py")):
+        if file.name.startswith("_"):
+            continue
+        card = read_card(file)
+        if card.name in found:
+            raise ValueError(f"{file}: the name {card.name} is also that of {found[card.name].file.name}")
+        found[card.name] = card
+    ordered = sorted(found.values(), key=lambda card: (not card.builds, card.name))
+    return {card.name: card for card in ordered}
+
+
+def read_card(file: Path) -> MethodCard:
+    """The declaration in `file`. Raises ValueError when there is not exactly one, or it is no literal."""
+    tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    classes = [
+        (node, dict(_class_variables(node, file))) for node in tree.body if isinstance(node, ast.ClassDef)
+    ]
+    declared = [(node, values) for node, values in classes if isinstance(values.get("name"), str)]
+    if len(declared) != 1:
+        raise ValueError(f"{file}: one class with a class variable `name` is wanted, found {len(declared)}")
+    node, values = declared[0]
+    missing = [key for key in ("kind", "paper", "equation") if key not in values]
+    if missing:
+        raise ValueError(f"{file}:{node.lineno}: {node.name} does not declare {', '.join(missing)}")
+    _check_words(file, node, values)
+    text = ast.get_docstring(node) or ""
+    is_method = any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases)
+    return MethodCard(
+        name=values["name"],
+        file=file,
+        class_name=node.name,
+        module=f"lrft.methods.{file.stem}",
+        summary=" ".join(text.split("\n\n")[0].split()),
+        text=text,
+        kind=values["kind"],
+        paper=values["paper"],
+        equation=values["equation"],
+        # The defaults are those of the base class Part, which cannot be imported here.
+        parameters=values.get("parameters", "those of the method"),
+        exports=values.get("exports", "as the method"),
+        evidence=values.get("evidence", ""),
+        builds=values.get("builds", is_method),
+        fills=values.get("fills", ()),
+        gives=values.get("gives", ()),
+        needs=values.get("needs", ()),
+        knobs=tuple(_knobs(node, file)),
+    )
+
+
+def _check_words(file: Path, node: ast.ClassDef, values: dict[str, Any]) -> None:
+    allowed = {"fills": {*SLOTS}, "gives": {*PROPERTIES}, "needs": {*PROPERTIES, NO_DROPOUT}}
+    for key, words in allowed.items():
+        unknown = set(values.get(key, ())) - words
+        if unknown:
+            raise ValueError(
+                f"{file}:{node.lineno}: {key} names {', '.join(sorted(unknown))}, not one of {sorted(words)}"
+            )
+
+
+def _is_class_variable(annotation: ast.expr) -> bool:
+    head = annotation.value if isinstance(annotation, ast.Subscript) else annotation
+    return isinstance(head, ast.Name) and head.id == "ClassVar"
+
+
+def _class_variables(node: ast.ClassDef, file: Path) -> Iterator[tuple[str, Any]]:
+    for item in node.body:
+        if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
+            continue
+        if _is_class_variable(item.annotation) and item.value is not None:
+            yield item.target.id, _literal(item.value, item, file)
+
+
+def _knobs(node: ast.ClassDef, file: Path) -> Iterator[Knob]:
+    for position, item in enumerate(node.body):
+        if not isinstance(item, ast.AnnAssign) or _is_class_variable(item.annotation):
+            continue
+        if not isinstance(item.target, ast.Name) or item.value is None:
+            raise ValueError(f"{file}:{item.lineno}: an option needs a name and a default")
+        default = _literal(item.value, item, file)
+        after = node.body[position + 1] if position + 1 < len(node.body) else None
+        text = (
+            after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+        )
+        yield Knob(item.target.id, _annotation(item, file), default, " ".join(str(text).split()))
+
+
+def _literal(value: ast.expr, item: ast.stmt, file: Path) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError as error:
+        raise ValueError(f"{file}:{item.lineno}: a literal is wanted in a declaration") from error
+
+
+def _annotation(item: ast.AnnAssign, file: Path) -> Any:
+    """The type of an option. Only the names in _ANNOTATIONS exist: nothing of the method's file is run."""
+    code = compile(ast.Expression(item.annotation), str(file), "eval")
+    try:
+        return eval(code, dict(_ANNOTATIONS))
+    except (NameError, TypeError) as error:
+        raise ValueError(
+            f"{file}:{item.lineno}: the type of an option may use int, float, bool, str, None, "
+            f"Literal, Annotated and Field ({error})"
+        ) from error
+
+
+def compose(entries: Sequence[str], folder: Path = FOLDER) -> tuple[str, ...]:
+    """The names with the one that builds first; the default method is added when none builds."""
+    cards = methods(folder)
+    builders = [name for name in entries if cards[name].builds] or [DEFAULT_METHOD]
+    return (*builders, *(name for name in entries if not cards[name].builds))
+
+
+def conflicts(
+    names: Sequence[str], *, dropout: float, alpha_given: bool, folder: Path = FOLDER
+) -> list[tuple[int | None, str]]:
+    """Why these entries do not go together: (index into `names`, or None for the whole list; a sentence)."""
+    cards = methods(folder)
+    found: list[tuple[int | None, str]] = []
+    first = {name: names.index(name) for name in set(names)}
+    found += [(i, f"{name} is listed twice") for i, name in enumerate(names) if i != first[name]]
+    composed = compose(list(dict.fromkeys(names)), folder)
+    builders = [name for name in composed if cards[name].builds]
+    found += [(first[b], f"{builders[0]} and {b} both build the update: keep one") for b in builders[1:]]
+    found += _slots_twice(names, cards)
+    given = {gift for name in composed for gift in cards[name].gives}
+    for i, name in enumerate(names):
+        for need in cards[name].needs:
+            if need == NO_DROPOUT and dropout > 0:
+                found.append((i, f"{name} needs adapter.dropout: 0, got {dropout:g}"))
+            elif need != NO_DROPOUT and need not in given:
+                wanted, lacking = PROPERTIES[need]
+                found.append((i, f"{name} needs {wanted}; {builders[0]} has no {lacking}"))
+    if alpha_given and "scale" not in given:
+        found.append((None, f"{builders[0]} has no factor alpha/r: remove alpha and scale"))
+    return found
+
+
+def _slots_twice(names: Sequence[str], cards: dict[str, MethodCard]) -> Iterator[tuple[int, str]]:
+    owners: dict[str, str] = {}
+    for i, name in enumerate(names):
+        for slot in cards[name].fills:
+            owner = owners.setdefault(slot, name)
+            if owner != name and not (cards[owner].builds and cards[name].builds):
+                yield i, f"{owner} and {name} both {SLOTS[slot]}: keep one"

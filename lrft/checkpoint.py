@@ -1,0 +1,237 @@
+"""The adapter's folder on disk.
+
+    adapter_config.json, adapter_model.safetensors    PEFT's own layout, whenever stock PEFT can say the method exactly
+    lrft.json                                         what lrft needs beside it: methods, sites, base, checksums
+    lrft.safetensors                                  the adapter's own tensors, only when PEFT's are not the same ones
+    tokenizer files, chat template                    those that trained
+
+Reading is strict: a missing, extra, misshapen, not finite or altered tensor is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft import files
+from lrft.core import compose, linear
+from lrft.core.adapter import Adapter, PeftForm, Site
+from lrft.core.attached import Attached
+from lrft.errors import CheckFailed, LrftError, UsageError
+
+FORMAT = 1
+PEFT_TENSORS = "adapter_model.safetensors"
+OWN_TENSORS = "lrft.safetensors"
+# An adapter whose tensors are just these is the same thing in PEFT's file, under PEFT's names.
+PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter folder, read and checked. `tensors`: site name -> tensor name -> tensor."""
+
+    folder: Path
+    info: dict[str, Any]
+    sites: list[Site]
+    composition: compose.Composition
+    tensors: dict[str, dict[str, Tensor]]
+
+    def build(self, site: Site) -> Adapter:
+        """One site's adapter with its saved values, without a model."""
+        adapter = compose.build_site(site, self.composition, None, fresh=False)
+        adapter.load(self.tensors[site.name])
+        return adapter.eval()
+
+
+def save_adapter(
+    attached: Attached,
+    folder: Path,
+    *,
+    base: Mapping[str, Any],
+    seed: int = 0,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the adapter's files into the existing `folder`. `base` holds name, revision and fingerprint."""
+    forms = {name: adapter.peft() for name, adapter in attached.modules.items()}
+    sayable = {name: form for name, form in forms.items() if form is not None}
+    own = attached.state_dict()
+    written = []
+    same = False
+    if len(sayable) == len(forms):
+        tensors = peft_tensors(sayable)
+        files.write_tensors(folder / PEFT_TENSORS, tensors)
+        files.write_json(folder / "adapter_config.json", peft_config(attached, sayable, base))
+        written.append(PEFT_TENSORS)
+        same = all(set(adapter.tensors()) <= PEFT_NAMES.keys() for adapter in attached.modules.values())
+    if not same:
+        files.write_tensors(folder / OWN_TENSORS, own)
+        written.append(OWN_TENSORS)
+    info = {
+        "format": FORMAT,
+        "methods": list(attached.methods),
+        "tensors": PEFT_TENSORS if same else OWN_TENSORS,
+        "base": dict(base),
+        "seed": seed,
+        "sites": [_site_to_json(site) for site in attached.sites],
+        "sha256": {name: files.sha256(folder / name) for name in written},
+        **(extra or {}),
+    }
+    files.write_json(folder / "lrft.json", info)
+    _read_back(folder, written)
+
+
+def peft_tensors(forms: Mapping[str, PeftForm]) -> dict[str, Tensor]:
+    """PEFT's state dict, lora_A (r, k) and lora_B (d, r) for each site."""
+    tensors = {}
+    for name, form in forms.items():
+        tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['A']}"] = form.A
+        tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['B']}"] = form.B
+        if form.magnitude is not None:
+            tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['magnitude']}"] = form.magnitude
+    return tensors
+
+
+def peft_config(attached: Attached, forms: Mapping[str, PeftForm], base: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's LoraConfig. The factor is folded into alpha, so that a reader that ignores use_rslora is right as well."""
+    ranks = {name: form.A.shape[0] for name, form in forms.items()}
+    alphas = {name: form.scale * form.A.shape[0] for name, form in forms.items()}
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.get("name"),
+        "revision": base.get("revision"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+        "target_modules": target_modules(attached),
+        "lora_dropout": attached.sites[0].dropout,
+        "bias": "none",
+        "fan_in_fan_out": any(site.transposed for site in attached.sites),
+        "use_rslora": False,
+        "use_dora": any(form.magnitude is not None for form in forms.values()),
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def target_modules(attached: Attached) -> list[str]:
+    """The last words of the sites' names where they mean exactly the sites, else the whole names."""
+    names = set(attached.modules)
+    words = {name.rsplit(".", 1)[-1] for name in names}
+    inside = tuple(f"{name}." for name in names)  # an AdapterLinear's own base is a linear layer too
+    others = (n for n, _ in linear.named_linears(attached.model) if not n.startswith(inside))
+    return sorted(names if any(n.rsplit(".", 1)[-1] in words for n in others) else words)
+
+
+def read_adapter(folder: str | Path) -> SavedAdapter:
+    """Read and check an adapter folder. Raises UsageError when it is none, CheckFailed when it is damaged."""
+    folder = Path(folder)
+    if not (folder / "lrft.json").is_file():
+        raise UsageError(f"{folder} holds no adapter made by lrft (no lrft.json)")
+    info = files.read_json(folder / "lrft.json")
+    if not isinstance(info, dict) or "format" not in info:
+        raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter")
+    if info["format"] > FORMAT:
+        raise LrftError(
+            f"{folder} was written by a newer lrft (format {info['format']}, this one reads {FORMAT})"
+        )
+    for name, expected in info["sha256"].items():
+        if not (folder / name).is_file():
+            raise CheckFailed(f"{folder / name} is missing")
+        if files.sha256(folder / name) != expected:
+            raise CheckFailed(f"{folder / name} is not the file that was saved (its checksum differs)")
+    sites = [_site_from_json(site) for site in info["sites"]]
+    composition = compose.compose((entry["name"], entry["options"]) for entry in info["methods"])
+    flat = files.read_tensors(folder / info["tensors"])
+    if info["tensors"] == PEFT_TENSORS:
+        flat = _from_peft_names(flat)
+    saved = SavedAdapter(folder, info, sites, composition, _by_site(flat, sites, folder / info["tensors"]))
+    try:
+        for site in sites:
+            saved.build(site)
+    except ValueError as error:
+        raise CheckFailed(f"{folder / info['tensors']}: {error}") from None
+    return saved
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
+    """Attach a saved adapter to `model`, in place. Raises CheckFailed when it does not fit."""
+    saved = read_adapter(folder)
+    modules = dict(linear.named_linears(model))
+    for site in saved.sites:
+        if site.name not in modules:
+            raise CheckFailed(f"{folder}: this model has no linear layer {site.name}")
+        if linear.shape(modules[site.name]) != (site.d, site.k):
+            d, k = linear.shape(modules[site.name])
+            raise CheckFailed(
+                f"{folder}: {site.name} is {d} x {k} in this model, {site.d} x {site.k} in the adapter"
+            )
+    attached = compose.attach_sites(
+        model, saved.sites, saved.composition, seed=saved.info["seed"], fresh=False
+    )
+    for name, adapter in attached.modules.items():
+        adapter.load(saved.tensors[name])
+    return attached
+
+
+def _by_site(flat: Mapping[str, Tensor], sites: Iterable[Site], path: Path) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {site.name: {} for site in sites}
+    # A site's name can be the beginning of another's: the longest one that fits is meant.
+    for key, tensor in flat.items():
+        site = max((name for name in found if key.startswith(f"{name}.")), key=len, default=None)
+        if site is None:
+            raise CheckFailed(f"{path}: tensor {key} belongs to no adapted layer")
+        found[site][key[len(site) + 1 :]] = tensor
+    return found
+
+
+def _from_peft_names(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    own = {}
+    for key, tensor in flat.items():
+        for word, peft_name in PEFT_NAMES.items():
+            if key.startswith(PEFT_PREFIX) and key.endswith(f".{peft_name}"):
+                key = key[len(PEFT_PREFIX) : -len(peft_name)] + word
+                break
+        own[key] = tensor
+    return own
+
+
+def _read_back(folder: Path, names: Iterable[str]) -> None:
+    """A file of adapter tensors is only saved when its header says so: names, shapes, nothing of size zero."""
+    from safetensors import safe_open
+
+    for name in names:
+        with safe_open(folder / name, framework="pt") as file:
+            keys = list(file.keys())
+            empty = [key for key in keys if 0 in file.get_slice(key).get_shape()]
+        if not keys or empty:
+            raise CheckFailed(
+                f"{folder / name}: written without content ({', '.join(empty[:3]) or 'no tensors'})"
+            )
+
+
+def _site_to_json(site: Site) -> dict[str, Any]:
+    return {
+        "name": site.name,
+        "d": site.d,
+        "k": site.k,
+        "rank": site.rank,
+        "scale": site.scale,
+        "depth": site.depth,
+        "dropout": site.dropout,
+        "transposed": site.transposed,
+        "dtype": str(site.dtype).removeprefix("torch."),
+    }
+
+
+def _site_from_json(value: Mapping[str, Any]) -> Site:
+    return Site(**{**value, "dtype": getattr(torch, value["dtype"])})

@@ -1,0 +1,295 @@
+"""The command line. No logic here, and nothing heavy imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lrft import __version__
+from lrft.errors import LrftError, UsageError, exit_code
+
+app = typer.Typer(
+    name="lrft",
+    help="Low-rank fine-tuning from a YAML recipe: train, merge, evaluate, compare methods.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of a run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Override keys of the recipe: adapter.rank=8, ~data.validation."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"lrft {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="[last|best|PATH]", help="Continue a run from its last checkpoint, or another."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Move an earlier run aside and start again.")
+    ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes", help="With --resume: go on although recipe, data or base have changed."
+        ),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings only.")] = False,
+) -> None:
+    """Fine-tune what a recipe says."""
+    if resume and fresh:
+        raise UsageError("--resume and --fresh exclude each other")
+    loaded = read_recipe(recipe, overrides)
+    from lrft.train import Options
+    from lrft.train import train as run
+
+    run(loaded, Options(resume, fresh, accept_changes, quiet, source=None if recipe.is_dir() else recipe))
+
+
+@app.command()
+def merge(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|ADAPTER", help="A run (its best adapter) or an adapter folder.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The new folder. Default: merged/ in the run.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: as the base is stored.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base model, when it is not where the adapter says.")
+    ] = None,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not compare merged and adapter.")
+    ] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Largest logit difference allowed, over the largest logit.")
+    ] = None,
+    accept_other_base: Annotated[
+        bool,
+        typer.Option("--accept-other-base", help="Merge into a base that the adapter was not trained on."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write base + adapter as a plain model folder, and check that it answers the same."""
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UsageError(f"--dtype: {dtype} is none of float32, bfloat16, float16")
+    from lrft.commands import merge as run
+
+    run(
+        source,
+        out,
+        dtype=dtype,
+        base_model=base,
+        verify=not no_verify,
+        tolerance=tolerance,
+        accept_other_base=accept_other_base,
+        as_json=as_json,
+    )
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="What to measure.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Rows to measure on. Default: the run's validation rows.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base model, when it is not where the adapter says.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
+    no_generate: Annotated[bool, typer.Option("--no-generate", help="Loss only, no answers.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Rows per pass; the figures do not depend on it.")
+    ] = 8,
+    samples: Annotated[int, typer.Option(min=0, help="Answers to show.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Token-exact loss and perplexity, and exact match of greedy answers."""
+    from lrft.commands import evaluate_target as run
+
+    run(
+        target,
+        data,
+        base_model=base,
+        limit=limit,
+        generate=not no_generate,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        samples=samples,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    static: Annotated[bool, typer.Option("--static", help="The recipe alone: no model, no data.")] = False,
+) -> None:
+    """Find everything that is wrong with a recipe, without training."""
+    loaded = read_recipe(recipe, overrides)
+    if static:
+        typer.echo(f"{recipe}: the recipe is sound (model and data were not looked at)")
+        return
+    from lrft.commands import check as run
+
+    run(loaded, recipe)
+
+
+@app.command()
+def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print the resolved recipe: every key, its value and where that comes from."""
+    loaded = read_recipe(recipe, overrides)
+    from lrft import recipe as recipes
+
+    if as_json:
+        typer.echo(json.dumps(loaded.model_dump(mode="json"), indent=1))
+    else:
+        typer.echo(recipes.resolved(loaded, {}), nl=False)
+
+
+@app.command()
+def schema(
+    key: Annotated[str | None, typer.Argument(help="Explain one key, such as adapter.rank.")] = None,
+) -> None:
+    """Print the JSON Schema of recipes for editors, or explain one key."""
+    from lrft import recipe as recipes
+
+    typer.echo(recipes.describe(key) if key else json.dumps(recipes.json_schema(), indent=1))
+
+
+@app.command()
+def methods(
+    action: Annotated[str | None, typer.Argument(metavar="[show]")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only methods of this kind.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the adapter methods, or show one: its equation, options, and what it combines with."""
+    from lrft import methodlist
+
+    typer.echo(methodlist.render(action, name, kind=kind, as_json=as_json), nl=False)
+
+
+@app.command()
+def preview(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Samples to show.")] = 3,
+    split: Annotated[str, typer.Option(help="train or validation.")] = "train",
+) -> None:
+    """Show samples as the model will see them, coloured by what is trained, and the data's counts."""
+    if split not in ("train", "validation"):
+        raise UsageError(f"--split: {split} is neither train nor validation")
+    loaded = read_recipe(recipe, overrides)
+    from lrft.commands import preview as run
+
+    run(loaded, n=n, split=split)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
+    model: Annotated[
+        str, typer.Option(help="Folder or hub id of the base model.")
+    ] = "HuggingFaceTB/SmolLM2-135M",
+    data: Annotated[str, typer.Option(help="Training rows.")] = "train.jsonl",
+    method: Annotated[str, typer.Option(help="Adapter method, see `lrft methods`.")] = "lora",
+    full: Annotated[bool, typer.Option("--full", help="Every key with its default.")] = False,
+) -> None:
+    """Write a commented recipe to start from."""
+    from lrft import starter
+
+    starter.write(path, model=model, data=data, method=method, full=full)
+    typer.echo(f"wrote {path}\nnext       lrft check {path}    lrft preview {path}    lrft train {path}")
+
+
+def read_recipe(path: Path, overrides: list[str] | None) -> Any:
+    """The recipe at `path`, or the one that a run folder was made with. Raises RecipeError or UsageError."""
+    from lrft import recipe as recipes
+
+    if path.is_dir():
+        if not (path / "resolved.yaml").is_file():
+            raise UsageError(f"{path} is a folder without a run (no resolved.yaml)")
+        path = path / "resolved.yaml"
+    return recipes.load(path, tuple(overrides or ()))
+
+
+def spell_resume(arguments: list[str]) -> list[str]:
+    """`--resume` alone means `--resume last`; a following word with `=` is an override, not its value."""
+    spelt = []
+    for at, word in enumerate(arguments):
+        following = arguments[at + 1] if at + 1 < len(arguments) else "-"
+        if word == "--resume" and (following.startswith(("-", "~")) or "=" in following):
+            word = "--resume=last"
+        spelt.append(word)
+    return spelt
+
+
+def main() -> None:
+    """Run a command; turn every failure into its documented exit code."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    try:
+        app(spell_resume(arguments), standalone_mode=True)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except LrftError as error:
+        for line in error.lines():
+            print(line, file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return unexpected(error)
+    return 0
+
+
+def unexpected(error: Exception) -> int:
+    """A bug of lrft: the traceback, on the screen and in a file."""
+    text = "".join(traceback.format_exception(error))
+    handle, name = tempfile.mkstemp(prefix="lrft-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    print(text, file=sys.stderr)
+    print(
+        f"unexpected failure: {type(error).__name__}. The traceback is in {name}; please report it.",
+        file=sys.stderr,
+    )
+    return 1

@@ -1,0 +1,249 @@
+"""What the commands do that need the libraries: merge, eval, check, preview. Training has its own file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lrft import base, checkpoint, data, evaluate, merging, setup
+from lrft import recipe as recipes
+from lrft.core import compose, linear, targets
+from lrft.errors import UsageError
+from lrft.machine import DTYPES
+from lrft.recipe import DataEntry, DataSection, Recipe
+from lrft.report import Reporter
+from lrft.text import Row
+from lrft.verify import run_of, verify_merge
+
+
+def adapter_of(source: Path) -> Path:
+    """The adapter folder meant by a run folder (its best) or an adapter folder. Raises UsageError."""
+    if (source / "lrft.json").is_file():
+        return source
+    for name in ("best", "last"):
+        if (source / name / "lrft.json").is_file():
+            return source / name
+    if (source / "run.json").is_file():
+        raise UsageError(f"{source} is a run without a checkpoint yet")
+    raise UsageError(f"{source} is neither a run nor an adapter folder")
+
+
+def merge(
+    source: Path,
+    out: Path | None,
+    *,
+    dtype: str | None,
+    base_model: str | None,
+    verify: bool,
+    tolerance: float | None,
+    accept_other_base: bool,
+    as_json: bool,
+) -> None:
+    """`lrft merge`."""
+    adapter = adapter_of(source)
+    if out is None:
+        run = run_of(adapter)
+        if run is None:
+            raise UsageError("say where the merged model goes: -o FOLDER")
+        out = run / "merged"
+    result = merging.merge(
+        adapter, out, base_model=base_model, dtype=dtype, accept_other_base=accept_other_base
+    )
+    difference = None
+    if verify:
+        difference = verify_merge(out, adapter, base_folder=result.base, tolerance=tolerance)
+    if as_json:
+        facts = {
+            "out": str(out),
+            **result.to_dict(),
+            "verified": difference.to_dict() if difference else None,
+        }
+        print(json.dumps(facts, indent=1))
+        return
+    rows: list[Row] = [
+        ("merged", [str(out), f"{result.sites} modules"]),
+        (
+            "rounding",
+            [
+                f"{result.lost_share:.2%} of the update lost",
+                f"worst {result.worst_share:.2%} in {result.worst_site}",
+            ],
+        ),
+    ]
+    if difference:
+        rows.append(
+            (
+                "checked",
+                [
+                    f"merged against adapter on {difference.rows} rows: largest logit difference "
+                    f"{difference.largest:.2g} (largest logit {difference.largest_logit:.3g})",
+                    f"same first token {difference.same_first:.2%}",
+                ],
+            )
+        )
+    rows.append(("next", [f"lrft eval {out} --data test.jsonl"]))
+    with Reporter(None) as reporter:
+        reporter.table(rows)
+
+
+def evaluate_target(
+    target: str,
+    rows_path: Path | None,
+    *,
+    base_model: str | None,
+    limit: int | None,
+    generate: bool,
+    max_new_tokens: int,
+    batch_size: int,
+    samples: int,
+    as_json: bool,
+) -> None:
+    """`lrft eval`."""
+    with Reporter(None, quiet=as_json, stream=sys.stderr if as_json else None) as reporter:
+        model, tokenizer, section, folder = load_target(target, base_model)
+        rows, report = rows_for(target, rows_path, section, tokenizer, folder)
+        if limit is not None:
+            rows = rows.slice(range(min(limit, len(rows))))
+        result: dict[str, Any] = {"target": target, "rows": len(rows)}
+        result |= evaluate.loss_of(model, rows, micro=batch_size, pad_id=evaluate.pad_token(tokenizer))
+        answers = []
+        asked = evaluate.with_prompts(rows) if generate else rows.slice([])
+        if len(asked):
+            answers = evaluate.answer_rows(
+                model, tokenizer, asked, max_new_tokens=max_new_tokens, batch_size=batch_size
+            )
+            result["exact_match"] = sum(answer["match"] for answer in answers) / len(answers)
+            result["answered"] = len(answers)
+        result["samples"] = answers[:samples]
+        if as_json:
+            print(json.dumps(result, indent=1, ensure_ascii=False))
+        else:
+            reporter.table(evaluation_rows(result, report))
+
+
+def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row]:
+    rows: list[Row] = [
+        ("measured", [str(result["target"]), f"{result['rows']:,} rows"]),
+        ("data", report.lines()[:1]),
+        (
+            "loss",
+            [
+                f"{result['loss']:.4f}",
+                f"perplexity {result['perplexity']:.3f}",
+                f"{result['tokens']:,} trained tokens",
+            ],
+        ),
+    ]
+    if "exact_match" in result:
+        rows.append(
+            (
+                "answers",
+                [f"exact match {result['exact_match']:.2%}", f"{result['answered']:,} rows with a prompt"],
+            )
+        )
+    for sample in result["samples"]:
+        rows.append(("sample", [f"wanted {sample['expected']!r}", f"got {sample['answer']!r}"]))
+    return rows
+
+
+def load_target(target: str, base_model: str | None) -> tuple[Any, Any, DataSection | None, Path]:
+    """(model, tokenizer, the run's data section or None, the base's folder) of a run, an adapter or a model."""
+    path = Path(target)
+    if (path / "run.json").is_file() or (path / "lrft.json").is_file():
+        adapter = adapter_of(path)
+        saved = checkpoint.read_adapter(adapter)
+        folder = base.resolve(base_model or saved.info["base"]["name"], saved.info["base"].get("revision"))
+        merging.refuse_other_base(saved, folder, accepted=False)
+        model = base.load_model(folder, dtype=DTYPES[saved.info["base"].get("dtype", "float32")])
+        checkpoint.load_adapter(model, adapter)
+        run = run_of(adapter)
+        section = recipes.load(run / "resolved.yaml").data if run else None
+        return on_device(model), base.load_tokenizer(adapter), section, folder
+    if base_model:
+        raise UsageError(f"--base goes with a run or an adapter; {target} is a model by itself")
+    folder = base.resolve(target, where="the model")
+    dtype = DTYPES["float32"] if not gpu() else DTYPES["bfloat16"]
+    return on_device(base.load_model(folder, dtype=dtype)), base.load_tokenizer(folder), None, folder
+
+
+def gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def on_device(model: Any) -> Any:
+    return model.to("cuda") if gpu() else model
+
+
+def rows_for(
+    target: str, path: Path | None, section: DataSection | None, tokenizer: Any, folder: Path
+) -> tuple[data.Rows, data.DataReport]:
+    """The rows to measure on: the file given, else the run's own validation rows. Raises UsageError."""
+    limit = base.position_limit(base.load_config(folder))
+    cache = base.cache_dir()
+    if path is not None:
+        # The template that trained is the tokenizer's own by now, wherever the run's recipe had it from.
+        settings = (section or DataSection(train=(DataEntry(path=str(path)),))).model_copy(
+            update={"chat_template": "tokenizer"}
+        )
+        return data.prepare_file(
+            path, settings, tokenizer, seed=0, limit=limit, where=lambda key: "default", cache=cache
+        )
+    if section is None:
+        raise UsageError("say which rows to measure on: --data FILE")
+    recipe = recipes.load(Path(run_of(adapter_of(Path(target))) or target) / "resolved.yaml")
+    prepared = setup.prepare_data(recipe, folder, tokenizer)
+    if prepared.validation is None:
+        raise UsageError(
+            f"{target} was trained without validation rows: say which rows to measure on, --data FILE"
+        )
+    return prepared.validation, prepared.report
+
+
+def check(recipe: Recipe, path: Path) -> None:
+    """`lrft check`: tokenizer, data, module names and shapes; the model is built without weights."""
+    source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    skeleton = base.skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
+    composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
+    sites = compose.plan(skeleton, recipe.adapter, composition, recipe.where)
+    trained = compose.count_trained(sites, composition, recipe.where)
+    prepared = setup.prepare_data(recipe, source, setup.load_tokenizer(recipe, source))
+    everything = sum(p.numel() for p in skeleton.parameters())
+    linears = sum(1 for _ in linear.named_linears(skeleton))
+    with Reporter(None) as reporter:
+        reporter.table(
+            [
+                ("model", [recipe.model.name, f"{everything / 1e6:,.1f} M parameters"]),
+                (
+                    "adapter",
+                    [
+                        f"{len(sites)} of {linears} linear layers: {' '.join(targets.words_of(s.name for s in sites))}",
+                        f"{trained / 1e6:,.2f} M trained ({trained / (everything + trained):.2%})",
+                    ],
+                ),
+                ("data", prepared.report.lines()),
+            ]
+        )
+        for text in compose.advice(composition, sites):
+            reporter.warn(text)
+        reporter.line(f"{path}: nothing wrong was found")
+
+
+def preview(recipe: Recipe, *, n: int, split: str) -> None:
+    """`lrft preview`."""
+    from lrft.data.preview import render
+
+    source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    tokenizer = setup.load_tokenizer(recipe, source)
+    prepared = setup.prepare_data(recipe, source, tokenizer)
+    rows = prepared.train if split == "train" else prepared.validation
+    if rows is None:
+        raise UsageError("this recipe holds no validation rows out (data.validation: none)")
+    console = Console()
+    colour = console.is_terminal and not console.no_color
+    console.print(render(rows, prepared.report, tokenizer, n=n, colour=colour), soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The mathematics that every method shares: linear layers, adapters, parts, and how they are put together."""

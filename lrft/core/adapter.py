@@ -1,0 +1,194 @@
+"""What one adapted layer is.
+
+A target linear layer is replaced by `AdapterLinear(base, adapter)`. The base is never written to. The adapter states
+`weight(W0)`, the paper's formula for the adapted weight, and `forward(x, base)`, the way that training computes it;
+merging is the formula, training is the fast path, and one test over all methods says that they agree.
+
+Shapes: x (..., k), W (d, k), A (r, k), B (d, r), dW = s B A.
+
+Tensors of an adapter are of two kinds only, so that saving needs no special case:
+    Parameter   trained, or frozen because it depends on W or on data (requires_grad=False)   saved
+    buffer      can be made again from a seed or a formula: registered with persistent=False  not saved
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear layer that is adapted."""
+
+    name: str
+    d: int
+    """outputs"""
+    k: int
+    """inputs"""
+    rank: int
+    scale: float = 1.0
+    """the factor s on the update, already computed from alpha and rank"""
+    depth: int | None = None
+    """index of the block, None outside the blocks"""
+    dropout: float = 0.0
+    transposed: bool = False
+    """the base stores (k, d), as GPT-2's Conv1D does"""
+    dtype: torch.dtype = torch.float32
+    """of the adapter's tensors: float32, or float64 over a float64 base"""
+
+
+class Factors(NamedTuple):
+    """dW = scale * B @ A with B (d, r) and A (r, k)."""
+
+    B: Tensor
+    A: Tensor
+    scale: float
+
+
+class PeftForm(NamedTuple):
+    """What stock PEFT's LoRA needs to compute the same function on the untouched base."""
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    magnitude: Tensor | None = None
+
+
+class Adapter(nn.Module):
+    """Abstract. A subclass states `weight`; it may state a faster `forward`."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+
+    def weight(self, W0: Tensor) -> Tensor:
+        """The adapted weight (d, k) from the base's (d, k), both in the adapter's dtype. No randomness."""
+        raise NotImplementedError("abstract")
+
+    def forward(self, x: Tensor, base: nn.Module) -> Tensor:
+        """The adapted layer's output (..., d) for x (..., k), in the dtype that `base(x)` has."""
+        raise NotImplementedError("abstract")
+
+    def peft(self) -> PeftForm | None:
+        """This adapter as a LoRA of stock PEFT, or None when PEFT cannot say it exactly."""
+        return None
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Every tensor to be saved, by the name it has in files: wrappers leave no trace in the name of what they wrap."""
+        return {name.replace("inner.", ""): value for name, value in self.named_parameters()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` (names as in `tensors()`) into this adapter. Raises ValueError naming what does not fit."""
+        own = self.tensors()
+        missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+        if missing or extra:
+            raise ValueError(
+                f"{self.site.name}: tensors missing {sorted(missing)}, not expected {sorted(extra)}"
+            )
+        for name, value in own.items():
+            if tensors[name].shape != value.shape:
+                raise ValueError(
+                    f"{self.site.name}.{name}: shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+                )
+            if not torch.isfinite(tensors[name]).all():
+                raise ValueError(f"{self.site.name}.{name}: holds values that are not finite")
+            value.copy_(tensors[name])
+
+    def cast(self, x: Tensor) -> Tensor:
+        """x in the dtype in which the adapter computes. Under autocast the products choose for themselves."""
+        return x if torch.is_autocast_enabled(x.device.type) else x.to(self.site.dtype)
+
+
+class Delta(Adapter):
+    """Abstract: W = W0 + dW. Write `delta_weight` or `delta`; each defaults to the other."""
+
+    def delta_weight(self) -> Tensor:
+        """dW (d, k)."""
+        reference = next(self.parameters())
+        with torch.autocast(reference.device.type, enabled=False):
+            return self.delta(torch.eye(self.site.k, dtype=reference.dtype, device=reference.device)).T
+
+    def delta(self, x: Tensor) -> Tensor:
+        """dW x for x (..., k)."""
+        return linear(x, self.delta_weight())
+
+    def factors(self) -> Factors | None:
+        """dW as a product of two thin matrices, or None when it is none. Differentiable."""
+        return None
+
+    def weight(self, W0: Tensor) -> Tensor:
+        return W0 + self.delta_weight()
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout on the adapter's input, never on the base's."""
+        return dropout(x, self.site.dropout) if self.site.dropout and self.training else x
+
+    def forward(self, x: Tensor, base: nn.Module) -> Tensor:
+        y = base(x)
+        return y + self.delta(self.drop(self.cast(x))).to(y.dtype)
+
+    def peft(self) -> PeftForm | None:
+        factors = self.factors()
+        return None if factors is None else PeftForm(factors.A, factors.B, factors.scale)
+
+
+class Anchored(Delta):
+    """The change of `inner` since its start: W0 + dW - dW_start. Holds a start that is not zero off the base.
+
+    For factors the difference is one product of rank 2r without cancellation,
+        B A - B0 A0 = [B, B - B0] [A - A0; A0],
+    exactly zero at the start and, in bfloat16, as precise as the change itself. ([B, -B0] [A; A0], the usual form,
+    subtracts two numbers of the size of the principal part of W.)
+    """
+
+    def __init__(self, inner: Delta) -> None:
+        super().__init__(inner.site)
+        self.inner = inner
+        self.start = copy.deepcopy(inner).requires_grad_(False)
+
+    def delta_weight(self) -> Tensor:
+        return self.inner.delta_weight() - self.start.delta_weight()
+
+    def delta(self, x: Tensor) -> Tensor:
+        factors = self.factors()
+        if factors is None:
+            return self.inner.delta(x) - self.start.delta(x)
+        return factors.scale * linear(linear(x, factors.A), factors.B)
+
+    def factors(self) -> Factors | None:
+        now, then = self.inner.factors(), self.start.factors()
+        if now is None or then is None:
+            return None
+        B = torch.cat([now.B, now.B - then.B], dim=1)
+        A = torch.cat([now.A - then.A, then.A], dim=0)
+        return Factors(B, A, now.scale)
+
+
+class AdapterLinear(nn.Module):
+    """A linear layer with its adapter. `enabled=False` is the untouched base."""
+
+    def __init__(self, base: nn.Module, adapter: Adapter) -> None:
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+        self.enabled = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapter(x, self.base) if self.enabled else self.base(x)
+
+    # Models ask their linear layers for dtype and device through these.
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias

@@ -1,0 +1,50 @@
+"""Linear layers as the adapters see them: W of shape (d, k) = (outputs, inputs), whatever the storage.
+
+`nn.Linear` stores (d, k). GPT-2's `Conv1D` stores the transpose (k, d): reading it as (d, k) unnoticed merges a
+square layer silently wrong, so every read goes through these functions.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """True for transformers' Conv1D. (An instance can only exist when its module has been imported.)"""
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return conv1d is not None and isinstance(module, conv1d)
+
+
+def is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every linear layer below `model` by its dotted name, in the model's order."""
+    return ((name, module) for name, module in model.named_modules() if is_linear(module))
+
+
+def shape(module: nn.Module) -> tuple[int, int]:
+    """(d, k): outputs, inputs."""
+    rows, columns = module.weight.shape
+    return (columns, rows) if is_transposed(module) else (rows, columns)
+
+
+def as_rows(weight: Tensor, transposed: bool) -> Tensor:
+    """The stored weight as (d, k), or a (d, k) weight as it is stored. A view; its own inverse."""
+    return weight.T if transposed else weight
+
+
+def dense(module: nn.Module) -> Tensor:
+    """W as (d, k) in at least float32, detached. The layer's own memory when no cast is needed: do not write to it."""
+    weight = as_rows(module.weight.detach(), is_transposed(module))
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+def product(module: nn.Module, x: Tensor) -> Tensor:
+    """W x for x (..., k), without the bias, in the layer's own precision."""
+    return nn.functional.linear(x, as_rows(module.weight, is_transposed(module)))

@@ -1,0 +1,113 @@
+"""What a recipe can name under `adapter.method`, and when it is asked to act.
+
+A *part* is one object per run; the fields of its class are the keys of the recipe. Its class variables are its
+declaration: they are literals, read from the source without importing it, so that a recipe can be checked and
+`lrft methods` answered before torch is loaded. A *method* is a part that builds adapters; a run has exactly one.
+
+The training loop calls the hooks at fixed places and knows no method by name:
+
+    once             plan -> build -> start -> (anchor) -> wrap, for every site
+    every step       before_step, loss (added to the token loss), after_backward (gradients reduced and clipped), after_step
+    checkpoints      state, load_state
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapter import Adapter, Delta, Site
+
+
+@dataclass
+class Run:
+    """What the hooks of a step may look at and change."""
+
+    step: int
+    """optimiser steps done before this one"""
+    total_steps: int
+    model: nn.Module
+    adapters: Mapping[str, Adapter]
+    optimizer: torch.optim.Optimizer
+    seed: int
+    reduce: Callable[[Tensor], Tensor]
+    """sum over all processes"""
+
+
+class Part:
+    """Abstract. A part fills slots, needs properties of the method, and overrides the hooks that it uses."""
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    paper: ClassVar[str]
+    equation: ClassVar[str]
+    parameters: ClassVar[str] = "those of the method"
+    exports: ClassVar[str] = "as the method"
+    evidence: ClassVar[str] = ""
+    builds: ClassVar[bool] = False
+    fills: ClassVar[tuple[str, ...]] = ()
+    gives: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    anchored: ClassVar[bool] = False
+    """`start` sets a product that is not zero: the update is counted from there"""
+    natural_scale: ClassVar[float | None] = None
+    """the factor s when the recipe leaves alpha to us"""
+
+    # once
+    def alpha(self, rank: int) -> float:
+        """The slot "scale": alpha when the recipe leaves it to us."""
+        raise NotImplementedError("abstract: only a part that fills the slot scale is asked")
+
+    def scale(self, alpha: float, rank: int) -> float:
+        """The slot "scale": the factor s of the update from alpha and the site's own rank."""
+        raise NotImplementedError("abstract: only a part that fills the slot scale is asked")
+
+    def plan(self, sites: Sequence[Site]) -> list[Site]:
+        """The sites with their ranks decided; a site may be left out."""
+        return list(sites)
+
+    def start(self, adapter: Delta, W0: Tensor) -> None:
+        """The slot "start": set the adapter's values before the first step. W0 (d, k). Randomness is seeded by the caller."""
+
+    def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
+        """The adapter inside another one, or itself. W0 (d, k) is None when only the structure is asked for."""
+        return adapter
+
+    def lr_factors(self) -> dict[str, float]:
+        """Learning rate over the recipe's, by role: the last word of a tensor's name."""
+        return {}
+
+    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
+        """Sentences for the user about this composition: legal, but not what the paper does."""
+        return []
+
+    # every optimiser step
+    def before_step(self, run: Run) -> None: ...
+
+    def loss(self, run: Run) -> Tensor | None:
+        """A term added to the mean token loss of the step, or None."""
+        return None
+
+    def after_backward(self, run: Run) -> None: ...
+
+    def after_step(self, run: Run) -> None: ...
+
+    # checkpoints: tensors only, so that they are plain safetensors
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class Method(Part):
+    """Abstract: a part that builds adapters."""
+
+    builds: ClassVar[bool] = True
+
+    def build(self, site: Site) -> Adapter:
+        """A fresh adapter on the CPU. Raises ValueError with the reason when the site's shape does not fit."""
+        raise NotImplementedError("abstract")

@@ -1,0 +1,25 @@
+"""Data: from files to tokenised rows, their order and their batches.
+
+read, hub: records -> format, collect: samples -> template: pieces -> tokenize, measure, split: rows
+"""
+
+from lrft.data.order import Schedule, epoch_order
+from lrft.data.prepare import Prepared, prepare, prepare_file
+from lrft.data.report import DataReport, SourceReport
+from lrft.data.rows import Row, Rows
+from lrft.data.settings import chat_template
+from lrft.data.tokenize import encode_prompt
+
+__all__ = [
+    "DataReport",
+    "Prepared",
+    "Row",
+    "Rows",
+    "Schedule",
+    "SourceReport",
+    "chat_template",
+    "encode_prompt",
+    "epoch_order",
+    "prepare",
+    "prepare_file",
+]

@@ -1,0 +1,156 @@
+"""From samples to tokenised rows of a permitted length."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+
+from lrft.data.collect import Found, drop, refuse_bad
+from lrft.data.record import BadRow
+from lrft.data.report import NO_TOKEN, TOO_LONG, DataReport, quantile_words, quantiles
+from lrft.data.rows import Row
+from lrft.data.settings import Settings
+from lrft.data.template import Rendered, Renderer
+from lrft.data.tokenize import Encoded, Encoder
+from lrft.errors import DataError
+
+CHUNK = 512
+Item = tuple[Found, Rendered, Encoded]
+
+
+def tokenise(samples: Sequence[Found], renderer: Renderer, encoder: Encoder) -> Iterator[Item]:
+    """Samples with their tokens, in order. A bad row is counted and left out.
+
+    Raises DataError with the sample's place when its answers cannot be told from its questions.
+    """
+    todo = iter(samples)
+    while chunk := list(islice(todo, CHUNK)):
+        rendered = [(item, text) for item in chunk if (text := _render(item, renderer)) is not None]
+        encoded = encoder([text for _, text in rendered], [item.source for item, _ in rendered])
+        for (item, text), ids in zip(rendered, encoded, strict=True):
+            if isinstance(ids, BadRow):
+                _leave_out(item, ids)
+            else:
+                yield item, text, ids
+
+
+def _render(item: Found, renderer: Renderer) -> Rendered | None:
+    try:
+        return renderer(item.sample)
+    except BadRow as bad:
+        _leave_out(item, bad)
+        return None
+    except DataError as error:
+        raise DataError(f"{item.source}: {error.message}", error.hint) from error
+
+
+def _leave_out(item: Found, bad: BadRow) -> None:
+    item.report.used -= 1
+    drop(item.report, item.source, bad, item.head)
+
+
+def measure(
+    samples: Sequence[Found], renderer: Renderer, encoder: Encoder, settings: Settings, report: DataReport
+) -> list[tuple[str, Row]]:
+    """(role, row) for every row within max_length that has something to learn; counts go into `report`.
+
+    Raises DataError for bad rows (on_bad_row: error) and long rows (too_long: error).
+    """
+    rows: list[tuple[str, Row]] = []
+    lengths: list[int] = []
+    long: list[tuple[str, int]] = []
+    ends: dict[str, None] = {}
+    open_end = False
+    for item, text, encoded in tokenise(samples, renderer, encoder):
+        n = len(encoded.tokens)
+        lengths.append(n)
+        if n > settings.max_length and settings.too_long == "error":
+            long.append((item.source, n))
+            continue
+        made = _fit(item, encoded, settings, encoder)
+        if isinstance(made, BadRow):
+            _leave_out(item, made)
+            continue
+        report.special_text += text.marked
+        report.altered += text.altered
+        ends |= dict.fromkeys([text.end] if text.end else [])
+        open_end = open_end or not text.end
+        item.report.truncated += made[-1].cut > 0
+        item.report.rows += len(made)
+        rows += [(item.report.role, row) for row in made]
+    if settings.on_bad_row == "error":
+        refuse_bad(report.sources)
+    if long:
+        raise _too_long(long, lengths, settings, all(item.sample.document is not None for item in samples))
+    report.end_tokens = list(ends)
+    report.end_token_trained = bool(ends) and not open_end
+    return rows
+
+
+def _fit(item: Found, encoded: Encoded, settings: Settings, encoder: Encoder) -> list[Row] | BadRow:
+    """The rows of one sample under the length policy (not `error`): one, or several with `split`."""
+    n = len(encoded.tokens)
+    if n > settings.max_length and settings.too_long == "drop":
+        return BadRow(TOO_LONG, f"{n:,} tokens, max_length is {settings.max_length:,}")
+    if n > settings.max_length and settings.too_long == "split":
+        return _split(item, encoded, settings.max_length, encoder)
+    row = _row(item, encoded, settings.max_length)
+    if not row.trained.any():
+        cut = f": all of the answer lies beyond token {settings.max_length:,}" if row.cut else ""
+        return BadRow(NO_TOKEN, f"nothing to learn{cut}")
+    return [row]
+
+
+def _row(item: Found, encoded: Encoded, most: int) -> Row:
+    """One row of at most `most` tokens, cut at the right."""
+    inside = [span for span in encoded.spans if span[0] < most] or encoded.spans[:1]
+    start, _, answer = inside[-1]
+    return Row(
+        tokens=encoded.tokens[:most],
+        trained=encoded.trained[:most],
+        # Nothing stands before the first token of a document: generation starts from that token.
+        prompt_end=max(start, 1),
+        answer=answer,
+        file=item.file,
+        number=item.number,
+        cut=max(0, len(encoded.tokens) - most),
+        digest=item.sample.digest(),
+    )
+
+
+def _split(item: Found, encoded: Encoded, most: int, encoder: Encoder) -> list[Row]:
+    """Rows of at most `most` tokens in which every token but the document's first is trained exactly once.
+
+    A piece begins with BOS where the tokenizer has it, else with the last token of the piece before.
+    """
+    tokens, step = encoded.tokens, most - 1
+    rows = []
+    for at in range(1, len(tokens), step):
+        head = tokens[at - 1] if encoder.bos is None else encoder.bos
+        part = np.concatenate([np.array([head], dtype=np.int32), tokens[at : at + step]])
+        trained = np.arange(len(part)) > 0
+        digest = int.from_bytes(hashlib.sha256(part.tobytes()).digest()[:8])
+        text = encoder.text(part[1:])
+        rows.append(Row(part, trained, 1, text, item.file, item.number, digest=digest))
+    return rows
+
+
+def _too_long(
+    long: Sequence[tuple[str, int]], lengths: Sequence[int], settings: Settings, documents: bool
+) -> DataError:
+    most = max(n for _, n in long)
+    lines = [f"{source}  {n:,} tokens" for source, n in long[:10]]
+    more = len(long) - len(lines)
+    choices = f"data.too_long: {'split | ' if documents else ''}truncate | drop"
+    if settings.max_from == "the model":
+        hint = f"The model has {settings.max_length:,} positions. Set {choices}."
+    else:
+        hint = f"Set data.max_length: {most} to keep them all, or {choices}."
+    title = (
+        f"{len(long):,} of {len(lengths):,} rows ({len(long) / len(lengths):.1%}) are longer than "
+        f"{settings.max_length:,} tokens ({settings.max_from}). Lengths: {quantile_words(quantiles(lengths))}"
+    )
+    return DataError("\n".join([title, *lines, *([f"... and {more:,} more"] if more > 0 else [])]), hint)

@@ -1,0 +1,163 @@
+"""The way from a recipe's data section to tokenised rows, through the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrft.data import cache as store
+from lrft.data.collect import collect
+from lrft.data.measure import measure
+from lrft.data.report import DataReport, quantiles
+from lrft.data.rows import Row, Rows
+from lrft.data.settings import Input, Settings, Where, inputs, read_input, settings, validation_input
+from lrft.data.split import split
+from lrft.data.template import Renderer
+from lrft.data.tokenize import Encoder
+from lrft.errors import DataError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """key: sha256 of all that decided on the rows. cached: they were found in the cache."""
+
+    train: Rows
+    validation: Rows | None
+    report: DataReport
+    key: str
+    cached: bool
+
+
+def prepare(
+    section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where, cache: Path
+) -> Prepared:
+    """Read, render, tokenise, measure and split the data of a recipe.
+
+    section: the recipe's data section. limit: the model's number of positions. where: place of a key in the
+    recipe. cache: folder below which data/<key>/ is kept, unless section.cache is false.
+
+    Raises:
+        DataError: nothing to read, bad rows, long rows, an empty side of the split.
+        RecipeError: a key of the data section does not fit the data, the tokenizer or the model.
+    """
+    chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where)
+    found = inputs(section, where=where)
+    share = "none" if found[-1].role == "validation" else section.validation
+    return _prepare(found, chosen, tokenizer, share, where, cache if section.cache else None)
+
+
+def prepare_file(
+    entry: Any,
+    section: Any,
+    tokenizer: Any,
+    *,
+    seed: int,
+    limit: int | None,
+    where: Where,
+    cache: Path | None = None,
+) -> tuple[Rows, DataReport]:
+    """One set without a split, by the same rules. entry: a path, or an entry of data.train.
+
+    A path is read in the format and with the columns of the section's train entries, when these agree.
+    Raises as `prepare` does.
+    """
+    chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where)
+    if isinstance(entry, str | Path):
+        item = validation_input(str(entry), section, where=where)
+        found = Input(item.key, "train", item.sources, item.format, item.columns, None)
+    else:
+        found = read_input(entry, "data", "train", where=where)
+    prepared = _prepare([found], chosen, tokenizer, "none", where, cache)
+    return prepared.train, prepared.report
+
+
+def _prepare(
+    found: Sequence[Input],
+    chosen: Settings,
+    tokenizer: Any,
+    share: float | int | str,
+    where: Where,
+    cache: Path | None,
+) -> Prepared:
+    encoder = Encoder(tokenizer)
+    key = store.make_key(_deciding(found, chosen, share), tokenizer)
+    with store.locked(cache, key) if cache is not None else nullcontext() as folder:
+        if folder is not None and (kept := store.load(folder)) is not None:
+            train, validation, report = kept
+            report.hit = True
+            return Prepared(train, validation, report, key, cached=True)
+        renderer = Renderer(tokenizer, chosen.template, chosen.train_on)
+        train, validation, report = _build(found, chosen, renderer, encoder, share, where)
+        report.key, report.hit = key, None if folder is None else False
+        if folder is not None:
+            store.save(folder, train, validation, report)
+        return Prepared(train, validation, report, key, cached=False)
+
+
+def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str) -> dict[str, Any]:
+    """Everything but the tokenizer that decides on the rows, as JSON values."""
+    data = [
+        {
+            "role": item.role,
+            "sources": [[source.name, source.digest()] for source in item.sources],
+            "format": item.format,
+            "columns": item.columns,
+            "limit": item.limit,
+        }
+        for item in found
+    ]
+    return {"inputs": data, "settings": asdict(chosen), "validation": share}
+
+
+def _build(
+    found: Sequence[Input],
+    chosen: Settings,
+    renderer: Renderer,
+    encoder: Encoder,
+    share: float | int | str,
+    where: Where,
+) -> tuple[Rows, Rows | None, DataReport]:
+    samples, reports = collect(found, chosen, where)
+    report = DataReport(sources=reports, max_length=chosen.max_length, max_length_from=chosen.max_from)
+    made = measure(samples, renderer, encoder, chosen, report)
+    train = [row for role, row in made if role == "train"]
+    validation = [row for role, row in made if role == "validation"]
+    if not train:
+        raise _nothing(report)
+    if any(item.role == "validation" for item in found):
+        if not validation:
+            raise DataError(f"{found[-1].sources[0].path}: no row of the validation data can be used")
+    else:
+        held_out = split([row.digest for row in train], share, chosen.seed)
+        validation = [row for row, out in zip(train, held_out, strict=True) if out]
+        train = [row for row, out in zip(train, held_out, strict=True) if not out]
+    _total(report, train, validation)
+    return Rows.of(train), Rows.of(validation) if validation else None, report
+
+
+def _nothing(report: DataReport) -> DataError:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
+    return DataError(
+        f"nothing to train on: {report.read:,} rows read, none used ({reasons or 'no rows'})",
+        "See where the rows go with lrft preview; a larger data.max_length helps when answers are cut off.",
+    )
+
+
+def _total(report: DataReport, train: Sequence[Row], validation: Sequence[Row]) -> None:
+    """The totals of the report."""
+    report.train_rows, report.validation_rows = len(train), len(validation)
+    report.tokens, report.trained_tokens = _tokens(train)
+    report.validation_tokens, report.validation_trained_tokens = _tokens(validation)
+    report.lengths = quantiles([len(row.tokens) for row in (*train, *validation)])
+    known = {row.digest for row in train}
+    report.repeated = sum(row.digest in known for row in validation)
+
+
+def _tokens(rows: Sequence[Row]) -> tuple[int, int]:
+    # The first token of a row is never trained: see Rows.of.
+    return sum(len(r.tokens) for r in rows), sum(int(np.count_nonzero(r.trained[1:])) for r in rows)

@@ -1,0 +1,157 @@
+"""What happened to every row: read == used + dropped, per source and in total."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+EXAMPLES = 10
+NOT_DRAWN = "not drawn (limit)"
+NO_TOKEN = "no trained token"
+TOO_LONG = "longer than max_length"
+# Left out because the recipe says so, not because the row is bad.
+CHOSEN = (NOT_DRAWN, NO_TOKEN, TOO_LONG)
+
+
+@dataclass
+class SourceReport:
+    """One file or hub data set.
+
+    path, role ("train" or "validation"), format, and how that was `decided` ("found", "given", "file type").
+    read, used: records. rows: tokenised rows made of them (more than `used` only with too_long: split).
+    dropped: {reason: records}. truncated: rows cut at max_length. ignored: columns that are not used.
+    examples: the first offenders of each reason, {"source", "reason", "detail", "head"}.
+    """
+
+    path: str
+    role: str = "train"
+    format: str = ""
+    decided: str = "found"
+    read: int = 0
+    used: int = 0
+    rows: int = 0
+    truncated: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    examples: list[dict[str, str]] = field(default_factory=list)
+
+    def drop(self, reason: str, source: str, detail: str, head: str = "") -> None:
+        """Count one record that is not used."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        if self.dropped[reason] <= EXAMPLES:
+            self.examples.append({"source": source, "reason": reason, "detail": detail, "head": head})
+
+
+@dataclass
+class DataReport:
+    """The whole of one preparation.
+
+    tokens, trained_tokens: of the train rows; validation_*: of the validation rows.
+    lengths: {"5", "50", "95", "max"} tokens per row over both, after too_long was applied.
+    max_length_from: "data.max_length", or "the model" when the model's positions are fewer.
+    end_tokens: the tokens that close answers. end_token_trained: every row that was not cut ends in one.
+    special_text: rows with the text of a special token, tokenised as plain text. altered: rows of which the
+    chat template left out or rewrote some content. repeated: validation rows that also are train rows.
+    key: of the cache. hit: found there (None: the cache is off).
+    """
+
+    sources: list[SourceReport] = field(default_factory=list)
+    train_rows: int = 0
+    validation_rows: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    validation_tokens: int = 0
+    validation_trained_tokens: int = 0
+    lengths: dict[str, int] = field(default_factory=dict)
+    max_length: int = 0
+    max_length_from: str = "data.max_length"
+    end_tokens: list[str] = field(default_factory=list)
+    end_token_trained: bool = False
+    special_text: int = 0
+    altered: int = 0
+    repeated: int = 0
+    key: str = ""
+    hit: bool | None = None
+
+    @property
+    def read(self) -> int:
+        """Records read, over all sources."""
+        return sum(source.read for source in self.sources)
+
+    @property
+    def used(self) -> int:
+        """Records used, over all sources."""
+        return sum(source.used for source in self.sources)
+
+    @property
+    def truncated(self) -> int:
+        """Rows cut at max_length, over all sources."""
+        return sum(source.truncated for source in self.sources)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """{reason: records}, over all sources."""
+        total: dict[str, int] = {}
+        for source in self.sources:
+            for reason, count in source.dropped.items():
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the totals are included for readers and ignored by `from_dict`."""
+        totals = {"read": self.read, "used": self.used, "truncated": self.truncated, "dropped": self.dropped}
+        return {**asdict(self), **totals}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> DataReport:
+        """Raises TypeError or KeyError when `value` did not come from `to_dict`."""
+        known = {name: v for name, v in value.items() if name in cls.__dataclass_fields__}
+        return cls(**{**known, "sources": [SourceReport(**source) for source in value["sources"]]})
+
+    def lines(self) -> list[str]:
+        """The report in words, one fact per line."""
+        out = [self._source_line(source) for source in self.sources]
+        share = self.trained_tokens / self.tokens if self.tokens else 0
+        out.append(
+            f"{self.train_rows:,} train rows, {self.tokens:,} tokens, "
+            f"{self.trained_tokens:,} of them trained ({share:.0%}); {self.validation_rows:,} validation rows"
+        )
+        out.append(f"tokens per row: {quantile_words(self.lengths)} (limit {self.max_length:,})")
+        trained = "is trained" if self.end_token_trained else "is NOT trained in every row"
+        out.append(f"end token {' '.join(self.end_tokens) or '(none)'} {trained}")
+        if self.special_text:
+            out.append(f"{self.special_text:,} rows hold the text of a special token; it is plain text here")
+        if self.altered:
+            out.append(f"{self.altered:,} rows hold content that the chat template leaves out or rewrites")
+        if self.repeated:
+            out.append(f"{self.repeated:,} validation rows stand in the train rows too")
+        state = {True: "found", False: "made", None: "off"}[self.hit]
+        out.append(f"cache {state}: {self.key[:12]}")
+        return out
+
+    def _source_line(self, source: SourceReport) -> str:
+        parts = [
+            f"{source.path}: {source.format} ({source.decided}), {source.used:,} of {source.read:,} used"
+        ]
+        parts += [f"{count:,} dropped: {reason}" for reason, count in source.dropped.items()]
+        parts += [f"{source.truncated:,} truncated"] * bool(source.truncated)
+        parts += [f"columns not used: {', '.join(source.ignored)}"] * bool(source.ignored)
+        return ", ".join(parts)
+
+
+def quantile_words(lengths: Mapping[str, int]) -> str:
+    """`5 % 102, 50 % 180, 95 % 480, longest 912`."""
+    return ", ".join(
+        f"longest {value:,}" if name == "max" else f"{name} % {value:,}" for name, value in lengths.items()
+    )
+
+
+def quantiles(lengths: Sequence[int] | np.ndarray) -> dict[str, int]:
+    """Tokens per row at 5, 50, 95 percent, and the most; each the length of a real row. Empty for no rows."""
+    if len(lengths) == 0:
+        return {}
+    at = np.quantile(np.asarray(lengths), [0.05, 0.5, 0.95, 1.0], method="inverted_cdf")
+    return dict(zip(("5", "50", "95", "max"), map(int, at), strict=True))

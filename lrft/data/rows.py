@@ -1,0 +1,168 @@
+"""A tokenised set: flat arrays with offsets, in memory or mapped from a safetensors file."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+_DTYPES = {"I32": np.int32, "I64": np.int64, "U8": np.uint8, "BOOL": np.bool_}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenised sample on its way into a set.
+
+    tokens: int32 (n,). trained: bool (n,). prompt_end: index of the first token of the last trained span.
+    answer: reference text of that span. file, number: where it came from. cut: tokens cut off at the right.
+    digest: first 8 bytes of a hash of the sample's content, for splitting. Not kept in the set.
+    """
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    prompt_end: int
+    answer: str
+    file: str
+    number: int
+    cut: int = 0
+    digest: int = 0
+
+
+class Rows:
+    """A set of N tokenised samples. Read only.
+
+    lengths: int64 (N,), tokens of each row. Files with lines are named as file:line, others as file#record.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], files: Sequence[str]) -> None:
+        self._arrays, self._files = arrays, tuple(files)
+        self._offsets = arrays["offsets"]
+        self.lengths: np.ndarray = np.diff(self._offsets)
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Rows:
+        """Lay the rows out flat. The first token of a row is never trained: nothing stands before it."""
+        files = {name: k for k, name in enumerate(dict.fromkeys(r.file for r in rows))}
+        answers = [r.answer.encode() for r in rows]
+        arrays = {
+            "tokens": _flat([r.tokens for r in rows], np.int32),
+            "trained": _flat([r.trained for r in rows], np.bool_),
+            "offsets": _offsets([len(r.tokens) for r in rows]),
+            "answers": np.frombuffer(b"".join(answers), dtype=np.uint8),
+            "answer_offsets": _offsets([len(a) for a in answers]),
+            "prompt_ends": np.array([r.prompt_end for r in rows], dtype=np.int64),
+            "cuts": np.array([r.cut for r in rows], dtype=np.int64),
+            "file": np.array([files[r.file] for r in rows], dtype=np.int32),
+            "number": np.array([r.number for r in rows], dtype=np.int64),
+        }
+        first = arrays["offsets"][:-1]
+        arrays["trained"][first[first < len(arrays["trained"])]] = False
+        return cls(arrays, tuple(files))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def _span(self, i: int) -> slice:
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} is outside 0..{len(self) - 1}")
+        return slice(int(self._offsets[i]), int(self._offsets[i + 1]))
+
+    def tokens(self, i: int) -> np.ndarray:
+        """Token ids of row i: int32 (n,)."""
+        return self._arrays["tokens"][self._span(i)]
+
+    def trained(self, i: int) -> np.ndarray:
+        """bool (n,): True at j when predicting token j from the tokens before it counts in the loss."""
+        return self._arrays["trained"][self._span(i)]
+
+    def source(self, i: int) -> str:
+        """Where row i came from, such as train.jsonl:41."""
+        self._span(i)
+        return self._files[int(self._arrays["file"][i])] + str(int(self._arrays["number"][i]))
+
+    def prompt(self, i: int) -> np.ndarray:
+        """The tokens before the last trained span, what generation starts from: int32 (m,)."""
+        return self.tokens(i)[: int(self._arrays["prompt_ends"][i])]
+
+    def answer(self, i: int) -> str:
+        """Reference text of the last trained span, without special tokens."""
+        self._span(i)
+        at = self._arrays["answer_offsets"]
+        return self._arrays["answers"][int(at[i]) : int(at[i + 1])].tobytes().decode()
+
+    def cut(self, i: int) -> int:
+        """How many tokens `too_long: truncate` cut off at the right of row i."""
+        self._span(i)
+        return int(self._arrays["cuts"][i])
+
+    def trained_tokens(self) -> int:
+        """How many tokens of the whole set count in the loss."""
+        return int(np.count_nonzero(self._arrays["trained"]))
+
+    def slice(self, indices: Sequence[int] | np.ndarray) -> Rows:
+        """A new set of the rows `indices`, in that order."""
+        at = np.asarray(indices, dtype=np.int64)
+        old = self._arrays
+        arrays = {name: old[name][at] for name in ("prompt_ends", "cuts", "file", "number")}
+        for flat, offsets in (("tokens", "offsets"), ("trained", "offsets"), ("answers", "answer_offsets")):
+            parts = [old[flat][int(old[offsets][i]) : int(old[offsets][i + 1])] for i in at]
+            arrays[flat] = _flat(parts, old[flat].dtype)
+            arrays[offsets] = _offsets([len(p) for p in parts])
+        return Rows(arrays, self._files)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; the names of the source files stand in its metadata."""
+        save_file(self._arrays, str(path), metadata={"files": json.dumps(self._files)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Rows:
+        """Map the file written by `save` into memory.
+
+        Raises ValueError when it is not such a file or is damaged, OSError when it cannot be read.
+        """
+        arrays, metadata = _map(Path(path))
+        try:
+            return cls(arrays, json.loads(metadata["files"]))
+        except KeyError as error:
+            raise ValueError(f"{path} lacks {error}") from error
+
+
+def _flat(parts: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype=dtype)
+
+
+def _offsets(lengths: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def _map(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays backed by the file itself: safetensors' numpy reader would copy the whole set into memory."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        if len(head) < 8:
+            raise ValueError(f"{path} is not a safetensors file")
+        size = struct.unpack("<Q", head)[0]
+        if size > path.stat().st_size:
+            raise ValueError(f"{path} is cut short")
+        header = json.loads(file.read(size))
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is not a safetensors file")
+    metadata = header.pop("__metadata__", {})
+    arrays = {}
+    for name, entry in header.items():
+        dtype, shape, (start, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        if np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize != end - start:
+            raise ValueError(f"{path}: {name} has a wrong size")
+        # An empty stretch cannot be mapped.
+        arrays[name] = (
+            np.memmap(path, dtype=dtype, mode="r", offset=8 + size + start, shape=shape)
+            if end > start
+            else np.zeros(shape, dtype=dtype)
+        )
+    return arrays, metadata

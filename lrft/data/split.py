@@ -1,0 +1,49 @@
+"""Which rows are held out: decided by content, so that adding rows moves no other row."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from lrft.errors import DataError
+
+
+def split(digests: Sequence[int], validation: float | int | str, seed: int) -> np.ndarray:
+    """bool (N,): True for rows of the validation set. Rows of equal content are on the same side.
+
+    digests: 8 bytes of each row's content hash. validation: a fraction in (0, 1), a number of rows, or
+    "none". A number of rows is exceeded where the last one has duplicates. Raises DataError when a side would
+    be empty.
+    """
+    places = np.array([_place(d, seed) for d in digests], dtype=np.float64)
+    if validation == "none":
+        return np.zeros(len(places), dtype=bool)
+    if isinstance(validation, int):
+        if validation >= len(places):
+            raise DataError(
+                f"data.validation: {validation:,} of {len(places):,} rows leaves none to train on",
+                "Hold out fewer rows, or set data.validation: none.",
+            )
+        held_out = places <= np.partition(places, validation - 1)[validation - 1]
+    else:
+        held_out = places < float(validation)
+    if not held_out.any():
+        some = f"Give a number of rows, such as data.validation: {max(1, len(places) // 10)}, or none."
+        raise DataError(
+            f"data.validation: {validation} of {len(places):,} rows gives no validation row",
+            some if len(places) > 1 else "Set data.validation: none.",
+        )
+    if held_out.all():
+        raise DataError(
+            f"data.validation: {validation} of {len(places):,} rows leaves none to train on",
+            "Hold out less (equal rows stay together), or set data.validation: none.",
+        )
+    return held_out
+
+
+def _place(digest: int, seed: int) -> float:
+    """A number in [0, 1) that depends on the content and the seed only."""
+    hashed = hashlib.sha256(digest.to_bytes(8) + seed.to_bytes(8, signed=True)).digest()
+    return int.from_bytes(hashed[:6]) / 2**48

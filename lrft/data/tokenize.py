@@ -1,0 +1,192 @@
+"""From pieces of text to token ids, with a mask that agrees with them by construction.
+
+Each piece is tokenised alone and the ids are joined, so no token lies across the border of an answer: a
+prompt's ids are exactly those that generation starts from. Some tokenizers put a space before any text they
+are given; for them the pieces after the first are tokenised behind a fixed character, which is taken off
+again. Whether the ids read as the text is checked for every row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from lrft.data.format import Message
+from lrft.data.record import BadRow
+from lrft.data.template import Piece, Rendered, Renderer
+from lrft.errors import DataError
+
+_ANCHORS = ("\n", ".", "x")
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """tokens: int32 (n,). trained: bool (n,). spans: (first token, token after the last, answer)."""
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    spans: tuple[tuple[int, int, str], ...]
+
+
+class Encoder:
+    """Tokenises pieces with a private copy of a fast tokenizer, whose own settings are never touched.
+
+    bos: the id put before every row that lacks it, or None when the tokenizer adds none itself.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Raises DataError for a tokenizer without a Rust backend or without an end token."""
+        if not getattr(tokenizer, "is_fast", False):
+            raise DataError(
+                f"{type(tokenizer).__name__} is not a fast tokenizer, which exact masks need",
+                "Use a model with a tokenizer.json.",
+            )
+        if tokenizer.eos_token_id is None:
+            raise DataError("the tokenizer has no end token (eos_token): no answer could be ended")
+        state = tokenizer.backend_tokenizer.to_str()
+        self._normal = _Backend(state)
+        self._state = state
+        self._without_added: _Backend | None = None
+        self._added = set(tokenizer.added_tokens_decoder)
+        self.eos: int = tokenizer.eos_token_id
+        bos = tokenizer.bos_token_id
+        self.bos: int | None = bos if bos is not None and tokenizer("x")["input_ids"][:1] == [bos] else None
+
+    def __call__(self, samples: Sequence[Rendered], names: Sequence[str] = ()) -> list[Encoded | BadRow]:
+        """One result per sample. Raises DataError when a sample's ids do not read as its text.
+
+        names: where the samples came from, for that error.
+        """
+        parts = self._encode([sample.pieces for sample in samples])
+        self._check(samples, parts, names)
+        return [self._assemble(*pair) for pair in zip(samples, parts, strict=True)]
+
+    def prompt(self, pieces: Sequence[Piece]) -> np.ndarray:
+        """Ids of the pieces of a prompt, with BOS where rows have it: int32 (n,)."""
+        return np.array(self._with_bos(list(chain(*self._encode([pieces])[0]))), dtype=np.int32)
+
+    def _encode(self, rows: Sequence[Sequence[Piece]]) -> list[list[Ids]]:
+        """Ids of every piece of every row. Equal pieces, such as those of the template, are encoded once."""
+        found: dict[tuple[str, bool, bool], Ids] = {}
+        jobs = {(p.text, p.plain, k == 0) for pieces in rows for k, p in enumerate(pieces)}
+        for plain in (False, True):
+            for first in (True, False):
+                texts = [text for text, *kind in jobs if kind == [plain, first]]
+                if texts:
+                    ids = self._backend(plain).encode(texts, first)
+                    found |= {(text, plain, first): i for text, i in zip(texts, ids, strict=True)}
+        return [[found[p.text, p.plain, k == 0] for k, p in enumerate(pieces)] for pieces in rows]
+
+    def _backend(self, plain: bool) -> _Backend:
+        if not plain:
+            return self._normal
+        if self._without_added is None:
+            self._without_added = _Backend(json.dumps({**json.loads(self._state), "added_tokens": []}))
+        return self._without_added
+
+    def _assemble(self, sample: Rendered, parts: list[Ids]) -> Encoded | BadRow:
+        for piece, ids in zip(sample.pieces, parts, strict=True):
+            if piece.plain and not self._added.isdisjoint(ids):
+                return BadRow("special token in the text", f"the tokenizer cannot write {piece.text} as text")
+        flat = list(chain(*parts))
+        trained = [p.trained for p, ids in zip(sample.pieces, parts, strict=True) for _ in ids]
+        edges = np.cumsum([0, *map(len, parts)])
+        spans = [(int(edges[s.first]), int(edges[s.last]), s.answer) for s in sample.spans]
+        if sample.add_eos:
+            start, stop, answer = spans[-1]
+            spans[-1] = (start, stop + 1, answer)
+            flat, trained = [*flat, self.eos], [*trained, True]
+        row = self._with_bos(flat)
+        moved = len(row) - len(flat)
+        mask = np.array([False] * moved + trained, dtype=bool)
+        mask[:1] = False
+        return Encoded(
+            np.array(row, dtype=np.int32), mask, tuple((a + moved, b + moved, t) for a, b, t in spans)
+        )
+
+    def _with_bos(self, ids: Ids) -> Ids:
+        return ids if self.bos is None or ids[:1] == [self.bos] else [self.bos, *ids]
+
+    def text(self, ids: np.ndarray) -> str:
+        """What the ids read as, without special tokens."""
+        return self._normal.decode([ids.tolist()], skip_special=True)[0]
+
+    def _check(
+        self, samples: Sequence[Rendered], parts: Sequence[Sequence[Ids]], names: Sequence[str]
+    ) -> None:
+        """Cutting the text into pieces must not change what its ids read as."""
+        texts = self._normal.decode([list(chain(*ids)) for ids in parts])
+        for k, (sample, text) in enumerate(zip(samples, texts, strict=True)):
+            if text == sample.text:
+                continue
+            # The tokenizer may itself be lossy (lower case, Unicode forms): it is compared with itself.
+            whole = self._normal.decode(self._normal.encode([sample.text], first=True))[0]
+            # Behind a special token some tokenizers write a space, which one that is plain text does not get.
+            same = "".join(text.split()) == "".join(whole.split()) if sample.marked else text == whole
+            if not same:
+                at = next((i for i, (a, b) in enumerate(zip(text, whole, strict=False)) if a != b), 0)
+                raise DataError(
+                    f"{names[k] if names else 'a sample'}: cutting the text at the borders of its "
+                    f"answers changes its tokens: {text[at : at + 40]!r} instead of {whole[at : at + 40]!r}",
+                    "This tokenizer does not allow exact masks: use a model with another one.",
+                )
+
+
+class _Backend:
+    """A tokenizer of the tokenizers library, without truncation, padding or special tokens of its own."""
+
+    def __init__(self, state: str) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(state)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = False
+        alone, behind = self._raw(["x", "\nx"])
+        anchor = self._raw(["\n"])[0]
+        self._spaced = behind != anchor + alone
+        self._anchors = [(a, self._raw([a])[0]) for a in _ANCHORS]
+
+    def _raw(self, texts: Sequence[str]) -> list[Ids]:
+        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode(self, texts: Sequence[str], first: bool) -> list[Ids]:
+        """Ids of each text; `first`: it starts a row, else something stands before it."""
+        if first or not self._spaced:
+            return self._raw(texts)
+        found: list[Ids] = [[] for _ in texts]
+        left = list(range(len(texts)))
+        for anchor, head in self._anchors:
+            ids = self._raw([anchor + texts[k] for k in left])
+            fits = {k: i[len(head) :] for k, i in zip(left, ids, strict=True) if i[: len(head)] == head}
+            for k, rest in fits.items():
+                found[k] = rest
+            left = [k for k in left if k not in fits]
+        for k, alone in zip(left, self._raw([texts[k] for k in left]), strict=True):
+            found[k] = alone
+        return found
+
+    def decode(self, rows: list[Ids], skip_special: bool = False) -> list[str]:
+        return self._tokenizer.decode_batch(rows, skip_special_tokens=skip_special)
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str | None = None) -> np.ndarray:
+    """The ids that generation of the next answer starts from, as in training: int32 (n,).
+
+    template: jinja text; None takes the tokenizer's own. Raises DataError when there is none, or when the
+    template refuses the messages.
+    """
+    text = template or (tokenizer.get_chat_template() if tokenizer.chat_template else None)
+    if text is None:
+        raise DataError("the tokenizer has no chat template", "Give data.chat_template a .jinja file.")
+    try:
+        pieces = Renderer(tokenizer, text, "assistant").prompt(messages)
+    except BadRow as bad:
+        raise DataError(str(bad)) from bad
+    return Encoder(tokenizer).prompt(pieces)

@@ -1,0 +1,166 @@
+"""Measuring a model on rows: token-exact loss, and exact match by greedy generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.data.batch import collate
+from lrft.loss import token_loss
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lrft.data.rows import Rows
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; training mode and the random generator are left as they were."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        model.train(training)
+
+
+def loss_of(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    micro: int,
+    pad_id: int,
+    packed: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    reduce: Callable[[Tensor], Tensor] = lambda t: t,
+) -> dict[str, float]:
+    """{"loss", "perplexity", "tokens"}: mean over all trained tokens of `rows`, the same for every batch and rank count.
+
+    Each rank measures its own rows, none twice; the sums are added up by `reduce`.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: -int(rows.lengths[i]))
+    mine = [i for i in order[rank::world] if rows.trained(i).any()]
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    with measuring(model):
+        for at in range(0, len(mine), micro):
+            ids = mine[at : at + micro]
+            batch = {k: v.to(device) for k, v in collate(rows, ids, pad_id=pad_id, packed=packed).items()}
+            # Through a distributed wrapper's inner module: ranks may have unequal numbers of batches here.
+            sums[0] += token_loss(getattr(model, "module", model), batch).double()
+            sums[1] += sum(int(rows.trained(i).sum()) for i in ids)
+    total, tokens = reduce(sums).tolist()
+    mean = total / tokens if tokens else math.nan
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": int(tokens)}
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[np.ndarray],
+    *,
+    pad_id: int,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_size: int = 8,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[int]]:
+    """Greedy answers (token ids, without the stop token) for prompts of token ids, in the order given.
+
+    Prompts of a batch are padded on the left, masked, with positions counted from their own first token, so that a
+    batch answers as each prompt does alone.
+    """
+    inner: Any = getattr(model, "module", model)
+    device = next(inner.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    with measuring(inner):
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            width = max(len(prompts[i]) for i in chosen)
+            ids = torch.full((len(chosen), width), pad_id, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(chosen):
+                ids[row, width - len(prompts[i]) :] = torch.from_numpy(prompts[i].astype("int64"))
+                mask[row, width - len(prompts[i]) :] = 1
+            out = inner.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad_id,
+                eos_token_id=list(stop_ids),
+            )
+            for row, i in enumerate(chosen):
+                answers[i] = until_stop(out[row, width:].tolist(), stop_ids)
+            progress(at + len(chosen))
+    return answers
+
+
+def with_prompts(rows: Rows) -> Rows:
+    """The rows that ask something. Plain text has no prompt (at most a beginning-of-text token) and no answer."""
+    return rows.slice([i for i in range(len(rows)) if len(rows.prompt(i)) > 1])
+
+
+def until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    """The ids before the first stop token."""
+    return next((ids[:n] for n, token in enumerate(ids) if token in stop_ids), ids)
+
+
+def stop_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Every id that ends an answer: the tokenizer's end token and those of the generation config."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [tokenizer.eos_token_id, *several] if token is not None})
+
+
+def answer_rows(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Rows,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[dict[str, Any]]:
+    """[{"prompt", "expected", "answer", "match"}] for every row: the answer to all before its last trained span.
+
+    `match` compares the texts without surrounding white space and nothing else.
+    """
+    answers = generate(
+        model,
+        [rows.prompt(i) for i in range(len(rows))],
+        pad_id=pad_token(tokenizer),
+        stop_ids=stop_tokens(model, tokenizer),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    results = []
+    for i, ids in enumerate(answers):
+        answer = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        expected = rows.answer(i).strip()
+        prompt = tokenizer.decode(rows.prompt(i).tolist(), skip_special_tokens=False)
+        results.append(
+            {"prompt": prompt, "expected": expected, "answer": answer, "match": answer == expected}
+        )
+    return results
+
+
+def pad_token(tokenizer: Any) -> int:
+    """The id that fills up a batch. What it is does not matter: padding is masked by position, never by id."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0

@@ -1,0 +1,144 @@
+"""Files that are whole or absent: written beside, fsynced, renamed. JSON and safetensors only, never pickle."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrft.errors import CheckFailed, LrftError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def room_for(path: Path, wanted: int | None = None) -> Iterator[None]:
+    """Turn a full disk or a refused write below `path` into one plain sentence. `wanted` in bytes, when known."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors wraps the operating system's error in its own type: the words are all that is left of it
+        full = isinstance(error, OSError) and error.errno in NO_SPACE
+        if not full and "No space left on device" not in str(error):
+            if isinstance(error, PermissionError):
+                raise LrftError(
+                    f"{path}: writing is not permitted", "Check the folder's owner and mode."
+                ) from error
+            raise
+        free = shutil.disk_usage(existing_parent(path)).free
+        needs = f"needs {megabytes(wanted)}, " if wanted else ""
+        raise LrftError(
+            f"{path}: the disk is full ({needs}{megabytes(free)} are free)",
+            "Nothing that was complete is lost. Free some space and start again with --resume.",
+        ) from error
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder at or above `path` that exists."""
+    return next(p for p in [path, *path.resolve().parents] if p.exists())
+
+
+def megabytes(n: int) -> str:
+    return f"{n / 1e6:,.1f} MB"
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` a temporary file in the same folder, then make it `path` in one step, with the mode the umask gives."""
+    with room_for(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON: NaN and infinity raise ValueError instead of writing what no other reader accepts."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises CheckFailed when the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckFailed(f"{path} is missing") from None
+    except (ValueError, OSError) as error:
+        raise CheckFailed(f"{path} cannot be read: {error}") from None
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """A safetensors file of contiguous CPU copies. {"format": "pt"} is in the metadata, as other tools expect."""
+    from safetensors.torch import save_file
+
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with room_for(path, sum(t.numel() * t.element_size() for t in flat.values())):
+        write_whole(path, lambda temporary: save_file(flat, temporary, {"format": "pt", **(metadata or {})}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises CheckFailed when the file is missing or is no whole safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckFailed(f"{path} is missing") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckFailed(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's list of names, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def point(link: Path, target: Path) -> None:
+    """Make the symbolic link `link` lead to `target` (relative, so that the folder can be moved), in one step."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent))
+    temporary.replace(link)
+    sync(link.parent)
+
+
+def _umask() -> int:
+    """The process's umask, which the operating system only tells by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,72 @@
+"""What the machine offers: processes, precision, memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lrft.errors import MemoryExhausted, MissingError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OF_COMPUTATION = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def rank() -> int:
+    """This process's number, as a launcher (torchrun, accelerate, SLURM through either) has set it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def computation(wanted: str) -> str:
+    """fp32, bf16 or fp16. auto: bf16 on a GPU that has it, else fp32. Raises MissingError when it cannot be had."""
+    gpu = torch.cuda.is_available()
+    if wanted == "auto":
+        return "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if wanted == "fp16" and not gpu:
+        raise MissingError("training.precision: fp16 needs a GPU", "Use fp32 or bf16 on a CPU.")
+    if wanted == "bf16" and gpu and not torch.cuda.is_bf16_supported():
+        raise MissingError("training.precision: this GPU has no bf16", "Use fp16 or fp32.")
+    return wanted
+
+
+def frozen_dtype(wanted: str, compute: str) -> str:
+    """The dtype of the frozen weights: auto follows the computation."""
+    return OF_COMPUTATION[compute] if wanted == "auto" else wanted
+
+
+def make_accelerator(compute: str) -> Accelerator:
+    """Accelerate, for devices, processes and autocast. Gradients are accumulated by the loop, which counts tokens."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    # Buffers are made from seeds on every rank: there is nothing to broadcast at each forward.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    precision = {"fp32": "no"}.get(compute, compute)
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[ddp], cpu=not torch.cuda.is_available())
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory so far, in GB: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def out_of_memory(error: BaseException, recipe: Any) -> MemoryExhausted | None:
+    """The error with advice, when `error` says that memory ran out; else None."""
+    words = str(error)
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in words:
+        return None
+    t = recipe.training
+    keys = []
+    if t.micro_batch_size > 1:
+        keys.append(f"training.micro_batch_size: {t.micro_batch_size // 2} (same result, a little slower)")
+    if not t.gradient_checkpointing:
+        keys.append("training.gradient_checkpointing: true (same result, about a quarter slower)")
+    keys.append("data.max_length: a smaller number")
+    return MemoryExhausted(f"out of memory: {words.splitlines()[0]}", "Cheapest first: " + "; ".join(keys))

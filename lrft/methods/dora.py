@@ -1,0 +1,90 @@
+"""DoRA, weight-decomposed adaptation. Liu et al., 2024, arXiv 2402.09353, equations 5 and 11.
+
+The paper speaks of column norms; the authors' code and PEFT take one norm per output row, and so does this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapter import Adapter, Delta, PeftForm
+from lrft.core.linear import dense, product
+from lrft.core.part import Part
+
+
+@dataclass(frozen=True)
+class Dora(Part):
+    """Trains the length of each output row apart from its direction, over any method that adds to the weight."""
+
+    name: ClassVar[str] = "dora"
+    kind: ClassVar[str] = "wrapper"
+    paper: ClassVar[str] = "arXiv 2402.09353"
+    equation: ClassVar[str] = "m (W + dW) / |W + dW|, norms by output row, without their gradient"
+    parameters: ClassVar[str] = "those of the method + d"
+    exports: ClassVar[str] = "PEFT DoRA where the method is a LoRA, or merged"
+    evidence: ClassVar[str] = "forward, merge and file against PEFT 0.21"
+    fills: ClassVar[tuple[str, ...]] = ("magnitude",)
+    needs: ClassVar[tuple[str, ...]] = ("delta",)
+
+    def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
+        if not isinstance(adapter, Delta):
+            raise ValueError("dora needs a method that adds to the weight")
+        return DoraAdapter(adapter, W0)
+
+
+class DoraAdapter(Adapter):
+    """magnitude (d,) starts at the row norms of W."""
+
+    row_squares: Tensor
+
+    def __init__(self, inner: Delta, W0: Tensor | None) -> None:
+        super().__init__(inner.site)
+        self.inner = inner
+        squares = torch.zeros(inner.site.d, dtype=inner.site.dtype) if W0 is None else (W0 * W0).sum(dim=1)
+        self.register_buffer("row_squares", squares, persistent=False)
+        self.magnitude = nn.Parameter(squares.sqrt())
+
+    def weight(self, W0: Tensor) -> Tensor:
+        V = W0 + self.inner.delta_weight()
+        return self.gain((V * V).sum(dim=1).sqrt())[:, None] * V
+
+    def forward(self, x: Tensor, base: nn.Module) -> Tensor:
+        gain = self.gain(self.norms(base))
+        y = base(x)
+        bias = base.bias
+        straight = y if bias is None else y - bias
+        dropped = self.inner.drop(x)
+        update = self.inner.delta(self.cast(dropped)).to(y.dtype)
+        if dropped is x:
+            out = gain * (straight + update)
+        else:  # as in the authors' code: what the magnitude adds to the base's part sees the dropped input too
+            out = straight + (gain - 1) * product(base, dropped) + gain * update
+        return (out if bias is None else out + bias).to(y.dtype)
+
+    def gain(self, norms: Tensor) -> Tensor:
+        """m / |V| (d,); 1 for a row of zeros, which has no direction."""
+        return torch.where(norms > 0, self.magnitude / norms, torch.ones_like(norms))
+
+    @torch.no_grad()
+    def norms(self, base: nn.Module) -> Tensor:
+        """Row norms of V = W + dW (d,), constants to the gradient (section 4.3).
+
+        With factors, |V|^2 = |W|^2 + 2 s (W A') * B + s^2 (B A A') * B summed over r: no (d, k) matrix is made.
+        """
+        with torch.autocast(self.magnitude.device.type, enabled=False):
+            factors = self.inner.factors()
+            if factors is None:
+                V = dense(base) + self.inner.delta_weight()
+                return (V * V).sum(dim=1).sqrt()
+            B, A, s = factors
+            cross = ((dense(base) @ A.T) * B).sum(dim=1)
+            square = ((B @ (A @ A.T)) * B).sum(dim=1)
+            return (self.row_squares + 2 * s * cross + s * s * square).clamp_min(0).sqrt()
+
+    def peft(self) -> PeftForm | None:
+        inner = self.inner.peft()
+        return None if inner is None else inner._replace(magnitude=self.magnitude)

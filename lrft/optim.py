@@ -1,0 +1,76 @@
+"""The optimiser and its state, by the names of the parameters and never by their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.errors import CheckFailed
+
+
+def make_adamw(
+    trained: Mapping[str, nn.Parameter],
+    lr_factors: Mapping[str, float],
+    optimizer: Any,
+    lr: float,
+    weight_decay: float,
+) -> torch.optim.AdamW:
+    """AdamW with one group per learning-rate factor. A tensor's role is the last word of its name.
+
+    Each group keeps "factor", its rate over the recipe's. Vectors (magnitudes, scales) get no weight decay.
+    """
+    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in trained.items():
+        factor = lr_factors.get(name.rsplit(".", 1)[-1], 1.0)
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((factor, decay), []).append((name, parameter))
+    return torch.optim.AdamW(
+        [
+            {"params": members, "factor": factor, "lr": lr * factor, "weight_decay": decay}
+            for (factor, decay), members in groups.items()
+        ],
+        betas=optimizer.betas,
+        eps=optimizer.eps,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as "parameter/entry" -> tensor."""
+    return {
+        f"{name}/{entry}": value
+        for name, parameter in _named(optimizer).items()
+        for entry, value in optimizer.state[parameter].items()
+    }
+
+
+def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put `state_tensors` back. Raises CheckFailed when a parameter has no state or a state has no parameter."""
+    named = _named(optimizer)
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        found.setdefault(name, {})[entry] = value
+    if found.keys() != named.keys():
+        odd = sorted(found.keys() ^ named.keys())[:3]
+        raise CheckFailed(f"the saved optimiser state is not that of these parameters: {', '.join(odd)}")
+    for name, parameter in named.items():
+        for entry, value in found[name].items():
+            # AdamW keeps its step counter on the CPU, everything else beside the parameter.
+            where = value.device if value.ndim == 0 else parameter.device
+            optimizer.state[parameter][entry] = value.to(where)
+
+
+def _named(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    return {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    }

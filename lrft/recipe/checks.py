@@ -1,0 +1,129 @@
+"""What types alone cannot say: methods and their options, keys that exclude each other, the version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from lrft import catalog
+from lrft.errors import nearest
+from lrft.recipe import words
+from lrft.recipe.problems import Problems, Refused
+from lrft.recipe.translate import VALUES
+from lrft.recipe.tree import DEFAULT, Node, mapping, plain
+from lrft.recipe.values import is_number
+
+FORMAT = 1
+
+
+def version(root: Node) -> None:
+    """Raises Refused for a newer format: nothing else that would be said about the file could be trusted."""
+    node = root.child("lrft")
+    if node is not None and type(node.value) is int and node.value > FORMAT:
+        raise Refused(
+            node.place, f"this recipe is written for a newer lrft: format {node.value}, here {FORMAT}"
+        )
+
+
+def all_of(root: Node, problems: Problems) -> Node:
+    """The tree of a whole recipe with the options of its methods filled in."""
+    training = root.child("training")
+    if training is not None:
+        ratio, steps = training.child("warmup_ratio"), training.child("warmup_steps")
+        if ratio is not None and steps is not None:
+            later = max(ratio.place, steps.place, key=lambda place: place.rank)
+            problems.add(later, "training.warmup_ratio and training.warmup_steps are both given: keep one")
+    return adapter(root, problems)
+
+
+def adapter(root: Node, problems: Problems) -> Node:
+    """The tree with the options of adapter.method validated and complete. Adds what does not go together."""
+    section = root.child("adapter")
+    if section is None or not isinstance(section.value, dict):
+        return root
+    _both_factors("adapter", section, problems)
+    for pattern, override in (section.child("overrides") or mapping({}, DEFAULT)).items():
+        if isinstance(override.value, dict):
+            _both_factors(f"adapter.overrides.{pattern}", override, problems)
+            if not override.value:
+                problems.add(override.place, f"adapter.overrides.{pattern}: give rank, alpha or scale")
+    method = section.child("method")
+    if method is None or not isinstance(method.value, list):
+        return root
+    known = [entry for entry in method.value if _is_known(entry, problems)]
+    if len(known) == len(method.value):
+        _combination(section, known, problems)
+    filled = [_with_options(entry, problems) for entry in known]
+    return root.with_child("adapter", section.with_child("method", replace(method, value=filled)))
+
+
+def _both_factors(key: str, section: Node, problems: Problems) -> None:
+    alpha, scale = section.child("alpha"), section.child("scale")
+    if alpha is not None and scale is not None and alpha.value != "auto":
+        later = max(alpha.place, scale.place, key=lambda place: place.rank)
+        problems.add(
+            later, f"{key}.alpha and {key}.scale are both given: scale is the factor itself, keep one"
+        )
+
+
+def _is_known(entry: Node, problems: Problems) -> bool:
+    """Whether the entry {name, options} names a method of the catalog."""
+    node = entry.value["name"]
+    name, cards = node.value, catalog.methods()
+    if name in cards:
+        return True
+    if node.place in problems.refused:
+        return False
+    if name in VALUES["adapter.method"]:
+        problems.add(node.place, f"adapter.method: {VALUES['adapter.method'][name]}")
+        return False
+    close = nearest(name.lower(), cards)
+    shown = node.reference or (name if len(name) <= 60 else f"{name[:57]}...")
+    hint = f"Did you mean {close[0]}? " if close and node.reference is None else ""
+    problems.add(node.place, f"adapter.method: '{shown}' is not a method. {hint}`lrft methods` lists them")
+    return False
+
+
+def _with_options(entry: Node, problems: Problems) -> Node:
+    """The entry with every option of its method; values that were not given come from the declaration."""
+    name, given = entry.value["name"].value, entry.value["options"]
+    card = catalog.methods()[name]
+    try:
+        values = card.validate(plain(given))
+    except ValidationError as error:
+        words.add_option_errors(error, name, given, [knob.name for knob in card.knobs], problems)
+        return entry
+    nodes = {
+        key: replace(given.child(key) or Node(None, DEFAULT), value=value) for key, value in values.items()
+    }
+    keys = {key: given.keys.get(key, DEFAULT) for key in nodes}
+    return entry.with_child("options", Node(nodes, given.place, keys))
+
+
+def _combination(section: Node, entries: list[Node], problems: Problems) -> None:
+    dropout = section.child("dropout")
+    share = float(dropout.value) if dropout is not None and is_number(dropout.value) else 0.0
+    factors = list(_factors(section))
+    names = [entry.value["name"].value for entry in entries]
+    for index, sentence in catalog.conflicts(names, dropout=share, alpha_given=bool(factors)):
+        if index is None:
+            key, node = factors[0]
+            problems.add(node.place, f"{key}: {sentence}")
+        else:
+            problems.add(entries[index].place, f"adapter.method: {sentence}")
+
+
+def _factors(section: Node) -> Iterator[tuple[str, Node]]:
+    """Every alpha and scale that was given, by its key."""
+    overrides = section.child("overrides") or mapping({}, DEFAULT)
+    places = [
+        ("adapter", section),
+        *((f"adapter.overrides.{name}", node) for name, node in overrides.items()),
+    ]
+    for prefix, holder in places:
+        for key in ("alpha", "scale"):
+            node = holder.child(key)
+            if node is not None and node.value != "auto":
+                yield f"{prefix}.{key}", node

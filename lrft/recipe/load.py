@@ -1,0 +1,75 @@
+"""From a path and arguments to a Recipe: read, extend, override, fill in, validate; all problems at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lrft.errors import Problem, RecipeError
+from lrft.recipe import checks, environment, words
+from lrft.recipe.files import Files
+from lrft.recipe.forms import expand, normalise, with_methods
+from lrft.recipe.overrides import apply
+from lrft.recipe.problems import Problems, Refused
+from lrft.recipe.schema import AdapterSection, Recipe
+from lrft.recipe.tree import Node, Place, Source, dotted, from_python, mapping, plain, without_null
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe at `path` under `overrides` (key=value, ~key; the first is "argument 1").
+
+    Raises UsageError when the file cannot be read, otherwise RecipeError with every problem and its place.
+    """
+    problems = Problems()
+    try:
+        root = Files(problems).read(Path(path))
+        root = apply(root, overrides, problems)
+        root = without_null(environment.fill(root, problems))
+        checks.version(root)
+    except Refused as refused:
+        problems.add(refused.place, refused.text)
+        raise RecipeError(problems.sorted()) from None
+    root = checks.all_of(normalise(root, problems), problems)
+    recipe = _validated(Recipe, root, (), problems)
+    for found, node in root.walk():
+        recipe._places[dotted(found)] = str(node.place)
+        if node.reference is not None:
+            recipe._references[dotted(found)] = node.reference
+    return recipe
+
+
+def parse_adapter(value: Mapping[str, Any] | str, place: str = "adapter") -> AdapterSection:
+    """The adapter section from Python values with the keys of the recipe. Places are dotted names in `place`.
+
+    Raises RecipeError with every problem.
+    """
+    problems = Problems()
+    whole = Place(Source(place))
+    section = without_null(expand(mapping({"adapter": from_python(value, place)}, whole)))
+    adapter = section.child("adapter") or mapping({}, whole)
+    if isinstance(adapter.value, dict):
+        section = section.with_child("adapter", with_methods(adapter, problems))
+    try:
+        return _validated(AdapterSection, checks.adapter(section, problems), ("adapter",), problems)
+    except RecipeError as error:
+        # The place is the key here: saying it twice would only be longer.
+        short = [Problem(p.place, p.text.removeprefix(p.place).lstrip(": ")) for p in error.problems]
+        raise RecipeError(short) from None
+
+
+def _validated(model: type[Model], root: Node, path: tuple[str, ...], problems: Problems) -> Model:
+    """`model` from the node at `path`. Raises RecipeError with these problems and those found before."""
+    node = root.at(path) or root
+    try:
+        result = model.model_validate(plain(node))
+    except ValidationError as error:
+        words.add_errors(error, root, problems, path)
+        raise RecipeError(problems.sorted()) from None
+    problems.raise_if_any()
+    return result

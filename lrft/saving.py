@@ -1,0 +1,119 @@
+"""Checkpoints of a run: made, found again, and refused when recipe, data or base are no longer the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lrft
+from lrft import files, optim
+from lrft import recipe as recipes
+from lrft.checkpoint import read_adapter, save_adapter
+from lrft.errors import CheckFailed, UsageError
+from lrft.trainer import Progress, Trainer
+
+# Keys that say how a run fits the machine or what it tells, not what it learns: free to change when resuming.
+FREE_ON_RESUME = (
+    "training.micro_batch_size",
+    "evaluation.micro_batch_size",
+    "logging.",
+    "checkpoint.",
+    "output_dir",
+    "data.cache",
+)
+# Keys that resolved.yaml holds as what `auto` became.
+CHOSEN = ("training.precision", "model.precision", "model.attention")
+
+
+def save(trainer: Trainer, *, best: bool) -> None:
+    """Make a checkpoint of everything that the rest of the run depends on."""
+    trainer.accelerator.wait_for_everyone()
+    if trainer.folder is None:
+        return
+    trainer.reporter.doing("saving")
+    trainer.folder.save(
+        trainer.progress.step,
+        lambda path: write_checkpoint(trainer, path),
+        keep=trainer.recipe.checkpoint.keep,
+        best=best,
+    )
+    trainer.describe()
+
+
+def write_checkpoint(trainer: Trainer, path: Path) -> None:
+    adapter = path / "adapter"
+    adapter.mkdir()
+    save_adapter(
+        trainer.attached,
+        adapter,
+        base=trainer.base_info,
+        seed=trainer.recipe.training.seed,
+        extra={"lrft": lrft.__version__},
+    )
+    trainer.tokenizer.save_pretrained(adapter)
+    files.write_tensors(path / "optimizer.safetensors", optim.state_tensors(trainer.optimizer.optimizer))
+    states = {
+        f"{part.name}/{key}": tensor
+        for part in trainer.composition.parts
+        for key, tensor in part.state().items()
+    }
+    files.write_tensors(path / "parts.safetensors", states)
+    scaler = trainer.accelerator.scaler
+    files.write_json(
+        path / "trainer.json",
+        {
+            "progress": vars(trainer.progress),
+            "data": trainer.prepared.key,
+            "base": trainer.base_info,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        },
+    )
+
+
+def restore(trainer: Trainer) -> None:
+    """Take up a checkpoint again, after proving that recipe, data and base are those that it was made with."""
+    from accelerate.utils import broadcast_object_list
+
+    chosen: list[Any] = [None]
+    if trainer.folder is not None:
+        chosen = [str(trainer.folder.resume_from(trainer.options.resume or "last"))]
+    path = Path(broadcast_object_list(chosen)[0])
+    saved = files.read_json(path / "trainer.json")
+    if not trainer.options.accept_changes:
+        refuse_changes(trainer, path, saved)
+    adapter = read_adapter(path / "adapter")
+    tensors = {f"{site}.{name}": t for site, named in adapter.tensors.items() for name, t in named.items()}
+    try:
+        trainer.attached.load_state_dict(tensors)
+    except ValueError as error:
+        raise CheckFailed(f"{path / 'adapter'} is not the adapter of this recipe: {error}") from None
+    optim.load_state_tensors(trainer.optimizer.optimizer, files.read_tensors(path / "optimizer.safetensors"))
+    states = files.read_tensors(path / "parts.safetensors")
+    for part in trainer.composition.parts:
+        mine = f"{part.name}/"
+        part.load_state({key.removeprefix(mine): t for key, t in states.items() if key.startswith(mine)})
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(saved["scaler"])
+    trainer.progress = Progress(**saved["progress"])
+    trainer.checks["resumed"] = f"resumed from {path.name}"
+
+
+def refuse_changes(trainer: Trainer, path: Path, saved: dict[str, Any]) -> None:
+    """Raises UsageError listing each key, and the data or base, that changes what is learnt and is not as it was."""
+    before = recipes.load(Path(trainer.recipe.output_dir) / "resolved.yaml")
+    changed = [
+        f"{key}: {then!r} then, {now!r} now"
+        for key, then, now in recipes.differences(before, trainer.recipe)
+        if not key.startswith(FREE_ON_RESUME) and not (key in CHOSEN and now == "auto")
+    ]
+    for what, then, now in [
+        ("the data", saved["data"], trainer.prepared.key),
+        ("the base model", saved["base"]["fingerprint"], trainer.base_info["fingerprint"]),
+    ]:
+        if then != now:
+            changed.append(f"{what}: {then[:16]} then, {now[:16]} now (hashes of the content)")
+    if changed:
+        raise UsageError(
+            f"not what {path.name} was made with:\n  " + "\n  ".join(changed),
+            "Undo the change, go on all the same with --accept-changes, or start afresh with --fresh.",
+        )

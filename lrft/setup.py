@@ -1,0 +1,102 @@
+"""Everything before the first step. Nothing is written into the run's folder here: a mistake leaves no trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lrft import base, checks, data, machine, optim
+from lrft.core import compose
+from lrft.recipe import Recipe
+from lrft.trainer import Options, Trainer
+
+PACKING_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
+PACKING_ROWS = 3
+
+
+def set_up(recipe: Recipe, options: Options) -> Trainer:
+    """Base, data, adapters, optimiser. Raises LrftError in most of its kinds."""
+    t = recipe.training
+    compute = machine.computation(t.precision)
+    dtype = machine.frozen_dtype(recipe.model.precision, compute)
+    source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    # Data come before any process group exists: a rank that waited here for another would run into its deadline.
+    tokenizer = load_tokenizer(recipe, source)
+    prepared = prepare_data(recipe, source, tokenizer)
+    model = load_model(recipe, source, dtype)
+    accelerator = machine.make_accelerator(compute)
+    model.to(accelerator.device)
+    attached, composition = compose.attach_adapter(model, recipe.adapter, seed=t.seed, where=recipe.where)
+    proven = {}
+    if recipe.data.packing:
+        proven["packing"] = prove_packing(model, prepared.train, compute, accelerator.device)
+    if t.gradient_checkpointing:
+        # The re-entrant kind loses the gradients of adapters above a frozen embedding.
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    adamw = optim.make_adamw(
+        attached.trained(), composition.lr_factors(), t.optimizer, t.learning_rate, t.weight_decay
+    )
+    wrapped, optimizer = accelerator.prepare(model, adamw)
+    return Trainer(
+        recipe=recipe,
+        options=options,
+        compute=compute,
+        base_info={
+            "name": recipe.model.name,
+            "revision": recipe.model.revision,
+            "fingerprint": base.fingerprint(source),
+            "dtype": dtype,
+        },
+        prepared=prepared,
+        tokenizer=tokenizer,
+        accelerator=accelerator,
+        attached=attached,
+        composition=composition,
+        model=wrapped,
+        optimizer=optimizer,
+        plan=data.Schedule(
+            len(prepared.train), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle
+        ),
+        warnings=compose.advice(composition, attached.sites),
+        checks=proven,
+    )
+
+
+def load_tokenizer(recipe: Recipe, source: Path) -> Any:
+    """The base's tokenizer, with the recipe's chat template where it names one: it is saved with every result."""
+    tokenizer = base.load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
+    template = data.chat_template(recipe.data, tokenizer, where=recipe.where)
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
+    return data.prepare(
+        recipe.data,
+        tokenizer,
+        seed=recipe.training.seed,
+        limit=base.position_limit(base.load_config(source, trust_remote_code=recipe.model.trust_remote_code)),
+        where=recipe.where,
+        cache=base.cache_dir(),
+    )
+
+
+def load_model(recipe: Recipe, source: Path, dtype: str) -> nn.Module:
+    return base.load_model(
+        source,
+        dtype=machine.DTYPES[dtype],
+        attention=recipe.model.attention,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def prove_packing(model: nn.Module, rows: data.Rows, compute: str, device: torch.device) -> str:
+    """Ask this very model about its shortest rows, packed and alone. Raises CheckFailed when they differ."""
+    shortest = np.argsort(rows.lengths, kind="stable")[:PACKING_ROWS]
+    ids = [torch.from_numpy(rows.tokens(int(i)).astype(np.int64)).to(device) for i in shortest]
+    return checks.require_packing(model, ids, PACKING_TOLERANCE[compute])

@@ -1,0 +1,133 @@
+"""safetensors files written and read one tensor at a time, in constant memory.
+
+The library's own writer wants every tensor of a file at once; a merge must not. The format is 8 bytes of header length,
+a JSON header with each tensor's dtype, shape and place, and the bytes end to end.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from lrft.errors import CheckFailed
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: its dtype as safetensors spells it, its shape, and its bytes from start to end."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+class TensorReader:
+    """An open safetensors file. Tensors are read one at a time into memory of their own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: BinaryIO = path.open("rb")
+        try:
+            (length,) = struct.unpack("<Q", self.file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(self.file.read(length))
+            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            begin = 8 + length
+            self.entries = {
+                name: Entry(e["dtype"], tuple(e["shape"]), *(begin + offset for offset in e["data_offsets"]))
+                for name, e in header.items()
+            }
+            if max((e.end for e in self.entries.values()), default=begin) != path.stat().st_size:
+                raise ValueError("its tensors do not fill the file")
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.file.close()
+            raise CheckFailed(f"{path} is not a whole safetensors file: {error}") from None
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def bytes(self, name: str) -> bytearray:
+        entry = self.entries[name]
+        data = bytearray(entry.size)
+        self.file.seek(entry.start)
+        if self.file.readinto(data) != entry.size:
+            raise CheckFailed(f"{self.path} ends inside {name}")
+        return data
+
+    def tensor(self, name: str) -> Tensor:
+        """Raises CheckFailed for a dtype that is not one of DTYPES (8-bit floats, packed formats)."""
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise CheckFailed(f"{self.path}: {name} is stored as {entry.dtype}, which cannot be merged into")
+        if not entry.size:
+            return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        return torch.frombuffer(self.bytes(name), dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+class TensorWriter:
+    """Writes a safetensors file whose tensors are announced first and then given in that order."""
+
+    def __init__(
+        self, path: Path, tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str]
+    ):
+        """`tensors`: name -> (dtype as safetensors spells it, shape, bytes)."""
+        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        at = 0
+        for name, (dtype, shape, size) in tensors.items():
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (
+            -len(text) % 8
+        )  # tensors begin on a multiple of 8, as readers of mapped files like it
+        self._left = {name: size for name, (_, _, size) in tensors.items()}
+        self.file = path.open("wb")
+        self.file.write(struct.pack("<Q", len(text)) + text)
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.file.close()
+        if kind is None and self._left:
+            raise ValueError(f"announced but not written: {', '.join(self._left)}")
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        if next(iter(self._left), None) != name or len(data) != self._left.pop(name):
+            raise ValueError(f"{name} is not the next tensor or has another size than was announced")
+        self.file.write(data)
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy. (numpy has no bfloat16: seen as integers.)"""
+    flat = tensor.contiguous().flatten()
+    return memoryview(flat.view(torch.uint8).numpy())

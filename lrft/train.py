@@ -1,0 +1,310 @@
+"""The training run, as a line of named steps. No method is known here by name: parts act through their hooks."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrft import checks, evaluate, files, machine, optim, schedule, summary, verify
+from lrft import recipe as recipes
+from lrft.core import compose
+from lrft.core.part import Run
+from lrft.data.batch import micro_batches
+from lrft.errors import LrftError, NonFinite, Stopped
+from lrft.loss import token_loss
+from lrft.recipe import Recipe
+from lrft.report import Reporter
+from lrft.runfolder import RunFolder
+from lrft.runreport import environment, write_report
+from lrft.saving import restore, save
+from lrft.setup import set_up
+from lrft.signals import StopSignals
+from lrft.trainer import Options, Trainer
+
+
+def train(recipe: Recipe, options: Options) -> Path:
+    """Train what `recipe` says. Returns the run's folder. Raises LrftError in all its kinds."""
+    output = Path(recipe.output_dir)
+    main = machine.rank() == 0
+    resume = options.resume is not None
+    if main:
+        RunFolder.refuse(output, resume=resume, fresh=options.fresh)
+    try:
+        trainer = set_up(recipe, options)
+        with ExitStack() as stack:
+            if main:
+                trainer.folder = stack.enter_context(
+                    RunFolder.open(output, resume=resume, fresh=options.fresh)
+                )
+            if resume:
+                restore(trainer)
+            reporter = Reporter(output if main else None, quiet=options.quiet, main=main)
+            trainer.reporter = stack.enter_context(reporter)
+            try:
+                tell_start(trainer)
+                with StopSignals() as signals:
+                    loop(trainer, signals)
+                finish(trainer)
+            except LrftError as error:
+                trainer.reporter.note("\n".join(error.lines()))
+                raise
+    except (RuntimeError, MemoryError) as error:
+        raise (machine.out_of_memory(error, recipe) or error) from error
+    return output
+
+
+def tell_start(trainer: Trainer) -> None:
+    """The run's own copies of recipe and environment, and the first screen."""
+    recipe, folder, options = trainer.recipe, trainer.folder, trainer.options
+    if options.resume:
+        trainer.reporter.rewind(trainer.progress.step)
+    if folder is not None:
+        chosen = {
+            "training.precision": trainer.compute,
+            "model.precision": trainer.base_info["dtype"],
+            "model.attention": trainer.attached.model.config._attn_implementation,
+        }
+        files.write_text(folder.path / "resolved.yaml", recipes.resolved(recipe, chosen))
+        if (
+            options.source is not None
+            and options.source.resolve() != (folder.path / "resolved.yaml").resolve()
+        ):
+            shutil.copyfile(options.source, folder.path / "recipe.yaml")
+        files.write_json(folder.path / "environment.json", environment())
+        if trainer.prepared.validation is not None:
+            verify.save_probe(trainer.prepared.validation, folder.path)
+        trainer.warnings += folder.warnings
+    trainer.reporter.table(summary.start(trainer))
+    for warning in trainer.warnings:
+        trainer.reporter.warn(warning)
+    trainer.describe()
+
+
+def loop(trainer: Trainer, signals: StopSignals) -> None:
+    """Optimiser steps until the plan, early stopping or a signal ends them. Raises Stopped after a signal."""
+    total, recipe, progress = trainer.plan.total_steps, trainer.recipe, trainer.progress
+    evaluations = schedule.interval(recipe.evaluation.every, total) if trainer.prepared.validation else None
+    checkpoints = schedule.interval(recipe.checkpoint.every, total)
+    movement = checks.MovementCheck(trainer.attached)
+    trainer.reporter.begin(total, progress.step)
+    if evaluations and recipe.evaluation.at_start and progress.step == 0:
+        measure(trainer)
+    trainer.model.train()
+    signal, patient = 0, True
+    while progress.step < total and patient and not signal:
+        signal = one_step(trainer, movement, signals)
+        improved = False
+        if schedule.due(progress.step, evaluations, total):
+            improved = measure(trainer)
+            patient = has_patience(trainer)
+        leaving = signal or not patient or progress.step == total
+        if improved or leaving or schedule.due(progress.step, checkpoints, total):
+            save(trainer, best=improved)
+    if signal:
+        raise Stopped(
+            f"stopped by signal {signal} after step {progress.step} of {total}; everything is saved",
+            signal,
+            "Go on with the same command and --resume.",
+        )
+
+
+def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSignals) -> int:
+    """One optimiser step over the global batch. Returns the signal that some process has received, or 0.
+
+    The loss is the sum over all trained tokens of the step, of all micro-batches and ranks, over their number.
+    """
+    began = time.monotonic()
+    accelerator, optimizer, parts = trainer.accelerator, trainer.optimizer, trainer.composition.parts
+    step, settings = trainer.progress.step, trainer.recipe.training
+    ids = trainer.plan.rows(step)
+    tokens = sum(int(trainer.rows.trained(int(i)).sum()) for i in ids)
+    lr = settings.learning_rate * lr_factor(trainer, step)
+    optim.set_lr(optimizer, lr)
+    run = Run(
+        step,
+        trainer.plan.total_steps,
+        trainer.model,
+        trainer.attached.modules,
+        optimizer,
+        settings.seed,
+        trainer.reduce,
+    )
+    for part in parts:
+        part.before_step(run)
+    local = backward(trainer, ids, tokens)
+    penalties = [term for part in parts if (term := part.loss(run)) is not None]
+    if penalties:
+        accelerator.backward(torch.stack(penalties).sum())
+    loss, signal = over_ranks(trainer, local, signals)
+    unreached = movement.unreached()
+    norm = clipped_norm(trainer)
+    refuse_non_finite(trainer, loss / tokens, norm, ids)
+    for part in parts:
+        part.after_backward(run)
+    optimizer.step()
+    for part in parts:
+        part.after_step(run)
+    optimizer.zero_grad(set_to_none=True)
+
+    trainer.progress.step = step = step + 1
+    trainer.progress.tokens += (seen := int(trainer.rows.lengths[ids].sum()))
+    if not accelerator.optimizer_step_was_skipped:
+        movement.after_step(step, unreached, trainer.checks)
+    seconds = time.monotonic() - began
+    trainer.reporter.step(
+        {
+            "step": step,
+            "epoch": round(step / trainer.plan.steps_per_epoch, 4),
+            "tokens": trainer.progress.tokens,
+            "loss": loss / tokens,
+            "lr": lr,
+            "grad_norm": norm,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(seen / seconds, 1),
+            "memory_gb": round(machine.memory_gb(accelerator.device), 3),
+        },
+        logged=step == 1 or step % trainer.recipe.logging.every == 0 or step == trainer.plan.total_steps,
+    )
+    return signal
+
+
+def backward(trainer: Trainer, ids: np.ndarray, tokens: int) -> Tensor:
+    """Forward and backward over this process's micro-batches. Returns its sum of token losses, float64."""
+    accelerator, settings, step = trainer.accelerator, trainer.recipe.training, trainer.progress.step
+    rank, world = accelerator.process_index, accelerator.num_processes
+    micros = micro_batches(ids, trainer.rows.lengths, micro=settings.micro_batch_size, rank=rank, world=world)
+    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    for n, micro in enumerate(micros):
+        # Dropout is a function of (seed, step, rank, micro-batch): a resumed run has nothing to restore.
+        torch.manual_seed(compose.seed_of(settings.seed, "dropout", step, rank, n))
+        # A rank without rows left goes through the motions with weight zero: the others wait for it.
+        batch = trainer.collate(micro or [int(ids[0])])
+        with accelerator.no_sync(trainer.model) if n < len(micros) - 1 else nullcontext():
+            loss = token_loss(trainer.model, batch) * (1.0 if micro else 0.0)
+            accelerator.backward(loss * (world / tokens))  # DDP takes the mean over ranks: world undoes it
+        total += loss.detach().double()
+    return total
+
+
+def lr_factor(trainer: Trainer, step: int) -> float:
+    t, total = trainer.recipe.training, trainer.plan.total_steps
+    warmup = t.warmup_steps if t.warmup_steps is not None else math.ceil(t.warmup_ratio * total)
+    s = t.lr_scheduler
+    return schedule.lr_factor(
+        step, total, name=s.name, warmup=warmup, min_lr_ratio=s.min_lr_ratio, decay_ratio=s.decay_ratio
+    )
+
+
+def over_ranks(trainer: Trainer, local: Tensor, signals: StopSignals) -> tuple[float, int]:
+    """(loss summed over ranks, the largest signal number that any rank has received): the same on every rank."""
+    world = trainer.accelerator.num_processes
+    if world == 1:
+        return local.item(), signals.received
+    sums = torch.zeros(1 + world, dtype=torch.float64, device=local.device)
+    sums[0] = local
+    sums[1 + trainer.accelerator.process_index] = signals.received
+    sums = trainer.reduce(sums)
+    return sums[0].item(), int(sums[1:].max().item())
+
+
+def clipped_norm(trainer: Trainer) -> float:
+    """The global norm of the gradient, before clipping."""
+    limit = trainer.recipe.training.max_grad_norm
+    return float(
+        trainer.accelerator.clip_grad_norm_(
+            trainer.attached.trained().values(), math.inf if limit is None else limit
+        )
+    )
+
+
+def refuse_non_finite(trainer: Trainer, loss: float, norm: float, ids: np.ndarray) -> None:
+    """Raises NonFinite, naming the step and its rows, before anything is changed by it."""
+    # With fp16 an overflowing gradient is ordinary: the loss scale shrinks and the step is skipped.
+    scaled = trainer.accelerator.scaler is not None
+    if math.isfinite(loss) and (math.isfinite(norm) or scaled):
+        return
+    what = f"the loss became {loss}" if not math.isfinite(loss) else f"the norm of the gradient became {norm}"
+    rows = ", ".join(trainer.rows.source(int(i)) for i in ids[:5]) + (" ..." if len(ids) > 5 else "")
+    raise NonFinite(
+        f"{what} at step {trainer.progress.step + 1}. Earlier checkpoints are kept. Rows of this step: {rows}",
+        "Lower training.learning_rate, or look at these rows.",
+    )
+
+
+def measure(trainer: Trainer) -> bool:
+    """Evaluate on the validation rows and tell it. Returns whether this is the best trained state so far."""
+    recipe, progress, rows = trainer.recipe, trainer.progress, trainer.prepared.validation
+    if rows is None:
+        raise ValueError("evaluation without validation rows")
+    trainer.reporter.doing("evaluating")
+    micro = recipe.evaluation.micro_batch_size or recipe.training.micro_batch_size
+    record: dict[str, Any] = {"step": progress.step} | evaluate.loss_of(
+        trainer.model,
+        rows,
+        micro=micro,
+        pad_id=evaluate.pad_token(trainer.tokenizer),
+        packed=trainer.packed,
+        rank=trainer.accelerator.process_index,
+        world=trainer.accelerator.num_processes,
+        reduce=trainer.reduce,
+    )
+    asked = evaluate.with_prompts(rows)
+    shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
+    if len(shown) and trainer.accelerator.is_main_process:
+        record["samples"] = evaluate.answer_rows(
+            trainer.attached.model,
+            trainer.tokenizer,
+            shown,
+            max_new_tokens=recipe.evaluation.max_new_tokens,
+            batch_size=micro,
+        )
+    improved = note_loss(trainer, record["loss"])
+    trainer.reporter.evaluation(record | {"best": improved})
+    return improved
+
+
+def note_loss(trainer: Trainer, loss: float) -> bool:
+    """Book a validation loss; returns whether it is the best of a trained state. A NaN is never the best."""
+    progress, stopping = trainer.progress, trainer.recipe.training.early_stopping
+    if progress.step == 0:
+        progress.start_loss = loss
+        return False
+    least = 0.0 if isinstance(stopping, str) else stopping.min_delta
+    if progress.stale_loss is None or loss < progress.stale_loss - least:
+        progress.stale_loss, progress.stale = loss, 0
+    else:
+        progress.stale += 1
+    if progress.best_loss is not None and not loss < progress.best_loss:
+        return False
+    progress.best_loss, progress.best_step = loss, progress.step
+    return True
+
+
+def has_patience(trainer: Trainer) -> bool:
+    """False when early stopping ends the run."""
+    stopping, progress = trainer.recipe.training.early_stopping, trainer.progress
+    if isinstance(stopping, str) or progress.stale < stopping.patience:
+        return True
+    trainer.reporter.line(
+        f"stopping early: {progress.stale} evaluations without a better validation loss than {progress.stale_loss:.4f}"
+    )
+    return False
+
+
+def finish(trainer: Trainer) -> None:
+    """Links, report and the last screen."""
+    folder = trainer.folder
+    trainer.describe()
+    if folder is not None:
+        if not (folder.path / "best").exists():  # a run without validation: the last is the best known
+            files.point(folder.path / "best", (folder.path / "last").resolve())
+        write_report(folder.path)
+    trainer.reporter.end(summary.end(trainer))

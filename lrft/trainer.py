@@ -1,0 +1,102 @@
+"""What a training run holds while it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lrft import evaluate, summary
+from lrft.core.attached import Attached
+from lrft.core.compose import Composition
+from lrft.data import Prepared, Rows, Schedule
+from lrft.data.batch import collate
+from lrft.report import Reporter
+from lrft.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from lrft.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """How `lrft train` was called. `resume`: None, last, best or a path. `source`: the recipe's file."""
+
+    resume: str | None = None
+    fresh: bool = False
+    accept_changes: bool = False
+    quiet: bool = False
+    source: Path | None = None
+
+
+@dataclass
+class Progress:
+    """What a checkpoint must hold beside tensors: plain numbers."""
+
+    step: int = 0
+    """optimiser steps done"""
+    tokens: int = 0
+    """tokens seen, prompts included"""
+    start_loss: float | None = None
+    """validation loss before the first step"""
+    best_loss: float | None = None
+    best_step: int | None = None
+    stale_loss: float | None = None
+    """the loss that early stopping compares with"""
+    stale: int = 0
+    """evaluations since it was last beaten by min_delta"""
+
+
+@dataclass
+class Trainer:
+    """Everything that one run needs, made by `setup.set_up`."""
+
+    recipe: Recipe
+    options: Options
+    compute: str
+    """fp32, bf16 or fp16"""
+    base_info: dict[str, Any]
+    """name, revision, fingerprint, dtype of the base"""
+    prepared: Prepared
+    tokenizer: Any
+    accelerator: Accelerator
+    attached: Attached
+    composition: Composition
+    model: nn.Module
+    """as prepared by Accelerate; `attached.model` is the one inside"""
+    optimizer: Any
+    plan: Schedule
+    warnings: list[str]
+    checks: dict[str, str]
+    """what was proven, in words"""
+    progress: Progress = field(default_factory=Progress)
+    folder: RunFolder | None = None
+    """None on every process but the first"""
+    reporter: Reporter = field(default_factory=lambda: Reporter(None, main=False))
+
+    @property
+    def rows(self) -> Rows:
+        return self.prepared.train
+
+    @property
+    def packed(self) -> bool:
+        return self.recipe.data.packing
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes."""
+        total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        return total
+
+    def collate(self, ids: list[int]) -> dict[str, Tensor]:
+        """A micro-batch on this process's device."""
+        batch = collate(self.rows, ids, pad_id=evaluate.pad_token(self.tokenizer), packed=self.packed)
+        return {name: value.to(self.accelerator.device) for name, value in batch.items()}
+
+    def describe(self) -> None:
+        """Write run.json: what is known of the run so far."""
+        if self.folder is not None:
+            self.folder.describe(summary.facts(self))

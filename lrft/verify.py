@@ -1,0 +1,144 @@
+"""After a merge: does the written folder answer as base + adapter do?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft import base, files
+from lrft.checkpoint import load_adapter
+from lrft.errors import CheckFailed
+from lrft.evaluate import measuring
+
+PROBE = "probe.safetensors"
+PROBE_ROWS = 64
+PROBE_TOKENS = 512
+# Largest logit difference over the largest logit, by the dtype that the merged weights are stored in.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+NEUTRAL = (
+    "The river was high that spring, and the ferry could not cross until the third of April.",
+    "To make the dough, mix the flour with water and a little salt, then let it rest for an hour.",
+    "def area(width, height):\n    return width * height\n",
+    "Question: How many legs do four spiders have together?\nAnswer: 32",
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Merged against adapter. Logits are compared in float32 over all positions of the probe."""
+
+    rows: int
+    tokens: int
+    largest: float
+    mean: float
+    largest_logit: float
+    same_first: float
+    """share of positions with the same most likely token"""
+    changed: float
+    """largest logit difference between adapter and base: zero means that the adapter does nothing"""
+    tolerance: float
+
+    @property
+    def relative(self) -> float:
+        return self.largest / self.largest_logit
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"relative": self.relative}
+
+
+def verify_merge(
+    merged: Path, adapter: Path, *, base_folder: Path, tolerance: float | None = None
+) -> Difference:
+    """Compare, and raise CheckFailed above the tolerance or when the adapter changes nothing.
+
+    tolerance   of the largest logit difference relative to the largest logit; None: by the merged dtype
+    """
+    rows = probe(adapter, base_folder)
+    dtype = stored_dtype(merged)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    model = base.load_model(base_folder, dtype=torch.float32).to(device)
+    attached = load_adapter(model, adapter)
+    expected = logits(model, rows, device)
+    with attached.disabled():
+        untouched = logits(model, rows, device)
+    del model, attached
+    got = logits(base.load_model(merged, dtype=torch.float32).to(device), rows, device)
+
+    difference = compare(got, expected, untouched, TOLERANCE[dtype] if tolerance is None else tolerance)
+    if difference.changed == 0:
+        raise CheckFailed("the adapter changes nothing: its logits are those of the base")
+    if not difference.relative <= difference.tolerance:
+        raise CheckFailed(
+            f"merged and adapter differ by {difference.relative:.1e} of the largest logit "
+            f"(tolerance {difference.tolerance:.0e}); same first token at {difference.same_first:.2%} of positions",
+            f"The merged folder was kept for inspection: {merged}. A wider --dtype loses less to rounding.",
+        )
+    return difference
+
+
+def compare(
+    got: Sequence[Tensor], expected: Sequence[Tensor], untouched: Sequence[Tensor], tolerance: float
+) -> Difference:
+    """Figures over rows of logits (n, vocabulary)."""
+    distances = [(g - e).abs() for g, e in zip(got, expected, strict=True)]
+    tokens = sum(len(e) for e in expected)
+    same = sum(int((g.argmax(-1) == e.argmax(-1)).sum()) for g, e in zip(got, expected, strict=True))
+    return Difference(
+        rows=len(expected),
+        tokens=tokens,
+        largest=max(d.max().item() for d in distances),
+        mean=sum(d.mean(dim=-1).sum().item() for d in distances) / tokens,
+        largest_logit=max(e.abs().max().item() for e in expected),
+        same_first=same / tokens,
+        changed=max((e - u).abs().max().item() for e, u in zip(expected, untouched, strict=True)),
+        tolerance=tolerance,
+    )
+
+
+def logits(model: nn.Module, rows: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Logits (n, vocabulary) of each row alone, on the CPU."""
+    with measuring(model):
+        return [
+            model(input_ids=row[None].to(device), use_cache=False).logits[0].float().cpu() for row in rows
+        ]
+
+
+def save_probe(rows: Any, folder: Path, n: int = PROBE_ROWS) -> None:
+    """Keep some held-out rows of a run beside it. Not in the adapter's folder, which people share."""
+    chosen = {
+        f"{i}": torch.from_numpy(rows.tokens(i)[:PROBE_TOKENS].copy()) for i in range(min(n, len(rows)))
+    }
+    files.write_tensors(folder / PROBE, chosen)
+
+
+def probe(adapter: Path, base_folder: Path) -> list[Tensor]:
+    """Token ids of held-out rows of the adapter's run; of a few neutral sentences when the run is not at hand."""
+    run = run_of(adapter)
+    if run is not None and (run / PROBE).is_file():
+        found = files.read_tensors(run / PROBE)
+        return [found[key].long() for key in sorted(found, key=int)]
+    tokenizer = base.load_tokenizer(adapter if (adapter / "tokenizer_config.json").is_file() else base_folder)
+    return [torch.tensor(tokenizer(text)["input_ids"]) for text in NEUTRAL]
+
+
+def run_of(adapter: Path) -> Path | None:
+    """The run folder that an adapter lies in, or None."""
+    return next((p for p in adapter.resolve().parents if (p / "run.json").is_file()), None)
+
+
+def stored_dtype(folder: Path) -> str:
+    """The narrowest float dtype among a folder's tensors: the one that decides what rounding may cost."""
+    from lrft.tensorfile import TensorReader
+
+    names = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    found = set()
+    for path in base.weight_files(folder):
+        with TensorReader(path) as reader:
+            found |= {names[e.dtype] for e in reader.entries.values() if e.dtype in names}
+    return max(found, key=lambda name: TOLERANCE[name], default="float32")

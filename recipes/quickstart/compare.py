@@ -1,0 +1,66 @@
+"""Prints the answers of two models to the same held-out commands, side by side.
+
+python recipes/quickstart/compare.py BASE MERGED TEST.jsonl [--rows 6]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lrft import base
+
+MAX_NEW_TOKENS = 60
+
+
+def answers(folder: Path, prompts: list[list[dict[str, str]]]) -> list[str]:
+    """Greedy answers, with nothing but transformers: what any other program would get from this folder."""
+    tokenizer = base.load_tokenizer(folder)
+    model = base.load_model(folder, dtype=torch.float32)
+    found = []
+    for prompt in prompts:
+        tokens = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        out = model.generate(**tokens, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        found.append(tokenizer.decode(out[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
+    return found
+
+
+def one_line(answer: str, limit: int = 110) -> str:
+    flat = " ".join(answer.split())
+    return flat if len(flat) <= limit else f"{flat[:limit]} ..."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Answers of two models to the same held-out commands.")
+    parser.add_argument("base")
+    parser.add_argument("merged")
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--rows", type=int, default=6)
+    args = parser.parse_args()
+
+    lines = args.test.read_text("utf-8").splitlines()[: args.rows]
+    chats = [json.loads(line)["messages"] for line in lines]
+    prompts = [chat[:-1] for chat in chats]
+    before = answers(base.resolve(args.base), prompts)
+    after = answers(base.resolve(args.merged), prompts)
+
+    table = Table(show_lines=True, expand=True)
+    for title, ratio in (("command", 3), ("before", 4), ("after", 4)):
+        table.add_column(title, ratio=ratio)
+    for chat, old, new in zip(chats, before, after, strict=True):
+        right = new.strip() == chat[-1]["content"]
+        marked = Text(one_line(new), style="green" if right else "red")
+        table.add_row(Text(chat[-2]["content"]), Text(one_line(old)), marked)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

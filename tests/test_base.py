@@ -1,0 +1,495 @@
+"""lrft.base on tiny models made on the spot, a hub cache made by hand, and a server on this machine."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    PreTrainedTokenizerFast,
+)
+
+from lrft import base
+from lrft.errors import LrftError, MissingError
+
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LRFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def tiny_llama(vocab: int = 64) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=77,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder without a tokenizer."""
+    tiny_llama().save_pretrained(tmp_path / "tiny-llama")
+    return tmp_path / "tiny-llama"
+
+
+def aged(folder: Path, seconds: float = 60) -> None:
+    """Makes the files of `folder` old enough for their fingerprint to be remembered."""
+    for path in folder.iterdir():
+        os.utime(path, (time.time() - seconds,) * 2)
+
+
+# --- folders
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    assert base.cache_dir() == cache
+    monkeypatch.setenv("LRFT_CACHE", "")
+    assert base.cache_dir() == Path.home() / ".cache" / "lrft"
+
+
+def test_folder_resolves_to_itself(folder: Path) -> None:
+    assert base.resolve(str(folder)) == folder
+
+
+def test_missing_folder_names_the_closest(folder: Path) -> None:
+    with pytest.raises(MissingError, match=r"model\.name: there is no folder .*tiny-lama") as caught:
+        base.resolve(str(folder.with_name("tiny-lama")))
+    assert caught.value.hint == f"Close: {folder}"
+
+
+def test_missing_gguf_names_the_key(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"--base: there is no file .*absent\.gguf"):
+        base.resolve(str(tmp_path / "absent.gguf"), where="--base")
+
+
+def test_folder_without_config_points_at_its_gguf(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").touch()
+    with pytest.raises(MissingError, match=r"no config\.json") as caught:
+        base.resolve(str(tmp_path))
+    assert caught.value.hint is not None
+    assert "small.gguf" in caught.value.hint
+
+
+def test_pickles_are_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    for use in (
+        lambda: base.resolve(str(folder)),
+        lambda: base.load_model(folder, dtype=torch.float32),
+        lambda: base.fingerprint(folder),
+    ):
+        with pytest.raises(MissingError, match=r"only as pickles \(pytorch_model\.bin\)"):
+            use()
+
+
+def test_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(MissingError, match="has no weights"):
+        base.resolve(str(folder))
+
+
+def test_missing_shard_is_named(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path, max_shard_size="20KB")
+    gone = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(MissingError, match=f"lacks 1 of .* {gone.name}"):
+        base.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"weight_map": 3}', '{"metadata": {}}'])
+def test_broken_index_is_refused(folder: Path, text: str) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(LrftError, match="is not an index"):
+        base.resolve(str(folder))
+
+
+# --- hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no way around the endpoint that a test sets."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return tmp_path / "hub"
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def cached_snapshot(hub: Path, source: Path) -> Path:
+    store = hub / "models--someone--tiny"
+    (store / "refs").mkdir(parents=True)
+    (store / "refs" / "main").write_text("a" * 40)
+    return Path(shutil.copytree(source, store / "snapshots" / ("a" * 40)))
+
+
+def test_unreachable_hub_fails_quickly(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+    start = time.monotonic()
+    with pytest.raises(
+        MissingError, match=r"someone/tiny was not found locally and the hub cannot be reached"
+    ) as caught:
+        base.resolve("someone/tiny")
+    assert time.monotonic() - start < 5
+    assert caught.value.hint is not None
+    assert "folder" in caught.value.hint
+
+
+def test_unreachable_proxy_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setenv("https_proxy", f"http://localhost:{closed_port()}")
+    with pytest.raises(MissingError, match=r"cannot be reached \(localhost: "):
+        base.resolve("someone/tiny")
+
+
+def test_cached_snapshot_needs_no_network(hub: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+    snapshot = cached_snapshot(hub, folder)
+    assert base.resolve("someone/tiny") == snapshot
+    assert base.resolve("someone/tiny", revision="a" * 40) == snapshot
+
+
+def test_half_a_snapshot_is_not_a_model(hub: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (cached_snapshot(hub, folder) / "model.safetensors").unlink()
+    with pytest.raises(MissingError, match="HF_HUB_OFFLINE is set"):
+        base.resolve("someone/tiny")
+
+
+@pytest.fixture
+def refusing_server(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A hub on this machine that answers everything with 404 and the headers of the returned dict."""
+    headers: dict[str, str] = {}
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield headers
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("RepoNotFound", "the hub has no model someone/tiny"),
+        ("RevisionNotFound", "the hub has someone/tiny, but no revision v9"),
+        ("GatedRepo", "someone/tiny is gated"),
+    ],
+)
+def test_refusal_of_the_hub_is_translated(refusing_server: dict[str, str], code: str, sentence: str) -> None:
+    refusing_server["X-Error-Code"] = code
+    with pytest.raises(MissingError, match=sentence):
+        base.resolve("someone/tiny", revision="v9")
+
+
+# --- loading
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_model_is_frozen_in_eval_mode_and_of_the_dtype(folder: Path, dtype: torch.dtype) -> None:
+    model = base.load_model(folder, dtype=dtype, attention="eager")
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert model.config._attn_implementation == "eager"
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_missing_tensors_are_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        LrftError, match=r"lack 1 tensors of the model, e\.g\. model\.layers\.1\.mlp\.up_proj"
+    ):
+        base.load_model(folder, dtype=torch.float32)
+
+
+def test_wrong_shapes_are_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(5)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LrftError, match="cannot read the model"):
+        base.load_model(folder, dtype=torch.float32)
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(LrftError, match="cannot read the model"):
+        base.load_model(folder, dtype=torch.float32)
+
+
+def test_unknown_architecture_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "no-such-type"}')
+    for use in (base.skeleton, lambda f: base.load_model(f, dtype=torch.float32)):
+        with pytest.raises(LrftError, match="no-such-type"):
+            use(folder)
+
+
+def test_missing_tokenizer_is_refused(folder: Path) -> None:
+    with pytest.raises(LrftError, match="cannot read the tokenizer"):
+        base.load_tokenizer(folder)
+
+
+def test_skeleton_has_the_names_and_shapes_and_no_memory(folder: Path) -> None:
+    skeleton, model = base.skeleton(folder), base.load_model(folder, dtype=torch.float32)
+    assert {n: p.shape for n, p in skeleton.named_parameters()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
+    assert {t.device.type for t in (*skeleton.parameters(), *skeleton.buffers())} == {"meta"}
+    assert [type(m) for m in skeleton.modules()] == [type(m) for m in model.modules()]
+
+
+def test_position_limit(folder: Path) -> None:
+    assert base.position_limit(base.skeleton(folder).config) == 77
+    assert base.position_limit(GPT2Config(n_positions=33)) == 33
+    assert base.position_limit(MambaConfig()) is None
+
+
+# --- fingerprint
+
+
+def test_fingerprint_is_independent_of_sharding(folder: Path, tmp_path: Path) -> None:
+    """Many files, and the names in the opposite order."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    shutil.copy(folder / "config.json", shards)
+    places = {}
+    for n, (name, tensor) in enumerate(sorted(load_file(folder / "model.safetensors").items(), reverse=True)):
+        places[name] = f"model-{n:05}.safetensors"
+        save_file({name: tensor}, shards / places[name])
+    (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert len(base.weight_files(shards)) > 2
+    assert base.fingerprint(shards) == base.fingerprint(folder)
+
+
+def change_value(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.weight"][3] += 1e-3
+
+
+def change_dtype(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].view(torch.int32)  # the same bytes
+
+
+def change_name(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.scale"] = tensors.pop("model.norm.weight")
+
+
+def change_shape(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][None]
+
+
+def swap_two(tensors: dict[str, torch.Tensor]) -> None:
+    a, b = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
+    tensors[a], tensors[b] = tensors[b], tensors[a]
+
+
+@pytest.mark.parametrize("change", [change_value, change_dtype, change_name, change_shape, swap_two])
+def test_fingerprint_sees_every_change(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
+    before = base.fingerprint(folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    assert base.fingerprint(folder) != before
+
+
+def test_fingerprint_ignores_metadata(folder: Path) -> None:
+    before = base.fingerprint(folder)
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", {"made": "by hand"})
+    assert base.fingerprint(folder) == before
+
+
+def test_fingerprint_is_remembered_until_the_file_changes(folder: Path, cache: Path) -> None:
+    fresh = base.fingerprint(folder)
+    assert not (cache / "fingerprints").exists()  # too young to be trusted
+    aged(folder)
+    assert base.fingerprint(folder) == fresh
+    (note,) = (cache / "fingerprints").iterdir()
+    note.write_text("remembered")
+    assert base.fingerprint(folder) == "remembered"
+    aged(folder, 90)
+    assert base.fingerprint(folder) == fresh
+
+
+def test_fingerprint_without_a_cache_folder(folder: Path, cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    aged(folder)
+    assert len(base.fingerprint(folder)) == 64
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[:-1], lambda b: b + b"x", lambda b: b"", lambda b: b"\xff" * 8 + b[8:], lambda b: b[:20]],
+)
+def test_fingerprint_of_a_damaged_file(folder: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    path = folder / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(LrftError, match=r"model\.safetensors is (damaged|not a safetensors)"):
+        base.fingerprint(folder)
+
+
+# --- GGUF
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path) -> Path:
+    """A tiny llama in GGUF's own layout: byte-level vocabulary, ChatML, eos == pad, tied embeddings."""
+    gguf = pytest.importorskip("gguf")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merged = alphabet[0] + alphabet[1]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, merged]
+    model = tiny_llama(len(tokens))
+    writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
+    config = model.config
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * (len(alphabet) + 1))
+    writer.add_token_merges([f"{alphabet[0]} {alphabet[1]}"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template(TEMPLATE)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name != "lm_head.weight":
+            tensor = pair_rotary(name, tensor, config)
+            writer.add_tensor(names.get_name(name, (".weight",)), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tmp_path / "tiny.gguf"
+
+
+def pair_rotary(name: str, tensor: torch.Tensor, config: LlamaConfig) -> torch.Tensor:
+    """GGUF stores the rows of q and k with the two halves of each head interleaved."""
+    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        return tensor
+    heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+    return tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape).contiguous()
+
+
+def test_gguf_becomes_a_folder_with_the_same_weights(gguf_file: Path, cache: Path) -> None:
+    folder = base.resolve(str(gguf_file))
+    assert folder.parent == cache / "models"
+    assert not list(cache.glob("models/*.part"))
+    model, tokenizer = base.load_model(folder, dtype=torch.float32), base.load_tokenizer(folder)
+    original = tiny_llama(model.config.vocab_size)
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.float32}
+    assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
+    assert (
+        model.generation_config.eos_token_id == model.generation_config.pad_token_id == tokenizer.eos_token_id
+    )
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "hé"}], tokenize=False)
+    assert chat == "<|im_start|>user\nhé<|im_end|>\n"
+    assert tokenizer.decode(tokenizer(chat)["input_ids"]) == chat
+
+
+def test_gguf_is_converted_once(gguf_file: Path) -> None:
+    folder = base.resolve(str(gguf_file))
+    written = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    copy = gguf_file.with_name("renamed.gguf")
+    gguf_file.rename(copy)
+    assert base.resolve(str(copy)) == folder
+    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == written
+
+
+@pytest.mark.parametrize("wreck", ["no record", "changed weights", "only a part"])
+def test_unfinished_or_changed_conversion_is_made_again(gguf_file: Path, wreck: str) -> None:
+    folder = base.resolve(str(gguf_file))
+    good = base.fingerprint(folder)
+    if wreck == "no record":
+        (folder / "converted.json").unlink()
+    elif wreck == "changed weights":
+        tensors = load_file(folder / "model.safetensors")
+        change_value(tensors)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    else:
+        folder.rename(folder.with_name(f"{folder.name}.part"))
+    assert base.resolve(str(gguf_file)) == folder
+    assert base.fingerprint(folder) == good
+    assert json.loads((folder / "converted.json").read_text())["fingerprint"] == good
+
+
+def test_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "fake.gguf").write_bytes(b"PK\x03\x04 a zip")
+    with pytest.raises(LrftError, match="is not a GGUF file"):
+        base.resolve(str(tmp_path / "fake.gguf"))
+
+
+def test_truncated_gguf_is_refused_and_leaves_nothing(gguf_file: Path, cache: Path) -> None:
+    gguf_file.write_bytes(gguf_file.read_bytes()[:900])
+    with pytest.raises(LrftError, match=r"tiny\.gguf"):
+        base.resolve(str(gguf_file))
+    assert [p.suffix for p in (cache / "models").iterdir()] == [".lock"]
+
+
+def test_gpt2_loads_like_any_other(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    raw = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    raw.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="a").save_pretrained(tmp_path)
+    model, tokenizer = base.load_model(tmp_path, dtype=torch.float32), base.load_tokenizer(tmp_path)
+    assert base.skeleton(tmp_path).config.n_embd == model.config.n_embd == 32
+    assert tokenizer("abba")["input_ids"] == [0, 1, 1, 0]

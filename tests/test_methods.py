@@ -1,0 +1,299 @@
+"""What every method must keep, over every kind of base. A new method is one line in CASES."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import lrft
+from lrft import catalog, checkpoint, merging
+from lrft.core import linear
+from lrft.core.adapter import Delta
+
+Count = Callable[[int, int, int], int]
+RANK = 4
+
+
+def pair(d: int, k: int, r: int) -> int:
+    return r * (d + k)
+
+
+def square(d: int, k: int, r: int) -> int:
+    return round(((d + k) * r) ** 0.5) ** 2
+
+
+def even_square(d: int, k: int, r: int) -> int:
+    return (2 * (round(((d + k) * r) ** 0.5) // 2)) ** 2
+
+
+# method as in a recipe -> numbers trained for a layer of d outputs, k inputs at rank r
+CASES: dict[str, tuple[Any, Count]] = {
+    "lora": ("lora", pair),
+    "rslora": ("rslora", pair),
+    "lora+": ("lora+", pair),
+    "pissa": ("pissa", pair),
+    "pissa-exact": ({"pissa": {"svd": "exact"}}, pair),
+    "dora": ("dora", lambda d, k, r: pair(d, k, r) + d),
+    "mora": ("mora", even_square),
+    "mora-1": ({"mora": {"type": 1}}, square),
+    "mora-2": ({"mora": {"type": 2}}, square),
+    "mora-3": ({"mora": {"type": 3}}, square),
+    "mora-4": ({"mora": {"type": 4}}, square),
+    "mora-6": ({"mora": {"type": 6}}, even_square),
+    "pissa+rslora+lora+": (["pissa", "rslora", "lora+"], pair),
+    "pissa+dora": (["pissa", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "mora+dora": (["mora", "dora"], lambda d, k, r: even_square(d, k, r) + d),
+    "rslora+dora+lora+": (["rslora", "dora", "lora+"], lambda d, k, r: pair(d, k, r) + d),
+}
+EVERY_CASE = pytest.mark.parametrize("case", CASES)
+EVERY_MODEL = pytest.mark.parametrize("model_name", tiny.MODELS)
+
+
+def attach(model: torch.nn.Module, case: str, seed: int = 0, **more: Any) -> Any:
+    overrides = {tiny_target(model): {"rank": RANK + 2}}
+    return lrft.attach(
+        model, {"method": CASES[case][0], "rank": RANK, "overrides": overrides, **more}, seed=seed
+    )
+
+
+def tiny_target(model: torch.nn.Module) -> str:
+    """A layer that gets a rank of its own, so that ranks per module are never forgotten."""
+    return "*.1.mlp.c_fc" if hasattr(model, "transformer") else "*.1.mlp.down_proj"
+
+
+def test_every_method_file_has_a_case() -> None:
+    named = {name for words, _ in CASES.values() for name in ([words] if not isinstance(words, list) else words)
+             if isinstance(name, str)}  # fmt: skip
+    named |= {next(iter(words)) for words, _ in CASES.values() if isinstance(words, dict)}
+    assert named == set(catalog.methods())
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_fresh_equals_base(case: str, model_name: str) -> None:
+    model, ids = tiny.make(model_name), tiny.tokens()
+    before = tiny.logits(model, ids)
+    attach(model, case)
+    assert (tiny.logits(model, ids) - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+@EVERY_CASE
+def test_fresh_lora_like_update_is_exactly_zero(case: str) -> None:
+    attached = attach(tiny.make("llama"), case)
+    for name, adapter in attached.modules.items():
+        if isinstance(adapter, Delta):
+            assert not attached.delta(name).any(), name
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_fast_path_equals_definition(case: str, model_name: str) -> None:
+    model = tiny.make(model_name).double()
+    attached = attach(model, case)
+    tiny.disturb(list(attached.trained().values()))
+    for name, layer in attached.layers().items():
+        x = torch.randn(
+            2, 3, layer.adapter.site.k, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+        )
+        W = layer.adapter.weight(linear.dense(layer.base))
+        expected = torch.nn.functional.linear(x, W, layer.base.bias)
+        assert torch.allclose(layer(x), expected, rtol=1e-10, atol=1e-10), name
+        assert torch.allclose(attached.delta(name), W - linear.dense(layer.base), rtol=1e-9, atol=1e-9), name
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_trained_numbers_follow_the_formula(case: str, model_name: str) -> None:
+    attached = attach(tiny.make(model_name), case)
+    for name, adapter in attached.modules.items():
+        site = adapter.site
+        trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+        assert trained == CASES[case][1](site.d, site.k, site.rank), name
+    assert {site.rank for site in attached.sites} == {RANK, RANK + 2}
+    assert {id(p) for p in attached.model.parameters() if p.requires_grad} == set(
+        map(id, attached.trained().values())
+    )
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_gradients_reach_every_trained_tensor_by_the_second_step(case: str, model_name: str) -> None:
+    model, ids = tiny.make(model_name).train(), tiny.tokens()
+    attached = attach(model, case)
+    start = attached.state_dict()
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.AdamW(attached.trained().values(), lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    for name, p in attached.trained().items():
+        assert p.grad is not None and p.grad.abs().max() > 0, name
+        assert not torch.equal(p.detach(), start[name]), name
+    for name, p in model.named_parameters():
+        if name in frozen:
+            assert torch.equal(p, frozen[name]), name
+
+
+@EVERY_CASE
+def test_disabled_and_detached_are_the_untouched_base(case: str) -> None:
+    model, ids = tiny.make("llama"), tiny.tokens()
+    before = tiny.logits(model, ids)
+    attached = attach(model, case)
+    tiny.disturb(list(attached.trained().values()))
+    assert not torch.equal(tiny.logits(model, ids), before)
+    with attached.disabled():
+        assert torch.equal(tiny.logits(model, ids), before)
+    assert not torch.equal(tiny.logits(model, ids), before)
+    attached.detach()
+    assert torch.equal(tiny.logits(model, ids), before)
+
+
+@EVERY_CASE
+def test_the_seed_decides_the_start_and_the_global_generator_is_left_alone(case: str) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, again = attach(tiny.make("llama"), case, seed=1).state_dict(), None
+    torch.manual_seed(5)
+    model = tiny.make("llama")
+    torch.manual_seed(5)
+    again = attach(model, case, seed=1).state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    assert one.keys() == again.keys()
+    assert all(torch.equal(one[name], again[name]) for name in one)
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_over_a_half_precision_base_adapters_are_float32_and_outputs_keep_the_dtype(
+    case: str, dtype: torch.dtype
+) -> None:
+    model, ids = tiny.make("llama").to(dtype), tiny.tokens()
+    before = tiny.logits(model, ids)
+    attached = attach(model, case)
+    assert {p.dtype for p in attached.trained().values()} == {torch.float32}
+    assert tiny.logits(model, ids).dtype == dtype
+    assert (tiny.logits(model, ids) - before).abs().max() <= 0.02 * before.abs().max()
+    with torch.autocast("cpu", dtype=dtype):
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in attached.trained().values())
+
+
+@EVERY_CASE
+def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model, ids = tiny.make("llama").train(), tiny.tokens()
+        attached = attach(model, case)
+        tiny.disturb(list(attached.trained().values()))
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append({name: p.grad for name, p in attached.trained().items()})
+    for name, plain in gradients[0].items():
+        assert torch.allclose(plain, gradients[1][name], rtol=1e-5, atol=1e-6), name
+
+
+# What must hold in another process, with another seed: saved folders are read there by lrft, by stock PEFT on stock
+# transformers, and merged folders by stock transformers. One process serves all cases, because starting one is slow.
+READER = """
+import json, sys, torch, transformers, tiny
+import lrft
+from transformers import AutoModelForCausalLM
+folder, ids = sys.argv[1], tiny.tokens()
+torch.manual_seed(999)
+report = {}
+for work in json.load(open(folder + "/work.json")):
+    expected = torch.load(work["logits"], weights_only=True)
+    def gap(model):
+        return (tiny.logits(model.eval(), ids) - expected).abs().max().item()
+    def base():
+        return AutoModelForCausalLM.from_pretrained(work["base"], dtype=torch.float32)
+    found = {}
+    model = base()
+    lrft.load_adapter(model, work["adapter"])
+    found["lrft"] = gap(model)
+    found["merged"] = gap(AutoModelForCausalLM.from_pretrained(work["merged"], dtype=torch.float32))
+    if work["peft"]:
+        from peft import PeftModel
+        found["peft"] = gap(PeftModel.from_pretrained(base(), work["adapter"]))
+    report[work["name"]] = found
+json.dump(report, open(folder + "/report.json", "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    """ "case model" -> {"lrft", "merged", "peft" if it can be said there}: largest logit difference over there."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    work = []
+    for model_name in tiny.MODELS:
+        base = tiny.save(tiny.make(model_name), folder / f"base-{model_name}")
+        for number, case in enumerate(CASES):
+            model = tiny.make(model_name)
+            attached = attach(model, case)
+            tiny.disturb(list(attached.trained().values()), size=0.05)
+            adapter = folder / f"{model_name}-{number}"
+            adapter.mkdir()
+            checkpoint.save_adapter(attached, adapter, base={"name": str(base)})
+            merging.merge(adapter, folder / f"merged-{model_name}-{number}")
+            logits = folder / f"{model_name}-{number}.pt"
+            torch.save(tiny.logits(model, tiny.tokens()), logits)
+            work.append(
+                {
+                    "name": f"{case} {model_name}",
+                    "base": str(base),
+                    "adapter": str(adapter),
+                    "merged": str(folder / f"merged-{model_name}-{number}"),
+                    "logits": str(logits),
+                    "peft": (adapter / "adapter_config.json").exists(),
+                }
+            )
+    (folder / "work.json").write_text(json.dumps(work))
+    environment = {
+        "PYTHONPATH": f"{Path(lrft.__file__).parents[1]}:{Path(__file__).parent}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", READER, str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report: dict[str, dict[str, float]] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_saved_loads_elsewhere_to_the_same_logits(
+    case: str, model_name: str, elsewhere: dict[str, Any]
+) -> None:
+    assert elsewhere[f"{case} {model_name}"]["lrft"] <= 1e-6
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_merged_equals_adapter(case: str, model_name: str, elsewhere: dict[str, Any]) -> None:
+    assert elsewhere[f"{case} {model_name}"]["merged"] <= 1e-4
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_stock_peft_gives_the_same_logits(case: str, model_name: str, elsewhere: dict[str, Any]) -> None:
+    found = elsewhere[f"{case} {model_name}"]
+    if "mora" in case:
+        assert "peft" not in found, "stock PEFT has no MoRA: the folder must not pretend"
+    else:
+        assert found["peft"] <= 1e-4

@@ -1,0 +1,56 @@
+"""The first steps of the quickstart on its real model. Skipped where scripts/quickstart has not fetched the model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrft import base, recipe
+from lrft.train import Options, train
+
+QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart"
+MODEL = base.cache_dir() / "quickstart" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not MODEL.is_file(), reason="scripts/quickstart fetches the real model"),
+]
+
+
+def test_converted_model_answers_and_stops() -> None:
+    folder = base.resolve(str(MODEL))
+    model, tokenizer = base.load_model(folder, dtype=torch.float32), base.load_tokenizer(folder)
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
+    assert base.position_limit(model.config) == 8192
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    out = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(out) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_first_steps_of_the_quickstart_learn(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, QUICKSTART / "commands.py", tmp_path, "--train", "100"], check=True)
+    changes = [
+        f"data.train={tmp_path / 'train.jsonl'}",
+        "data.validation=8",
+        "training.max_steps=6",
+        "training.global_batch_size=8",
+        "evaluation.samples=1",
+        "logging.every=1",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    train(recipe.load(QUICKSTART / "recipe.yaml", changes), Options(quiet=True))
+    records = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
+    losses = [record["loss"] for record in records if record["kind"] == "step"]
+    assert len(losses) == 6
+    assert losses[0] > 2
+    assert losses[-1] < losses[0] / 4
