@@ -1,7 +1,7 @@
 """What the methods declare, read from their source without importing it (they need torch, a recipe does not).
 
-The folder `lrft/methods` is the registry: each file holds one class with a class variable `name`, its word in a
-recipe. Class variables are its declaration, annotated fields with a default its options: all literals.
+The folder `lrft/methods` is the registry: each file holds one class with a class variable `name`, its word in
+a recipe. Class variables are its declaration, annotated fields with a default its options: all literals.
 
 Composition rules live here too: one method builds, a slot has one owner, every need is met.
 """

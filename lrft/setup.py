@@ -86,7 +86,7 @@ def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
     )
 
 
-def load_model(recipe: Recipe, source: Path, dtype: str) -> nn.Module:
+def load_model(recipe: Recipe, source: Path, dtype: str) -> Any:
     return base.load_model(
         source,
         dtype=machine.DTYPES[dtype],

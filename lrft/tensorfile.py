@@ -10,8 +10,8 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class TensorReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file: BinaryIO = path.open("rb")
+        self.file: BufferedReader = path.open("rb")
         try:
             (length,) = struct.unpack("<Q", self.file.read(8))
             if length > path.stat().st_size:
@@ -130,4 +130,4 @@ class TensorWriter:
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy. (numpy has no bfloat16: seen as integers.)"""
     flat = tensor.contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy().data)

@@ -70,7 +70,7 @@ def tell_start(trainer: Trainer) -> None:
         chosen = {
             "training.precision": trainer.compute,
             "model.precision": trainer.base_info["dtype"],
-            "model.attention": trainer.attached.model.config._attn_implementation,
+            "model.attention": attention_of(trainer.attached.model),
         }
         files.write_text(folder.path / "resolved.yaml", recipes.resolved(recipe, chosen))
         if (
@@ -86,6 +86,11 @@ def tell_start(trainer: Trainer) -> None:
     for warning in trainer.warnings:
         trainer.reporter.warn(warning)
     trainer.describe()
+
+
+def attention_of(model: Any) -> str:
+    """The attention kernel that transformers chose."""
+    return str(model.config._attn_implementation)
 
 
 def loop(trainer: Trainer, signals: StopSignals) -> None:

@@ -62,13 +62,13 @@ def verify_merge(
     dtype = stored_dtype(merged)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    model = base.load_model(base_folder, dtype=torch.float32).to(device)
+    model = loaded(base_folder, device)
     attached = load_adapter(model, adapter)
     expected = logits(model, rows, device)
     with attached.disabled():
         untouched = logits(model, rows, device)
     del model, attached
-    got = logits(base.load_model(merged, dtype=torch.float32).to(device), rows, device)
+    got = logits(loaded(merged, device), rows, device)
 
     difference = compare(got, expected, untouched, TOLERANCE[dtype] if tolerance is None else tolerance)
     if difference.changed == 0:
@@ -80,6 +80,11 @@ def verify_merge(
             f"The merged folder was kept for inspection: {merged}. A wider --dtype loses less to rounding.",
         )
     return difference
+
+
+def loaded(folder: Path, device: torch.device) -> Any:
+    model: Any = base.load_model(folder, dtype=torch.float32)
+    return model.to(device)
 
 
 def compare(

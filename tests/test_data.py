@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -355,9 +356,14 @@ def test_ragged_csv_rows_and_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_a_row_of_ten_megabytes(tmp_path: Path) -> None:
-    path = lines(tmp_path / "a.jsonl", *texts(2), {"text": "hello " * 1_700_000})
-    with pytest.raises(DataError, match=r"a\.jsonl:3  "):
-        prepare(tmp_path, path)
+    huge = "hello " * 1_700_000
+    lines(tmp_path / "a.jsonl", {"text": "a", "extra": huge}, {"text": ["a"], "extra": huge})
+    (tmp_path / "a.csv").write_text(f"text,extra\na,{huge}\nb\n")
+    for name in ("a.jsonl", "a.csv"):
+        assert answers(prepare(tmp_path, tmp_path / name, on_bad_row="skip").train) == ["a"]
+        with pytest.raises(DataError, match="1 of 2 rows") as caught:
+            prepare(tmp_path, tmp_path / name)
+        assert len(caught.value.message) < 1_000
 
 
 VALUES = st.recursive(
@@ -383,7 +389,8 @@ def test_read_is_used_plus_dropped(tmp_path: Path, rows: list[Any], too_long: st
     try:
         prepared = prepare(tmp_path, path, **options)
     except DataError as error:
-        assert "nothing to train on" in error.message
+        if "nothing to train on" not in error.message:
+            raise
         return
     assert prepared.report.read == len(rows) + 1
     assert len(prepared.train) == prepared.report.used
@@ -395,10 +402,8 @@ def test_read_is_used_plus_dropped(tmp_path: Path, rows: list[Any], too_long: st
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_give_rows_or_a_plain_error(tmp_path: Path, raw: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(b'{"text": "a"}\n' * (name == "a.jsonl") + raw)
-    try:
+    with contextlib.suppress(LrftError):
         prepare(tmp_path, tmp_path / name, on_bad_row="skip", cache=False)
-    except LrftError as error:
-        assert error.lines()
 
 
 # --- length ---
@@ -464,7 +469,7 @@ def test_split_trains_every_token_of_a_document_once(tmp_path: Path, make: Any) 
 
 
 def test_split_is_refused_where_it_would_part_answers_from_questions(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="data.too_long: split is for format text"):
+    with pytest.raises(RecipeError, match=r"data\.too_long: split is for format text"):
         prepare(tmp_path, lines(tmp_path / "a.jsonl", PAIR), too_long="split")
 
 
@@ -545,7 +550,7 @@ def test_the_cache_is_hit_only_by_the_same_data_tokenizer_template_and_options(t
     assert first.key == second.key == second.report.key
     assert first.train.tokens(0).tolist() == second.train.tokens(0).tolist()
     assert "cache found" in second.report.lines()[-1]
-    space = tiny.chatml(tiny.CHATML.replace("assistant\n", "assistant \n"))
+    space = tiny.chatml(tiny.CHATML.replace("assistant\n", "assistant \n").replace("+ '\n' +", "+ ' \n' +"))
     named = tiny.chatml()
     named.add_tokens(["new"])
     others = [

@@ -1,4 +1,4 @@
-"""The first steps of the quickstart on its real model. Skipped where scripts/quickstart has not fetched the model."""
+"""The first steps of the quickstart on its real model. Skipped until scripts/quickstart has fetched the model."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -14,7 +15,8 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA2 = (
-    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}"
+    "{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}"
     "{% elif m.role == 'assistant' %}{{ ' ' + m.content | trim + ' ' + eos_token }}"
     "{% else %}{{ raise_exception('Only user and assistant turns') }}{% endif %}{% endfor %}"
 )
@@ -84,8 +86,6 @@ def _spaced() -> str:
 
 def spaced(template: str | None = LLAMA2) -> PreTrainedTokenizerFast:
     """Puts a space before any text and BOS before any row; writes </s> after answers."""
-    import json
-
     state = json.loads(_spaced())
     state["added_tokens"] = state["added_tokens"][:3]
     tokenizer = Tokenizer.from_str(json.dumps(state))

@@ -186,9 +186,9 @@ class AdapterLinear(nn.Module):
 
     # Models ask their linear layers for dtype and device through these.
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor | nn.Module:
         return self.base.weight
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Tensor | nn.Module | None:
         return self.base.bias

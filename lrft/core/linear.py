@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if is_linear(module))
 
 
-def shape(module: nn.Module) -> tuple[int, int]:
+def shape(module: Any) -> tuple[int, int]:
     """(d, k): outputs, inputs."""
     rows, columns = module.weight.shape
     return (columns, rows) if is_transposed(module) else (rows, columns)
@@ -39,12 +40,12 @@ def as_rows(weight: Tensor, transposed: bool) -> Tensor:
     return weight.T if transposed else weight
 
 
-def dense(module: nn.Module) -> Tensor:
+def dense(module: Any) -> Tensor:
     """W as (d, k) in at least float32, detached. The layer's own memory when no cast is needed: do not write to it."""
     weight = as_rows(module.weight.detach(), is_transposed(module))
     return weight if weight.dtype == torch.float64 else weight.float()
 
 
-def product(module: nn.Module, x: Tensor) -> Tensor:
+def product(module: Any, x: Tensor) -> Tensor:
     """W x for x (..., k), without the bias, in the layer's own precision."""
     return nn.functional.linear(x, as_rows(module.weight, is_transposed(module)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core.adapter import Delta, Site
+from lrft.core.adapter import Site
 from lrft.core.part import Part
 
 
@@ -34,7 +34,7 @@ class Pissa(Part):
     iterations: Annotated[int, Field(ge=0)] = 16
     """Power iterations of the randomized decomposition."""
 
-    def start(self, adapter: Delta, W0: Tensor) -> None:
+    def start(self, adapter: Any, W0: Tensor) -> None:
         r, scale = adapter.site.rank, adapter.site.scale
         if r > min(W0.shape):
             raise ValueError(

@@ -49,6 +49,7 @@ def adapter(root: Node, problems: Problems) -> Node:
             _both_factors(f"adapter.overrides.{pattern}", override, problems)
             if not override.value:
                 problems.add(override.place, f"adapter.overrides.{pattern}: give rank, alpha or scale")
+    _foreign_targets(section, problems)
     method = section.child("method")
     if method is None or not isinstance(method.value, list):
         return root
@@ -66,6 +67,16 @@ def _both_factors(key: str, section: Node, problems: Problems) -> None:
         problems.add(
             later, f"{key}.alpha and {key}.scale are both given: scale is the factor itself, keep one"
         )
+
+
+def _foreign_targets(section: Node, problems: Problems) -> None:
+    """`all` is how others write all-linear; taken as a module's name it would only match nothing, later."""
+    key = "adapter.target_modules"
+    targets = section.child("target_modules")
+    items = [targets, *(child for _, child in targets.items())] if targets is not None else []
+    for node in items:
+        if isinstance(node.value, str) and node.value in VALUES[key]:
+            problems.refuse(node.place, f"{key}: got '{node.value}'. {VALUES[key][node.value]}")
 
 
 def _is_known(entry: Node, problems: Problems) -> bool:

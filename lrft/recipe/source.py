@@ -78,7 +78,7 @@ def _position(before: str, source: Source) -> Place:
 
 
 def parse(text: str, source: Source, problems: Problems) -> Node:
-    """The tree of one YAML document. Wrong scalars and keys go to `problems`. Raises Refused for broken YAML."""
+    """The tree of one YAML document. Wrong scalars and keys go to `problems`; broken YAML raises Refused."""
     loader = yaml.SafeLoader(text)
     builder = _Builder(source, problems)
     try:

@@ -148,9 +148,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "full": "training of all weights is not supported in this version",
     },
     "adapter.target_modules": {
-        **dict.fromkeys(
-            ("all", "all_linear", "linear"), "Here: all-linear, which leaves out the output head"
-        ),
+        **dict.fromkeys(("all", "all_linear"), "Here: all-linear, which leaves out the output head"),
     },
     "model.precision": {"bf16": "Here: bfloat16", "fp16": "Here: float16", "fp32": "Here: float32"},
     "training.precision": {

@@ -141,7 +141,8 @@ def _sentence(item: Any, key: str, node: Node) -> str:
         return f"expected {_EXPECTED[kind]}, got {got(node, value)}" + _hint(kind, value, node)
     if kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
-        return f"must be {words} {context[bound]}, got {got(node, value)}"
+        limit = context[bound]
+        return f"must be {words} {int(limit) if limit == int(limit) else limit}, got {got(node, value)}"
     if kind == "literal_error":
         return _choice(context["expected"], value, node)
     if kind in ("string_too_short", "too_short"):
