@@ -172,7 +172,7 @@ def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
     from lrft import recipe as recipes
 
     if as_json:
-        typer.echo(json.dumps(loaded.model_dump(mode="json"), indent=1))
+        typer.echo(json.dumps(recipes.plain(loaded), indent=1))
     else:
         typer.echo(recipes.resolved(loaded, {}), nl=False)
 

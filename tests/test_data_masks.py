@@ -49,6 +49,7 @@ def read(tokenizer, encoded: Encoded) -> list[str]:
 @given(st.lists(st.tuples(CONTENT, ANSWER), min_size=1, max_size=3))
 @example([("<|im_end|>", "<|im_end|>")])
 @example([("a", ">")])
+@example([("", "\n<|im_end|>"), ("", "a")])
 @settings(max_examples=120, deadline=None)
 def test_trained_tokens_read_as_answer_and_end_token(turns: list[tuple[str, str]]) -> None:
     tokenizer = tiny.chatml()
@@ -79,9 +80,7 @@ def test_a_tokenizer_that_puts_spaces_gets_none_at_the_borders(question: str, an
     assert tokens[-1] == tokenizer.eos_token_id
     assert encoded.trained[-1]
     if not any(token in question + answer for token in SPECIAL):
-        whole = tokenizer(
-            tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False
-        ).input_ids
+        whole = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False).input_ids
         assert tokenizer.decode(tokens) == tokenizer.decode(whole)
         # Jinja's trim takes off what str.strip does.
         assert read(tokenizer, encoded) == [f" {answer.strip()} </s>"]
@@ -96,9 +95,7 @@ def test_rows_are_what_the_template_gives_without_special_text() -> None:
 
 def test_the_question_does_not_change_what_is_trained() -> None:
     tokenizer = tiny.chatml()
-    one, two = (
-        encode(tokenizer, Sample(messages=tuple(conversation(q, "forty two")))) for q in ("a", "b, c")
-    )
+    one, two = (encode(tokenizer, Sample(messages=tuple(conversation(q, "forty two")))) for q in ("a", "b, c"))
     assert one.tokens[one.trained].tolist() == two.tokens[two.trained].tolist()
 
 
@@ -170,7 +167,11 @@ def test_a_template_that_rewrites_earlier_answers_is_refused() -> None:
     with pytest.raises(DataError, match="otherwise once more text follows") as caught:
         encode(tokenizer, sample)
     assert "last-assistant" in str(caught.value.hint)
-    assert read(tokenizer, encode(tokenizer, sample, "last-assistant")) == ["two<|im_end|>"]
+    encoded = encode(tokenizer, sample, "last-assistant")
+    assert read(tokenizer, encoded) == ["two<|im_end|>"]
+    # Generation still works, from the very ids of the row.
+    prompt = encode_prompt(tokenizer, sample.messages[:-1])
+    assert encoded.tokens[: encoded.spans[-1][0]].tolist() == prompt.tolist()
 
 
 def test_content_that_the_template_leaves_out_is_noticed() -> None:

@@ -1,4 +1,4 @@
-"""The first steps of the quickstart on its real model. Skipped until scripts/quickstart has fetched the model."""
+"""The quickstart's first steps on its real model. Skipped until scripts/quickstart has fetched the model."""
 
 from __future__ import annotations
 

@@ -30,9 +30,7 @@ class Found:
         return f"{self.file}{self.number}"
 
 
-def collect(
-    inputs: Sequence[Input], settings: Settings, where: Where
-) -> tuple[list[Found], list[SourceReport]]:
+def collect(inputs: Sequence[Input], settings: Settings, where: Where) -> tuple[list[Found], list[SourceReport]]:
     """All usable samples in the order of the inputs, and one report per source.
 
     Raises DataError when no format fits, when on_bad_row is error and a row is bad; RecipeError for columns.

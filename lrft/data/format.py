@@ -126,15 +126,11 @@ def sample(record: Mapping[str, Any], name: str, *, chat: bool) -> Sample:
     if name == "messages":
         return Sample(messages=_turns(record["messages"], "messages", "role", "content", ROLES))
     if name == "sharegpt":
-        return Sample(
-            messages=_turns(record["conversations"], "conversations", "from", "value", SHAREGPT_ROLES)
-        )
+        return Sample(messages=_turns(record["conversations"], "conversations", "from", "value", SHAREGPT_ROLES))
     if name == "text":
         return Sample(document=_filled(record["text"], "text"))
     if name == "completion":
-        return Sample(
-            prompt=_string(record["prompt"], "prompt"), answer=_answer(record["completion"], "completion")
-        )
+        return Sample(prompt=_string(record["prompt"], "prompt"), answer=_answer(record["completion"], "completion"))
     return _alpaca(record, chat)
 
 
@@ -145,9 +141,7 @@ def _alpaca(record: Mapping[str, Any], chat: bool) -> Sample:
     answer = _answer(record["output"], "output")
     if chat:
         content = f"{instruction}\n\n{given}" if given else instruction
-        return Sample(
-            messages=({"role": "user", "content": content}, {"role": "assistant", "content": answer})
-        )
+        return Sample(messages=({"role": "user", "content": content}, {"role": "assistant", "content": answer}))
     # Replaced one by one: str.format would read braces in the user's text.
     text = CLASSIC_INPUT if given else CLASSIC
     before, after = text.split("{instruction}")
@@ -173,9 +167,7 @@ def _turn(turn: Any, field: str, who: str, what: str, roles: Mapping[str, str]) 
         if key not in turn:
             raise BadRow("missing key", f"no '{key}'; there are {', '.join(turn) or 'none'}", field)
     # Tool calls or separate reasoning change what the template writes: not to be passed over.
-    if extra := [
-        key for key, value in turn.items() if key not in (who, what) and value not in (None, [], "")
-    ]:
+    if extra := [key for key, value in turn.items() if key not in (who, what) and value not in (None, [], "")]:
         raise BadRow("unknown key in a turn", f"'{extra[0]}' is not supported, only {who} and {what}", field)
     role = turn[who]
     if not isinstance(role, str) or role not in roles:

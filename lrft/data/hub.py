@@ -48,9 +48,7 @@ def _download(path: str, name: str, config: str | None, split: str) -> Any:
     try:
         return datasets.load_dataset(name, config, split=split)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise DataError(
-            f"{path}, split {split}: {str(error).splitlines()[0] if str(error) else error}"
-        ) from error
+        raise DataError(f"{path}, split {split}: {str(error).splitlines()[0] if str(error) else error}") from error
 
 
 def _unreachable() -> str | None:

@@ -33,9 +33,7 @@ class Prepared:
     cached: bool
 
 
-def prepare(
-    section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where, cache: Path
-) -> Prepared:
+def prepare(section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where, cache: Path) -> Prepared:
     """Read, render, tokenise, measure and split the data of a recipe.
 
     section: the recipe's data section. limit: the model's number of positions. where: place of a key in the

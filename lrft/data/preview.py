@@ -24,9 +24,7 @@ def render(rows: Rows, report: DataReport, tokenizer: Any, *, n: int = 5, colour
     places = np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)
     for i in places.tolist():
         trained, total = int(rows.trained(i).sum()), len(rows.tokens(i))
-        out.append(
-            f"{visible(rows.source(i))}  {total:,} tokens, {trained:,} trained\n", TITLE if colour else ""
-        )
+        out.append(f"{visible(rows.source(i))}  {total:,} tokens, {trained:,} trained\n", TITLE if colour else "")
         out.append_text(row_text(rows, i, tokenizer, colour=colour))
         out.append("\n\n")
     for line in report.lines():
@@ -45,9 +43,7 @@ def row_text(rows: Rows, i: int, tokenizer: Any, *, colour: bool) -> Text:
     out, done = Text(), ""
     for start, stop in pairwise(edges):
         # The whole beginning is decoded each time: some tokenizers strip the space before a first token.
-        text = tokenizer.decode(
-            tokens[:stop].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        text = tokenizer.decode(tokens[:stop].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         part, done = "\n".join(visible(line) for line in text[len(done) :].split("\n")), text
         if colour:
             out.append(part, TRAINED if trained[start] else UNTRAINED)

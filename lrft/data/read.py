@@ -35,16 +35,10 @@ def find(path: str, split: str = "train") -> list[Source]:
         return [_file(file) for file in _folder(place)]
     if not place.is_file():
         close = nearest(place.name, (f.name for f in place.parent.iterdir())) if place.parent.is_dir() else []
-        hint = (
-            f"Close: {place.parent / close[0]}"
-            if close
-            else "For a data set of the hub write hub:OWNER/NAME."
-        )
+        hint = f"Close: {place.parent / close[0]}" if close else "For a data set of the hub write hub:OWNER/NAME."
         raise DataError(f"{path}: no such file or folder", hint)
     if place.suffix.lower() not in READERS:
-        raise DataError(
-            f"{path}: {place.suffix or 'a file without suffix'} is not a kind of data file", _KINDS
-        )
+        raise DataError(f"{path}: {place.suffix or 'a file without suffix'} is not a kind of data file", _KINDS)
     return [_file(place)]
 
 
@@ -87,9 +81,7 @@ def _file(path: Path) -> Source:
         if seen and seen[0] != stamp():
             raise DataError(f"{path}: the file changed while it was read", "Run the same command again.")
 
-    return Source(
-        f"{path}{'#' if kind in ('.json', '.parquet') else ':'}", kind, _plainly(digest, path), records
-    )
+    return Source(f"{path}{'#' if kind in ('.json', '.parquet') else ':'}", kind, _plainly(digest, path), records)
 
 
 def _plainly(call: Callable[[], str], path: Path) -> Callable[[], str]:
@@ -190,9 +182,7 @@ def _csv(path: Path) -> Iterator[Record]:
                 yield Record(start, _csv_row(header, fields), head(",".join(fields)))
             start = lines.line_num + 1
     except csv.Error as error:
-        raise DataError(
-            f"{path}:{lines.line_num}: {error}", "Look for an unclosed or stray quote."
-        ) from error
+        raise DataError(f"{path}:{lines.line_num}: {error}", "Look for an unclosed or stray quote.") from error
 
 
 def _csv_row(header: list[str], fields: list[str]) -> dict[str, Any] | BadRow:

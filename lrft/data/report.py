@@ -133,9 +133,7 @@ class DataReport:
         return out
 
     def _source_line(self, source: SourceReport) -> str:
-        parts = [
-            f"{source.path}: {source.format} ({source.decided}), {source.used:,} of {source.read:,} used"
-        ]
+        parts = [f"{source.path}: {source.format} ({source.decided}), {source.used:,} of {source.read:,} used"]
         parts += [f"{count:,} dropped: {reason}" for reason, count in source.dropped.items()]
         parts += [f"{source.truncated:,} truncated"] * bool(source.truncated)
         parts += [f"columns not used: {', '.join(source.ignored)}"] * bool(source.ignored)

@@ -92,9 +92,7 @@ def chat_template(section: Any, tokenizer: Any, *, where: Where) -> str | None:
 
 def inputs(section: Any, *, where: Where) -> list[Input]:
     """The train entries and, when validation is a path, that. Raises DataError, RecipeError."""
-    found = [
-        read_input(entry, f"data.train.{k}", "train", where=where) for k, entry in enumerate(section.train)
-    ]
+    found = [read_input(entry, f"data.train.{k}", "train", where=where) for k, entry in enumerate(section.train)]
     if isinstance(section.validation, str) and section.validation != "none":
         found.append(validation_input(section.validation, section, where=where))
     return found

@@ -100,9 +100,20 @@ class Renderer:
         return self._join([(sample.prompt, self._train_on == "all"), (sample.answer, True)])
 
     def prompt(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
-        """The pieces that generation of the next answer starts from. Raises BadRow."""
+        """The pieces that generation of the next answer starts from. Raises BadRow.
+
+        Earlier answers are cut out as in training, so that the ids are those of a trained row.
+        """
         turns, marks = self._mark(messages)
-        return tuple(_cut(self._render(turns, prompt=True), [], marks)[0])
+        full = self._render(turns, prompt=True)
+        answers = [i for i, m in enumerate(turns[:-1]) if m["role"] == "assistant"]
+        try:
+            bounds = [self._bounds(turns, i, full) for i in answers]
+        except DataError:
+            # The template rewrites earlier answers: training was with last-assistant, which cuts none of them.
+            bounds = []
+        pieces, _ = _cut(full, bounds, marks)
+        return tuple(pieces)
 
     def _join(self, parts: Sequence[tuple[str, bool]]) -> Rendered:
         """Pieces without a template from (text, trained) parts, the last being the answer; eos follows."""

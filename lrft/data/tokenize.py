@@ -106,9 +106,7 @@ class Encoder:
         moved = len(row) - len(flat)
         mask = np.array([False] * moved + trained, dtype=bool)
         mask[:1] = False
-        return Encoded(
-            np.array(row, dtype=np.int32), mask, tuple((a + moved, b + moved, t) for a, b, t in spans)
-        )
+        return Encoded(np.array(row, dtype=np.int32), mask, tuple((a + moved, b + moved, t) for a, b, t in spans))
 
     def _with_bos(self, ids: Ids) -> Ids:
         return ids if self.bos is None or ids[:1] == [self.bos] else [self.bos, *ids]
@@ -117,9 +115,7 @@ class Encoder:
         """What the ids read as, without special tokens."""
         return self._normal.decode([ids.tolist()], skip_special=True)[0]
 
-    def _check(
-        self, samples: Sequence[Rendered], parts: Sequence[Sequence[Ids]], names: Sequence[str]
-    ) -> None:
+    def _check(self, samples: Sequence[Rendered], parts: Sequence[Sequence[Ids]], names: Sequence[str]) -> None:
         """Cutting the text into pieces must not change what its ids read as."""
         texts = self._normal.decode([list(chain(*ids)) for ids in parts])
         for k, (sample, text) in enumerate(zip(samples, texts, strict=True)):

@@ -4,25 +4,33 @@ from lrft.recipe.document import describe, json_schema, reference
 from lrft.recipe.load import load, parse_adapter
 from lrft.recipe.schema import (
     AdapterSection,
+    CheckpointSection,
     DataEntry,
     DataSection,
     EarlyStopping,
+    EvaluationSection,
+    LoggingSection,
     LrScheduler,
     MethodEntry,
+    ModelSection,
     ModuleOverride,
     Optimizer,
     Recipe,
     TrainingSection,
 )
-from lrft.recipe.show import differences, resolved
+from lrft.recipe.show import differences, plain, resolved
 
 __all__ = [
     "AdapterSection",
+    "CheckpointSection",
     "DataEntry",
     "DataSection",
     "EarlyStopping",
+    "EvaluationSection",
+    "LoggingSection",
     "LrScheduler",
     "MethodEntry",
+    "ModelSection",
     "ModuleOverride",
     "Optimizer",
     "Recipe",
@@ -32,6 +40,7 @@ __all__ = [
     "json_schema",
     "load",
     "parse_adapter",
+    "plain",
     "reference",
     "resolved",
 ]

@@ -22,9 +22,7 @@ def version(root: Node) -> None:
     """Raises Refused for a newer format: nothing else that would be said about the file could be trusted."""
     node = root.child("lrft")
     if node is not None and type(node.value) is int and node.value > FORMAT:
-        raise Refused(
-            node.place, f"this recipe is written for a newer lrft: format {node.value}, here {FORMAT}"
-        )
+        raise Refused(node.place, f"this recipe is written for a newer lrft: format {node.value}, here {FORMAT}")
 
 
 def all_of(root: Node, problems: Problems) -> Node:
@@ -64,9 +62,7 @@ def _both_factors(key: str, section: Node, problems: Problems) -> None:
     alpha, scale = section.child("alpha"), section.child("scale")
     if alpha is not None and scale is not None and alpha.value != "auto":
         later = max(alpha.place, scale.place, key=lambda place: place.rank)
-        problems.add(
-            later, f"{key}.alpha and {key}.scale are both given: scale is the factor itself, keep one"
-        )
+        problems.add(later, f"{key}.alpha and {key}.scale are both given: scale is the factor itself, keep one")
 
 
 def _foreign_targets(section: Node, problems: Problems) -> None:
@@ -106,9 +102,7 @@ def _with_options(entry: Node, problems: Problems) -> Node:
     except ValidationError as error:
         words.add_option_errors(error, name, given, [knob.name for knob in card.knobs], problems)
         return entry
-    nodes = {
-        key: replace(given.child(key) or Node(None, DEFAULT), value=value) for key, value in values.items()
-    }
+    nodes = {key: replace(given.child(key) or Node(None, DEFAULT), value=value) for key, value in values.items()}
     keys = {key: given.keys.get(key, DEFAULT) for key in nodes}
     return entry.with_child("options", Node(nodes, given.place, keys))
 

@@ -30,9 +30,7 @@ def json_schema() -> Schema:
     """JSON Schema (2020-12) of a recipe file, short forms included."""
     schema = Recipe.model_json_schema()
     definitions: dict[str, Schema] = schema["$defs"]
-    adapter, data, training = (
-        definitions[f"{name}Section"]["properties"] for name in ("Adapter", "Data", "Training")
-    )
+    adapter, data, training = (definitions[f"{name}Section"]["properties"] for name in ("Adapter", "Data", "Training"))
     names, entry = _method_names(), {"anyOf": [_TEXT, {"$ref": "#/$defs/DataEntry"}]}
     with_options = {"anyOf": [names, _one_of(_method_options(definitions))]}
     methods = {"type": "array", "minItems": 1, "items": with_options}
@@ -55,9 +53,7 @@ def json_schema() -> Schema:
         "additionalProperties": False,
         "properties": {"lrft": sections.pop("lrft"), "extends": _EXTENDS, **sections},
         "anyOf": [{"required": ["extends"]}, {"required": ["model", "data", "output_dir"]}],
-        "$defs": {
-            name: definitions[name] for name in definitions if name not in ("LrScheduler", "Optimizer")
-        },
+        "$defs": {name: definitions[name] for name in definitions if name not in ("LrScheduler", "Optimizer")},
     }
 
 
@@ -69,9 +65,7 @@ def _write(prop: Schema, form: Schema, default: Any = None) -> None:
 
 
 def _method_names() -> Schema:
-    return {
-        "oneOf": [{"const": card.name, "description": card.summary} for card in catalog.methods().values()]
-    }
+    return {"oneOf": [{"const": card.name, "description": card.summary} for card in catalog.methods().values()]}
 
 
 def _method_options(definitions: dict[str, Schema]) -> dict[str, Schema]:
@@ -81,7 +75,10 @@ def _method_options(definitions: dict[str, Schema]) -> dict[str, Schema]:
             **card.model.model_json_schema(),
             "description": card.summary,
         }
-    return {card.name: {"$ref": f"#/$defs/{card.class_name}Options"} for card in catalog.methods().values()}
+    return {
+        card.name: {"anyOf": [{"$ref": f"#/$defs/{card.class_name}Options"}, {"type": "null"}]}
+        for card in catalog.methods().values()
+    }
 
 
 def _one_of(properties: Schema) -> Schema:
@@ -129,9 +126,7 @@ def reference() -> str:
         "# Keys of a recipe",
         "This page is made from the schema. `null` returns a key to its default.",
         "## Top level",
-        _table(
-            {key: prop for key, prop in schema["properties"].items() if key not in sections}, {"output_dir"}
-        ),
+        _table({key: prop for key, prop in schema["properties"].items() if key not in sections}, {"output_dir"}),
     ]
     for key, prop in sections.items():
         model = schema["$defs"][_section(prop)]
@@ -187,9 +182,7 @@ def _words(form: Schema) -> str:
     if kind == "object":
         names = ", ".join(form.get("properties", {}))
         return f"a map with one of {names}" if names else "a map"
-    return {"string": "text", "boolean": "`true`, `false`", "null": ""}.get(str(kind), "") or _number(
-        form, kind
-    )
+    return {"string": "text", "boolean": "`true`, `false`", "null": ""}.get(str(kind), "") or _number(form, kind)
 
 
 _BOUNDS = {
@@ -216,9 +209,7 @@ def describe(key: str) -> str:
         close = nearest(name, known)
         raise UsageError(f"{key} is not a key of a recipe", f"Did you mean {close[0]}?" if close else None)
     prop, required = known[name]
-    below = [
-        other for other in known if other.startswith(f"{name}.") and other.count(".") == name.count(".") + 1
-    ]
+    below = [other for other in known if other.startswith(f"{name}.") and other.count(".") == name.count(".") + 1]
     lines = [f"{name}: {_words(prop).replace('`', '')}", prop.get("description", "")]
     if not below or "default" in prop:
         lines.append("Required." if required else f"Default: {_default(prop)}")

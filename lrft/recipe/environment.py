@@ -24,9 +24,7 @@ def fill(node: Node, problems: Problems, environ: Mapping[str, str] | None = Non
         return node
     missing = [m[1] for m in _REFERENCE.finditer(node.value) if m[2] is None and m[1] not in environ]
     for name in dict.fromkeys(missing):
-        problems.refuse(
-            node.place, f"the environment variable {name} is not set; ${{{name}:-DEFAULT}} gives a default"
-        )
+        problems.refuse(node.place, f"the environment variable {name} is not set; ${{{name}:-DEFAULT}} gives a default")
     if "${" in _REFERENCE.sub("", node.value):
         problems.refuse(node.place, "write a reference to the environment as ${NAME} or ${NAME:-default}")
     names = {m[1] for m in _REFERENCE.finditer(node.value)}

@@ -82,9 +82,7 @@ def _method(item: Node, problems: Problems) -> Node | None:
         ((name, options),) = item.value.items()
         if isinstance(options.value, dict):
             return mapping({"name": Node(name, item.keys[name]), "options": options}, item.place)
-        problems.add(
-            options.place, f"adapter.method: expected a map of {name}'s options, as in {{{name}: {{...}}}}"
-        )
+        problems.add(options.place, f"adapter.method: expected a map of {name}'s options, as in {{{name}: {{...}}}}")
         return None
     problems.add(item.place, "adapter.method: expected a name, or one name with options as in {NAME: {...}}")
     return None
@@ -107,9 +105,7 @@ def _choice(node: Node, path: Path, problems: Problems) -> Node:
     for option in options_node.value:
         if name in known and option not in known[name]:
             takes = f"it takes {' and '.join(known[name])}" if known[name] else "it takes no options"
-            problems.add(
-                options_node.keys[option], f"{dotted(path)}: {option} is no option of {name}; {takes}"
-            )
+            problems.add(options_node.keys[option], f"{dotted(path)}: {option} is no option of {name}; {takes}")
     allowed = {k: v for k, v in options_node.value.items() if name not in known or k in known[name]}
     keys = {"name": node.keys[name], **{k: options_node.keys[k] for k in allowed}}
     return Node({"name": Node(name, node.keys[name]), **allowed}, node.place, keys)

@@ -20,9 +20,7 @@ def apply(root: Node, overrides: Iterable[str], problems: Problems) -> Node:
     for number, text in enumerate(overrides, start=1):
         place = Place(Source(f"argument {number}", FIRST_ORDER + number))
         try:
-            root = (
-                _remove(root, text[1:], place) if text.startswith("~") else _set(root, text, place, problems)
-            )
+            root = _remove(root, text[1:], place) if text.startswith("~") else _set(root, text, place, problems)
         except Refused as refused:
             problems.add(place, refused.text)
     return root

@@ -84,21 +84,15 @@ def _method(value: Any) -> tuple[MethodEntry, ...]:
 
 
 class AdapterSection(Section):
-    method: Annotated[tuple[MethodEntry, ...], PlainValidator(_method), WithJsonSchema({"type": "array"})] = (
-        Field(description="A method, or a list of one method and parts that combine with it.")
+    method: Annotated[tuple[MethodEntry, ...], PlainValidator(_method), WithJsonSchema({"type": "array"})] = Field(
+        description="A method, or a list of one method and parts that combine with it."
     )
-    rank: Count = Field(
-        default=16, description="Rank of the update, or of the LoRA with as many trained parameters."
-    )
+    rank: Count = Field(default=16, description="Rank of the update, or of the LoRA with as many trained parameters.")
     alpha: Alpha = Field(
         default="auto", description="Numerator of the factor on the update; auto is the method's own rule."
     )
-    scale: Positive | None = Field(
-        default=None, description="The factor on the update itself, in place of alpha."
-    )
-    dropout: BelowOne = Field(
-        default=0.0, description="Share of an adapter's inputs set to zero in training."
-    )
+    scale: Positive | None = Field(default=None, description="The factor on the update itself, in place of alpha.")
+    dropout: BelowOne = Field(default=0.0, description="Share of an adapter's inputs set to zero in training.")
     target_modules: Patterns = Field(
         default=("all-linear",),
         description="Layers that get an adapter: all-linear, names, globs, or re: expressions.",
@@ -165,9 +159,7 @@ class LrScheduler(Section):
 
 class Optimizer(Section):
     name: Literal["adamw"] = Field(default="adamw", description="The optimiser.")
-    betas: tuple[BelowOne, BelowOne] = Field(
-        default=(0.9, 0.999), description="Decay of the two running means."
-    )
+    betas: tuple[BelowOne, BelowOne] = Field(default=(0.9, 0.999), description="Decay of the two running means.")
     eps: Positive = Field(default=1e-8, description="Added to the denominator.")
 
 
@@ -198,20 +190,12 @@ class TrainingSection(Section):
     epochs: Positive | None = Field(
         default=3.0, description="Passes over the data; the default is no limit when max_steps is given."
     )
-    max_steps: Count | None = Field(
-        default=None, description="Optimiser steps; with epochs, whichever ends first."
-    )
+    max_steps: Count | None = Field(default=None, description="Optimiser steps; with epochs, whichever ends first.")
     global_batch_size: Count = Field(default=32, description="Rows per optimiser step, over all devices.")
-    micro_batch_size: Count = Field(
-        default=4, description="Rows per device and forward pass: memory, not the result."
-    )
+    micro_batch_size: Count = Field(default=4, description="Rows per device and forward pass: memory, not the result.")
     learning_rate: Positive = Field(default=2e-4, description="Highest learning rate.")
-    lr_scheduler: LrScheduler = Field(
-        default=LrScheduler(), description="Shape of the learning rate over the run."
-    )
-    warmup_ratio: BelowOne = Field(
-        default=0.03, description="Share of the run in which the learning rate rises."
-    )
+    lr_scheduler: LrScheduler = Field(default=LrScheduler(), description="Shape of the learning rate over the run.")
+    warmup_ratio: BelowOne = Field(default=0.03, description="Share of the run in which the learning rate rises.")
     warmup_steps: CountOrZero | None = Field(
         default=None, description="The same in optimiser steps, in place of warmup_ratio."
     )
@@ -221,12 +205,8 @@ class TrainingSection(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="Number format of the computation."
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Computes activations again to save memory."
-    )
-    seed: CountOrZero = Field(
-        default=42, description="Of the split, the order, the start of adapters and dropout."
-    )
+    gradient_checkpointing: bool = Field(default=False, description="Computes activations again to save memory.")
+    seed: CountOrZero = Field(default=42, description="Of the split, the order, the start of adapters and dropout.")
     early_stopping: Annotated[
         Annotated[Literal["none"], Tag("word")] | Annotated[EarlyStopping, Tag("settings")],
         Discriminator(_is_word),
@@ -234,9 +214,7 @@ class TrainingSection(Section):
 
 
 class EvaluationSection(Section):
-    every: Every = Field(
-        default=0.1, description="A fraction of the run, or a number of optimiser steps, or none."
-    )
+    every: Every = Field(default=0.1, description="A fraction of the run, or a number of optimiser steps, or none.")
     at_start: bool = Field(
         default=True, description="Evaluates before the first step, to have something to compare with."
     )
@@ -248,9 +226,7 @@ class EvaluationSection(Section):
 
 
 class CheckpointSection(Section):
-    every: Every = Field(
-        default=0.1, description="A fraction of the run, or a number of optimiser steps, or none."
-    )
+    every: Every = Field(default=0.1, description="A fraction of the run, or a number of optimiser steps, or none.")
     keep: Count = Field(default=2, description="Checkpoints that stay besides the best.")
 
 
@@ -266,9 +242,7 @@ class Recipe(Section):
     adapter: AdapterSection = Field(description="What is trained. Short form: the method.")
     data: DataSection = Field(description="What it learns from. Short form: the path.")
     training: TrainingSection = Field(default=TrainingSection(), description="How it learns.")
-    evaluation: EvaluationSection = Field(
-        default=EvaluationSection(), description="How progress is measured."
-    )
+    evaluation: EvaluationSection = Field(default=EvaluationSection(), description="How progress is measured.")
     checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="What is kept of a run.")
     logging: LoggingSection = Field(default=LoggingSection(), description="What is written while it runs.")
     output_dir: Text = Field(description="Folder of the run.")
@@ -286,8 +260,6 @@ class Recipe(Section):
 
     def __eq__(self, other: object) -> bool:
         """Equal values; where they were written does not count."""
-        return isinstance(other, Recipe) and all(
-            getattr(self, k) == getattr(other, k) for k in Recipe.model_fields
-        )
+        return isinstance(other, Recipe) and all(getattr(self, k) == getattr(other, k) for k in Recipe.model_fields)
 
     __hash__ = None  # type: ignore[assignment]

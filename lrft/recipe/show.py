@@ -30,6 +30,14 @@ def resolved(recipe: Recipe, chosen: Mapping[str, Any] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON values, in the forms that a recipe file may have."""
+    # pydantic does not know what the method's own validator returns, and warns about it
+    value = recipe.model_dump(mode="json", warnings=False)
+    value["adapter"]["method"] = [{entry.name: entry.options} for entry in recipe.adapter.method]
+    return value
+
+
 class _Writer:
     def __init__(self, recipe: Recipe, chosen: dict[str, Any]) -> None:
         self.recipe = recipe
@@ -40,11 +48,7 @@ class _Writer:
     def section(self, model: BaseModel, path: str, indent: str) -> Iterator[str]:
         for name in type(model).model_fields:
             value, key = getattr(model, name), f"{path}.{name}" if path else name
-            if (
-                isinstance(value, BaseModel)
-                and not isinstance(value, LrScheduler | Optimizer)
-                and key.count(".") == 0
-            ):
+            if isinstance(value, BaseModel) and not isinstance(value, LrScheduler | Optimizer) and key.count(".") == 0:
                 yield f"{indent}{name}:"
                 yield from self.section(value, key, indent + "  ")
             elif key == "data.train":

@@ -66,9 +66,7 @@ def check_text(text: str, place: Place) -> None:
     """Raises Refused for text that YAML cannot hold."""
     bad = CONTROL.search(text)
     if bad or len(text) > MAX_BYTES:
-        raise Refused(
-            place, f"the control character {bad[0]!a} is not text" if bad else "the text is too long"
-        )
+        raise Refused(place, f"the control character {bad[0]!a} is not text" if bad else "the text is too long")
 
 
 def _position(before: str, source: Source) -> Place:
@@ -225,19 +223,11 @@ class _Builder:
         """The name of a key, or None when it was refused."""
         key = node.value
         if not isinstance(key, str):
-            said = (
-                node.written
-                if node.written
-                else "a list or map"
-                if isinstance(key, dict | list)
-                else "nothing"
-            )
+            said = node.written if node.written else "a list or map" if isinstance(key, dict | list) else "nothing"
             self.problems.add(node.place, f"a key is a name, got {said}; put it in quotes if it is one")
             return None
         if key == "<<":
-            self.problems.add(
-                node.place, "merge keys (<<) are not supported; use extends, or write the keys out"
-            )
+            self.problems.add(node.place, "merge keys (<<) are not supported; use extends, or write the keys out")
             return None
         if key in top.keys:
             first, second = top.keys[key], node.place

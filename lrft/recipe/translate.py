@@ -17,13 +17,9 @@ _TRACKERS = "trackers are not supported in this version; metrics.jsonl in the ru
 
 # {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
 KEYS: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("base_model", "model_name", "model_name_or_path", "pretrained_model_name_or_path"), _MODEL
-    ),
+    **dict.fromkeys(("base_model", "model_name", "model_name_or_path", "pretrained_model_name_or_path"), _MODEL),
     **dict.fromkeys(("checkpoint_dir", "model_id"), _MODEL),
-    **dict.fromkeys(
-        ("finetuning_type", "tuner_type", "fine_tune_type", "peft", "peft_type"), "adapter.method"
-    ),
+    **dict.fromkeys(("finetuning_type", "tuner_type", "fine_tune_type", "peft", "peft_type"), "adapter.method"),
     **dict.fromkeys(("lora_r", "lora_rank", "r", "dim"), "adapter.rank"),
     "lora_alpha": "adapter.alpha",
     "lora_dropout": "adapter.dropout",
@@ -43,16 +39,10 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("sequence_len", "cutoff_len", "max_seq_length", "max_seq_len"), _LENGTH),
     **dict.fromkeys(("model_max_length", "block_size", "seq_length"), _LENGTH),
     **dict.fromkeys(("sample_packing", "neat_packing", "pack", "packed"), "data.packing"),
-    **dict.fromkeys(
-        ("train_on_inputs", "train_on_prompt", "train_on_input"), "data.train_on: assistant or all"
-    ),
-    **dict.fromkeys(
-        ("assistant_only_loss", "completion_only_loss", "mask_prompt"), "data.train_on: assistant"
-    ),
+    **dict.fromkeys(("train_on_inputs", "train_on_prompt", "train_on_input"), "data.train_on: assistant or all"),
+    **dict.fromkeys(("assistant_only_loss", "completion_only_loss", "mask_prompt"), "data.train_on: assistant"),
     "train_on_completions": "data.train_on: assistant",
-    **dict.fromkeys(
-        ("val_set_size", "val_size", "split_dataset_ratio", "test_split_size"), "data.validation"
-    ),
+    **dict.fromkeys(("val_set_size", "val_size", "split_dataset_ratio", "test_split_size"), "data.validation"),
     **dict.fromkeys(("valid_split", "validation_dataset", "eval_dataset"), "data.validation"),
     "template": "data.chat_template, which needs no name: the tokenizer's own template is used",
     **dict.fromkeys(("per_device_train_batch_size", "local_batch_size"), "training.micro_batch_size"),
@@ -81,12 +71,8 @@ KEYS: Mapping[str, str] = {
         "training.gradient_checkpointing",
     ),
     "random_seed": "training.seed",
-    **dict.fromkeys(
-        ("logging_steps", "log_every_n_steps", "log_interval", "steps_per_report"), "logging.every"
-    ),
-    **dict.fromkeys(
-        ("eval_steps", "evals_per_epoch", "steps_per_eval", "val_every_steps"), "evaluation.every"
-    ),
+    **dict.fromkeys(("logging_steps", "log_every_n_steps", "log_interval", "steps_per_report"), "logging.every"),
+    **dict.fromkeys(("eval_steps", "evals_per_epoch", "steps_per_eval", "val_every_steps"), "evaluation.every"),
     **dict.fromkeys(("save_steps", "save_every", "save_interval", "ckpt_every_steps"), "checkpoint.every"),
     **dict.fromkeys(("save_total_limit", "max_recent_checkpoints"), "checkpoint.keep"),
     **dict.fromkeys(("out_dir", "output_directory", "adapter_path", "project_name"), "output_dir"),
@@ -107,9 +93,7 @@ SENTENCES: Mapping[str, str] = {
         ("load_in_4bit", "load_in_8bit", "quantization_bit", "quant_bits", "use_loftq"),
         f": {_NO_QUANTIZATION}",
     ),
-    **dict.fromkeys(
-        ("wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "use_wandb"), f": {_TRACKERS}"
-    ),
+    **dict.fromkeys(("wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "use_wandb"), f": {_TRACKERS}"),
     **dict.fromkeys(("enable_wandb", "mlflow_tracking_uri", "run_name"), f": {_TRACKERS}"),
     "additional_target": ": adapter.modules_to_save is not supported in this version",
     "lora_modules_to_save": ": adapter.modules_to_save is not supported in this version",

@@ -54,9 +54,7 @@ def _every(value: Any) -> int | float | str:
         return value
     if is_number(value) and 1 <= value <= LARGEST and value == int(value):
         return int(value)
-    raise refuse(
-        f"expected a fraction of the run below 1, a whole number of steps, or none; got {said(value)}"
-    )
+    raise refuse(f"expected a fraction of the run below 1, a whole number of steps, or none; got {said(value)}")
 
 
 def _validation(value: Any) -> int | float | str:
@@ -80,9 +78,7 @@ def _layers(value: Any) -> str | tuple[int, ...]:
     indices = isinstance(value, tuple | list) and all(type(i) is int and 0 <= i < MOST_LAYERS for i in value)
     if not indices or not value:
         hint = f"; write [{value}] for this layer alone" if type(value) is int and value >= 0 else ""
-        raise refuse(
-            f"expected all, a range such as 0-7, or a list of layer numbers; got {said(value)}{hint}"
-        )
+        raise refuse(f"expected all, a range such as 0-7, or a list of layer numbers; got {said(value)}{hint}")
     if len(set(value)) < len(value):
         raise refuse("a layer is listed twice")
     return tuple(sorted(value))
@@ -124,16 +120,12 @@ def _any_of(*forms: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": list(forms)})
 
 
-Every = Annotated[
-    int | float | Literal["none"], PlainValidator(_every), _any_of(_FRACTION, _COUNT, {"const": "none"})
-]
+Every = Annotated[int | float | Literal["none"], PlainValidator(_every), _any_of(_FRACTION, _COUNT, {"const": "none"})]
 Validation = Annotated[int | float | str, PlainValidator(_validation), _any_of(_FRACTION, _COUNT, _TEXT)]
 Alpha = Annotated[float | Literal["auto"], PlainValidator(_alpha), _any_of({"const": "auto"}, _POSITIVE)]
 Layers = Annotated[
     Literal["all"] | tuple[int, ...], PlainValidator(_layers), _any_of({"const": "all"}, _RANGE, _INDICES)
 ]
 Pattern = Annotated[str, Field(min_length=1), BeforeValidator(_pattern)]
-Patterns = Annotated[
-    tuple[Pattern, ...], BeforeValidator(_as_tuple), _any_of(_TEXT, {"type": "array", "items": _TEXT})
-]
+Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(_as_tuple), _any_of(_TEXT, {"type": "array", "items": _TEXT})]
 GradNorm = Annotated[Positive | None, BeforeValidator(_no_clipping), _any_of(_POSITIVE, {"const": "none"})]

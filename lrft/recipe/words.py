@@ -65,9 +65,7 @@ def add_errors(error: ValidationError, root: Node, problems: Problems, prefix: P
             problems.add(place, f"{shown}: {_sentence(item, shown, node)}")
 
 
-def add_option_errors(
-    error: ValidationError, name: str, options: Node, known: list[str], problems: Problems
-) -> None:
+def add_option_errors(error: ValidationError, name: str, options: Node, known: list[str], problems: Problems) -> None:
     """The same for the options of one method."""
     for item in error.errors(include_url=False):
         option = str(item["loc"][0])
@@ -164,12 +162,7 @@ def _masked(sentence: str, node: Node, value: Any) -> str:
 def _hint(kind: str, value: Any, node: Node) -> str:
     if kind == "string_type" and isinstance(value, int | float):
         return ". Put it in quotes if it is text"
-    if (
-        kind in ("int_from_float", "int_type")
-        and isinstance(value, float)
-        and value.is_integer()
-        and abs(value) < 1e15
-    ):
+    if kind in ("int_from_float", "int_type") and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f". Write {int(value)}"
     return _quotes(value, node) if _EXPECTED[kind] in ("a whole number", "a number") else ""
 
@@ -183,11 +176,7 @@ def _choice(expected: str, value: Any, node: Node) -> str:
     names = [name.strip("'") for name in expected.replace(" or ", ", ").split(", ")]
     close = nearest(value, names) if isinstance(value, str) and node.reference is None else []
     wanted = f"expected one of {', '.join(names)}" if len(names) > 1 else f"expected {names[0]}"
-    said = (
-        f"'{value}'"
-        if isinstance(value, str) and node.reference is None and len(value) <= 60
-        else got(node, value)
-    )
+    said = f"'{value}'" if isinstance(value, str) and node.reference is None and len(value) <= 60 else got(node, value)
     return f"{wanted}; got {said}" + (f". Did you mean {close[0]}?" if close else "")
 
 
