@@ -80,8 +80,7 @@ class MethodCard:
     def model(self) -> type[BaseModel]:
         """The options as a strict pydantic model; also the source of their JSON schema."""
         fields: dict[str, Any] = {
-            knob.name: (Annotated[knob.annotation, Field(description=knob.help)], knob.default)
-            for knob in self.knobs
+            knob.name: (Annotated[knob.annotation, Field(description=knob.help)], knob.default) for knob in self.knobs
         }
         config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
         return create_model(self.class_name, __config__=config, **fields)
@@ -113,9 +112,7 @@ def methods(folder: Path = FOLDER) -> dict[str, MethodCard]:
 def read_card(file: Path) -> MethodCard:
     """The declaration in `file`. Raises ValueError when there is not exactly one, or it is no literal."""
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-    classes = [
-        (node, dict(_class_variables(node, file))) for node in tree.body if isinstance(node, ast.ClassDef)
-    ]
+    classes = [(node, dict(_class_variables(node, file))) for node in tree.body if isinstance(node, ast.ClassDef)]
     declared = [(node, values) for node, values in classes if isinstance(values.get("name"), str)]
     if len(declared) != 1:
         raise ValueError(f"{file}: one class with a class variable `name` is wanted, found {len(declared)}")
@@ -179,9 +176,7 @@ def _knobs(node: ast.ClassDef, file: Path) -> Iterator[Knob]:
             raise ValueError(f"{file}:{item.lineno}: an option needs a name and a default")
         default = _literal(item.value, item, file)
         after = node.body[position + 1] if position + 1 < len(node.body) else None
-        text = (
-            after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-        )
+        text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
         yield Knob(item.target.id, _annotation(item, file), default, " ".join(str(text).split()))
 
 

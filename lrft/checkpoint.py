@@ -10,6 +10,8 @@ Reading is strict: a missing, extra, misshapen, not finite or altered tensor is 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +84,7 @@ def save_adapter(
         "sha256": {name: files.sha256(folder / name) for name in written},
         **(extra or {}),
     }
-    files.write_json(folder / "lrft.json", info)
+    files.write_json(folder / "lrft.json", info | {"checksum": _checksum(info)})
     _read_back(folder, written)
 
 
@@ -140,10 +142,13 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     info = files.read_json(folder / "lrft.json")
     if not isinstance(info, dict) or "format" not in info:
         raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter")
-    if info["format"] > FORMAT:
+    if not isinstance(info["format"], int) or info["format"] > FORMAT:
         raise LrftError(
             f"{folder} was written by a newer lrft (format {info['format']}, this one reads {FORMAT})"
         )
+    # A rank or a factor that is not the one that was trained would load without a complaint.
+    if info.pop("checksum", None) != _checksum(info):
+        raise CheckFailed(f"{folder / 'lrft.json'} is not the file that was saved (its checksum differs)")
     for name, expected in info["sha256"].items():
         if not (folder / name).is_file():
             raise CheckFailed(f"{folder / name} is missing")
@@ -181,6 +186,11 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
     for name, adapter in attached.modules.items():
         adapter.load(saved.tensors[name])
     return attached
+
+
+def _checksum(info: Mapping[str, Any]) -> str:
+    """sha256 of what lrft.json says, whatever its spacing and order."""
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def _by_site(flat: Mapping[str, Tensor], sites: Iterable[Site], path: Path) -> dict[str, dict[str, Tensor]]:

@@ -27,9 +27,7 @@ app = typer.Typer(
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of a run.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Override keys of the recipe: adapter.rank=8, ~data.validation."
-    ),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the recipe: adapter.rank=8, ~data.validation."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -51,14 +49,10 @@ def train(
         str | None,
         typer.Option(metavar="[last|best|PATH]", help="Continue a run from its last checkpoint, or another."),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Move an earlier run aside and start again.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside and start again.")] = False,
     accept_changes: Annotated[
         bool,
-        typer.Option(
-            "--accept-changes", help="With --resume: go on although recipe, data or base have changed."
-        ),
+        typer.Option("--accept-changes", help="With --resume: go on although recipe, data or base have changed."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings only.")] = False,
 ) -> None:
@@ -83,12 +77,8 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16. Default: as the base is stored.")
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="The base model, when it is not where the adapter says.")
-    ] = None,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not compare merged and adapter.")
-    ] = False,
+    base: Annotated[str | None, typer.Option(help="The base model, when it is not where the adapter says.")] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare merged and adapter.")] = False,
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Largest logit difference allowed, over the largest logit.")
     ] = None,
@@ -115,21 +105,26 @@ def merge(
     )
 
 
+@app.command()
+def verify(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Test a run's promises on a slice of its own data: packed, accumulation, merged, resumed."""
+    from lrft.commands import verify as run
+
+    run(source, as_json=as_json)
+
+
 @app.command("eval")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="What to measure.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Rows to measure on. Default: the run's validation rows.")
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="The base model, when it is not where the adapter says.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Rows to measure on. Default: the run's validation rows.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, when it is not where the adapter says.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
     no_generate: Annotated[bool, typer.Option("--no-generate", help="Loss only, no answers.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Rows per pass; the figures do not depend on it.")
-    ] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per pass; the figures do not depend on it.")] = 8,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show.")] = 3,
     as_json: AsJson = False,
 ) -> None:
@@ -219,9 +214,7 @@ def preview(
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
-    model: Annotated[
-        str, typer.Option(help="Folder or hub id of the base model.")
-    ] = "HuggingFaceTB/SmolLM2-135M",
+    model: Annotated[str, typer.Option(help="Folder or hub id of the base model.")] = "HuggingFaceTB/SmolLM2-135M",
     data: Annotated[str, typer.Option(help="Training rows.")] = "train.jsonl",
     method: Annotated[str, typer.Option(help="Adapter method, see `lrft methods`.")] = "lora",
     full: Annotated[bool, typer.Option("--full", help="Every key with its default.")] = False,

@@ -17,6 +17,7 @@ from lrft.machine import DTYPES
 from lrft.recipe import DataEntry, DataSection, Recipe
 from lrft.report import Reporter
 from lrft.text import Row
+from lrft.selfcheck import Finding, verify_run
 from lrft.verify import run_of, verify_merge
 
 
@@ -50,9 +51,7 @@ def merge(
         if run is None:
             raise UsageError("say where the merged model goes: -o FOLDER")
         out = run / "merged"
-    result = merging.merge(
-        adapter, out, base_model=base_model, dtype=dtype, accept_other_base=accept_other_base
-    )
+    result = merging.merge(adapter, out, base_model=base_model, dtype=dtype, accept_other_base=accept_other_base)
     difference = None
     if verify:
         difference = verify_merge(out, adapter, base_folder=result.base, tolerance=tolerance)
@@ -88,6 +87,22 @@ def merge(
     rows.append(("next", [f"lrft eval {out} --data test.jsonl"]))
     with Reporter(None) as reporter:
         reporter.table(rows)
+
+
+def verify(source: Path, *, as_json: bool) -> None:
+    """`lrft verify`."""
+    adapter = adapter_of(source)
+    run = run_of(adapter)
+    if run is None or not (run / "resolved.yaml").is_file():
+        raise UsageError(f"{source} is not a run: its recipe and data are needed")
+    with Reporter(None, quiet=as_json) as reporter:
+
+        def tell(finding: Finding) -> None:
+            reporter.table([("holds" if finding.holds else "FAILS", [f"{finding.name}: {finding.text}"])])
+
+        findings = verify_run(run, adapter, tell=tell)
+    if as_json:
+        print(json.dumps([finding.to_dict() for finding in findings], indent=1))
 
 
 def evaluate_target(
@@ -199,9 +214,7 @@ def rows_for(
     recipe = recipes.load(Path(run_of(adapter_of(Path(target))) or target) / "resolved.yaml")
     prepared = setup.prepare_data(recipe, folder, tokenizer)
     if prepared.validation is None:
-        raise UsageError(
-            f"{target} was trained without validation rows: say which rows to measure on, --data FILE"
-        )
+        raise UsageError(f"{target} was trained without validation rows: say which rows to measure on, --data FILE")
     return prepared.validation, prepared.report
 
 

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; training mode and the random generator are left as they were."""
-    training = model.training
+    """Evaluation mode without gradients; each module's mode and the random generator are left as they were."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def loss_of(
@@ -100,7 +101,7 @@ def generate(
                 top_p=None,
                 top_k=None,
                 pad_token_id=pad_id,
-                eos_token_id=list(stop_ids),
+                eos_token_id=list(stop_ids) or None,
             )
             for row, i in enumerate(chosen):
                 answers[i] = until_stop(out[row, width:].tolist(), stop_ids)

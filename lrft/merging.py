@@ -97,14 +97,18 @@ def merge(
             if out.exists():
                 out.rmdir()
             temporary.rename(out)
+            files.sync(out.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return result
 
 
 def refuse_other_base(saved: SavedAdapter, source: Path, accepted: bool) -> None:
-    trained_on, here = saved.info["base"].get("fingerprint"), base.fingerprint(source)
-    if trained_on and trained_on != here and not accepted:
+    trained_on = saved.info["base"].get("fingerprint")
+    if not trained_on or accepted:
+        return
+    here = base.fingerprint(source)
+    if trained_on != here:
         raise CheckFailed(
             f"the adapter was trained on a base with fingerprint {trained_on[:16]}; {source} has {here[:16]}",
             "Name the base that it was trained on with --base, or merge into this one all the same: --accept-other-base.",
@@ -163,7 +167,7 @@ def merge_file(
                         name, raw(merged(reader.tensor(name), saved, keys[name], stored_as[name], result))
                     )
                 elif stored_as[name] != entry.dtype:
-                    writer.write(name, raw(reader.tensor(name).to(DTYPES[stored_as[name]])))
+                    writer.write(name, raw(rounded_to(stored_as[name], reader.tensor(name), name)))
                 else:
                     writer.write(name, reader.bytes(name))
 
@@ -175,19 +179,29 @@ def bytes_of(dtype: str, shape: tuple[int, ...], size: int, before: str) -> int:
 @torch.no_grad()
 def merged(stored: Tensor, saved: SavedAdapter, site: Site, dtype: str, result: MergeResult) -> Tensor:
     """The new tensor of one target in its storage's layout; its norms are added to `result`."""
+    if not stored.is_floating_point():
+        raise CheckFailed(f"{site.name} is stored as {stored.dtype} in the base: a quantised matrix has no room for an update")
     before = as_rows(stored, site.transposed).to(site.dtype)
     if tuple(before.shape) != (site.d, site.k):
         raise CheckFailed(
             f"{site.name} is {tuple(before.shape)} in the base, {site.d} x {site.k} in the adapter"
         )
     exact = saved.build(site).weight(before)
-    rounded = exact.to(DTYPES[dtype])
+    rounded = rounded_to(dtype, exact, site.name)
     update, lost = norm(exact - before), norm(exact - rounded.to(exact.dtype))
     result.update_norm = math.hypot(result.update_norm, update)
     result.lost_norm = math.hypot(result.lost_norm, lost)
     if update and lost / update >= result.worst_share:
         result.worst_site, result.worst_share = site.name, lost / update
     return as_rows(rounded, site.transposed).contiguous()
+
+
+def rounded_to(dtype: str, exact: Tensor, name: str) -> Tensor:
+    """Raises CheckFailed for a finite value that `dtype` cannot hold: float16 ends at 65504, and infinity is no weight."""
+    rounded = exact.to(DTYPES[dtype])
+    if not torch.equal(rounded.isfinite(), exact.isfinite()):
+        raise CheckFailed(f"{name} holds values that do not fit into {str(rounded.dtype).removeprefix('torch.')}")
+    return rounded
 
 
 def norm(tensor: Tensor) -> float:

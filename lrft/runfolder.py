@@ -50,7 +50,7 @@ class RunFolder:
                 f"{path} holds a run already",
                 "Continue it with --resume, or move it aside and start again with --fresh.",
             )
-        if not holds_run and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+        if not holds_run and path.exists() and not _is_ours_unborn(path):
             raise UsageError(
                 f"output_dir {path} is not empty and is no run of lrft", "Name another output_dir."
             )
@@ -73,9 +73,13 @@ class RunFolder:
         run_id = files.read_json(path / MARKER)["id"] if resume else secrets.token_hex(8)
         folder = cls(path, run_id, warnings)
         folder._take_lock()
-        folder._sweep()
-        if not resume:
-            files.write_json(path / MARKER, {"id": run_id})
+        try:
+            folder._sweep()
+            if not resume:
+                files.write_json(path / MARKER, {"id": run_id})
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     def __enter__(self) -> RunFolder:
@@ -144,17 +148,19 @@ class RunFolder:
     def verify(self, path: Path) -> None:
         """Raises CheckFailed naming the first part of checkpoint `path` that is missing, altered, or of another run."""
         manifest = files.read_json(path / "manifest.json")
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-            raise CheckFailed(f"{path / 'manifest.json'} is no manifest")
-        if manifest.get("run") != self.run_id:
+        try:
+            run, listed = manifest["run"], {n: (f["size"], f["sha256"]) for n, f in manifest["files"].items()}
+        except (KeyError, TypeError, AttributeError):
+            raise CheckFailed(f"{path / 'manifest.json'} is no manifest") from None
+        if run != self.run_id:
             raise CheckFailed(f"{path} belongs to another run")
-        for name, facts in manifest["files"].items():
+        for name, (size, sha256) in listed.items():
             part = path / name
             if not part.is_file():
                 raise CheckFailed(f"{part} is missing")
-            if part.stat().st_size != facts["size"]:
-                raise CheckFailed(f"{part} has {part.stat().st_size} bytes, {facts['size']} were saved")
-            if files.sha256(part) != facts["sha256"]:
+            if part.stat().st_size != size:
+                raise CheckFailed(f"{part} has {part.stat().st_size} bytes, {size} were saved")
+            if files.sha256(part) != sha256:
                 raise CheckFailed(f"{part} is not the file that was saved (its checksum differs)")
 
     def _seal(self, folder: Path, step: int) -> None:
@@ -202,6 +208,12 @@ class RunFolder:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         self._lock = handle
+
+
+def _is_ours_unborn(path: Path) -> bool:
+    """Whether `path` is empty, or holds no more than a start that failed before it wrote its marker."""
+    rest = [p for p in path.iterdir() if p.name != ".lock"]
+    return not rest or (rest == [path / "checkpoints"] and not any(rest[0].iterdir()))
 
 
 def _free_name(path: Path) -> Path:

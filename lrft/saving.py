@@ -21,8 +21,6 @@ FREE_ON_RESUME = (
     "output_dir",
     "data.cache",
 )
-# Keys that resolved.yaml holds as what `auto` became.
-CHOSEN = ("training.precision", "model.precision", "model.attention")
 
 
 def save(trainer: Trainer, *, best: bool) -> None:
@@ -101,10 +99,11 @@ def restore(trainer: Trainer) -> None:
 def refuse_changes(trainer: Trainer, path: Path, saved: dict[str, Any]) -> None:
     """Raises UsageError listing each key, and the data or base, that changes what is learnt and is not as it was."""
     before = recipes.load(Path(trainer.recipe.output_dir) / "resolved.yaml")
+    decided = trainer.chosen  # resolved.yaml holds what was decided then where the recipe leaves it open
     changed = [
-        f"{key}: {then!r} then, {now!r} now"
+        f"{key}: {then!r} then, {decided.get(key, now)!r} now"
         for key, then, now in recipes.differences(before, trainer.recipe)
-        if not key.startswith(FREE_ON_RESUME) and not (key in CHOSEN and now == "auto")
+        if not key.startswith(FREE_ON_RESUME) and then != decided.get(key, now)
     ]
     for what, then, now in [
         ("the data", saved["data"], trainer.prepared.key),

@@ -7,6 +7,7 @@ a JSON header with each tensor's dtype, shape and place, and the bytes end to en
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,11 +64,22 @@ class TensorReader:
                 name: Entry(e["dtype"], tuple(e["shape"]), *(begin + offset for offset in e["data_offsets"]))
                 for name, e in header.items()
             }
-            if max((e.end for e in self.entries.values()), default=begin) != path.stat().st_size:
-                raise ValueError("its tensors do not fill the file")
+            self._check_places(begin, path.stat().st_size)
         except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
             self.file.close()
             raise CheckFailed(f"{path} is not a whole safetensors file: {error}") from None
+
+    def _check_places(self, at: int, end: int) -> None:
+        """Raises ValueError unless the tensors lie end to end, each as long as its dtype and shape say."""
+        for name, entry in sorted(self.entries.items(), key=lambda item: (item[1].start, item[1].end)):
+            known = DTYPES.get(entry.dtype)
+            if known is not None and math.prod(entry.shape) * known.itemsize != entry.size:
+                raise ValueError(f"{name} is not as long as its shape says")
+            if entry.start != at or entry.size < 0:
+                raise ValueError(f"{name} does not begin where the one before it ends")
+            at = entry.end
+        if at != end:
+            raise ValueError("its tensors do not fill the file")
 
     def __enter__(self) -> TensorReader:
         return self

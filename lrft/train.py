@@ -57,7 +57,10 @@ def train(recipe: Recipe, options: Options) -> Path:
                 trainer.reporter.note("\n".join(error.lines()))
                 raise
     except (RuntimeError, MemoryError) as error:
-        raise (machine.out_of_memory(error, recipe) or error) from error
+        advice = machine.out_of_memory(error, recipe)
+        if advice is None:
+            raise
+        raise advice from error
     return output
 
 
@@ -67,12 +70,7 @@ def tell_start(trainer: Trainer) -> None:
     if options.resume:
         trainer.reporter.rewind(trainer.progress.step)
     if folder is not None:
-        chosen = {
-            "training.precision": trainer.compute,
-            "model.precision": trainer.base_info["dtype"],
-            "model.attention": attention_of(trainer.attached.model),
-        }
-        files.write_text(folder.path / "resolved.yaml", recipes.resolved(recipe, chosen))
+        files.write_text(folder.path / "resolved.yaml", recipes.resolved(recipe, trainer.chosen))
         if (
             options.source is not None
             and options.source.resolve() != (folder.path / "resolved.yaml").resolve()
@@ -98,12 +96,12 @@ def loop(trainer: Trainer, signals: StopSignals) -> None:
     total, recipe, progress = trainer.plan.total_steps, trainer.recipe, trainer.progress
     evaluations = schedule.interval(recipe.evaluation.every, total) if trainer.prepared.validation else None
     checkpoints = schedule.interval(recipe.checkpoint.every, total)
-    movement = checks.MovementCheck(trainer.attached)
+    movement = checks.MovementCheck(trainer.attached, resumed=progress.step > 0)
     trainer.reporter.begin(total, progress.step)
     if evaluations and recipe.evaluation.at_start and progress.step == 0:
         measure(trainer)
     trainer.model.train()
-    signal, patient = 0, True
+    signal, patient = 0, has_patience(trainer)  # a run that was stopped early stays so when it is resumed
     while progress.step < total and patient and not signal:
         signal = one_step(trainer, movement, signals)
         improved = False
@@ -273,6 +271,11 @@ def measure(trainer: Trainer) -> bool:
         )
     improved = note_loss(trainer, record["loss"])
     trainer.reporter.evaluation(record | {"best": improved})
+    if not math.isfinite(record["loss"]):  # what gave it must not become a checkpoint
+        raise NonFinite(
+            f"the validation loss became {record['loss']} after step {progress.step}. Earlier checkpoints are kept.",
+            "Lower training.learning_rate, or look at the base model and the validation rows.",
+        )
     return improved
 
 
@@ -287,7 +290,7 @@ def note_loss(trainer: Trainer, loss: float) -> bool:
         progress.stale_loss, progress.stale = loss, 0
     else:
         progress.stale += 1
-    if progress.best_loss is not None and not loss < progress.best_loss:
+    if not loss < (math.inf if progress.best_loss is None else progress.best_loss):
         return False
     progress.best_loss, progress.best_step = loss, progress.step
     return True

@@ -86,6 +86,19 @@ class Trainer:
     def packed(self) -> bool:
         return self.recipe.data.packing
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What this run has decided where the recipe leaves it open, by dotted key."""
+        model: Any = self.attached.model
+        decided = {
+            "training.precision": self.compute,
+            "model.precision": self.base_info["dtype"],
+            "model.attention": model.config._attn_implementation,
+        }
+        if self.recipe.where("data.max_length") == "default":  # the model can have fewer positions
+            decided["data.max_length"] = self.prepared.report.max_length
+        return decided
+
     def reduce(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
         total: Tensor = self.accelerator.reduce(tensor, reduction="sum")

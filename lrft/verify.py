@@ -41,7 +41,10 @@ class Difference:
     """share of positions with the same most likely token"""
     changed: float
     """largest logit difference between adapter and base: zero means that the adapter does nothing"""
+    mean_changed: float
     tolerance: float
+    limit_of_dtype: float
+    """the tolerance that the merged dtype has by default"""
 
     @property
     def relative(self) -> float:
@@ -51,10 +54,8 @@ class Difference:
         return asdict(self) | {"relative": self.relative}
 
 
-def verify_merge(
-    merged: Path, adapter: Path, *, base_folder: Path, tolerance: float | None = None
-) -> Difference:
-    """Compare, and raise CheckFailed above the tolerance or when the adapter changes nothing.
+def verify_merge(merged: Path, adapter: Path, *, base_folder: Path, tolerance: float | None = None) -> Difference:
+    """Compare, and raise CheckFailed above the tolerance, when the adapter changes nothing, or when its change is lost.
 
     tolerance   of the largest logit difference relative to the largest logit; None: by the merged dtype
     """
@@ -70,9 +71,15 @@ def verify_merge(
     del model, attached
     got = logits(loaded(merged, device), rows, device)
 
-    difference = compare(got, expected, untouched, TOLERANCE[dtype] if tolerance is None else tolerance)
+    difference = compare(got, expected, untouched, tolerance=tolerance, dtype=dtype)
     if difference.changed == 0:
         raise CheckFailed("the adapter changes nothing: its logits are those of the base")
+    if difference.mean >= difference.mean_changed:
+        raise CheckFailed(
+            f"the merged model is no nearer to the adapter than the base is (mean logit difference "
+            f"{difference.mean:.1e} and {difference.mean_changed:.1e}): the update is lost",
+            f"The merged folder was kept for inspection: {merged}. A wider --dtype loses less to rounding.",
+        )
     if not difference.relative <= difference.tolerance:
         raise CheckFailed(
             f"merged and adapter differ by {difference.relative:.1e} of the largest logit "
@@ -88,10 +95,16 @@ def loaded(folder: Path, device: torch.device) -> Any:
 
 
 def compare(
-    got: Sequence[Tensor], expected: Sequence[Tensor], untouched: Sequence[Tensor], tolerance: float
+    got: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    untouched: Sequence[Tensor],
+    *,
+    tolerance: float | None,
+    dtype: str,
 ) -> Difference:
     """Figures over rows of logits (n, vocabulary)."""
     distances = [(g - e).abs() for g, e in zip(got, expected, strict=True)]
+    changes = [(e - u).abs() for e, u in zip(expected, untouched, strict=True)]
     tokens = sum(len(e) for e in expected)
     same = sum(int((g.argmax(-1) == e.argmax(-1)).sum()) for g, e in zip(got, expected, strict=True))
     return Difference(
@@ -101,24 +114,22 @@ def compare(
         mean=sum(d.mean(dim=-1).sum().item() for d in distances) / tokens,
         largest_logit=max(e.abs().max().item() for e in expected),
         same_first=same / tokens,
-        changed=max((e - u).abs().max().item() for e, u in zip(expected, untouched, strict=True)),
-        tolerance=tolerance,
+        changed=max(c.max().item() for c in changes),
+        mean_changed=sum(c.mean(dim=-1).sum().item() for c in changes) / tokens,
+        tolerance=TOLERANCE[dtype] if tolerance is None else tolerance,
+        limit_of_dtype=TOLERANCE[dtype],
     )
 
 
 def logits(model: nn.Module, rows: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Logits (n, vocabulary) of each row alone, on the CPU."""
     with measuring(model):
-        return [
-            model(input_ids=row[None].to(device), use_cache=False).logits[0].float().cpu() for row in rows
-        ]
+        return [model(input_ids=row[None].to(device), use_cache=False).logits[0].float().cpu() for row in rows]
 
 
 def save_probe(rows: Any, folder: Path, n: int = PROBE_ROWS) -> None:
     """Keep some held-out rows of a run beside it. Not in the adapter's folder, which people share."""
-    chosen = {
-        f"{i}": torch.from_numpy(rows.tokens(i)[:PROBE_TOKENS].copy()) for i in range(min(n, len(rows)))
-    }
+    chosen = {f"{i}": torch.from_numpy(rows.tokens(i)[:PROBE_TOKENS].copy()) for i in range(min(n, len(rows)))}
     files.write_tensors(folder / PROBE, chosen)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import runs
+from accelerate.state import AcceleratorState
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Place:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[runs.Place]:
     """A base, data and a recipe in a temporary folder, with a cache of its own."""
     monkeypatch.setenv("LRFT_CACHE", str(tmp_path / "cache"))
-    return runs.Place.make(tmp_path)
+    yield runs.Place.make(tmp_path)
+    AcceleratorState._reset_state()  # Accelerate allows one precision per process

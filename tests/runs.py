@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ import tiny
 import tiny_tokenizers
 import torch
 from torch import Tensor
+from transformers import FalconConfig, FalconForCausalLM, PreTrainedModel
 
 from lrft import files, recipe
+from lrft.core import compose
+from lrft.core.part import Method, Part, Run
 from lrft.metrics import read_metrics
 from lrft.recipe import Recipe
 from lrft.train import Options, train
@@ -76,9 +79,7 @@ def save_base(folder: Path, name: str = "llama", seed: int = 0) -> Path:
     """A tiny model of the tokenizer's vocabulary, with the tokenizer beside it."""
     tokenizer = tiny_tokenizers.chatml()
     torch.manual_seed(seed)
-    model = tiny.llama(vocabulary=len(tokenizer)) if name == "llama" else tiny.MODELS[name]()
-    if name != "llama":
-        model.resize_token_embeddings(len(tokenizer))
+    model = tiny.llama(vocabulary=len(tokenizer)) if name == "llama" else falcon(len(tokenizer))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "embed" not in parameter_name:
@@ -86,6 +87,19 @@ def save_base(folder: Path, name: str = "llama", seed: int = 0) -> Path:
     tiny.save(model, folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def falcon(vocabulary: int) -> PreTrainedModel:
+    return FalconForCausalLM(
+        FalconConfig(
+            vocab_size=vocabulary,
+            hidden_size=tiny.WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=2,
+            eos_token_id=2,
+        )
+    )
 
 
 @dataclass
@@ -170,3 +184,28 @@ def cut(run: Path, step: int, out: Path) -> Path:
             shutil.rmtree(out / "checkpoints" / f"step-{later:06d}")
     files.point(out / "last", out / "checkpoints" / f"step-{step:06d}" / "adapter")
     return out
+
+
+def add_parts(monkeypatch: Any, *parts: Part, method: Method | None = None) -> None:
+    """Every composition made from now on has these parts besides those of its recipe, and `method` when given."""
+    original = compose.compose
+
+    def composed(entries: Any) -> compose.Composition:
+        made = original(entries)
+        chosen = method or made.method
+        return replace(made, method=chosen, parts=(chosen, *made.parts[1:], *parts))
+
+    monkeypatch.setattr(compose, "compose", composed)
+
+
+class At(Part):
+    """Calls `act(run)` in one hook, at one step (counted from 1) or, for 0, at every step."""
+
+    name = "at"
+
+    def __init__(self, hook: str, step: int, act: Callable[[Run], None]) -> None:
+        def when(run: Run) -> None:
+            if step in (0, run.step + 1):
+                act(run)
+
+        setattr(self, hook, when)

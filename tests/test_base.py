@@ -248,9 +248,7 @@ def test_missing_tensors_are_refused(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        LrftError, match=r"lack 1 tensors of the model, e\.g\. model\.layers\.1\.mlp\.up_proj"
-    ):
+    with pytest.raises(LrftError, match=r"lack 1 tensors of the model, e\.g\. model\.layers\.1\.mlp\.up_proj"):
         base.load_model(folder, dtype=torch.float32)
 
 
@@ -283,9 +281,7 @@ def test_missing_tokenizer_is_refused(folder: Path) -> None:
 
 def test_skeleton_has_the_names_and_shapes_and_no_memory(folder: Path) -> None:
     skeleton, model = base.skeleton(folder), base.load_model(folder, dtype=torch.float32)
-    assert {n: p.shape for n, p in skeleton.named_parameters()} == {
-        n: p.shape for n, p in model.named_parameters()
-    }
+    assert {n: p.shape for n, p in skeleton.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert {t.device.type for t in (*skeleton.parameters(), *skeleton.buffers())} == {"meta"}
     assert [type(m) for m in skeleton.modules()] == [type(m) for m in model.modules()]
 
@@ -438,9 +434,7 @@ def test_gguf_becomes_a_folder_with_the_same_weights(gguf_file: Path, cache: Pat
         assert torch.equal(model.state_dict()[name], tensor), name
     assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.float32}
     assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
-    assert (
-        model.generation_config.eos_token_id == model.generation_config.pad_token_id == tokenizer.eos_token_id
-    )
+    assert model.generation_config.eos_token_id == model.generation_config.pad_token_id == tokenizer.eos_token_id
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "hé"}], tokenize=False)
     assert chat == "<|im_start|>user\nhé<|im_end|>\n"
     assert tokenizer.decode(tokenizer(chat)["input_ids"]) == chat

@@ -68,6 +68,10 @@ def test_total_steps(epochs: float | None, max_steps: int | None, expected: int)
     assert Schedule(30, 1, epochs, max_steps, 0, True).total_steps == expected
 
 
+def test_a_fraction_of_epochs_is_not_rounded_up_by_the_computer() -> None:
+    assert Schedule(50, 1, 1.1, None, 0, True).total_steps == 55
+
+
 def test_steps_outside_the_run_are_refused() -> None:
     schedule = Schedule(4, 2, 1, None, 0, True)
     with pytest.raises(IndexError):

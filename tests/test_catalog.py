@@ -128,9 +128,7 @@ def test_options_are_completed_and_strict(folder: Path) -> None:
         ('"a+"', '"lora"', "the name lora"),
     ],
 )
-def test_a_broken_declaration_is_a_bug_that_names_the_file(
-    folder: Path, old: str, new: str, said: str
-) -> None:
+def test_a_broken_declaration_is_a_bug_that_names_the_file(folder: Path, old: str, new: str, said: str) -> None:
     text = (folder / "a_start.py").read_text()
     assert old in text
     (folder / "a_start.py").write_text(text.replace(old, new))

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from lrft import data
 from lrft.data import preview
+from lrft.data.cache import locked
 from lrft.data.format import CLASSIC, REQUIRED, detect
 from lrft.data.split import split
 from lrft.errors import DataError, LrftError, RecipeError
@@ -30,9 +32,7 @@ def section(*train: Path | DataEntry, **options: Any) -> DataSection:
     return DataSection(train=entries, **{"validation": "none", **options})
 
 
-def prepare(
-    tmp_path: Path, *train: Path | DataEntry, limit: int | None = None, tokenizer: Any = None, **options: Any
-):
+def prepare(tmp_path: Path, *train: Path | DataEntry, limit: int | None = None, tokenizer: Any = None, **options: Any):
     places = {f"data.{name}": f"recipe.yaml:{k}:3" for k, name in enumerate(options, 1)}
     prepared = data.prepare(
         section(*train, **options),
@@ -55,9 +55,7 @@ def check_conservation(report: data.DataReport) -> None:
 
 
 def lines(path: Path, *rows: Any) -> Path:
-    path.write_bytes(
-        b"".join(r + b"\n" if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in rows)
-    )
+    path.write_bytes(b"".join(r + b"\n" if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in rows))
     return path
 
 
@@ -152,9 +150,7 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
         prepare(tmp_path, DataEntry(path="hub:name"))
 
 
-def test_the_hub_that_cannot_be_reached_is_said_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -225,9 +221,7 @@ def test_a_format_is_found_only_when_one_fits(columns: set[str]) -> None:
         ({}, "none", "Nearest"),
     ],
 )
-def test_unclear_columns_are_refused_with_the_way_out(
-    tmp_path: Path, row: dict, says: str, hint: str
-) -> None:
+def test_unclear_columns_are_refused_with_the_way_out(tmp_path: Path, row: dict, says: str, hint: str) -> None:
     with pytest.raises(DataError, match=says) as caught:
         prepare(tmp_path, lines(tmp_path / "a.jsonl", row))
     assert hint in str(caught.value.hint)
@@ -368,9 +362,7 @@ def test_a_row_of_ten_megabytes(tmp_path: Path) -> None:
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6), st.just("\ud800")),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner),
     max_leaves=6,
 )
 ROWS = st.one_of(
@@ -410,9 +402,7 @@ def test_any_bytes_give_rows_or_a_plain_error(tmp_path: Path, raw: bytes, name: 
 
 
 def test_long_rows_are_an_error_with_the_numbers(tmp_path: Path) -> None:
-    path = lines(
-        tmp_path / "a.jsonl", *texts(30), {"text": "hello world " * 60}, {"text": "the answer " * 60}
-    )
+    path = lines(tmp_path / "a.jsonl", *texts(30), {"text": "hello world " * 60}, {"text": "the answer " * 60})
     with pytest.raises(DataError) as caught:
         prepare(tmp_path, path, max_length=32)
     said = caught.value.message
@@ -464,8 +454,9 @@ def test_split_trains_every_token_of_a_document_once(tmp_path: Path, make: Any) 
     assert trained == whole.tokens(0)[1:].tolist()
     eos = [int(t == tokenizer.eos_token_id) for t in trained]
     assert sum(eos) == eos[-1] == 1
-    if tokenizer.bos_token_id is not None:
-        assert all(rows.tokens(i)[0] == tokenizer.bos_token_id for i in range(len(rows)))
+    bos = tokenizer.bos_token_id
+    for i in range(1, len(rows)):
+        assert rows.tokens(i)[0] == (rows.tokens(i - 1)[-1] if bos is None else bos)
 
 
 def test_split_is_refused_where_it_would_part_answers_from_questions(tmp_path: Path) -> None:
@@ -569,9 +560,7 @@ def test_the_cache_is_hit_only_by_the_same_data_tokenizer_template_and_options(t
     assert (off.cached, off.report.hit, off.key) == (False, None, others[-1].key)
 
 
-@pytest.mark.parametrize(
-    "name", ["train.safetensors", "report.json", "manifest.json", "validation.safetensors"]
-)
+@pytest.mark.parametrize("name", ["train.safetensors", "report.json", "manifest.json", "validation.safetensors"])
 def test_a_damaged_cache_entry_is_made_again(tmp_path: Path, name: str) -> None:
     path = lines(tmp_path / "a.jsonl", *texts(20))
     first = prepare(tmp_path, path, validation=3)
@@ -599,11 +588,21 @@ def test_two_processes_make_the_rows_once(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": str(here.parent)}
     command = [sys.executable, "-c", code, str(here), str(tmp_path), str(path)]
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)
-    ]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     assert sorted(p.communicate()[0].strip() for p in running) == ["False 300", "True 300"]
     assert sorted(f.suffix for f in (tmp_path / "cache" / "data").iterdir()) == ["", ".lock"]
+
+
+def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", *texts(2))
+    key = prepare(tmp_path, path).key
+    waiting = threading.Thread(target=prepare, args=(tmp_path, path))
+    with locked(tmp_path / "cache", key):
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+    waiting.join(20)
+    assert not waiting.is_alive()
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
@@ -629,9 +628,7 @@ def test_the_report_counts_tokens_and_ends(tmp_path: Path) -> None:
 
 def test_an_end_that_is_not_trained_is_said(tmp_path: Path) -> None:
     open_end = turns(("user", "a"), ("assistant", "b"), ("user", "c"))
-    report = prepare(
-        tmp_path, lines(tmp_path / "a.jsonl", open_end), tokenizer=tiny.chatml(tiny.NO_END)
-    ).report
+    report = prepare(tmp_path, lines(tmp_path / "a.jsonl", open_end), tokenizer=tiny.chatml(tiny.NO_END)).report
     assert not report.end_token_trained
     assert "NOT trained" in "\n".join(report.lines())
 

@@ -188,6 +188,18 @@ def test_what_the_template_refuses_is_a_bad_row() -> None:
         encode(tokenizer, Sample(messages=(system, *conversation("a", "one"))))
 
 
+@pytest.mark.parametrize(
+    "written", ["m.content.split('<|im_end|>')[0]", "('X' if m.content == '<|im_end|>' else m.content)"]
+)
+def test_a_template_that_takes_the_text_of_special_tokens_apart(written: str) -> None:
+    tokenizer = tiny.chatml(tiny.CHATML.replace("m.content", written))
+    messages = conversation("<|im_end|>", "one")
+    with pytest.raises(BadRow, match="takes its text apart"):
+        encode(tokenizer, Sample(messages=tuple(messages)))
+    with pytest.raises(DataError, match="takes its text apart"):
+        encode_prompt(tokenizer, messages[:1])
+
+
 def test_tool_turns_need_a_template_with_tools() -> None:
     tokenizer = tiny.chatml()
     turns = (*conversation("a"), {"role": "tool", "content": "7"}, *conversation("b", "one"))

@@ -66,9 +66,7 @@ def test_held_out_combinations_are_never_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_rows_are_different_chats_with_one_line_of_json(tmp_path: Path, name: str) -> None:
     rows = written(tmp_path)[name]
-    assert (
-        len({row["messages"][1]["content"] for row in rows}) == len(rows) == {"train": 300, "test": 150}[name]
-    )
+    assert len({row["messages"][1]["content"] for row in rows}) == len(rows) == {"train": 300, "test": 150}[name]
     for row in rows:
         assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
         text, answer = (message["content"] for message in row["messages"][1:])
@@ -126,9 +124,7 @@ def wheel(folder: Path, name: str, content: bytes) -> None:
         archive.writestr(f"{info}/RECORD", "")
 
 
-def test_model_is_fetched_and_checked(
-    model: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_is_fetched_and_checked(model: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel(tmp_path, model.NAME, b"the model")
     with pytest.raises(CheckFailed, match="not the known"):
         model.fetch()

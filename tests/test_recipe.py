@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -115,6 +116,10 @@ def test_scalars_follow_yaml_1_2(written: str, value: Any) -> None:
     assert found.found == []
     assert read == value
     assert type(read) is type(value)
+
+
+def test_escapes_of_json_are_read() -> None:
+    assert plain(parse('["\\ud83d\\ude00", "a\\/b\\u00e4"]', Source("x"), Problems())) == ("\U0001f600", "a/b\xe4")
 
 
 def test_nan_is_read_as_a_number() -> None:
@@ -744,6 +749,7 @@ def test_a_resolved_recipe_loads_as_the_same(tmp_path: Path, text: str) -> None:
     again = load(tmp_path, recipe.resolved(found))
     assert again == found
     assert recipe.differences(found, again) == []
+    assert load(tmp_path, json.dumps(recipe.plain(found), allow_nan=False)) == found
     assert again.adapter.model_fields_set == found.adapter.model_fields_set
     assert recipe.resolved(again).count("\n") == recipe.resolved(found).count("\n")
 

@@ -50,9 +50,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     from transformers import AutoTokenizer
 
     with quiet(), _readable(folder, "tokenizer"):
-        return AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
 
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -60,9 +58,7 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     from transformers import AutoConfig
 
     with quiet(), _readable(folder, "configuration"):
-        return AutoConfig.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
 
 
 def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:

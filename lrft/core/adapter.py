@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
+UNITS_AT_ONCE = 512
+
 
 @dataclass(frozen=True)
 class Site:
@@ -111,10 +113,15 @@ class Delta(Adapter):
     """Abstract: W = W0 + dW. Write `delta_weight` or `delta`; each defaults to the other."""
 
     def delta_weight(self) -> Tensor:
-        """dW (d, k)."""
-        reference = next(self.parameters())
+        """dW (d, k), from the images of the unit vectors: some at a time, an identity (k, k) can be larger than W."""
+        reference, k = next(self.parameters()), self.site.k
+        images = []
         with torch.autocast(reference.device.type, enabled=False):
-            return self.delta(torch.eye(self.site.k, dtype=reference.dtype, device=reference.device)).T
+            for first in range(0, k, UNITS_AT_ONCE):
+                units = reference.new_zeros(min(UNITS_AT_ONCE, k - first), k)
+                units.diagonal(offset=first).fill_(1)
+                images.append(self.delta(units))
+        return torch.cat(images).T
 
     def delta(self, x: Tensor) -> Tensor:
         """dW x for x (..., k)."""

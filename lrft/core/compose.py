@@ -20,7 +20,7 @@ from lrft.core import linear, targets
 from lrft.core.adapter import Adapter, AdapterLinear, Anchored, Delta, Site
 from lrft.core.attached import Attached
 from lrft.core.part import Method, Part
-from lrft.errors import Problem, RecipeError
+from lrft.errors import Problem, RecipeError, UsageError
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ def build_site(
     Random values depend on (seed, the site's name) alone and leave the global generator as it was.
     Raises ValueError with the reason when the site's shape does not fit.
     """
-    with torch.random.fork_rng(devices=[]):
+    # manual_seed also sets the generator of the GPU that W0 lies on, and a decomposition there draws from it.
+    gpu = [W0.device] if W0 is not None and W0.is_cuda else []
+    with torch.random.fork_rng(devices=gpu):
         torch.manual_seed(seed_of(seed, site.name))
         adapter = composition.method.build(site)
         if fresh and W0 is not None and isinstance(adapter, Delta):
@@ -145,8 +147,13 @@ def attach_sites(
     fresh: bool = True,
     where: targets.Where = lambda key: key,
 ) -> Attached:
-    """Freeze `model`, put an adapter beside each site's layer, and return the handle. Raises RecipeError."""
+    """Freeze `model`, put an adapter beside each site's layer, and return the handle.
+
+    Raises RecipeError for sites that the method cannot serve, UsageError for a model that has adapters already.
+    """
     modules = dict(model.named_modules())
+    if any(isinstance(module, AdapterLinear) for module in modules.values()):
+        raise UsageError("this model has adapters already", "Take them away first, with detach().")
     adapters: dict[str, Adapter] = {}
     problems = []
     for site in sites:

@@ -25,8 +25,11 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every linear layer below `model` by its dotted name, in the model's order."""
-    return ((name, module) for name, module in model.named_modules() if is_linear(module))
+    """Every linear layer below `model` by its dotted name, in the model's order.
+
+    Not `model` itself: it has no parent in which another layer could take its place.
+    """
+    return ((name, module) for name, module in model.named_modules() if name and is_linear(module))
 
 
 def shape(module: Any) -> tuple[int, int]:

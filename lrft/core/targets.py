@@ -111,7 +111,8 @@ def _unmatched(
         other = next((type(m).__name__ for n, m in model.named_modules() if n and matches(pattern, n)), None)
         words = words_of(linears)
         if other is not None:
-            said = f"matches a {other}, which is not a linear layer"
+            article = "an" if other[0] in "AEIOU" else "a"
+            said = f"matches {article} {other}, which is not a linear layer"
         else:
             said = "matches no module of this model"
             close = nearest(pattern, words)
@@ -138,16 +139,24 @@ def _span(depths: set[int]) -> str:
 
 
 def _refuse_tied(model: nn.Module, found: Mapping[str, nn.Module], where: Where) -> None:
-    """An adapter on a tied matrix would act on the logits only, but merge into the embedding as well."""
-    embeddings = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    problems = [
-        Problem(
-            where("adapter.target_modules"),
-            f"adapter.target_modules: {name} shares its weight with {embeddings[id(module.weight)]} in this model; "
-            "an adapter on it could not be merged. Leave it out",
-        )
-        for name, module in found.items()
-        if id(module.weight) in embeddings
-    ]
+    """An adapter on a tied matrix would act in one place only, but merge into the other (the embedding) as well.
+
+    Two names inside one parent that is itself used twice are one place.
+    """
+    places: dict[int, dict[tuple[int, str], str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(getattr(module, "weight", None), nn.Parameter):
+            parent, _, word = name.rpartition(".")
+            place = (id(model.get_submodule(parent)), word)
+            places.setdefault(id(module.weight), {}).setdefault(place, name)
+    problems = []
+    for name, module in found.items():
+        others = [other for other in places[id(module.weight)].values() if other != name]
+        if others:
+            text = (
+                f"adapter.target_modules: {name} shares its weight with {others[0]} in this model; "
+                "an adapter on it could not be merged. Leave it out"
+            )
+            problems.append(Problem(where("adapter.target_modules"), text))
     if problems:
         raise RecipeError(problems)

@@ -38,7 +38,7 @@ class Schedule:
         self.steps_per_epoch = math.ceil(n_rows / global_batch)
         ends = [] if max_steps is None else [max_steps]
         if epochs is not None:
-            # Rounded first: 0.1 x 30 is 3.0000000000000004 and must not become four steps.
+            # Rounded first: 1.1 x 50 is 55.00000000000001 and must not become 56 steps.
             ends.append(max(1, math.ceil(round(epochs * self.steps_per_epoch, 9))))
         self.total_steps = min(ends)
         self._cached: tuple[int, np.ndarray] | None = None

@@ -18,7 +18,7 @@ from lrft.data.rows import Row, Rows
 from lrft.data.settings import Input, Settings, Where, inputs, read_input, settings, validation_input
 from lrft.data.split import split
 from lrft.data.template import Renderer
-from lrft.data.tokenize import Encoder
+from lrft.data.tokenize import Encoder, require_usable
 from lrft.errors import DataError
 
 
@@ -82,7 +82,7 @@ def _prepare(
     where: Where,
     cache: Path | None,
 ) -> Prepared:
-    encoder = Encoder(tokenizer)
+    require_usable(tokenizer)
     key = store.make_key(_deciding(found, chosen, share), tokenizer)
     with store.locked(cache, key) if cache is not None else nullcontext() as folder:
         if folder is not None and (kept := store.load(folder)) is not None:
@@ -90,7 +90,7 @@ def _prepare(
             report.hit = True
             return Prepared(train, validation, report, key, cached=True)
         renderer = Renderer(tokenizer, chosen.template, chosen.train_on)
-        train, validation, report = _build(found, chosen, renderer, encoder, share, where)
+        train, validation, report = _build(found, chosen, renderer, Encoder(tokenizer), share, where)
         report.key, report.hit = key, None if folder is None else False
         if folder is not None:
             store.save(folder, train, validation, report)

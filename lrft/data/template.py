@@ -106,6 +106,7 @@ class Renderer:
         """
         turns, marks = self._mark(messages)
         full = self._render(turns, prompt=True)
+        self._without_marks(full, marks, messages, prompt=True)
         answers = [i for i, m in enumerate(turns[:-1]) if m["role"] == "assistant"]
         try:
             bounds = [self._bounds(turns, i, full) for i in answers]
@@ -132,11 +133,7 @@ class Renderer:
             raise BadRow("unknown role", "the chat template has no tool turns")
         turns, marks = self._mark(messages)
         full = self._render(turns)
-        clean = full
-        if marks:
-            clean = full.replace(marks[0], "").replace(marks[1], "")
-            if clean != self._render(messages):
-                raise BadRow("special token in the text", "the chat template takes its text apart")
+        clean = self._without_marks(full, marks, messages)
         answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         chosen = answers[-1:] if self._train_on == "last-assistant" else answers
         bounds = [self._bounds(turns, i, full) for i in chosen]
@@ -194,6 +191,18 @@ class Renderer:
             for m in messages
         ]
         return turns, (opening, closing)
+
+    def _without_marks(
+        self, full: str, marks: tuple[str, str] | None, messages: Sequence[Message], prompt: bool = False
+    ) -> str:
+        """`full` without its marks. Raises BadRow when they are not around whole tokens, or changed the text."""
+        if marks is None:
+            return full
+        opening, closing = marks
+        clean = re.sub(f"{opening}({self._special.pattern}){closing}", r"\1", full)
+        if opening in clean or closing in clean or clean != self._render(messages, prompt):
+            raise BadRow("special token in the text", "the chat template takes its text apart")
+        return clean
 
     def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
         from jinja2.exceptions import TemplateError

@@ -34,6 +34,17 @@ class Encoded:
     spans: tuple[tuple[int, int, str], ...]
 
 
+def require_usable(tokenizer: Any) -> None:
+    """Raise DataError for a tokenizer without a Rust backend or without an end token."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer, which exact masks need",
+            "Use a model with a tokenizer.json.",
+        )
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end token (eos_token): no answer could be ended")
+
+
 class Encoder:
     """Tokenises pieces with a private copy of a fast tokenizer, whose own settings are never touched.
 
@@ -41,14 +52,8 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Raises DataError for a tokenizer without a Rust backend or without an end token."""
-        if not getattr(tokenizer, "is_fast", False):
-            raise DataError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer, which exact masks need",
-                "Use a model with a tokenizer.json.",
-            )
-        if tokenizer.eos_token_id is None:
-            raise DataError("the tokenizer has no end token (eos_token): no answer could be ended")
+        """Raises DataError as `require_usable` does."""
+        require_usable(tokenizer)
         state = tokenizer.backend_tokenizer.to_str()
         self._normal = _Backend(state)
         self._state = state

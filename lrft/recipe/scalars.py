@@ -26,12 +26,16 @@ _WORDS: dict[str, Any] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+_SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def scalar(event: events.ScalarEvent, place: Place, problems: Problems) -> Node:
     """The value of one scalar; a spelling that could mean two things becomes a problem."""
     text = event.value
+    if event.style == '"' and _SURROGATES.search(text):
+        # JSON escapes a character beyond U+FFFF as two halves; what stays half is refused below.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     bad = CONTROL.search(text)
     if bad:
         problems.refuse(place, f"the escape gives the character {bad[0]!a}, which is not text")

@@ -8,8 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lrft.recipe import tree
+from lrft.recipe.problems import Problems
 from lrft.recipe.scalars import resolve
 from lrft.recipe.schema import CHOICE_OPTIONS, DataEntry, LrScheduler, MethodEntry, Optimizer, Recipe
+from lrft.recipe.source import parse
+from lrft.recipe.tree import Source
 
 # Text that needs no quotes even inside brackets, unless YAML would read it as a number, a boolean or null.
 _BARE = re.compile(r"[A-Za-z_./][A-Za-z0-9_./+-]*")
@@ -31,11 +35,9 @@ def resolved(recipe: Recipe, chosen: Mapping[str, Any] | None = None) -> str:
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON values, in the forms that a recipe file may have."""
-    # pydantic does not know what the method's own validator returns, and warns about it
-    value = recipe.model_dump(mode="json", warnings=False)
-    value["adapter"]["method"] = [{entry.name: entry.options} for entry in recipe.adapter.method]
-    return value
+    """The same as values for JSON. The JSON text is YAML too, and loads as an equal recipe."""
+    values: dict[str, Any] = tree.plain(parse(resolved(recipe), Source("resolved"), Problems()))
+    return values
 
 
 class _Writer:

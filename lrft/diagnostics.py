@@ -1,0 +1,66 @@
+"""How the adapters are doing, for the log: what reaches them, how far they have moved, and when that looks wrong."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from lrft.core import linear
+from lrft.core.adapter import Adapter, Delta
+from lrft.core.attached import Attached
+
+# An update as large as the weight itself has replaced what the base had learnt.
+LARGEST_UPDATE = 1.0
+
+
+def gradient_norms(trained: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """Norm of the gradient by role, the last word of a tensor's name: {"A": ..., "B": ...}."""
+    squares: dict[str, float] = defaultdict(float)
+    for name, parameter in trained.items():
+        if parameter.grad is not None:
+            squares[name.rsplit(".", 1)[-1]] += parameter.grad.double().square().sum().item()
+    return {role: math.sqrt(square) for role, square in squares.items()}
+
+
+@torch.no_grad()
+def update_shares(attached: Attached) -> dict[str, float]:
+    """Norm of the update over the norm of the weight, by the layers' last words: {"q_proj": 0.0031, ...}.
+
+    Frobenius norms, over all layers of that name together.
+    """
+    updates: dict[str, float] = defaultdict(float)
+    weights: dict[str, float] = defaultdict(float)
+    for name, layer in attached.layers().items():
+        group = name.rsplit(".", 1)[-1]
+        updates[group] += squared_update(layer.adapter, layer.base)
+        weights[group] += linear.dense(layer.base).double().square().sum().item()
+    return {group: math.sqrt(updates[group] / weights[group]) if weights[group] else math.inf for group in updates}
+
+
+def squared_update(adapter: Adapter, base: nn.Module) -> float:
+    """Squared Frobenius norm of the dense update of one layer."""
+    factors = adapter.factors() if isinstance(adapter, Delta) else None
+    if factors is not None:  # |s B A|^2 = s^2 sum (B'B * A A'): r x r, never (d, k)
+        B, A = factors.B.double(), factors.A.double()
+        return max(0.0, factors.scale**2 * ((B.T @ B) * (A @ A.T)).sum().item())
+    if isinstance(adapter, Delta):
+        return adapter.delta_weight().double().square().sum().item()
+    W0 = linear.dense(base).to(adapter.site.dtype)
+    return (adapter.weight(W0) - W0).double().square().sum().item()
+
+
+def warnings(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
+    """What looks wrong between two logs of `update_shares`."""
+    said = []
+    for group, share in now.items():
+        if not math.isfinite(share):
+            said.append(f"the update of {group} is not finite")
+        elif share > LARGEST_UPDATE:
+            said.append(f"the update of {group} is larger than its weight: lower the learning rate or the factor")
+        elif before.get(group) == share:
+            said.append(f"the adapters of {group} have not moved since the last log: is the learning rate too small?")
+    return said

@@ -1,0 +1,200 @@
+"""`lrft verify RUN`: the run's own promises, tested on a small slice of its own data.
+
+packed        rows laid end to end answer as each row does alone
+accumulation  one pass over N rows and N passes over one row give the same gradient
+merged        the merged folder answers as base + adapter do
+resumed       stopped and resumed, training ends in the same bits as when it was not stopped
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrft import base, checks, data, evaluate, files, machine, merging, setup
+from lrft import recipe as recipes
+from lrft.checkpoint import load_adapter, read_adapter
+from lrft.core.attached import Attached
+from lrft.data.batch import collate
+from lrft.errors import CheckFailed
+from lrft.loss import token_loss, trained_tokens
+from lrft.recipe import Recipe
+from lrft.train import train
+from lrft.trainer import Options
+from lrft.verify import verify_merge
+
+ROWS = 8
+STEPS = 4
+# Relative differences that rounding may make in float32.
+ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One promise: the figure that was measured and the largest one that keeps it. `skipped` says why there is none."""
+
+    name: str
+    figure: float
+    limit: float
+    text: str
+    skipped: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.skipped or self.figure <= self.limit  # False for NaN
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"holds": self.holds}
+
+
+def verify_run(run: Path, adapter: Path, *, tell: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
+    """Test all four. Raises CheckFailed, with the figures, after the last one when any does not hold."""
+    recipe = recipes.load(run / "resolved.yaml")
+    source = base.resolve(recipe.model.name, recipe.model.revision)
+    prepared = setup.prepare_data(recipe, source, setup.load_tokenizer(recipe, source))
+    findings = []
+    with scratch(run) as folder:
+        model, attached = adapted(recipe, source, adapter)
+        rows = prepared.train.slice(np.argsort(prepared.train.lengths, kind="stable")[:ROWS])
+        for finding in (
+            packed(model, rows),
+            accumulation(model, attached, rows),
+            merged(run, adapter, source, folder),
+            resumed(recipe, folder),
+        ):
+            findings.append(finding)
+            tell(finding)
+    failed = [f"{f.name}: {f.text}" for f in findings if not f.holds]
+    if failed:
+        raise CheckFailed("a promise does not hold for this run:\n  " + "\n  ".join(failed))
+    return findings
+
+
+@contextmanager
+def scratch(run: Path) -> Iterator[Path]:
+    """A folder inside the run's, removed afterwards."""
+    folder = run / ".verify"
+    shutil.rmtree(folder, ignore_errors=True)
+    with files.room_for(run):
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def adapted(recipe: Recipe, source: Path, adapter: Path) -> tuple[Any, Attached]:
+    """The model in float32, where a difference is the tool's and not rounding's, with the run's adapter."""
+    model: Any = base.load_model(source, dtype=torch.float32, attention=recipe.model.attention)
+    attached = load_adapter(model, adapter)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, attached
+
+
+def packed(model: Any, rows: data.Rows) -> Finding:
+    ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(model.device) for i in range(len(rows))]
+    difference = checks.packed_equals_alone(model, ids)
+    return Finding(
+        "packed",
+        difference,
+        ROUNDING,
+        f"{len(ids)} rows packed against alone: logits differ by {difference:.1e} of the largest",
+    )
+
+
+def accumulation(model: Any, attached: Attached, rows: data.Rows) -> Finding:
+    together = gradient(model, attached, rows, micro=len(rows))
+    apart = gradient(model, attached, rows, micro=1)
+    difference = (norm(together - apart) / norm(together)) if norm(together) else math.nan
+    return Finding(
+        "accumulation",
+        difference,
+        ROUNDING,
+        f"1 x {len(rows)} rows against {len(rows)} x 1: gradients differ by {difference:.1e} of their norm",
+    )
+
+
+def gradient(model: Any, attached: Attached, rows: data.Rows, micro: int) -> Tensor:
+    """The gradient of the mean token loss over all rows, all trained tensors end to end."""
+    trained = list(attached.trained().values())
+    for parameter in trained:
+        parameter.grad = None
+    model.eval()  # without dropout, whose masks would differ
+    batches = [
+        {k: v.to(model.device) for k, v in collate(rows, ids, pad_id=0, packed=False).items()}
+        for ids in (list(range(len(rows)))[at : at + micro] for at in range(0, len(rows), micro))
+    ]
+    tokens = sum(map(trained_tokens, batches))
+    for batch in batches:
+        (token_loss(model, batch) / tokens).backward()
+    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in trained])
+
+
+def norm(vector: Tensor) -> float:
+    return torch.linalg.vector_norm(vector).item()
+
+
+def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
+    """Of the run's merged folder when there is one, else of one made for the purpose."""
+    out = run / "merged"
+    if not out.is_dir():
+        out = folder / "merged"
+        merging.merge(adapter, out, base_model=str(source))
+    difference = verify_merge(out, adapter, base_folder=source, tolerance=math.inf)
+    limit = difference.limit_of_dtype
+    return Finding(
+        "merged",
+        difference.relative,
+        limit,
+        f"merged against adapter on {difference.rows} rows: logits differ by {difference.relative:.1e} of the largest, "
+        f"same first token {difference.same_first:.2%}",
+    )
+
+
+def resumed(recipe: Recipe, folder: Path) -> Finding:
+    """A few steps of the run's own recipe, straight through and stopped in the middle: compared bit for bit."""
+    short = shortened(recipe, folder / "straight")
+    if torch.cuda.is_available():
+        return Finding("resumed", 0.0, 0.0, "not tested on a GPU, whose sums are not bit-equal from run to run", True)
+    straight = train(short, Options(quiet=True))
+    stopped = folder / "stopped"
+    shutil.copytree(straight, stopped, symlinks=True)
+    last = max((stopped / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
+    shutil.rmtree(last)
+    again = train(shortened(recipe, stopped), Options(resume="last", quiet=True))
+    one, two = (read_adapter(path / "last").tensors for path in (straight, again))
+    unequal = [
+        f"{site}.{name}" for site in one for name in one[site] if not torch.equal(one[site][name], two[site][name])
+    ]
+    steps = short.training.max_steps
+    text = f"{steps} steps, stopped after {int(last.name[5:]) - 1} and resumed: {len(unequal)} tensors differ"
+    return Finding("resumed", float(len(unequal)), 0.0, text)
+
+
+def shortened(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe for a few steps on a few rows, into `out`."""
+    entries = tuple(entry.model_copy(update={"limit": min(entry.limit or 64, 64)}) for entry in recipe.data.train)
+    few = {"train": entries, "validation": "none", "too_long": "drop"}
+    training = {
+        "max_steps": STEPS,
+        "epochs": None,
+        "global_batch_size": min(recipe.training.global_batch_size, 4),
+        "precision": "fp32" if machine.computation("auto") == "fp32" else recipe.training.precision,
+    }
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=few),
+            "training": recipe.training.model_copy(update=training),
+            "checkpoint": recipe.checkpoint.model_copy(update={"every": 1, "keep": STEPS}),
+            "output_dir": str(out),
+        }
+    )
