@@ -170,6 +170,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
 
 def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
     """Attach a saved adapter to `model`, in place. Raises CheckFailed when it does not fit."""
+    compose.refuse_adapted(model)
     saved = read_adapter(folder)
     modules = dict(linear.named_linears(model))
     for site in saved.sites:

@@ -40,8 +40,9 @@ class RunFolder:
     @staticmethod
     def refuse(path: Path, *, resume: bool, fresh: bool) -> None:
         """Raises UsageError when `path` holds something else than is asked for. Writes nothing."""
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"output_dir {path} is a file")
+        parent = files.existing_parent(path)
+        if not parent.is_dir():
+            raise UsageError(f"output_dir {path}: {parent} is a file", "Name another output_dir.")
         holds_run = (path / MARKER).is_file()
         if resume and not holds_run:
             raise UsageError(f"{path} holds no run to resume")
@@ -54,7 +55,7 @@ class RunFolder:
             raise UsageError(
                 f"output_dir {path} is not empty and is no run of lrft", "Name another output_dir."
             )
-        if not os.access(files.existing_parent(path), os.W_OK):
+        if not os.access(parent, os.W_OK):
             raise UsageError(f"output_dir {path}: writing is not permitted there", "Name another output_dir.")
 
     @classmethod

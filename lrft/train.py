@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrft import checks, evaluate, files, machine, optim, schedule, summary, verify
+from lrft import checks, diagnostics, evaluate, files, machine, optim, schedule, summary, verify
 from lrft import recipe as recipes
 from lrft.core import compose
 from lrft.core.part import Run
@@ -41,9 +41,7 @@ def train(recipe: Recipe, options: Options) -> Path:
         trainer = set_up(recipe, options)
         with ExitStack() as stack:
             if main:
-                trainer.folder = stack.enter_context(
-                    RunFolder.open(output, resume=resume, fresh=options.fresh)
-                )
+                trainer.folder = stack.enter_context(RunFolder.open(output, resume=resume, fresh=options.fresh))
             if resume:
                 restore(trainer)
             reporter = Reporter(output if main else None, quiet=options.quiet, main=main)
@@ -71,10 +69,7 @@ def tell_start(trainer: Trainer) -> None:
         trainer.reporter.rewind(trainer.progress.step)
     if folder is not None:
         files.write_text(folder.path / "resolved.yaml", recipes.resolved(recipe, trainer.chosen))
-        if (
-            options.source is not None
-            and options.source.resolve() != (folder.path / "resolved.yaml").resolve()
-        ):
+        if options.source is not None and options.source.resolve() != (folder.path / "resolved.yaml").resolve():
             shutil.copyfile(options.source, folder.path / "recipe.yaml")
         files.write_json(folder.path / "environment.json", environment())
         if trainer.prepared.validation is not None:
@@ -84,11 +79,6 @@ def tell_start(trainer: Trainer) -> None:
     for warning in trainer.warnings:
         trainer.reporter.warn(warning)
     trainer.describe()
-
-
-def attention_of(model: Any) -> str:
-    """The attention kernel that transformers chose."""
-    return str(model.config._attn_implementation)
 
 
 def loop(trainer: Trainer, signals: StopSignals) -> None:
@@ -148,6 +138,8 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
         accelerator.backward(torch.stack(penalties).sum())
     loss, signal = over_ranks(trainer, local, signals)
     unreached = movement.unreached()
+    logged = step % trainer.recipe.logging.every == trainer.recipe.logging.every - 1 or step in (0, run.total_steps - 1)
+    gradients = diagnostics.gradient_norms(trainer.attached.trained()) if logged else {}
     norm = clipped_norm(trainer)
     refuse_non_finite(trainer, loss / tokens, norm, ids)
     for part in parts:
@@ -162,6 +154,7 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
     if not accelerator.optimizer_step_was_skipped:
         movement.after_step(step, unreached, trainer.checks)
     seconds = time.monotonic() - began
+    inside = inside_adapters(trainer, gradients) if logged else {}
     trainer.reporter.step(
         {
             "step": step,
@@ -173,10 +166,20 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
             "seconds": round(seconds, 4),
             "tokens_per_second": round(seen / seconds, 1),
             "memory_gb": round(machine.memory_gb(accelerator.device), 3),
+            **inside,
         },
-        logged=step == 1 or step % trainer.recipe.logging.every == 0 or step == trainer.plan.total_steps,
+        logged=logged,
     )
     return signal
+
+
+def inside_adapters(trainer: Trainer, gradients: dict[str, float]) -> dict[str, Any]:
+    """For the log: gradient norm by role (before clipping) and update over weight by layer; warns where that is odd."""
+    shares = diagnostics.update_shares(trainer.attached)
+    for text in diagnostics.warnings(trainer.shares, shares):
+        trainer.reporter.warn(text)
+    trainer.shares = shares
+    return {"gradient": gradients, "update": shares}
 
 
 def backward(trainer: Trainer, ids: np.ndarray, tokens: int) -> Tensor:
@@ -222,9 +225,7 @@ def clipped_norm(trainer: Trainer) -> float:
     """The global norm of the gradient, before clipping."""
     limit = trainer.recipe.training.max_grad_norm
     return float(
-        trainer.accelerator.clip_grad_norm_(
-            trainer.attached.trained().values(), math.inf if limit is None else limit
-        )
+        trainer.accelerator.clip_grad_norm_(trainer.attached.trained().values(), math.inf if limit is None else limit)
     )
 
 

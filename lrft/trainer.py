@@ -74,6 +74,8 @@ class Trainer:
     checks: dict[str, str]
     """what was proven, in words"""
     progress: Progress = field(default_factory=Progress)
+    shares: dict[str, float] = field(default_factory=dict)
+    """update over weight at the last log, by layer"""
     folder: RunFolder | None = None
     """None on every process but the first"""
     reporter: Reporter = field(default_factory=lambda: Reporter(None, main=False))
@@ -89,11 +91,10 @@ class Trainer:
     @property
     def chosen(self) -> dict[str, Any]:
         """What this run has decided where the recipe leaves it open, by dotted key."""
-        model: Any = self.attached.model
         decided = {
             "training.precision": self.compute,
             "model.precision": self.base_info["dtype"],
-            "model.attention": model.config._attn_implementation,
+            "model.attention": attention_of(self.attached.model),
         }
         if self.recipe.where("data.max_length") == "default":  # the model can have fewer positions
             decided["data.max_length"] = self.prepared.report.max_length
@@ -113,3 +114,8 @@ class Trainer:
         """Write run.json: what is known of the run so far."""
         if self.folder is not None:
             self.folder.describe(summary.facts(self))
+
+
+def attention_of(model: Any) -> str:
+    """The attention kernel that transformers chose."""
+    return str(model.config._attn_implementation)

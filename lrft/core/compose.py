@@ -66,8 +66,15 @@ def compose(entries: Iterable[tuple[str, dict[str, Any]]]) -> Composition:
     return Composition(method, tuple(parts), words)
 
 
+def refuse_adapted(model: nn.Module) -> None:
+    """Raises UsageError for a model with adapters: a second attach would freeze the first and go inside it."""
+    if any(isinstance(module, AdapterLinear) for module in model.modules()):
+        raise UsageError("this model has adapters already", "Take them away first, with detach().")
+
+
 def plan(model: nn.Module, adapter: Any, composition: Composition, where: targets.Where) -> list[Site]:
     """The sites of a recipe's adapter section on `model`, with their ranks and factors. Raises RecipeError."""
+    refuse_adapted(model)
     found = targets.chosen_linears(model, adapter, where)
     problems = [
         Problem(where("adapter.overrides"), f"adapter.overrides: {pattern} matches no adapted layer")
@@ -147,13 +154,8 @@ def attach_sites(
     fresh: bool = True,
     where: targets.Where = lambda key: key,
 ) -> Attached:
-    """Freeze `model`, put an adapter beside each site's layer, and return the handle.
-
-    Raises RecipeError for sites that the method cannot serve, UsageError for a model that has adapters already.
-    """
+    """Freeze `model`, put an adapter beside each site's layer, and return the handle. Raises RecipeError."""
     modules = dict(model.named_modules())
-    if any(isinstance(module, AdapterLinear) for module in modules.values()):
-        raise UsageError("this model has adapters already", "Take them away first, with detach().")
     adapters: dict[str, Adapter] = {}
     problems = []
     for site in sites:

@@ -1,0 +1,1 @@
+def campaign(*a): pass

@@ -1,0 +1,134 @@
+"""safetensors, tensor by tensor, against the library's own reader and writer."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lrft.errors import CheckFailed
+from lrft.tensorfile import DTYPES, TensorReader, TensorWriter, raw
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    found = {f"t.{name}": (torch.randn(3, 5) * 50).to(dtype) for name, dtype in DTYPES.items()}
+    return found | {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4), "vector": torch.arange(7)}
+
+
+def test_reads_what_the_library_writes(tmp_path: Path) -> None:
+    save_file(tensors(), tmp_path / "a.safetensors", {"format": "pt"})
+    with TensorReader(tmp_path / "a.safetensors") as reader:
+        assert reader.metadata == {"format": "pt"}
+        assert reader.entries.keys() == tensors().keys()
+        for name, expected in tensors().items():
+            found = reader.tensor(name)
+            assert (found.dtype, found.shape) == (expected.dtype, expected.shape), name
+            assert torch.equal(found, expected), name
+            assert bytes(reader.bytes(name)) == bytes(raw(expected)), name
+
+
+def write(path: Path, given: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    words = {dtype: name for name, dtype in DTYPES.items()}
+    announced = {
+        name: (words[t.dtype], tuple(t.shape), t.numel() * t.element_size()) for name, t in given.items()
+    }
+    with TensorWriter(path, announced, metadata or {}) as writer:
+        for name, tensor in given.items():
+            writer.write(name, raw(tensor))
+
+
+def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write(path, tensors(), {"format": "pt", "näme": "ü"})
+    found = load_file(path)
+    assert found.keys() == tensors().keys()
+    for name, expected in tensors().items():
+        assert found[name].dtype == expected.dtype
+        assert torch.equal(found[name], expected), name
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    assert length % 8 == 0
+    with TensorReader(path) as reader:
+        assert reader.metadata == {"format": "pt", "näme": "ü"}
+
+
+def test_a_transposed_tensor_is_written_as_it_reads() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3).T
+    assert bytes(raw(tensor)) == bytes(raw(tensor.contiguous()))
+
+
+def test_order_sizes_and_completeness_are_kept(tmp_path: Path) -> None:
+    announced = {"a": ("F32", (2,), 8), "b": ("F32", (1,), 4)}
+    with TensorWriter(tmp_path / "x", announced, {}) as writer:
+        for name, data in (("b", b"0000"), ("a", b"0000")):
+            with pytest.raises(ValueError, match=f"{name} is not the next tensor"):
+                writer.write(name, data)
+        writer._left = {}
+    with pytest.raises(ValueError, match="announced but not written: b"), TensorWriter(tmp_path / "x", announced, {}) as w:
+        w.write("a", b"0" * 8)
+
+
+def whole() -> tuple[dict[str, Any], bytes]:
+    header = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}}
+    return header, b"\0" * 12
+
+
+def file_of(header: Any, data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def changed(name: str, **values: Any) -> bytes:
+    header, data = whole()
+    header[name] |= values
+    return file_of(header, data)
+
+
+DAMAGED = {
+    "empty": b"",
+    "three bytes": b"abc",
+    "length without header": struct.pack("<Q", 10),
+    "header longer than the file": struct.pack("<Q", 1 << 40) + b"{}",
+    "no JSON": struct.pack("<Q", 4) + b"\xff\xfe{}",
+    "a list": file_of([1], b""),
+    "not an entry": file_of({"a": 3}, b""),
+    "no offsets": file_of({"a": {"dtype": "F32", "shape": [1]}}, b"0000"),
+    "one byte short": file_of(whole()[0], whole()[1][:-1]),
+    "one byte long": file_of(whole()[0], whole()[1] + b"0"),
+    "shape too large": changed("a", shape=[3]),
+    "dtype too narrow": changed("a", dtype="F16"),
+    "overlap": changed("b", data_offsets=[4, 8]),
+    "negative": changed("a", data_offsets=[-8, 0]),
+    "backwards": changed("b", data_offsets=[12, 8]),
+    "three offsets": changed("b", data_offsets=[8, 12, 16]),
+    "words for offsets": changed("b", data_offsets=["8", "12"]),
+}
+
+
+def test_the_whole_file_that_is_damaged_below_reads(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(file_of(*whole()))
+    with TensorReader(path) as reader:
+        assert torch.equal(reader.tensor("b"), torch.zeros(1))
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damage_is_found_when_opening(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(DAMAGED[damage])
+    with pytest.raises(CheckFailed, match="a.safetensors is not a whole safetensors file"):
+        TensorReader(path)
+
+
+def test_a_dtype_that_is_not_known_can_be_copied_and_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(file_of({"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}, b"abcd"))
+    with TensorReader(path) as reader:
+        assert bytes(reader.bytes("a")) == b"abcd"
+        with pytest.raises(CheckFailed, match="a is stored as F8_E4M3"):
+            reader.tensor("a")
