@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from lrft.report import Reporter
 from lrft.text import Row
 from lrft.selfcheck import Finding, verify_run
 from lrft.verify import run_of, verify_merge
+
+PROGRESS_SECONDS = 5.0
 
 
 def adapter_of(source: Path) -> Path:
@@ -129,7 +133,12 @@ def evaluate_target(
         asked = evaluate.with_prompts(rows) if generate else rows.slice([])
         if len(asked):
             answers = evaluate.answer_rows(
-                model, tokenizer, asked, max_new_tokens=max_new_tokens, batch_size=batch_size
+                model,
+                tokenizer,
+                asked,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                progress=telling(reporter, len(asked)),
             )
             result["exact_match"] = sum(answer["match"] for answer in answers) / len(answers)
             result["answered"] = len(answers)
@@ -138,6 +147,19 @@ def evaluate_target(
             print(json.dumps(result, indent=1, ensure_ascii=False))
         else:
             reporter.table(evaluation_rows(result, report))
+
+
+def telling(reporter: Reporter, total: int) -> Callable[[int], None]:
+    """Says how many answers are there, every few seconds."""
+    told = time.monotonic()
+
+    def progress(done: int) -> None:
+        nonlocal told
+        if done < total and time.monotonic() - told >= PROGRESS_SECONDS:
+            told = time.monotonic()
+            reporter.line(f"answered {done:,} of {total:,}")
+
+    return progress
 
 
 def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row]:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,9 @@ from lrft.errors import CheckFailed, LrftError
 if TYPE_CHECKING:
     from torch import Tensor
 
+UNFINISHED = ".unfinished-"
+# What `write_whole` and `point` name their half-written files, and what the safetensors library does.
+LEFTOVER = re.compile(r"\..+\.unfinished-\w+|\.tmp[A-Za-z0-9]{6}")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -55,7 +59,7 @@ def megabytes(n: int) -> str:
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """`write` a temporary file in the same folder, then make it `path` in one step, with the mode the umask gives."""
     with room_for(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}{UNFINISHED}", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -119,6 +123,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def leftovers(folder: Path) -> Iterator[Path]:
+    """What a process that was killed while it wrote into `folder` has left there."""
+    return (path for path in folder.iterdir() if LEFTOVER.fullmatch(path.name) and not path.is_dir())
+
+
 def sync(path: Path) -> None:
     """Make a file's bytes, or a folder's list of names, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
@@ -130,7 +139,7 @@ def sync(path: Path) -> None:
 
 def point(link: Path, target: Path) -> None:
     """Make the symbolic link `link` lead to `target` (relative, so that the folder can be moved), in one step."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary = link.with_name(f".{link.name}{UNFINISHED}{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target, link.parent))
     temporary.replace(link)

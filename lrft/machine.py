@@ -42,12 +42,9 @@ def frozen_dtype(wanted: str, compute: str) -> str:
 def make_accelerator(compute: str) -> Accelerator:
     """Accelerate, for devices, processes and autocast. Gradients are accumulated by the loop, which counts tokens."""
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
 
-    # Buffers are made from seeds on every rank: there is nothing to broadcast at each forward.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = {"fp32": "no"}.get(compute, compute)
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[ddp], cpu=not torch.cuda.is_available())
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
 
 
 def memory_gb(device: torch.device) -> float:

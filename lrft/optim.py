@@ -65,7 +65,8 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
         for entry, value in found[name].items():
             # AdamW keeps its step counter on the CPU, everything else beside the parameter.
             where = value.device if value.ndim == 0 else parameter.device
-            optimizer.state[parameter][entry] = value.to(where)
+            # A copy: the tensors of a read file are that file's memory, as long as nobody changes it.
+            optimizer.state[parameter][entry] = value.to(where, copy=True)
 
 
 def _named(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

@@ -26,6 +26,7 @@ from lrft.errors import CheckFailed, LrftError, UsageError
 
 MARKER = "run.json"
 UNFINISHED = ".unfinished-"
+REPLACED = ".replaced-"
 
 
 class RunFolder:
@@ -73,9 +74,10 @@ class RunFolder:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         run_id = files.read_json(path / MARKER)["id"] if resume else secrets.token_hex(8)
         folder = cls(path, run_id, warnings)
-        folder._take_lock()
         try:
+            folder._take_lock()
             folder._sweep()
+            cls.refuse(path, resume=resume, fresh=False)  # another process may have had the lock until now
             if not resume:
                 files.write_json(path / MARKER, {"id": run_id})
         except BaseException:
@@ -112,12 +114,14 @@ class RunFolder:
             try:
                 write(temporary)
                 self._seal(temporary, step)
+                replaced = final.with_name(f"{REPLACED}{final.name}")
                 if final.exists():  # the same step, saved again after a resume
-                    shutil.rmtree(final)
+                    final.rename(replaced)
                 temporary.rename(final)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             files.sync(final.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
             files.point(self.path / "last", final / "adapter")
             if best:
                 files.point(self.path / "best", final / "adapter")
@@ -129,13 +133,19 @@ class RunFolder:
         found = (p for p in (self.path / "checkpoints").glob("step-*") if p.name[5:].isdigit())
         return sorted(found, key=lambda p: int(p.name[5:]))
 
-    def resume_from(self, choice: str) -> Path:
+    def resume_from(self, choice: str) -> Path | None:
         """The checkpoint meant by `choice`: "last", "best" or a path. Raises CheckFailed when there is no valid one.
 
-        For "last", damaged checkpoints and those of other runs are passed over, with a warning each.
+        For "last", damaged checkpoints and those of other runs are passed over, with a warning each; None when the
+        run ended before its first checkpoint.
         """
         if choice == "last":
-            for path in reversed(self.checkpoints()):
+            # A resume from an earlier checkpoint leaves later steps behind: what was saved last counts, by its link.
+            linked = (self.path / "last").resolve().parent
+            found = sorted(reversed(self.checkpoints()), key=lambda p: p.resolve() != linked)
+            if not found:
+                return None
+            for path in found:
                 try:
                     self.verify(path)
                     return path
@@ -145,6 +155,14 @@ class RunFolder:
         path = (self.path / "best").resolve().parent if choice == "best" else Path(choice)
         self.verify(path)
         return path
+
+    def take_up(self, path: Path, best_step: int | None) -> None:
+        """Lead the links to where the run goes on from: it may have been killed between a checkpoint and its links."""
+        if path.resolve().parent == (self.path / "checkpoints").resolve():
+            files.point(self.path / "last", path / "adapter")
+        best = self.path / "checkpoints" / f"step-{best_step or 0:06d}"
+        if self._is_ours(best):
+            files.point(self.path / "best", best / "adapter")
 
     def verify(self, path: Path) -> None:
         """Raises CheckFailed naming the first part of checkpoint `path` that is missing, altered, or of another run."""
@@ -182,7 +200,10 @@ class RunFolder:
         ours = [p for p in self.checkpoints() if self._is_ours(p)]
         for path in ours[:-keep]:
             if path.resolve() not in pinned:
-                shutil.rmtree(path)
+                # Renamed first: half removed, it would look like a checkpoint without a manifest, which nobody may touch.
+                going = path.with_name(f"{UNFINISHED}{path.name}-{os.getpid()}")
+                path.rename(going)
+                shutil.rmtree(going)
 
     def _is_ours(self, path: Path) -> bool:
         try:
@@ -191,9 +212,18 @@ class RunFolder:
             return False
 
     def _sweep(self) -> None:
-        """Remove what a killed process left half written. Only names that this file makes."""
-        for path in (self.path / "checkpoints").glob(f"{UNFINISHED}*"):
+        """Remove what a killed process left half written. Only names that lrft makes."""
+        checkpoints = self.path / "checkpoints"
+        for path in checkpoints.glob(f"{UNFINISHED}*"):
             shutil.rmtree(path)
+        for path in checkpoints.glob(f"{REPLACED}*"):
+            final = path.with_name(path.name.removeprefix(REPLACED))
+            if final.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(final)
+        for path in files.leftovers(self.path):
+            path.unlink()
 
     def _take_lock(self) -> None:
         with files.room_for(self.path):
@@ -206,14 +236,16 @@ class RunFolder:
             raise LrftError(
                 f"{self.path} is in use by another lrft ({holder or 'unknown process'})"
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         self._lock = handle
+        with files.room_for(self.path):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 def _is_ours_unborn(path: Path) -> bool:
     """Whether `path` is empty, or holds no more than a start that failed before it wrote its marker."""
-    rest = [p for p in path.iterdir() if p.name != ".lock"]
+    left = set(files.leftovers(path))
+    rest = [p for p in path.iterdir() if p.name != ".lock" and p not in left]
     return not rest or (rest == [path / "checkpoints"] and not any(rest[0].iterdir()))
 
 

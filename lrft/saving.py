@@ -74,8 +74,13 @@ def restore(trainer: Trainer) -> None:
 
     chosen: list[Any] = [None]
     if trainer.folder is not None:
-        chosen = [str(trainer.folder.resume_from(trainer.options.resume or "last"))]
-    path = Path(broadcast_object_list(chosen)[0])
+        found = trainer.folder.resume_from(trainer.options.resume or "last")
+        chosen = [None if found is None else str(found)]
+    name = broadcast_object_list(chosen)[0]
+    if name is None:
+        trainer.checks["resumed"] = "from the start: nothing was saved before"
+        return
+    path = Path(name)
     saved = files.read_json(path / "trainer.json")
     if not trainer.options.accept_changes:
         refuse_changes(trainer, path, saved)
@@ -94,6 +99,8 @@ def restore(trainer: Trainer) -> None:
         trainer.accelerator.scaler.load_state_dict(saved["scaler"])
     trainer.progress = Progress(**saved["progress"])
     trainer.checks["resumed"] = f"resumed from {path.name}"
+    if trainer.folder is not None:
+        trainer.folder.take_up(path, trainer.progress.best_step)
 
 
 def refuse_changes(trainer: Trainer, path: Path, saved: dict[str, Any]) -> None:

@@ -66,7 +66,8 @@ def tell_start(trainer: Trainer) -> None:
     """The run's own copies of recipe and environment, and the first screen."""
     recipe, folder, options = trainer.recipe, trainer.folder, trainer.options
     if options.resume:
-        trainer.reporter.rewind(trainer.progress.step)
+        # What was measured before the first step is measured again by a run that starts there.
+        trainer.reporter.rewind(trainer.progress.step or -1)
     if folder is not None:
         files.write_text(folder.path / "resolved.yaml", recipes.resolved(recipe, trainer.chosen))
         if options.source is not None and options.source.resolve() != (folder.path / "resolved.yaml").resolve():

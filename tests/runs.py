@@ -143,7 +143,7 @@ def tensors(run: Path, link: str = "last") -> dict[str, Tensor]:
     """Everything numeric in a checkpoint, by file and name."""
     checkpoint = (run / link).resolve().parent
     return {
-        f"{path.relative_to(checkpoint)}:{name}": tensor
+        f"{path.relative_to(checkpoint)}:{name}": tensor.clone()  # else it changes with its file
         for path in sorted(checkpoint.rglob("*.safetensors"))
         for name, tensor in files.read_tensors(path).items()
     }

@@ -177,6 +177,8 @@ def test_generated_pages_are_fresh() -> None:
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run scripts/docs"
 
 
-@pytest.mark.parametrize("path", sorted(Path(documents.__file__).parents[1].glob("recipes/*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted(Path(documents.__file__).parents[1].glob("recipes/*.yaml")), ids=lambda p: p.name
+)
 def test_recipes_that_ship_are_accepted(path: Path) -> None:
     recipes.load(path)

@@ -126,7 +126,9 @@ def test_a_planned_rank_is_the_rank_that_is_trained(place: Place, monkeypatch: p
 
 def gradients(run: Run) -> dict[str, Tensor]:
     return {
-        f"{site}.{name}": p.grad.clone() for site, adapter in run.adapters.items() for name, p in adapter.tensors().items()
+        f"{site}.{name}": p.grad.clone()
+        for site, adapter in run.adapters.items()
+        for name, p in adapter.tensors().items()
     }
 
 

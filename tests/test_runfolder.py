@@ -34,6 +34,11 @@ def listing(folder: Path) -> dict[str, Any]:
     }
 
 
+def log(run: Path) -> str:
+    """log.txt without the ends of its lines."""
+    return " ".join((run / "log.txt").read_text().split())
+
+
 def command(place: Place, *arguments: str) -> int:
     return run_command(["train", str(place.root / "recipe.yaml"), "training.max_steps=2", *arguments])
 
@@ -58,7 +63,7 @@ def test_fresh_moves_the_earlier_run_aside(place: Place) -> None:
     before = listing(place.root / "run")
     for n in (1, 2):
         place.train("training.max_steps=2", f"training.seed={n}", fresh=True)
-        assert f"the earlier run was moved to {place.root / 'run'}.{n}" in (place.root / "run/log.txt").read_text()
+        assert f"the earlier run was moved to {place.root / 'run'}.{n}" in log(place.root / "run")
     first = listing(place.root / "run.1")
     first.pop(".lock"), before.pop(".lock")
     assert first == before
@@ -274,10 +279,10 @@ def test_resume_after_damage_warns_and_ends_as_the_whole_run(place: Place) -> No
     flip_a_bit(run / "checkpoints/step-000004/optimizer.safetensors")
     (run / "checkpoints/step-000003/trainer.json").unlink()
     place.train(*OFTEN, resume="last")
-    log = (run / "log.txt").read_text()
-    assert "passed over step-000004" in log
-    assert "passed over step-000003" in log
-    assert "resumed from step-000002" in log
+    said = log(run)
+    assert "passed over step-000004" in said
+    assert "passed over step-000003" in said
+    assert "resumed from step-000002" in said
     assert runs.differing(runs.tensors(run), expected) == []
 
 
@@ -314,13 +319,31 @@ def test_foreign_and_unfinished_checkpoints(place: Place) -> None:
     planted = listing(checkpoints / "step-001000")
     shutil.rmtree(checkpoints / "step-000004")
     place.train(*OFTEN, "checkpoint.keep=1", resume="last")
-    log = (run / "log.txt").read_text()
-    assert "resumed from step-000003" in log
-    assert "passed over step-001000" in log
-    assert "belongs to another run" in log
+    said = log(run)
+    assert "resumed from step-000003" in said
+    assert "passed over step-001000" in said
+    assert "belongs to another run" in said
     assert runs.differing(runs.tensors(run), expected) == []
     assert listing(checkpoints / "step-001000") == planted
     assert sorted(p.name for p in checkpoints.iterdir()) == ["notes", "step-000004", "step-000900", "step-001000"]
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: Any) -> None:
+        raise LrftError("power cut")
+
+    keys = (*OFTEN, "evaluation.every=2", "evaluation.at_start=true")
+    with monkeypatch.context() as patch:
+        runs.add_parts(patch, runs.At("after_backward", 1, fail))
+        with pytest.raises(LrftError, match="power cut"):
+            place.train(*keys)
+    run = place.train(*keys, resume="last")
+    assert "nothing was saved before" in log(run)
+    whole = place.train(*keys, out="whole")
+    assert runs.differing(runs.tensors(run), runs.tensors(whole)) == []
+    assert runs.records(run, "eval") == runs.records(whole, "eval")
 
 
 def test_no_whole_checkpoint(place: Place) -> None:
@@ -402,7 +425,7 @@ def small_disk(tmp_path: Path) -> Any:
 def test_full_disk(place: Place, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = ("checkpoint.every=1", "training.max_steps=3", f"output_dir={small_disk / 'run'}")
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(800_000))
+    ballast.write_bytes(bytes(940_000))  # the run's own files fit, a checkpoint does not
     assert command(place, *recipe) == 1
     said = capsys.readouterr().err
     assert "the disk is full" in said
@@ -410,12 +433,12 @@ def test_full_disk(place: Place, small_disk: Path, capsys: pytest.CaptureFixture
     run = small_disk / "run"
     assert not list((run / "checkpoints").iterdir())
     ballast.unlink()
-    assert command(place, *recipe, "--fresh") == 0
-    shutil.rmtree(small_disk / "run.1")
+    assert command(place, *recipe, "--resume") == 0
+    assert [r["step"] for r in runs.records(run)] == [1, 2, 3]
 
     # Full again, after some checkpoints: what was whole stays, and the run goes on from it.
     shutil.rmtree(run)
-    ballast.write_bytes(bytes(400_000))
+    ballast.write_bytes(bytes(650_000))
     keep = ("checkpoint.keep=9", "training.max_steps=6")
     assert command(place, *recipe, *keep) == 1
     saved = runs.steps(run)

@@ -108,9 +108,7 @@ def test_groups_of_lora_plus_are_those_of_peft() -> None:
         {"method": [{"lora+": {"ratio": ratio}}], "rank": 4, "target_modules": ["q_proj", "down_proj"]}
     )
     attached, composition = compose.attach_adapter(tiny.make("llama"), section, seed=0)
-    ours = optim.make_adamw(
-        attached.trained(), composition.lr_factors(), recipe.Optimizer(name="adamw"), lr, 0.0
-    )
+    ours = optim.make_adamw(attached.trained(), composition.lr_factors(), recipe.Optimizer(name="adamw"), lr, 0.0)
 
     def groups(optimizer: torch.optim.Optimizer) -> list[tuple[float, list[tuple[int, ...]]]]:
         found = [(g["lr"], sorted(tuple(p.shape) for p in g["params"])) for g in optimizer.param_groups]
@@ -122,12 +120,8 @@ def test_groups_of_lora_plus_are_those_of_peft() -> None:
 def test_weight_decay_spares_vectors() -> None:
     section = recipe.parse_adapter({"method": ["dora", "lora+"], "rank": 4})
     attached, composition = compose.attach_adapter(tiny.make("llama"), section, seed=0)
-    adamw = optim.make_adamw(
-        attached.trained(), composition.lr_factors(), recipe.Optimizer(name="adamw"), 1e-3, 0.1
-    )
-    decays = {
-        name: group["weight_decay"] for group in adamw.param_groups for name in group["param_names"]
-    }
+    adamw = optim.make_adamw(attached.trained(), composition.lr_factors(), recipe.Optimizer(name="adamw"), 1e-3, 0.1)
+    decays = {name: group["weight_decay"] for group in adamw.param_groups for name in group["param_names"]}
     assert decays.keys() == attached.trained().keys()
     assert {name.rsplit(".", 1)[-1]: decay for name, decay in decays.items()} == {"A": 0.1, "B": 0.1, "magnitude": 0.0}
 

@@ -193,9 +193,7 @@ def test_validation_loss_does_not_depend_on_how_it_is_measured(place: Place) -> 
 
 
 def test_resolved_recipe_repeats_the_run(place: Place) -> None:
-    run = place.train(
-        "adapter.dropout=0.2", "adapter.method=[dora, rslora]", "adapter.overrides={q_proj: {rank: 2}}"
-    )
+    run = place.train("adapter.dropout=0.2", "adapter.method=[dora, rslora]", "adapter.overrides={q_proj: {rank: 2}}")
     again = recipe.load(run / "resolved.yaml", (f"output_dir={place.root / 'again'}",))
     assert again.training.precision == "fp32"
     assert again.model.attention == "sdpa"

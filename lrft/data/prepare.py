@@ -109,7 +109,9 @@ def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str
         }
         for item in found
     ]
-    return {"inputs": data, "settings": asdict(chosen), "validation": share}
+    deciding = asdict(chosen)
+    del deciding["max_from"]  # who set the limit decides on no row: a resolved recipe writes out what was left open
+    return {"inputs": data, "settings": deciding, "validation": share}
 
 
 def _build(

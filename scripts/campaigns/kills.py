@@ -6,42 +6,16 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from campaigns.lab import Child, Lab, Outcome, differing, plant, snapshot, state, unplant
+from campaigns.lab import Child, Lab, Outcome, differing, plant, snapshot, state, unplant, watch
 from campaigns.tally import Figure, Tally
 
-OPERATIONS = {"open", "os.rename", "os.symlink", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "shutil.rmtree"}
 # How a stopped run may end: it was quicker; it saved and said so; or Python died of the signal, before or after the
 # loop that watches for it.
 ENDINGS = {signal.SIGTERM: {0, 143, -signal.SIGTERM}, signal.SIGINT: {0, 130, -signal.SIGINT}}
-
-
-class Operations:
-    """Watches a process's file operations below `run`, and kills it right before number `fatal` (0: never)."""
-
-    def __init__(self, run: Path, fatal: int = 0, count_into: Path | None = None) -> None:
-        self.run, self.fatal, self.count_into = str(run), fatal, count_into
-        self.seen = 0
-        self._busy = False
-
-    def install(self) -> None:
-        sys.addaudithook(self._hook)
-
-    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self._busy or event not in OPERATIONS or not any(self.run in str(word) for word in arguments[:2]):
-            return
-        self.seen += 1
-        if self.seen == self.fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.count_into:
-            self._busy = True  # writing the count is an operation as well
-            self.count_into.write_text(str(self.seen))
-            self._busy = False
 
 
 class Kills:
@@ -54,8 +28,9 @@ class Kills:
         self.untouchable = [lab.root / name for name in ("base", "recipe.yaml", "train.jsonl", "validation.jsonl")]
         first, second = lab.root / "whole", lab.root / "again"
         counter = lab.root / "operations.txt"
+        counting = watch(first, lambda n, names: counter.write_text(str(n)) and None)
         outcomes = [
-            lab.start(*lab.training(first), before=Operations(first, count_into=counter).install).wait(),
+            lab.start(*lab.training(first), before=counting).wait(),
             lab.run(*lab.training(second)),
         ]
         for outcome in outcomes:
@@ -70,7 +45,13 @@ class Kills:
     # --- what happens to a run ---
 
     def begin(self, *more: str, fatal: int = 0) -> Child:
-        return self.lab.start(*self.lab.training(self.run, *more), before=Operations(self.run, fatal).install)
+        """Killed right before its file operation number `fatal` (0: never)."""
+
+        def act(n: int, names: str) -> None:
+            if n == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return self.lab.start(*self.lab.training(self.run, *more), before=watch(self.run, act))
 
     def killed_at_random(self, *more: str) -> Outcome:
         child = self.begin(*more)
@@ -134,37 +115,37 @@ class Kills:
         if not (self.run / "run.json").is_file():
             return 0
         folder = RunFolder(self.run, files.read_json(self.run / "run.json")["id"], [])
-        newest = 0
+        saved: set[int] = set()
         for path in folder.checkpoints():
             try:
                 if path not in planted:
                     folder.verify(path)
-                    newest = max(newest, int(path.name[5:]))
+                    saved.add(int(path.name[5:]))
             except CheckFailed as error:
                 figure.wrong(f"unreadable: {error}")
         for name in ("last", "best"):
             if (self.run / name).is_symlink() and not (self.run / name / "lrft.json").is_file():
                 figure.wrong(f"the link {name} leads nowhere")
         done = max((r["step"] for r in read_metrics(self.run / "metrics.jsonl")[0] if r["kind"] == "step"), default=0)
+        linked = (self.run / "last").resolve().parent.name.removeprefix("step-")
+        newest = int(linked) if linked.isdigit() else max(saved, default=0)
         if done - newest > 1:
             figure.wrong(f"lost: step {done} was done, {newest} is the newest that is saved")
         return newest
 
     def finish(self, figure: Figure, newest: int) -> None:
-        """--resume where something is saved; else --resume must say so, and the same command must begin anew."""
+        """The same command with --resume goes on, from its start where nothing was saved; without a run it says so."""
         resumed = self.lab.run(*self.lab.training(self.run, "--resume"))
-        if newest:
-            figure.note("resumed")
-            if resumed.code or f"resumed from step-{newest:06d}" not in resumed.text:
-                figure.wrong(f"--resume after step {newest}: exit code {resumed.code}: {resumed.last_line}")
-            return
-        figure.note("begun anew")
-        if resumed.code not in (2, 4) or resumed.traceback or ("holds no" not in resumed.text):
-            figure.wrong(f"--resume without a checkpoint: exit code {resumed.code}: {resumed.last_line}")
-        marked = (self.run / "run.json").is_file()
-        anew = self.lab.run(*self.lab.training(self.run, *(["--fresh"] if marked else [])))
-        if anew.code:
-            figure.wrong(f"beginning anew: exit code {anew.code}: {anew.last_line}")
+        if resumed.code == 2 and "holds no run to resume" in resumed.text and not newest:
+            figure.note("begun anew")
+            resumed = self.lab.run(*self.lab.training(self.run))
+        else:
+            words = f"resumed from step-{newest:06d}" if newest else "from the start: nothing was saved before"
+            figure.note("resumed" if newest else "resumed from the start")
+            if words not in " ".join(resumed.text.split()):
+                figure.wrong(f"--resume does not say '{words}'")
+        if resumed.code:
+            figure.wrong(f"taken up after step {newest}: exit code {resumed.code}: {resumed.last_line}")
 
 
 def sleep_until(child: Child, moment: float) -> None:

@@ -43,6 +43,7 @@ def warm() -> None:
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
 
+    "".encode("utf-8-sig")  # a codec that another user may not be able to load later
     import lrft.cli
     import lrft.commands
     import lrft.train  # noqa: F401
@@ -120,6 +121,25 @@ def _child(action: Callable[[], int | None], output: Path, uid: int | None) -> N
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+FILE_EVENTS = {"open", "os.rename", "os.symlink", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "shutil.rmtree"}
+
+
+def watch(folder: Path, act: Callable[[int, str], None]) -> Callable[[], None]:
+    """Makes a process call act(n, names) right before its nth file operation below `folder`, counted from 1."""
+    seen, busy, inside = 0, False, str(folder)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen, busy
+        if busy or event not in FILE_EVENTS or inside not in (names := " ".join(map(str, arguments[:2]))):
+            return
+        seen += 1
+        busy = True  # what `act` does to files does not count
+        act(seen, names)
+        busy = False
+
+    return lambda: sys.addaudithook(hook)
 
 
 class Lab:

@@ -1,0 +1,120 @@
+"""Two processes train what one process trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+from runs import Place
+
+pytestmark = pytest.mark.slow
+
+# 9 rows in steps of 4: 4, 4 and 1, so that the last step of an epoch has fewer rows than there are processes.
+KEYS = (
+    "training.global_batch_size=4",
+    "training.epochs=2",
+    "training.micro_batch_size=1",
+    "training.optimizer={adamw: {eps: 1e-3}}",  # else Adam blows up the rounding of gradients that are nearly zero
+    "evaluation.every=2",
+    "evaluation.at_start=true",
+    "evaluation.samples=1",
+    "evaluation.max_new_tokens=2",
+    "checkpoint.every=2",
+    "checkpoint.keep=9",
+)
+WORKER = """
+import json, os, sys, warnings
+warnings.simplefilter("error")
+sys.path[:0] = sys.argv[1].split(":")
+import lrft.train as training
+from pathlib import Path
+from lrft import recipe
+from lrft.trainer import Options, Trainer
+
+root, out, resume, penalty, *keys = sys.argv[2:]
+rank = os.environ["RANK"]
+micro_batches = training.micro_batches
+def noted(*arguments, **named):
+    found = micro_batches(*arguments, **named)
+    with open(f"{root}/{out}-rows-{rank}", "a") as seen:
+        print(json.dumps(found), file=seen)
+    return found
+training.micro_batches = noted
+if penalty:
+    import pytest, runs, test_hooks
+    runs.add_parts(pytest.MonkeyPatch(), test_hooks.Penalty(float(penalty)))
+loaded = recipe.load(Path(root) / "recipe.yaml", (f"output_dir={root}/{out}", *keys))
+training.train(loaded, Options(quiet=True, resume=resume or None))
+"""
+
+
+def launch(place: Place, out: str, *keys: str, resume: str = "", penalty: str = "") -> Path:
+    """Run in two processes that talk through gloo, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, paths, str(place.root), out, resume, penalty, *KEYS, *keys],
+            env={
+                **os.environ,
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said[0][-3000:]
+    return place.root / out
+
+
+@pytest.fixture
+def nine(place: Place) -> Place:
+    runs.write_rows(place.root / "train.jsonl", runs.rows(9))
+    return place
+
+
+def test_two_processes_train_what_one_trains(nine: Place) -> None:
+    one = nine.train(*KEYS, out="one")
+    two = launch(nine, "two")
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
+    for mine, theirs in zip(runs.records(one), runs.records(two), strict=True):
+        assert (theirs["step"], theirs["tokens"], theirs["lr"]) == (mine["step"], mine["tokens"], mine["lr"])
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+        assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-4)
+    for mine, theirs in zip(runs.records(one, "eval"), runs.records(two, "eval"), strict=True):
+        assert theirs["tokens"] == mine["tokens"]  # no row is measured twice
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+
+    # Each row once per epoch, over both processes; both make the same number of passes.
+    lines = [(nine.root / f"two-rows-{rank}").read_text().splitlines() for rank in (0, 1)]
+    steps = [[json.loads(line) for line in found] for found in lines]
+    assert [[len(step) for step in found] for found in steps] == [[2, 2, 1, 2, 2, 1]] * 2
+    for epoch in (0, 1):
+        ids = [i for found in steps for step in found[3 * epoch : 3 * epoch + 3] for micro in step for i in micro]
+        assert sorted(ids) == list(range(9))
+    assert steps[1][2] == [[]]  # the second process had no row there
+
+
+def test_two_processes_resume_and_add_a_term_once(nine: Place) -> None:
+    """A loss term counts once, whatever the number of processes; a resume is exact here too."""
+    from test_hooks import Penalty
+
+    with pytest.MonkeyPatch.context() as patch:
+        runs.add_parts(patch, Penalty(0.5))
+        one = nine.train(*KEYS, out="one")
+    two = launch(nine, "two", penalty="0.5")
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
+    cut = runs.cut(two, 2, nine.root / "cut")
+    launch(nine, "cut", resume="last", penalty="0.5")
+    assert runs.differing(runs.tensors(cut), runs.tensors(two)) == []

@@ -1,0 +1,481 @@
+"""Merged folders: what changes, what does not, how it is rounded, what is refused, and what the check afterwards sees."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_tokenizers
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import lrft
+from lrft import base as bases
+from lrft import checkpoint, merging, verify
+from lrft.core.attached import Attached
+from lrft.errors import CheckFailed, MissingError, UsageError, exit_code
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRFT_CACHE", str(tmp_path / "cache"))
+
+
+def save_base(folder: Path, name: str = "llama", dtype: torch.dtype = torch.float32, **options: Any) -> Path:
+    return tiny.save(tiny.make(name).to(dtype), folder, **options)
+
+
+def save_adapter(folder: Path, base: Path, words: Any = "lora", size: float = 0.05, **more: Any) -> Attached:
+    """An adapter on the model in `base`, saved into `folder`."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    attached = lrft.attach(model.eval(), {"method": words, "rank": 2, **more})
+    if size:
+        tiny.disturb(list(attached.trained().values()), size=size)
+    folder.mkdir()
+    checkpoint.save_adapter(
+        attached, folder, base={"name": str(base), "revision": None, "fingerprint": bases.fingerprint(base)}
+    )
+    return attached
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    return {name: t for path in bases.weight_files(folder) for name, t in load_file(path).items()}
+
+
+def stock(folder: Path) -> PreTrainedModel:
+    """The folder as plain transformers reads it, in float32."""
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def test_a_sharded_base_keeps_its_shards_names_and_every_other_byte(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", max_shard_size="10KB")
+    attached = save_adapter(tmp_path / "adapter", base, target_modules=["q_proj", "down_proj"], layers=[1])
+    seen: list[tuple[int, int]] = []
+    result = lrft.merge(tmp_path / "adapter", tmp_path / "out", progress=lambda *at: seen.append(at))
+    shards = [path.name for path in bases.weight_files(base)]
+    assert len(shards) > 3
+    assert [path.name for path in bases.weight_files(tmp_path / "out")] == shards
+    assert seen == [(i + 1, len(shards)) for i in range(len(shards))]
+    assert (tmp_path / "out" / INDEX).read_bytes() == (base / INDEX).read_bytes()
+    for shard in shards:
+        with safe_open(base / shard, "pt") as before, safe_open(tmp_path / "out" / shard, "pt") as after:
+            assert before.keys() == after.keys()
+            assert before.metadata() == after.metadata()
+    before, after = tensors(base), tensors(tmp_path / "out")
+    changed = {name for name in before if not torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8))}
+    assert changed == {f"{name}.weight" for name in attached.modules}
+    assert result.sites == 2
+    ids = tiny.tokens()
+    assert torch.allclose(tiny.logits(stock(tmp_path / "out"), ids), tiny.logits(attached.model, ids), atol=1e-5)
+
+
+def test_untouched_shards_are_copied_byte_for_byte(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", max_shard_size="10KB")
+    save_adapter(tmp_path / "adapter", base, target_modules=["model.layers.0.mlp.up_proj"])
+    merging.merge(tmp_path / "adapter", tmp_path / "out")
+    same = [p.name for p in bases.weight_files(base) if p.read_bytes() == (tmp_path / "out" / p.name).read_bytes()]
+    assert len(same) == len(bases.weight_files(base)) - 1
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+def test_a_tied_model_stays_tied(name: str, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", name)
+    attached = save_adapter(tmp_path / "adapter", base)
+    merging.merge(tmp_path / "adapter", tmp_path / "out")
+    assert tensors(tmp_path / "out").keys() == tensors(base).keys()
+    merged = stock(tmp_path / "out")
+    assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+    ids = tiny.tokens()
+    assert torch.allclose(tiny.logits(merged, ids), tiny.logits(attached.model, ids), atol=1e-5)
+
+
+def test_gpt2_saved_from_inside_its_outer_module(tmp_path: Path) -> None:
+    """Old hub checkpoints name "h.0.attn.c_attn.weight" what the model calls "transformer.h.0.attn.c_attn"."""
+    base = save_base(tmp_path / "base", "gpt2")
+    inner = {name.removeprefix("transformer."): t for name, t in load_file(base / "model.safetensors").items()}
+    save_file(inner, base / "model.safetensors", {"format": "pt"})
+    attached = save_adapter(tmp_path / "adapter", base, target_modules=["c_attn", "c_proj"])
+    assert list(attached.modules)[0] == "transformer.h.0.attn.c_attn"
+    merging.merge(tmp_path / "adapter", tmp_path / "out")
+    after = tensors(tmp_path / "out")
+    assert after.keys() == inner.keys()
+    for name in ("h.0.attn.c_attn", "h.1.mlp.c_proj", "h.1.attn.c_proj"):  # the last one is square
+        expected = inner[f"{name}.weight"] + attached.delta(f"transformer.{name}").T
+        assert torch.allclose(after[f"{name}.weight"], expected, atol=1e-6), name
+    ids = tiny.tokens()
+    assert torch.allclose(tiny.logits(stock(tmp_path / "out"), ids), tiny.logits(attached.model, ids), atol=1e-5)
+
+
+def test_weights_under_other_names_are_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base)
+    stored = load_file(base / "model.safetensors")
+    save_file({f"strange_{n.replace('.', '_')}": t for n, t in stored.items()}, base / "model.safetensors")
+    with pytest.raises(CheckFailed, match="hold no tensor for model.layers.0.self_attn.q_proj"):
+        merging.merge(tmp_path / "adapter", tmp_path / "out", accept_other_base=True)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("words", ["lora", "dora", "mora"])
+def test_rounded_once_and_the_loss_said(stored: torch.dtype, dtype: str | None, words: str, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", dtype=stored)
+    attached = save_adapter(tmp_path / "adapter", base, words, size=0.003)
+    result = merging.merge(tmp_path / "adapter", tmp_path / "out", dtype=dtype)
+    before, after = tensors(base), tensors(tmp_path / "out")
+    kept = getattr(torch, dtype) if dtype else stored
+    update, lost, shares = 0.0, 0.0, {}
+    for name in attached.modules:
+        W = before[f"{name}.weight"].float()
+        with torch.no_grad():
+            exact = attached.modules[name].weight(W)
+        assert torch.equal(after[f"{name}.weight"], exact.to(kept)), name
+        of_update, of_lost = (exact - W).double().norm() ** 2, (exact - exact.to(kept).float()).double().norm() ** 2
+        update, lost = update + of_update.item(), lost + of_lost.item()
+        shares[name] = math.sqrt(of_lost / of_update)
+    for name, tensor in before.items():
+        if name.removesuffix(".weight") not in attached.modules:
+            assert torch.equal(after[name], tensor.to(kept)), name
+    assert {tensor.dtype for tensor in after.values()} == {kept}
+    assert result.update_norm == pytest.approx(math.sqrt(update), rel=1e-5)
+    assert result.lost_share == pytest.approx(math.sqrt(lost / update), rel=1e-4)
+    assert result.worst_share == pytest.approx(max(shares.values()), rel=1e-4)
+    assert shares[result.worst_site] == pytest.approx(max(shares.values()), rel=1e-4)
+    assert (result.lost_share == 0) == (kept == torch.float32)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(kept).removeprefix("torch.")
+    assert stock(tmp_path / "out").dtype == torch.float32
+
+
+def test_the_index_tells_the_size_of_another_dtype(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", max_shard_size="10KB")
+    save_adapter(tmp_path / "adapter", base)
+    merging.merge(tmp_path / "adapter", tmp_path / "out", dtype="bfloat16")
+    sizes = [json.loads((folder / INDEX).read_text())["metadata"]["total_size"] for folder in (base, tmp_path / "out")]
+    assert sizes[1] * 2 == sizes[0] == sum(t.numel() * 4 for t in tensors(base).values())
+
+
+def test_a_value_that_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    stored = load_file(base / "model.safetensors")
+    for name in ("model.layers.0.mlp.up_proj.weight", "model.norm.weight"):
+        save_file({**stored, name: stored[name] + 1e5}, base / "model.safetensors", {"format": "pt"})
+        folder = tmp_path / f"adapter-{name}"
+        save_adapter(folder, base)
+        with pytest.raises(CheckFailed, match=rf"{name.removesuffix('.weight')}.* do not fit into float16"):
+            merging.merge(folder, tmp_path / "out", dtype="float16")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_quantised_matrix_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base)
+    stored, name = load_file(base / "model.safetensors"), "model.layers.0.mlp.up_proj.weight"
+    save_file({**stored, name: stored[name].to(torch.int8)}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckFailed, match=r"up_proj is stored as torch.int8"):
+        merging.merge(tmp_path / "adapter", tmp_path / "out", accept_other_base=True)
+
+
+def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base, size=0.0)
+    with pytest.raises(CheckFailed, match="update is zero everywhere"):
+        merging.merge(tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_base_is_refused_with_both_hashes_unless_accepted(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    attached = save_adapter(tmp_path / "adapter", base)
+    stored, name = load_file(base / "model.safetensors"), "model.layers.0.mlp.up_proj.weight"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_bytes((base / "config.json").read_bytes())
+    stored[name][0, 0] += 1e-3
+    save_file(stored, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckFailed) as caught:
+        merging.merge(tmp_path / "adapter", tmp_path / "out", base_model=str(tmp_path / "other"))
+    for folder in (base, tmp_path / "other"):
+        assert bases.fingerprint(folder)[:16] in caught.value.message
+    assert "--accept-other-base" in (caught.value.hint or "")
+    assert not (tmp_path / "out").exists()
+    result = merging.merge(
+        tmp_path / "adapter", tmp_path / "out", base_model=str(tmp_path / "other"), accept_other_base=True
+    )
+    assert result.base == tmp_path / "other"
+    expected = stored[name] + attached.delta(name.removesuffix(".weight"))
+    assert torch.allclose(tensors(tmp_path / "out")[name], expected, atol=1e-7)
+
+
+def test_the_same_weights_elsewhere_and_sharded_are_the_same_base(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base)
+    elsewhere = save_base(tmp_path / "elsewhere", max_shard_size="10KB")
+    assert merging.merge(tmp_path / "adapter", tmp_path / "out", base_model=str(elsewhere)).sites == 14
+
+
+def test_another_shape_is_refused_even_when_accepted(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base)
+    stored, name = load_file(base / "model.safetensors"), "model.layers.1.self_attn.k_proj.weight"
+    save_file({**stored, name: stored[name].T.contiguous()}, base / "model.safetensors")
+    with pytest.raises(CheckFailed, match=r"k_proj is \(24, 12\) in the base, 12 x 24 in the adapter"):
+        merging.merge(tmp_path / "adapter", tmp_path / "out", accept_other_base=True)
+
+
+def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("full", "file"):
+        with pytest.raises(UsageError, match="exists and is not empty"):
+            merging.merge(tmp_path / "adapter", tmp_path / name)
+    assert (tmp_path / "full" / "mine.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    merging.merge(tmp_path / "adapter", tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", max_shard_size="10KB")
+    save_adapter(tmp_path / "adapter", base)
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def interrupt(done: int, total: int) -> None:
+        assert (tmp_path / f".out.unfinished-{os.getpid()}").is_dir()
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merging.merge(tmp_path / "adapter", tmp_path / "out", progress=interrupt)
+    last = bases.weight_files(base)[-1]
+    good = last.read_bytes()
+    last.write_bytes(good[:-1])
+    with pytest.raises(CheckFailed, match=last.name):
+        merging.merge(tmp_path / "adapter", tmp_path / "out", accept_other_base=True)
+    last.write_bytes(good)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    merging.merge(tmp_path / "adapter", tmp_path / "out")
+
+
+def test_a_base_of_pickles_is_refused_unopened(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base)
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    with pytest.raises(MissingError, match="only as pickles"):
+        merging.merge(tmp_path / "adapter", tmp_path / "out", accept_other_base=True)
+
+
+def test_a_damaged_adapter_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base)
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CheckFailed, match=r"adapter_model.safetensors"):
+        merging.merge(tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_stands_beside_the_weights_comes_along_and_the_trained_tokenizer_wins(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base)
+    for name, text in {"tokenizer.json": "base's", "notes.txt": "n", "README.md": "old", "pytorch_model.bin": "p"}.items():
+        (base / name).write_text(text)
+    (base / "onnx").mkdir()
+    (tmp_path / "adapter" / "tokenizer.json").write_text("trained")
+    (tmp_path / "adapter" / "chat_template.jinja").write_text("template")
+    merging.merge(tmp_path / "adapter", tmp_path / "out")
+    found = {path.name: path for path in (tmp_path / "out").iterdir()}
+    assert set(found) == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "notes.txt",
+        "chat_template.jinja", "README.md",
+    }  # fmt: skip
+    assert found["tokenizer.json"].read_text() == "trained"
+    card = found["README.md"].read_text()
+    assert card.startswith("---\nbase_model: base\n")
+    assert "lora, rank 2, 14 linear layers" in card
+    assert str(tmp_path) not in card, "a card is published: no local paths"
+
+
+# The check afterwards
+
+
+def merged_with_tokenizer(tmp_path: Path, **more: Any) -> Path:
+    """A base with a tokenizer of its own, an adapter without one, and the merge of both."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizers.chatml()
+    base = tmp_path / "base"
+    model = tiny.llama(vocabulary=len(tokenizer))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(4.0 if p.ndim == 2 else 1.0)
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    save_adapter(tmp_path / "adapter", base, **more)
+    merging.merge(tmp_path / "adapter", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_the_check_passes_on_neutral_sentences_when_no_run_is_at_hand(tmp_path: Path) -> None:
+    out = merged_with_tokenizer(tmp_path)
+    found = verify.verify_merge(out, tmp_path / "adapter", base_folder=tmp_path / "base")
+    assert found.rows == len(verify.NEUTRAL)
+    assert found.tokens > 50
+    assert found.relative < 1e-5
+    assert found.same_first == 1.0
+    assert found.changed > 100 * found.largest
+    assert found.tolerance == 1e-4
+
+
+def test_the_check_uses_the_runs_own_rows_when_there_are_some(tmp_path: Path) -> None:
+    out = merged_with_tokenizer(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    (tmp_path / "adapter").rename(run / "adapter")
+    save_file({f"{i}": torch.arange(3, 5 + i, dtype=torch.int32) for i in range(12)}, run / verify.PROBE)
+    rows = verify.probe(run / "adapter", tmp_path / "base")
+    assert [len(row) for row in rows] == list(range(2, 14)), "in the order of their numbers: 2 before 10"
+    assert verify.verify_merge(out, run / "adapter", base_folder=tmp_path / "base").rows == 12
+
+
+def change(out: Path, name: str, by: float) -> None:
+    stored = load_file(out / "model.safetensors")
+    stored[name] = stored[name] + by * torch.randn(stored[name].shape, generator=torch.Generator().manual_seed(0))
+    save_file(stored, out / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight", "model.norm.weight"])
+def test_the_check_fails_when_a_merged_tensor_is_another(name: str, tmp_path: Path) -> None:
+    out = merged_with_tokenizer(tmp_path)
+    change(out, name, 1e-2)
+    with pytest.raises(CheckFailed, match="merged and adapter differ by") as caught:
+        verify.verify_merge(out, tmp_path / "adapter", base_folder=tmp_path / "base")
+    assert exit_code(caught.value) == 4
+    assert out.is_dir()
+    assert str(out) in (caught.value.hint or "")
+    verify.verify_merge(out, tmp_path / "adapter", base_folder=tmp_path / "base", tolerance=1.0)
+
+
+def test_the_check_fails_when_the_adapter_changes_nothing(tmp_path: Path) -> None:
+    out = merged_with_tokenizer(tmp_path)
+    idle = tmp_path / "idle"
+    save_adapter(idle, tmp_path / "base", size=0.0)
+    with pytest.raises(CheckFailed, match="the adapter changes nothing") as caught:
+        verify.verify_merge(out, idle, base_folder=tmp_path / "base")
+    assert exit_code(caught.value) == 4
+
+
+def test_the_check_fails_when_the_update_is_lost_within_the_tolerance(tmp_path: Path) -> None:
+    """A small update is smaller than a bfloat16 merge's tolerance: the base itself would pass as the merge."""
+    merged_with_tokenizer(tmp_path, size=0.003)
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    found = verify.verify_merge(tmp_path / "out", adapter, base_folder=base)
+    assert found.changed / found.largest_logit < verify.TOLERANCE["bfloat16"]
+    with pytest.raises(CheckFailed, match="no nearer to the adapter than the base is"):
+        verify.verify_merge(base, adapter, base_folder=base, tolerance=verify.TOLERANCE["bfloat16"])
+
+
+def test_the_check_fails_on_values_that_are_no_numbers(tmp_path: Path) -> None:
+    out = merged_with_tokenizer(tmp_path)
+    change(out, "model.norm.weight", math.nan)
+    with pytest.raises(CheckFailed, match="differ by nan"):
+        verify.verify_merge(out, tmp_path / "adapter", base_folder=tmp_path / "base", tolerance=1e9)
+
+
+def test_the_narrowest_dtype_decides_the_tolerance(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    assert verify.stored_dtype(base) == "float32"
+    stored = load_file(base / "model.safetensors")
+    for dtype, name in ((torch.float16, "float16"), (torch.bfloat16, "bfloat16")):
+        stored["model.norm.weight"] = stored["model.norm.weight"].to(dtype)
+        save_file(stored, base / "model.safetensors", {"format": "pt"})
+        assert verify.stored_dtype(base) == name
+
+
+# Memory. (The peak that getrusage tells is no use here: a new process inherits that of its parent.)
+
+MEMORY = """
+import sys, time
+import torch, transformers
+from lrft import merging
+def memory(word):
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(word + ":")))
+before, start = memory("VmRSS"), time.perf_counter()
+merging.merge(sys.argv[1], sys.argv[2])
+print(memory("VmHWM") - before, time.perf_counter() - start)
+"""
+
+
+def synthetic_base(folder: Path, layers: int, width: int, inner: int, per_shard: int) -> int:
+    """A sharded bfloat16 Llama of random bytes, written without building it. Returns the largest tensor's bytes."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=8, vocab_size=1000
+    )
+    config.save_pretrained(folder)
+    shapes = {"model.embed_tokens.weight": (1000, width), "model.norm.weight": (width,), "lm_head.weight": (1000, width)}
+    for i in range(layers):
+        block = f"model.layers.{i}"
+        shapes |= {f"{block}.self_attn.{w}_proj.weight": (width, width) for w in "qkvo"}
+        shapes |= {f"{block}.mlp.{w}_proj.weight": (inner, width) for w in ("gate", "up")}
+        shapes |= {f"{block}.mlp.down_proj.weight": (width, inner)}
+        shapes |= {f"{block}.{w}_layernorm.weight": (width,) for w in ("input", "post_attention")}
+    names = list(shapes)
+    groups = [names[at : at + per_shard] for at in range(0, len(names), per_shard)]
+    index: dict[str, str] = {}
+    for number, group in enumerate(groups):
+        shard = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
+        save_file({n: torch.randn(shapes[n]).bfloat16() * 0.02 for n in group}, folder / shard, {"format": "pt"})
+        index |= dict.fromkeys(group, shard)
+    size = sum(2 * math.prod(shape) for shape in shapes.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": index}))
+    return max(2 * math.prod(shape) for shape in shapes.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["lora", "mora"])
+def test_a_merge_needs_the_memory_of_a_tensor_not_of_the_model(words: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    base.mkdir()
+    largest = synthetic_base(base, layers=5, width=1536, inner=6400, per_shard=9)
+    assert 18e6 < largest < 21e6
+    assert 350e6 < sum(path.stat().st_size for path in bases.weight_files(base)) < 450e6
+    skeleton = bases.skeleton(base).to_empty(device="cpu")
+    attached = lrft.attach(skeleton.bfloat16(), {"method": words, "rank": 8})
+    tiny.disturb(list(attached.trained().values()), size=0.01)
+    (tmp_path / "adapter").mkdir()
+    checkpoint.save_adapter(
+        attached, tmp_path / "adapter", base={"name": str(base), "fingerprint": bases.fingerprint(base)}
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "adapter"), str(tmp_path / "out")],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(lrft.__file__).parents[1]),
+            "LRFT_CACHE": str(tmp_path / "fresh"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    used, _ = map(float, done.stdout.split())
+    assert used < 3 * largest + 200e6, f"{used / 1e6:.0f} MB"
