@@ -58,18 +58,24 @@ def save_adapter(
     base: Mapping[str, Any],
     seed: int = 0,
     extra: Mapping[str, Any] | None = None,
+    beside: Iterable[str] = (),
 ) -> None:
-    """Write the adapter's files into the existing `folder`. `base` holds name, revision and fingerprint."""
+    """Write the adapter's files into the existing `folder`. `base` holds name, revision and fingerprint.
+
+    beside   names of files that are there already and belong to the adapter (its tokenizer): they are vouched for too
+    """
     forms = {name: adapter.peft() for name, adapter in attached.modules.items()}
     sayable = {name: form for name, form in forms.items() if form is not None}
     own = attached.state_dict()
-    written = []
+    written: list[str] = []
+    listed = list(beside)
     same = False
     if len(sayable) == len(forms):
         tensors = peft_tensors(sayable)
         files.write_tensors(folder / PEFT_TENSORS, tensors)
         files.write_json(folder / "adapter_config.json", peft_config(attached, sayable, base))
         written.append(PEFT_TENSORS)
+        listed.append("adapter_config.json")
         same = all(set(adapter.tensors()) <= PEFT_NAMES.keys() for adapter in attached.modules.values())
     if not same:
         files.write_tensors(folder / OWN_TENSORS, own)
@@ -81,7 +87,7 @@ def save_adapter(
         "base": dict(base),
         "seed": seed,
         "sites": [_site_to_json(site) for site in attached.sites],
-        "sha256": {name: files.sha256(folder / name) for name in written},
+        "sha256": {name: files.sha256(folder / name) for name in sorted([*written, *listed])},
         **(extra or {}),
     }
     files.write_json(folder / "lrft.json", info | {"checksum": _checksum(info)})
@@ -143,19 +149,17 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     if not isinstance(info, dict) or "format" not in info:
         raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter")
     if not isinstance(info["format"], int) or info["format"] > FORMAT:
-        raise LrftError(
-            f"{folder} was written by a newer lrft (format {info['format']}, this one reads {FORMAT})"
-        )
+        raise LrftError(f"{folder} was written by a newer lrft (format {info['format']}, this one reads {FORMAT})")
     # A rank or a factor that is not the one that was trained would load without a complaint.
     if info.pop("checksum", None) != _checksum(info):
         raise CheckFailed(f"{folder / 'lrft.json'} is not the file that was saved (its checksum differs)")
-    for name, expected in info["sha256"].items():
-        if not (folder / name).is_file():
-            raise CheckFailed(f"{folder / name} is missing")
-        if files.sha256(folder / name) != expected:
-            raise CheckFailed(f"{folder / name} is not the file that was saved (its checksum differs)")
-    sites = [_site_from_json(site) for site in info["sites"]]
-    composition = compose.compose((entry["name"], entry["options"]) for entry in info["methods"])
+    try:
+        _check_files(folder, info)
+        sites = [_site_from_json(site) for site in info["sites"]]
+        composition = compose.compose((entry["name"], entry["options"]) for entry in info["methods"])
+        str(info["base"]["name"]), int(info["seed"])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter") from None
     flat = files.read_tensors(folder / info["tensors"])
     if info["tensors"] == PEFT_TENSORS:
         flat = _from_peft_names(flat)
@@ -163,7 +167,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     try:
         for site in sites:
             saved.build(site)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # the last two: sizes that no tensor can have
         raise CheckFailed(f"{folder / info['tensors']}: {error}") from None
     return saved
 
@@ -178,12 +182,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
             raise CheckFailed(f"{folder}: this model has no linear layer {site.name}")
         if linear.shape(modules[site.name]) != (site.d, site.k):
             d, k = linear.shape(modules[site.name])
-            raise CheckFailed(
-                f"{folder}: {site.name} is {d} x {k} in this model, {site.d} x {site.k} in the adapter"
-            )
-    attached = compose.attach_sites(
-        model, saved.sites, saved.composition, seed=saved.info["seed"], fresh=False
-    )
+            raise CheckFailed(f"{folder}: {site.name} is {d} x {k} in this model, {site.d} x {site.k} in the adapter")
+    attached = compose.attach_sites(model, saved.sites, saved.composition, seed=saved.info["seed"], fresh=False)
     for name, adapter in attached.modules.items():
         adapter.load(saved.tensors[name])
     return attached
@@ -192,6 +192,19 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
 def _checksum(info: Mapping[str, Any]) -> str:
     """sha256 of what lrft.json says, whatever its spacing and order."""
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+
+
+def _check_files(folder: Path, info: Mapping[str, Any]) -> None:
+    """Raises CheckFailed for a file that is missing or altered, or for a name that leads out of the folder."""
+    if info["tensors"] not in (PEFT_TENSORS, OWN_TENSORS) or info["tensors"] not in info["sha256"]:
+        raise CheckFailed(f"{folder / 'lrft.json'} names no file of tensors")
+    for name, expected in info["sha256"].items():
+        if Path(name).name != name or name == "..":
+            raise CheckFailed(f"{folder / 'lrft.json'} lists {name!r}, which is no file of its folder")
+        if not (folder / name).is_file():
+            raise CheckFailed(f"{folder / name} is missing")
+        if files.sha256(folder / name) != expected:
+            raise CheckFailed(f"{folder / name} is not the file that was saved (its checksum differs)")
 
 
 def _by_site(flat: Mapping[str, Tensor], sites: Iterable[Site], path: Path) -> dict[str, dict[str, Tensor]]:
@@ -225,9 +238,7 @@ def _read_back(folder: Path, names: Iterable[str]) -> None:
             keys = list(file.keys())
             empty = [key for key in keys if 0 in file.get_slice(key).get_shape()]
         if not keys or empty:
-            raise CheckFailed(
-                f"{folder / name}: written without content ({', '.join(empty[:3]) or 'no tensors'})"
-            )
+            raise CheckFailed(f"{folder / name}: written without content ({', '.join(empty[:3]) or 'no tensors'})")
 
 
 def _site_to_json(site: Site) -> dict[str, Any]:
@@ -245,4 +256,4 @@ def _site_to_json(site: Site) -> dict[str, Any]:
 
 
 def _site_from_json(value: Mapping[str, Any]) -> Site:
-    return Site(**{**value, "dtype": getattr(torch, value["dtype"])})
+    return Site(**{**value, "dtype": {"float32": torch.float32, "float64": torch.float64}[value["dtype"]]})

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from lrft.core.attached import Attached
 from lrft.errors import CheckFailed
+from lrft.evaluate import measuring
+from lrft.loss import token_loss, trained_tokens
+
+RESOLUTION = 2.0**-24  # of float32, relative to the number
 
 
 class MovementCheck:
@@ -29,17 +35,19 @@ class MovementCheck:
         self.start = {} if resumed else {name: p.detach().clone() for name, p in self.trained.items()}
         ours = {id(p) for p in self.trained.values()}
         # torch counts the in-place writes to a tensor: a frozen one must not have any.
-        self.frozen = {
-            name: (p, p._version) for name, p in attached.model.named_parameters() if id(p) not in ours
-        }
+        self.frozen = {name: (p, p._version) for name, p in attached.model.named_parameters() if id(p) not in ours}
         self.steps = 0
 
     def unreached(self) -> list[str]:
         """Trained tensors without a gradient. To be asked before the gradients are cleared."""
         return [name for name, p in self.trained.items() if p.grad is None] if self.steps < self.STEPS else []
 
-    def after_step(self, step: int, unreached: list[str], proven: dict[str, str]) -> None:
-        """Look after an optimiser step that was made; note in `proven` what holds. Raises CheckFailed."""
+    def after_step(self, step: int, unreached: list[str], rates: Mapping[str, float], proven: dict[str, str]) -> None:
+        """Look after an optimiser step that was made; note in `proven` what holds. Raises CheckFailed.
+
+        rates: the learning rate of each tensor in this step. Adam moves a number by about that much, which float32
+        does not show where the number is 2^24 times larger: in a long warm-up such a tensor may stand still.
+        """
         if self.steps == self.STEPS:
             return
         self.steps += 1
@@ -48,22 +56,32 @@ class MovementCheck:
         touched = [name for name, (p, version) in self.frozen.items() if p._version != version]
         if touched:
             raise CheckFailed(f"frozen tensors were changed by step {step}: {_some(touched)}")
-        still = [name for name, start in self.start.items() if torch.equal(self.trained[name].detach(), start)]
+        still = [
+            name
+            for name, start in self.start.items()
+            if torch.equal(self.trained[name].detach(), start) and rates[name] > RESOLUTION * start.abs().max().item()
+        ]
         if self.steps == 1:
             moved = {self.sites[name] for name in self.trained.keys() - set(still)}
-            still = [
-                site for site in dict.fromkeys(self.sites[name] for name in self.trained) if site not in moved
-            ]
+            still = [site for site in dict.fromkeys(self.sites[name] for name in self.trained) if site not in moved]
         if still:
             raise CheckFailed(
                 f"{_some(still)} did not move in {self.steps} step{'s' * (self.steps > 1)}",
                 "Either the layer takes no part in the forward pass, or the learning rate is too small for float32.",
             )
-        proven["gradients"] = (
-            f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, nothing else moved"
-        )
+        proven["gradients"] = f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, nothing else moved"
         if self.steps == self.STEPS:
             self.start.clear()
+
+
+def start_against_base(attached: Attached, batch: Mapping[str, Tensor]) -> tuple[float, float]:
+    """(mean token loss of the adapted model, of the base) on one batch, without dropout."""
+    tokens = trained_tokens(batch)
+    with measuring(attached.model):
+        adapted = token_loss(attached.model, batch).item() / tokens
+        with attached.disabled():
+            base = token_loss(attached.model, batch).item() / tokens
+    return adapted, base
 
 
 @torch.no_grad()
@@ -77,9 +95,7 @@ def packed_equals_alone(model: nn.Module, rows: list[Tensor]) -> float:
     try:
         alone = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in rows])
         positions = torch.cat([torch.arange(len(row), device=row.device) for row in rows])
-        packed = model(input_ids=torch.cat(rows)[None], position_ids=positions[None], use_cache=False).logits[
-            0
-        ]
+        packed = model(input_ids=torch.cat(rows)[None], position_ids=positions[None], use_cache=False).logits[0]
     finally:
         model.train(training)
     return ((packed - alone).abs().max() / alone.abs().max()).item()
@@ -90,7 +106,7 @@ def require_packing(model: nn.Module, rows: list[Tensor], tolerance: float) -> s
     difference = packed_equals_alone(model, rows)
     if not difference <= tolerance:  # a NaN fails as well
         raise CheckFailed(
-            f"packed rows are not what they are alone with this model (logits differ by {difference:.1e} of the largest)",
+            f"packed rows are not what they are alone with this model: logits differ by {difference:.1e} of the largest",
             "Its attention does not keep the rows apart. Set data.packing: false.",
         )
     return f"packed equals alone within {difference:.0e} of the largest logit"

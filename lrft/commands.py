@@ -18,8 +18,8 @@ from lrft.errors import UsageError
 from lrft.machine import DTYPES
 from lrft.recipe import DataEntry, DataSection, Recipe
 from lrft.report import Reporter
-from lrft.text import Row
 from lrft.selfcheck import Finding, verify_run
+from lrft.text import Row
 from lrft.verify import run_of, verify_merge
 
 PROGRESS_SECONDS = 5.0

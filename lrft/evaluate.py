@@ -43,7 +43,7 @@ def loss_of(
     world: int = 1,
     reduce: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> dict[str, float]:
-    """{"loss", "perplexity", "tokens"}: mean over all trained tokens of `rows`, the same for every batch and rank count.
+    """{"loss", "perplexity", "tokens"}: mean over all trained tokens of `rows`, whatever the batch and rank counts.
 
     Each rank measures its own rows, none twice; the sums are added up by `reduce`.
     """
@@ -153,9 +153,7 @@ def answer_rows(
         answer = tokenizer.decode(ids, skip_special_tokens=True).strip()
         expected = rows.answer(i).strip()
         prompt = tokenizer.decode(rows.prompt(i).tolist(), skip_special_tokens=False)
-        results.append(
-            {"prompt": prompt, "expected": expected, "answer": answer, "match": answer == expected}
-        )
+        results.append({"prompt": prompt, "expected": expected, "answer": answer, "match": answer == expected})
     return results
 
 

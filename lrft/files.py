@@ -35,9 +35,7 @@ def room_for(path: Path, wanted: int | None = None) -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in NO_SPACE
         if not full and "No space left on device" not in str(error):
             if isinstance(error, PermissionError):
-                raise LrftError(
-                    f"{path}: writing is not permitted", "Check the folder's owner and mode."
-                ) from error
+                raise LrftError(f"{path}: writing is not permitted", "Check the folder's owner and mode.") from error
             raise
         free = shutil.disk_usage(existing_parent(path)).free
         needs = f"needs {megabytes(wanted)}, " if wanted else ""
@@ -72,11 +70,15 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
     write_whole(path, write)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -94,9 +96,7 @@ def read_json(path: Path) -> Any:
         raise CheckFailed(f"{path} cannot be read: {error}") from None
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file of contiguous CPU copies. {"format": "pt"} is in the metadata, as other tools expect."""
     from safetensors.torch import save_file
 
@@ -125,7 +125,8 @@ def sha256(path: Path) -> str:
 
 def leftovers(folder: Path) -> Iterator[Path]:
     """What a process that was killed while it wrote into `folder` has left there."""
-    return (path for path in folder.iterdir() if LEFTOVER.fullmatch(path.name) and not path.is_dir())
+    found = (path for path in folder.iterdir() if LEFTOVER.fullmatch(path.name))
+    return (path for path in found if path.is_symlink() or not path.is_dir())
 
 
 def sync(path: Path) -> None:

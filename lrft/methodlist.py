@@ -26,9 +26,7 @@ def render(action: str | None, name: str | None, *, kind: str | None, as_json: b
         raise UsageError("lrft methods show: say which, one of " + ", ".join(cards))
     if name not in cards:
         close = nearest(name, cards)
-        raise UsageError(
-            f"there is no method {name}", f"Did you mean {close[0]}?" if close else "See `lrft methods`."
-        )
+        raise UsageError(f"there is no method {name}", f"Did you mean {close[0]}?" if close else "See `lrft methods`.")
     return as_text([cards[name]], as_json, lambda found: card(found[0], cards))
 
 

@@ -42,6 +42,11 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["factor"]
 
 
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The learning rate of each parameter in this step."""
+    return {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+
+
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as "parameter/entry" -> tensor."""
     return {

@@ -53,9 +53,7 @@ class RunFolder:
                 "Continue it with --resume, or move it aside and start again with --fresh.",
             )
         if not holds_run and path.exists() and not _is_ours_unborn(path):
-            raise UsageError(
-                f"output_dir {path} is not empty and is no run of lrft", "Name another output_dir."
-            )
+            raise UsageError(f"output_dir {path} is not empty and is no run of lrft", "Name another output_dir.")
         if not os.access(parent, os.W_OK):
             raise UsageError(f"output_dir {path}: writing is not permitted there", "Name another output_dir.")
 
@@ -88,9 +86,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -142,7 +138,8 @@ class RunFolder:
         if choice == "last":
             # A resume from an earlier checkpoint leaves later steps behind: what was saved last counts, by its link.
             linked = (self.path / "last").resolve().parent
-            found = sorted(reversed(self.checkpoints()), key=lambda p: p.resolve() != linked)
+            newest_first = self.checkpoints()[::-1]
+            found = sorted(newest_first, key=lambda p: p.resolve() != linked)
             if not found:
                 return None
             for path in found:
@@ -152,17 +149,20 @@ class RunFolder:
                 except CheckFailed as error:
                     self.warnings.append(f"passed over {path.name}: {error.message}")
             raise CheckFailed(f"{self.path} holds no complete checkpoint", "Start again with --fresh.")
+        if choice == "best" and not (self.path / "best").exists():
+            raise CheckFailed(f"{self.path} has no best checkpoint yet", "Continue from the last one: --resume.")
         path = (self.path / "best").resolve().parent if choice == "best" else Path(choice)
         self.verify(path)
         return path
 
-    def take_up(self, path: Path, best_step: int | None) -> None:
-        """Lead the links to where the run goes on from: it may have been killed between a checkpoint and its links."""
+    def take_up(self, path: Path, *, best_step: int | None, keep: int) -> None:
+        """Links and rotation as checkpoint `path` wants them: the run may have been killed before it came to that."""
         if path.resolve().parent == (self.path / "checkpoints").resolve():
             files.point(self.path / "last", path / "adapter")
         best = self.path / "checkpoints" / f"step-{best_step or 0:06d}"
         if self._is_ours(best):
             files.point(self.path / "best", best / "adapter")
+        self._rotate(keep)
 
     def verify(self, path: Path) -> None:
         """Raises CheckFailed naming the first part of checkpoint `path` that is missing, altered, or of another run."""
@@ -175,6 +175,8 @@ class RunFolder:
             raise CheckFailed(f"{path} belongs to another run")
         for name, (size, sha256) in listed.items():
             part = path / name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise CheckFailed(f"{path / 'manifest.json'} lists {name!r}, which is no file of its folder")
             if not part.is_file():
                 raise CheckFailed(f"{part} is missing")
             if part.stat().st_size != size:
@@ -185,8 +187,7 @@ class RunFolder:
     def _seal(self, folder: Path, step: int) -> None:
         parts = sorted(p for p in folder.rglob("*") if p.is_file())
         listed = {
-            p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": files.sha256(p)}
-            for p in parts
+            p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": files.sha256(p)} for p in parts
         }
         for part in parts:
             files.sync(part)
@@ -200,7 +201,7 @@ class RunFolder:
         ours = [p for p in self.checkpoints() if self._is_ours(p)]
         for path in ours[:-keep]:
             if path.resolve() not in pinned:
-                # Renamed first: half removed, it would look like a checkpoint without a manifest, which nobody may touch.
+                # Renamed first: half removed it would look like a checkpoint without a manifest, not to be touched.
                 going = path.with_name(f"{UNFINISHED}{path.name}-{os.getpid()}")
                 path.rename(going)
                 shutil.rmtree(going)
@@ -233,9 +234,7 @@ class RunFolder:
         except BlockingIOError:
             holder = os.read(handle, 200).decode(errors="replace").strip()
             os.close(handle)
-            raise LrftError(
-                f"{self.path} is in use by another lrft ({holder or 'unknown process'})"
-            ) from None
+            raise LrftError(f"{self.path} is in use by another lrft ({holder or 'unknown process'})") from None
         self._lock = handle
         with files.room_for(self.path):
             os.ftruncate(handle, 0)

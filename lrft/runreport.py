@@ -15,7 +15,7 @@ from typing import Any
 from lrft import __version__
 from lrft.errors import CheckFailed
 from lrft.figures import loss_picture
-from lrft.files import read_json, write_text, write_whole
+from lrft.files import read_json, write_bytes, write_text
 from lrft.metrics import read_metrics
 from lrft.text import decimals, visible
 
@@ -45,12 +45,7 @@ def write_report(run_dir: Path) -> Path:
     if not isinstance(run, dict):
         raise CheckFailed(f"{run_dir / 'run.json'} is no record of a run: it holds no JSON object")
     records, unreadable = read_metrics(run_dir / "metrics.jsonl")
-    picture = loss_picture(records)
-
-    def write(path: Path) -> None:
-        path.write_bytes(picture)
-
-    write_whole(run_dir / "loss.png", write)
+    write_bytes(run_dir / "loss.png", loss_picture(records))
     write_text(run_dir / "report.md", _markdown(run, records, unreadable))
     return run_dir / "report.md"
 

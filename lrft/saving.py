@@ -41,19 +41,18 @@ def save(trainer: Trainer, *, best: bool) -> None:
 def write_checkpoint(trainer: Trainer, path: Path) -> None:
     adapter = path / "adapter"
     adapter.mkdir()
+    trainer.tokenizer.save_pretrained(adapter)
     save_adapter(
         trainer.attached,
         adapter,
         base=trainer.base_info,
         seed=trainer.recipe.training.seed,
         extra={"lrft": lrft.__version__},
+        beside=[path.name for path in adapter.iterdir()],
     )
-    trainer.tokenizer.save_pretrained(adapter)
     files.write_tensors(path / "optimizer.safetensors", optim.state_tensors(trainer.optimizer.optimizer))
     states = {
-        f"{part.name}/{key}": tensor
-        for part in trainer.composition.parts
-        for key, tensor in part.state().items()
+        f"{part.name}/{key}": tensor for part in trainer.composition.parts for key, tensor in part.state().items()
     }
     files.write_tensors(path / "parts.safetensors", states)
     scaler = trainer.accelerator.scaler
@@ -100,7 +99,8 @@ def restore(trainer: Trainer) -> None:
     trainer.progress = Progress(**saved["progress"])
     trainer.checks["resumed"] = f"resumed from {path.name}"
     if trainer.folder is not None:
-        trainer.folder.take_up(path, trainer.progress.best_step)
+        keep = trainer.recipe.checkpoint.keep
+        trainer.folder.take_up(path, best_step=trainer.progress.best_step, keep=keep)
 
 
 def refuse_changes(trainer: Trainer, path: Path, saved: dict[str, Any]) -> None:

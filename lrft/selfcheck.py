@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrft import base, checks, data, evaluate, files, machine, merging, setup
+from lrft import base, checks, data, files, machine, merging, setup
 from lrft import recipe as recipes
 from lrft.checkpoint import load_adapter, read_adapter
 from lrft.core.attached import Attached

@@ -9,13 +9,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from lrft import base, checks, data, machine, optim
+from lrft import base, checks, data, evaluate, machine, optim
 from lrft.core import compose
+from lrft.core.attached import Attached
+from lrft.data.batch import collate
 from lrft.recipe import Recipe
 from lrft.trainer import Options, Trainer
 
 PACKING_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
 PACKING_ROWS = 3
+# Relative difference of the loss between a fresh adapter and the base that rounding may make.
+START_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
+START_ROWS = 4
 
 
 def set_up(recipe: Recipe, options: Options) -> Trainer:
@@ -37,10 +42,10 @@ def set_up(recipe: Recipe, options: Options) -> Trainer:
     if t.gradient_checkpointing:
         # The re-entrant kind loses the gradients of adapters above a frozen embedding.
         model.activation_checkpointing_enable({"use_reentrant": False})
-    adamw = optim.make_adamw(
-        attached.trained(), composition.lr_factors(), t.optimizer, t.learning_rate, t.weight_decay
-    )
+    adamw = optim.make_adamw(attached.trained(), composition.lr_factors(), t.optimizer, t.learning_rate, t.weight_decay)
     wrapped, optimizer = accelerator.prepare(model, adamw)
+    warnings = compose.advice(composition, attached.sites)
+    proven["start"], odd = compare_start(attached, prepared.train, compute, evaluate.pad_token(tokenizer))
     return Trainer(
         recipe=recipe,
         options=options,
@@ -61,7 +66,7 @@ def set_up(recipe: Recipe, options: Options) -> Trainer:
         plan=data.Schedule(
             len(prepared.train), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle
         ),
-        warnings=compose.advice(composition, attached.sites),
+        warnings=[*warnings, *odd],
         checks=proven,
     )
 
@@ -95,8 +100,22 @@ def load_model(recipe: Recipe, source: Path, dtype: str) -> Any:
     )
 
 
+def compare_start(attached: Attached, rows: data.Rows, compute: str, pad_id: int) -> tuple[str, list[str]]:
+    """What the fresh adapter does to the loss of the shortest rows: a sentence, and a warning if anything."""
+    device = next(attached.model.parameters()).device
+    batch = collate(rows, shortest(rows, START_ROWS), pad_id=pad_id, packed=False)
+    adapted, base_loss = checks.start_against_base(attached, {k: v.to(device) for k, v in batch.items()})
+    words = f"before the first step the loss is {adapted:.4f}, the base's {base_loss:.4f}"
+    same = abs(adapted - base_loss) <= START_TOLERANCE[compute] * max(abs(base_loss), 1e-3)
+    return words, [] if same else [f"the adapter does not start as the base: {words}"]
+
+
+def shortest(rows: data.Rows, n: int) -> list[int]:
+    """Ids of the n shortest rows."""
+    return [int(i) for i in np.argsort(rows.lengths, kind="stable")[:n]]
+
+
 def prove_packing(model: nn.Module, rows: data.Rows, compute: str, device: torch.device) -> str:
     """Ask this very model about its shortest rows, packed and alone. Raises CheckFailed when they differ."""
-    shortest = np.argsort(rows.lengths, kind="stable")[:PACKING_ROWS]
-    ids = [torch.from_numpy(rows.tokens(int(i)).astype(np.int64)).to(device) for i in shortest]
+    ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(device) for i in shortest(rows, PACKING_ROWS)]
     return checks.require_packing(model, ids, PACKING_TOLERANCE[compute])

@@ -48,9 +48,7 @@ def end(trainer: Trainer) -> list[Row]:
 
 def model_line(trainer: Trainer) -> list[str]:
     frozen = sum(p.numel() for p in trainer.attached.model.parameters() if not p.requires_grad)
-    return [
-        f"{trainer.recipe.model.name}   {frozen / 1e6:,.1f} M parameters, frozen in {trainer.base_info['dtype']}"
-    ]
+    return [f"{trainer.recipe.model.name}   {frozen / 1e6:,.1f} M parameters, frozen in {trainer.base_info['dtype']}"]
 
 
 def adapter_lines(trainer: Trainer) -> list[str]:
@@ -59,9 +57,7 @@ def adapter_lines(trainer: Trainer) -> list[str]:
     ranks = spread(site.rank for site in sites)
     factor = f"   factor {spread(site.scale for site in sites)}" if trainer.composition.scale_owner else ""
     rates = "".join(
-        f"   lr of {role} = {ratio:g} x"
-        for role, ratio in trainer.composition.lr_factors().items()
-        if ratio != 1
+        f"   lr of {role} = {ratio:g} x" for role, ratio in trainer.composition.lr_factors().items() if ratio != 1
     )
     depths = {site.depth for site in sites if site.depth is not None}
     trained = sum(p.numel() for p in trainer.attached.trained().values())
@@ -80,15 +76,9 @@ def becomes(trainer: Trainer) -> str:
     forms = [form for adapter in trainer.attached.modules.values() if (form := adapter.peft()) is not None]
     if len(forms) < len(trainer.attached.modules):
         return "merged only"
-    converted = any(
-        form.A.shape[0] != site.rank for form, site in zip(forms, trainer.attached.sites, strict=True)
-    )
+    converted = any(form.A.shape[0] != site.rank for form, site in zip(forms, trainer.attached.sites, strict=True))
     ranks = spread(form.A.shape[0] for form in forms)
-    return (
-        f"PEFT LoRA of rank {ranks} after conversion, or merged"
-        if converted
-        else "PEFT LoRA as is, or merged"
-    )
+    return f"PEFT LoRA of rank {ranks} after conversion, or merged" if converted else "PEFT LoRA as is, or merged"
 
 
 def training_lines(trainer: Trainer) -> list[str]:

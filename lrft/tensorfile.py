@@ -108,9 +108,7 @@ class TensorReader:
 class TensorWriter:
     """Writes a safetensors file whose tensors are announced first and then given in that order."""
 
-    def __init__(
-        self, path: Path, tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str]
-    ):
+    def __init__(self, path: Path, tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str]):
         """`tensors`: name -> (dtype as safetensors spells it, shape, bytes)."""
         header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         at = 0
@@ -118,9 +116,7 @@ class TensorWriter:
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
             at += size
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (
-            -len(text) % 8
-        )  # tensors begin on a multiple of 8, as readers of mapped files like it
+        text += b" " * (-len(text) % 8)  # tensors begin on a multiple of 8, as readers of mapped files like it
         self._left = {name: size for name, (_, _, size) in tensors.items()}
         self.file = path.open("wb")
         self.file.write(struct.pack("<Q", len(text)) + text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -71,7 +70,7 @@ def tell_start(trainer: Trainer) -> None:
     if folder is not None:
         files.write_text(folder.path / "resolved.yaml", recipes.resolved(recipe, trainer.chosen))
         if options.source is not None and options.source.resolve() != (folder.path / "resolved.yaml").resolve():
-            shutil.copyfile(options.source, folder.path / "recipe.yaml")
+            files.write_bytes(folder.path / "recipe.yaml", options.source.read_bytes())
         files.write_json(folder.path / "environment.json", environment())
         if trainer.prepared.validation is not None:
             verify.save_probe(trainer.prepared.validation, folder.path)
@@ -153,7 +152,7 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
     trainer.progress.step = step = step + 1
     trainer.progress.tokens += (seen := int(trainer.rows.lengths[ids].sum()))
     if not accelerator.optimizer_step_was_skipped:
-        movement.after_step(step, unreached, trainer.checks)
+        movement.after_step(step, unreached, optim.rates(optimizer), trainer.checks)
     seconds = time.monotonic() - began
     inside = inside_adapters(trainer, gradients) if logged else {}
     trainer.reporter.step(

@@ -25,10 +25,10 @@ TIERS = (
     "recipe methodlist",
     "data base documents starter report",
     "core",
-    "methods summary checks runreport",
+    "methods summary diagnostics runreport",
     "checkpoint",
     "evaluate",
-    "merging verify",
+    "merging verify checks",
     "trainer",
     "setup saving",
     "train",
@@ -62,7 +62,7 @@ def unit_of(file: Path) -> str:
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """(unit, line) of every import of lrft, at any depth, but those for type checkers alone. Relative ones stay inside."""
+    """(unit, line) of every import of lrft, at any depth, but those for type checkers and relative ones."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
@@ -107,7 +107,8 @@ def test_the_narrow_ones_stay_narrow() -> None:
 def test_the_scan_sees_imports_inside_functions_and_not_those_for_types() -> None:
     source = (
         "if TYPE_CHECKING:\n    import lrft.train\n"
-        "def f():\n    from lrft import base, __version__\n    import lrft.core.linear\n    from lrft.data.rows import Rows\n"
+        "def f():\n    from lrft import base, __version__\n"
+        "    import lrft.core.linear\n    from lrft.data.rows import Rows\n"
     )
     assert [unit for unit, _ in imported(ast.parse(source))] == ["base", "__version__", "core", "data"]
 
@@ -130,7 +131,10 @@ def test_the_package_itself_loads_nothing() -> None:
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "matplotlib", "numpy")
 
 
-@pytest.mark.parametrize("module", ["lrft", "lrft.errors", "lrft.catalog", "lrft.recipe", "lrft.cli", "lrft.methodlist"])
+LIGHT = ("lrft", "lrft.errors", "lrft.catalog", "lrft.recipe", "lrft.cli", "lrft.methodlist")
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_what_answers_at_once_loads_no_library(module: str) -> None:
     program = f"import sys, {module}; print(*[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run(

@@ -128,7 +128,8 @@ def test_every_layer_has_the_factor_of_its_own_rank_and_override() -> None:
 
 
 def test_an_override_of_alpha_wins_over_a_scale_for_all() -> None:
-    attached = attach(tiny.make("llama"), rank=4, scale=7.0, overrides={"q_proj": {"alpha": 8.0}, "k_proj": {"rank": 2}})
+    overrides = {"q_proj": {"alpha": 8.0}, "k_proj": {"rank": 2}}
+    attached = attach(tiny.make("llama"), rank=4, scale=7.0, overrides=overrides)
     scales = {site.name.rsplit(".", 1)[-1]: site.scale for site in attached.sites}
     assert (scales["q_proj"], scales["k_proj"], scales["v_proj"]) == (2.0, 7.0, 7.0)
 
@@ -165,8 +166,9 @@ def rates(words: Any, **more: Any) -> tuple[Attached, torch.optim.AdamW]:
 
 def test_the_ratio_holds_at_every_step_of_a_schedule_and_every_tensor_is_in_one_group() -> None:
     attached, optimizer = rates([{"lora+": {"ratio": 5.0}}, "dora"])
-    group_of = {name: group for group in optimizer.param_groups for name in group["param_names"]}
-    assert sorted(name for group in optimizer.param_groups for name in group["param_names"]) == sorted(attached.trained())
+    pairs = [(name, group) for group in optimizer.param_groups for name in group["param_names"]]
+    assert sorted(name for name, _ in pairs) == sorted(attached.trained())
+    group_of = dict(pairs)
     for step in range(7):
         lr = 1e-2 * schedule.lr_factor(step, 7, name="cosine", warmup=2)
         optim.set_lr(optimizer, lr)
@@ -197,7 +199,8 @@ def test_a_factor_is_a_ratio_of_rates() -> None:
     found = []
     for scale, ratio in ((4.0, 3.0), (1.0, 12.0), (1.0, 3.0)):
         attached = attach(small(), [{"lora+": {"ratio": ratio}}], scale=scale)
-        optimizer = optim.make_adamw(attached.trained(), {"B": ratio}, SimpleNamespace(betas=(0.9, 0.999), eps=1e-300), 1e-3, 0.0)
+        no_eps = SimpleNamespace(betas=(0.9, 0.999), eps=1e-300)
+        optimizer = optim.make_adamw(attached.trained(), {"B": ratio}, no_eps, 1e-3, 0.0)
         found.append(run(attached, optimizer))
     assert torch.allclose(found[0], found[1], rtol=1e-9, atol=1e-14)
     assert not torch.allclose(found[0], found[2], rtol=1e-2)
@@ -212,7 +215,9 @@ def test_groups_are_those_of_peft() -> None:
     reference = create_loraplus_optimizer(theirs, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=5.0)
     names = {id(p): name for name, p in theirs.named_parameters()}
     expected = {
-        "A" if "lora_A" in names[id(p)] else "B": group["lr"] for group in reference.param_groups for p in group["params"]
+        "A" if "lora_A" in names[id(p)] else "B": group["lr"]
+        for group in reference.param_groups
+        for p in group["params"]
     }
     ours = {name[-1]: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
     assert ours == pytest.approx(expected)

@@ -59,9 +59,7 @@ EVERY_MODEL = pytest.mark.parametrize("model_name", tiny.MODELS)
 
 def attach(model: torch.nn.Module, case: str, seed: int = 0, **more: Any) -> Any:
     overrides = {tiny_target(model): {"rank": RANK + 2}}
-    return lrft.attach(
-        model, {"method": CASES[case][0], "rank": RANK, "overrides": overrides, **more}, seed=seed
-    )
+    return lrft.attach(model, {"method": CASES[case][0], "rank": RANK, "overrides": overrides, **more}, seed=seed)
 
 
 def tiny_target(model: torch.nn.Module) -> str:
@@ -100,9 +98,7 @@ def test_fast_path_equals_definition(case: str, model_name: str) -> None:
     attached = attach(model, case)
     tiny.disturb(list(attached.trained().values()))
     for name, layer in attached.layers().items():
-        x = torch.randn(
-            2, 3, layer.adapter.site.k, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
-        )
+        x = torch.randn(2, 3, layer.adapter.site.k, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
         W = layer.adapter.weight(linear.dense(layer.base))
         expected = torch.nn.functional.linear(x, W, layer.base.bias)
         assert torch.allclose(layer(x), expected, rtol=1e-10, atol=1e-10), name
@@ -118,9 +114,7 @@ def test_trained_numbers_follow_the_formula(case: str, model_name: str) -> None:
         trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         assert trained == CASES[case][1](site.d, site.k, site.rank), name
     assert {site.rank for site in attached.sites} == {RANK, RANK + 2}
-    assert {id(p) for p in attached.model.parameters() if p.requires_grad} == set(
-        map(id, attached.trained().values())
-    )
+    assert {id(p) for p in attached.model.parameters() if p.requires_grad} == set(map(id, attached.trained().values()))
 
 
 @EVERY_CASE
@@ -136,7 +130,8 @@ def test_gradients_reach_every_trained_tensor_by_the_second_step(case: str, mode
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
     for name, p in attached.trained().items():
-        assert p.grad is not None and p.grad.abs().max() > 0, name
+        assert p.grad is not None, name
+        assert p.grad.abs().max() > 0, name
         assert not torch.equal(p.detach(), start[name]), name
     for name, p in model.named_parameters():
         if name in frozen:
@@ -277,9 +272,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, f
 
 @EVERY_CASE
 @EVERY_MODEL
-def test_saved_loads_elsewhere_to_the_same_logits(
-    case: str, model_name: str, elsewhere: dict[str, Any]
-) -> None:
+def test_saved_loads_elsewhere_to_the_same_logits(case: str, model_name: str, elsewhere: dict[str, Any]) -> None:
     assert elsewhere[f"{case} {model_name}"]["lrft"] <= 1e-6
 
 

@@ -107,7 +107,7 @@ def test_without_power_iterations_a_flat_spectrum_is_missed() -> None:
 
 
 def test_residual_and_start_make_the_weight_and_fresh_equals_base() -> None:
-    """The residual is what stock PEFT would leave in the base; here the base stays whole and the update starts at zero."""
+    """The residual is what stock PEFT leaves in the base; here the base stays whole and the update starts at zero."""
     for dtype in (torch.float32, torch.float64):
         W = weight(30, 22, "flat").to(dtype)
         adapter, site = one(W, ["pissa", "rslora"], 5, alpha=3.0)

@@ -91,9 +91,7 @@ def test_lines_break_between_facts_before_within_one() -> None:
     assert text.flow("one two three   four", 9) == ["one two", "three", "four"]
 
 
-@pytest.mark.parametrize(
-    "words", ["a" * 50, "漢字" * 20, "short   " + "b" * 30 + " c", "", "é" * 30, "\x1b[2J" * 9]
-)
+@pytest.mark.parametrize("words", ["a" * 50, "漢字" * 20, "short   " + "b" * 30 + " c", "", "é" * 30, "\x1b[2J" * 9])
 @pytest.mark.parametrize("width", [2, 7, 20])
 def test_no_line_is_wider_than_asked_and_nothing_is_lost(words: str, width: int) -> None:
     lines = text.flow(words, width)
@@ -193,9 +191,7 @@ def test_what_the_encoding_lacks_is_replaced() -> None:
     assert written(stream) == "? ? ? \\udc80\n"
 
 
-def test_no_stream_and_a_closed_stream_are_no_trouble(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_stream_and_a_closed_stream_are_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = plain()
     closed.close()
     with Reporter(tmp_path, stream=closed) as reporter:
@@ -301,9 +297,7 @@ def test_no_color_has_no_colours(terminal: Terminal, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["dumb", "unknown"])
-def test_a_terminal_without_movement_gets_lines(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_terminal_without_movement_gets_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("TERM", name)
     stream, arrived = terminal
     with Reporter(None, stream=stream) as reporter:
@@ -519,10 +513,7 @@ def test_the_report_shows_samples_of_the_first_and_the_best_evaluation(tmp_path:
 def test_text_from_outside_cannot_break_the_report(tmp_path: Path) -> None:
     make_run(tmp_path)
     report = runreport.write_report(tmp_path).read_text()
-    assert (
-        "- \\`41\\` rows \\| &lt;b&gt;dropped&lt;/b&gt;\\\\x1b\\[31m<br>\\# no heading\n- \\- no list\n"
-        in report
-    )
+    assert "- \\`41\\` rows \\| &lt;b&gt;dropped&lt;/b&gt;\\\\x1b\\[31m<br>\\# no heading\n- \\- no list\n" in report
     assert "| a\\|b<br>\\`c\\` \\*d\\*\\\\x00 |" in report
     assert not re.search("[\x00-\x09\x0b-\x1f]", report)
     for table in re.findall(r"(?:^\|.*\n)+", report, re.M):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -41,6 +40,20 @@ def log(run: Path) -> str:
 
 def command(place: Place, *arguments: str) -> int:
     return run_command(["train", str(place.root / "recipe.yaml"), "training.max_steps=2", *arguments])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A folder on a file system of its own. Skips where this user cannot mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
 
 
 # --- what is there already ---
@@ -109,14 +122,13 @@ def test_output_below_a_file_is_refused(place: Place) -> None:
         place.train(out="file/run")
 
 
-def test_unwritable_place_is_refused_before_anything_is_loaded(place: Place) -> None:
-    closed = place.root / "closed"
-    closed.mkdir()
-    closed.chmod(0o555)
-    if os.access(closed, os.W_OK):
-        pytest.skip("this user may write anywhere")
+def test_unwritable_place_is_refused_before_anything_is_loaded(place: Place, small_disk: Path) -> None:
+    remounted = subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True, check=False)
+    if remounted.returncode:
+        pytest.skip("nothing can be made read-only for this user")
+    shutil.rmtree(place.root / "base")  # never looked for
     with pytest.raises(UsageError, match="writing is not permitted"):
-        place.train(out="closed/run")
+        place.train(out="disk/run")
 
 
 def test_nothing_to_resume(place: Place) -> None:
@@ -305,6 +317,29 @@ def test_resume_from_a_path_and_from_the_best(place: Place) -> None:
     assert runs.differing(runs.tensors(run), expected) == []
 
 
+def test_last_is_what_was_saved_last_not_the_highest_number(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run taken up from an earlier step, under changed settings, and broken off again."""
+
+    def fail(run: Any) -> None:
+        raise LrftError("power cut")
+
+    run = place.train(*OFTEN)
+    changed = (*OFTEN, "training.learning_rate=0.02")
+    for reached, resumed in ((3, "step-000002"), (4, "step-000002"), (4, "step-000003")):
+        with monkeypatch.context() as patch:
+            runs.add_parts(patch, runs.At("after_backward", reached, fail))
+            first = reached == 3
+            with pytest.raises(LrftError, match="power cut"):
+                place.train(
+                    *changed,
+                    resume=str(run / "checkpoints/step-000002") if first else "last",
+                    accept_changes=first,
+                )
+        assert log(run).split("resumed from ")[-1].startswith(resumed)
+    place.train(*changed, resume="last")
+    assert [r["lr"] for r in runs.records(run)] == pytest.approx([0.005, 0.01, 0.02, 0.01])
+
+
 def test_foreign_and_unfinished_checkpoints(place: Place) -> None:
     """Planted: a higher number of another run, one without a manifest, and what a killed process left."""
     run = place.train(*OFTEN, "checkpoint.keep=2")
@@ -406,20 +441,6 @@ def test_a_rank_that_changed_does_not_fit(place: Place) -> None:
 
 
 # --- a full disk ---
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """A folder on a file system of its own. Skips where this user cannot mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_full_disk(place: Place, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

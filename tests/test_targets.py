@@ -93,7 +93,8 @@ def test_all_linear_leaves_the_output_head_out_whatever_its_name() -> None:
 
 def test_gpt2_layers_are_found_with_their_orientation() -> None:
     attached = lrft.attach(tiny.make("gpt2"), {"rank": 1})
-    shapes = {site.name.removeprefix("transformer.h.0."): (site.d, site.k, site.transposed) for site in attached.sites[:4]}
+    first = attached.sites[:4]
+    shapes = {site.name.removeprefix("transformer.h.0."): (site.d, site.k, site.transposed) for site in first}
     assert shapes == {
         "attn.c_attn": (72, 24, True),
         "attn.c_proj": (24, 24, True),

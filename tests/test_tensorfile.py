@@ -35,9 +35,7 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
 
 def write(path: Path, given: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     words = {dtype: name for name, dtype in DTYPES.items()}
-    announced = {
-        name: (words[t.dtype], tuple(t.shape), t.numel() * t.element_size()) for name, t in given.items()
-    }
+    announced = {name: (words[t.dtype], tuple(t.shape), t.numel() * t.element_size()) for name, t in given.items()}
     with TensorWriter(path, announced, metadata or {}) as writer:
         for name, tensor in given.items():
             writer.write(name, raw(tensor))
@@ -69,12 +67,16 @@ def test_order_sizes_and_completeness_are_kept(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match=f"{name} is not the next tensor"):
                 writer.write(name, data)
         writer._left = {}
-    with pytest.raises(ValueError, match="announced but not written: b"), TensorWriter(tmp_path / "x", announced, {}) as w:
-        w.write("a", b"0" * 8)
+    unfinished = TensorWriter(tmp_path / "x", announced, {})
+    with pytest.raises(ValueError, match="announced but not written: b"), unfinished as writer:
+        writer.write("a", b"0" * 8)
 
 
 def whole() -> tuple[dict[str, Any], bytes]:
-    header = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}}
+    header = {
+        "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        "b": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
+    }
     return header, b"\0" * 12
 
 
@@ -121,7 +123,7 @@ def test_the_whole_file_that_is_damaged_below_reads(tmp_path: Path) -> None:
 def test_damage_is_found_when_opening(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(DAMAGED[damage])
-    with pytest.raises(CheckFailed, match="a.safetensors is not a whole safetensors file"):
+    with pytest.raises(CheckFailed, match=r"a.safetensors is not a whole safetensors file"):
         TensorReader(path)
 
 

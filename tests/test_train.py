@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import lrft.train as training
 from lrft import base, files, recipe
+from lrft.data import Rows
 from lrft.errors import CheckFailed, DataError, NonFinite, RecipeError
 from lrft.setup import set_up
 from lrft.train import Options, train
@@ -38,21 +38,21 @@ def ragged(place: Place) -> None:
     )
 
 
-def reference(trainer: Trainer, ids: Any) -> tuple[float, dict[str, Tensor]]:
+def reference(trainer: Trainer, ids: Any, rows: Rows | None = None) -> tuple[float, dict[str, Tensor]]:
     """Mean loss over the trained tokens of rows `ids` and its gradients, one row at a time, by the definition."""
-    model, trained = trainer.attached.model, trainer.attached.trained()
+    model, trained, rows = trainer.attached.model, trainer.attached.trained(), rows or trainer.rows
     model.zero_grad()
-    tokens = sum(int(trainer.rows.trained(int(i))[1:].sum()) for i in ids)
+    tokens = sum(int(rows.trained(int(i))[1:].sum()) for i in ids)
     total = 0.0
     for i in ids:
-        row = torch.from_numpy(trainer.rows.tokens(int(i)).astype("int64"))
-        counts = torch.from_numpy(trainer.rows.trained(int(i)).copy())
+        row = torch.from_numpy(rows.tokens(int(i)).astype("int64"))
+        counts = torch.from_numpy(rows.trained(int(i)).copy())
         logits = model(input_ids=row[None]).logits[0]
         losses = nn.functional.cross_entropy(logits[:-1], row[1:], reduction="none")
         loss = losses[counts[1:]].sum() / tokens
         loss.backward()
         total += loss.item()
-    return total, {name: p.grad.clone() for name, p in trained.items()}
+    return total, {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -187,6 +187,9 @@ def test_validation_loss_does_not_depend_on_how_it_is_measured(place: Place) -> 
     for n, way in enumerate(ways):
         run = place.train("training.max_steps=1", "evaluation.every=1", "evaluation.at_start=true", way, out=f"{n}")
         found.append([(record["loss"], record["tokens"]) for record in runs.records(run, "eval")])
+    trainer = made(place)  # a fresh LoRA is the base
+    held_out = trainer.prepared.validation
+    assert found[0][0][0] == pytest.approx(reference(trainer, range(len(held_out)), held_out)[0], rel=1e-6)
     for other in found[1:]:
         assert [tokens for _, tokens in other] == [tokens for _, tokens in found[0]]
         assert [loss for loss, _ in other] == pytest.approx([loss for loss, _ in found[0]], rel=1e-6)

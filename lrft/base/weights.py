@@ -99,4 +99,5 @@ def _digest_line(content: mmap.mmap, start: int, name: str, entry: dict[str, lis
     begin, end = (start + offset for offset in entry["data_offsets"])
     with memoryview(content) as view, view[begin:end] as data:  # no copy of the tensor
         digest = hashlib.sha256(data).hexdigest()
+    content.madvise(mmap.MADV_DONTNEED)  # pages that were read would count as this process's memory
     return json.dumps([name, entry["dtype"], entry["shape"], digest])

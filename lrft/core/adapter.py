@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
-UNITS_AT_ONCE = 512
+UNITS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Adapter(nn.Module):
         return None
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Every tensor to be saved, by the name it has in files: wrappers leave no trace in the name of what they wrap."""
+        """Every tensor to be saved, by the name it has in files. A wrapper leaves no trace in what it wraps."""
         return {name.replace("inner.", ""): value for name, value in self.named_parameters()}
 
     @torch.no_grad()
@@ -92,9 +92,7 @@ class Adapter(nn.Module):
         own = self.tensors()
         missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
         if missing or extra:
-            raise ValueError(
-                f"{self.site.name}: tensors missing {sorted(missing)}, not expected {sorted(extra)}"
-            )
+            raise ValueError(f"{self.site.name}: tensors missing {sorted(missing)}, not expected {sorted(extra)}")
         for name, value in own.items():
             if tensors[name].shape != value.shape:
                 raise ValueError(

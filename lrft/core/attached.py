@@ -85,8 +85,4 @@ class Attached:
         return self.model
 
     def _tensors(self) -> dict[str, nn.Parameter]:
-        return {
-            f"{site}.{name}": p
-            for site, adapter in self.modules.items()
-            for name, p in adapter.tensors().items()
-        }
+        return {f"{site}.{name}": p for site, adapter in self.modules.items() for name, p in adapter.tensors().items()}

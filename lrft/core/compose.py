@@ -37,7 +37,7 @@ class Composition:
 
     @property
     def scale_owner(self) -> Part | None:
-        """Who turns alpha into the factor s: the part that fills the slot, else the method that has one, else nobody."""
+        """Who turns alpha into the factor s: the part that fills the slot, else a method that has one, else nobody."""
         filled = next((part for part in self.parts if "scale" in part.fills), None)
         return filled or (self.method if "scale" in self.method.gives else None)
 
@@ -51,7 +51,7 @@ class Composition:
 
 
 def compose(entries: Iterable[tuple[str, dict[str, Any]]]) -> Composition:
-    """The parts named by `entries` (name, options), which the recipe has already checked; lora builds when none does."""
+    """The parts named by `entries` (name, options), already checked by the recipe; lora builds when none does."""
     options = dict(entries)
     cards = catalog.methods()
     parts: list[Part] = []
@@ -113,9 +113,7 @@ def factor_of(composition: Composition, rank: int, alpha: float | str, scale: fl
     return owner.scale(float(alpha), rank)
 
 
-def build_site(
-    site: Site, composition: Composition, W0: Tensor | None, *, fresh: bool, seed: int = 0
-) -> Adapter:
+def build_site(site: Site, composition: Composition, W0: Tensor | None, *, fresh: bool, seed: int = 0) -> Adapter:
     """One adapter. `fresh` sets its start from W0 (d, k); otherwise only the structure is made, to be loaded.
 
     Random values depend on (seed, the site's name) alone and leave the global generator as it was.
@@ -188,9 +186,7 @@ def advice(composition: Composition, sites: Sequence[Site]) -> list[str]:
     return [text for part in composition.parts for text in part.advice(sites, composition.anchored)]
 
 
-def count_trained(
-    sites: Sequence[Site], composition: Composition, where: targets.Where = lambda key: key
-) -> int:
+def count_trained(sites: Sequence[Site], composition: Composition, where: targets.Where = lambda key: key) -> int:
     """How many numbers would be trained. Builds one adapter at a time, without a model. Raises RecipeError."""
     total = 0
     problems = []

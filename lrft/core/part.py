@@ -7,7 +7,8 @@ declaration: they are literals, read from the source without importing it, so th
 The training loop calls the hooks at fixed places and knows no method by name:
 
     once             plan -> build -> start -> (anchor) -> wrap, for every site
-    every step       before_step, loss (added to the token loss), after_backward (gradients reduced and clipped), after_step
+    every step       before_step, loss (added to the token loss), after_backward (gradients reduced and clipped),
+                     after_step
     checkpoints      state, load_state
 """
 
@@ -71,7 +72,7 @@ class Part:
         return list(sites)
 
     def start(self, adapter: Delta, W0: Tensor) -> None:
-        """The slot "start": set the adapter's values before the first step. W0 (d, k). Randomness is seeded by the caller."""
+        """The slot "start": set the adapter's values before the first step. W0 (d, k). The caller seeds."""
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         """The adapter inside another one, or itself. W0 (d, k) is None when only the structure is asked for."""

@@ -44,9 +44,7 @@ def chosen_linears(model: nn.Module, adapter: Any, where: Where) -> dict[str, nn
     """
     linears = dict(linear.named_linears(model))
     problems = [
-        *_unmatched(
-            model, linears, adapter.target_modules, where("adapter.target_modules"), "target_modules"
-        ),
+        *_unmatched(model, linears, adapter.target_modules, where("adapter.target_modules"), "target_modules"),
         *_layers_outside(linears, adapter.layers, where),
     ]
     excludes_given = "exclude_modules" in adapter.model_fields_set
@@ -128,9 +126,7 @@ def _layers_outside(linears: Mapping[str, nn.Module], layers: Any, where: Where)
     outside = sorted(set(layers) - depths)
     if not outside:
         return []
-    text = (
-        f"adapter.layers: {', '.join(map(str, outside))} not in this model, whose layers are {_span(depths)}"
-    )
+    text = f"adapter.layers: {', '.join(map(str, outside))} not in this model, whose layers are {_span(depths)}"
     return [Problem(where("adapter.layers"), text)]
 
 

@@ -68,7 +68,7 @@ class DoraAdapter(Adapter):
     def gain(self, norms: Tensor) -> Tensor:
         """m / |V| (d,); 1 for a row of zeros, which has no direction."""
         one = torch.ones_like(norms)
-        # Divided by one where the norm is zero: the gradient of an infinite quotient is NaN even where it is not chosen.
+        # Divided by one where the norm is zero: an infinite quotient's gradient is NaN even where it is not chosen.
         return torch.where(norms > 0, self.magnitude / torch.where(norms > 0, norms, one), one)
 
     @torch.no_grad()

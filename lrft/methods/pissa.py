@@ -60,5 +60,6 @@ class Pissa(Part):
         if scales == {1.0}:
             return []
         return [
-            "pissa: with this start the factor only multiplies the learning rate by its square root; the paper has alpha = r."
+            "pissa: with this start the factor only multiplies the learning rate by its square root; "
+            "the paper has alpha = r."
         ]

@@ -60,7 +60,8 @@ class Files:
                 item.place, f"extends: packaged recipes ({PACKAGED}...) are not supported in this version"
             )
         elif os.path.realpath(file.parent / item.value) in above:
-            self.problems.add(item.place, f"extends: {item.value} extends itself, directly or through others")
+            said = item.reference or item.value
+            self.problems.add(item.place, f"extends: {said} extends itself, directly or through others")
         elif self.count >= MAX_FILES:
             self.problems.add(item.place, f"extends: more than {MAX_FILES} files are read")
         else:
@@ -68,7 +69,8 @@ class Files:
             try:
                 return self.read(Path(os.path.normpath(file.parent / item.value)), via, above)
             except UsageError as error:
-                self.problems.add(item.place, f"extends: {error.message}")
+                said = f"{item.reference} cannot be read" if item.reference else error.message
+                self.problems.add(item.place, f"extends: {said}")
         return None
 
 

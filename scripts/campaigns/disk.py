@@ -38,10 +38,10 @@ def campaign(tally: Tally, lab: Lab, rng: random.Random, sizes: int) -> None:
         figure.seconds = time.monotonic() - began
 
 
-def refused(figure: Figure, outcome: Outcome, codes: tuple[int, ...], words: str) -> None:
+def refused(figure: Figure, outcome: Outcome, codes: tuple[int, ...], words: str, what: str = "") -> None:
     """The command must have ended with one of `codes` and a sentence that holds `words`."""
     if outcome.code not in codes or words not in outcome.text or outcome.traceback:
-        figure.wrong(f"wanted exit code {codes} and '{words}', got {outcome.code}: {outcome.text[-300:]}")
+        figure.wrong(f"{what}: wanted exit code {codes} and '{words}', got {outcome.code}: {outcome.text[-300:]}")
 
 
 def full_disks(tally: Tally, figure: Figure, lab: Lab, expected: dict[str, object], sizes: int) -> None:
@@ -100,7 +100,8 @@ def full_at_each(figure: Figure, lab: Lab, expected: dict[str, object]) -> None:
             figure.tried += 1
 
             def act(n: int, names: str, name: str = name) -> None:
-                if f"/{name}" in names or f"/.{name}." in names:
+                named = f"/{name}" in names or f"/.{name}." in names
+                if named and not (disk / "ballast").exists():
                     fill(disk, leave=0)
 
             outcome = lab.start(*lab.training(run), before=watch(run, act)).wait()
@@ -108,7 +109,7 @@ def full_at_each(figure: Figure, lab: Lab, expected: dict[str, object]) -> None:
                 figure.note("without need of room")
             else:
                 figure.note("refused")
-                refused(figure, outcome, (1,), FULL)
+                refused(figure, outcome, (1,), FULL, f"no room for {name}")
             (disk / "ballast").unlink()
             retried(figure, lab, run, expected)
             shutil.rmtree(run)

@@ -214,7 +214,13 @@ def state(run: Path) -> dict[str, Any]:
 
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> str:
-    return ", ".join(sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)))
+    """The names under which two states differ, with the difference where it is short."""
+    found = []
+    for key in sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)):
+        x, y = a.get(key), b.get(key)
+        both = isinstance(x, list) and isinstance(y, list) and all(isinstance(item, str) for item in x + y)
+        found.append(f"{key} {sorted(set(x) ^ set(y))}" if both else key)
+    return ", ".join(found)
 
 
 def snapshot(paths: Iterable[Path]) -> dict[str, tuple[str, int, int]]:
