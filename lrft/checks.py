@@ -106,7 +106,8 @@ def require_packing(model: nn.Module, rows: list[Tensor], tolerance: float) -> s
     difference = packed_equals_alone(model, rows)
     if not difference <= tolerance:  # a NaN fails as well
         raise CheckFailed(
-            f"packed rows are not what they are alone with this model: logits differ by {difference:.1e} of the largest",
+            "packed rows are not what they are alone with this model: "
+            f"logits differ by {difference:.1e} of the largest",
             "Its attention does not keep the rows apart. Set data.packing: false.",
         )
     return f"packed equals alone within {difference:.0e} of the largest logit"

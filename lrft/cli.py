@@ -259,8 +259,7 @@ def run_command(arguments: list[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except LrftError as error:
-        for line in error.lines():
-            print(line, file=sys.stderr)
+        say("\n".join(error.lines()))
         return exit_code(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -280,9 +279,14 @@ def unexpected(error: Exception) -> int:
     handle, name = tempfile.mkstemp(prefix="lrft-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
-    print(text, file=sys.stderr)
-    print(
-        f"unexpected failure: {type(error).__name__}. The traceback is in {name}; please report it.",
-        file=sys.stderr,
-    )
+    say(text)
+    say(f"unexpected failure: {type(error).__name__}. The traceback is in {name}; please report it.")
     return 1
+
+
+def say(text: str) -> None:
+    """To the standard error. Names of files and rows of data may hold escape sequences: they are written out."""
+    from lrft.text import visible
+
+    for line in text.split("\n"):
+        print(visible(line), file=sys.stderr)
