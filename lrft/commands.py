@@ -144,7 +144,7 @@ def evaluate_target(
             result["answered"] = len(answers)
         result["samples"] = answers[:samples]
         if as_json:
-            print(json.dumps(result, indent=1, ensure_ascii=False))
+            print(json.dumps(result, indent=1))  # ASCII: answers may hold control characters
         else:
             reporter.table(evaluation_rows(result, report))
 

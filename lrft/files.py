@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -62,7 +65,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         temporary = Path(name)
         try:
             write(temporary)
-            temporary.chmod(0o666 & ~_umask())
+            share(temporary)
             sync(temporary)
             temporary.replace(path)
         finally:
@@ -123,6 +126,30 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def scratch_for(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, to become it by a rename; removed at the end otherwise.
+
+    What killed processes have left of earlier ones is removed first: a living one holds a lock on its own.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{glob.escape(out.name)}{UNFINISHED}*"):
+        handle = os.open(left, os.O_RDONLY)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+        os.close(handle)
+    scratch = out.with_name(f".{out.name}{UNFINISHED}{os.getpid()}")
+    scratch.mkdir()
+    handle = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield scratch
+    finally:
+        os.close(handle)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def leftovers(folder: Path) -> Iterator[Path]:
     """What a process that was killed while it wrote into `folder` has left there."""
     found = (path for path in folder.iterdir() if LEFTOVER.fullmatch(path.name))
@@ -147,8 +174,8 @@ def point(link: Path, target: Path) -> None:
     sync(link.parent)
 
 
-def _umask() -> int:
-    """The process's umask, which the operating system only tells by setting it."""
-    mask = os.umask(0o022)
+def share(path: Path) -> None:
+    """The mode that the umask gives to what is new: temporary files, and those of safetensors, are private at first."""
+    mask = os.umask(0o022)  # which the operating system only tells by setting it
     os.umask(mask)
-    return mask
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

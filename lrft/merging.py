@@ -8,7 +8,6 @@ written folder is loaded and its logits are compared with those of base + adapte
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -82,24 +81,19 @@ def merge(
     result = MergeResult(out, source, len(saved.sites), dtype or "as stored")
 
     needed = sum(path.stat().st_size for path in weights) * (2 if dtype == "float32" else 1)
-    temporary = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
-    with files.room_for(out, needed):
-        temporary.mkdir(parents=True)
-        try:
-            for number, path in enumerate(weights):
-                merge_file(path, temporary / path.name, saved, keys, dtype, result)
-                progress(number + 1, len(weights))
-            if not result.update_norm:
-                raise CheckFailed("the adapter's update is zero everywhere: merging would change nothing")
-            complete_folder(temporary, source, saved, dtype)
-            for path in temporary.iterdir():
-                files.sync(path)
-            if out.exists():
-                out.rmdir()
-            temporary.rename(out)
-            files.sync(out.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with files.room_for(out, needed), files.scratch_for(out) as temporary:
+        for number, path in enumerate(weights):
+            merge_file(path, temporary / path.name, saved, keys, dtype, result)
+            progress(number + 1, len(weights))
+        if not result.update_norm:
+            raise CheckFailed("the adapter's update is zero everywhere: merging would change nothing")
+        complete_folder(temporary, source, saved, dtype)
+        for path in temporary.iterdir():
+            files.sync(path)
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+        files.sync(out.parent)
     return result
 
 

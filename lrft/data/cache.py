@@ -20,7 +20,7 @@ from typing import Any
 from lrft.data.report import DataReport
 from lrft.data.rows import Rows
 from lrft.errors import LrftError
-from lrft.files import room_for, sha256, sync
+from lrft.files import room_for, sha256, share, sync
 
 # To be raised with every change of reading, rendering, masking or splitting that changes rows.
 FORMAT = 1
@@ -86,7 +86,9 @@ def save(folder: Path, train: Rows, validation: Rows | None, report: DataReport)
             manifest = {file.name: sha256(file) for file in sorted(beside.iterdir())}
             (beside / "manifest.json").write_text(json.dumps(manifest))
             for file in beside.iterdir():
+                share(file)
                 sync(file)
+            share(beside)
             shutil.rmtree(folder, ignore_errors=True)
             beside.rename(folder)
             sync(folder.parent)

@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from campaigns.lab import Lab, Outcome, differing, state
+from campaigns.lab import Lab, differing, state
 from campaigns.tally import Figure, Tally
 
 Mutation = tuple[str, bytes | None]
 """what was done, and the file's new content; None: the file is gone"""
 NAN = bytes.fromhex("0000c07f")
+# Names under which other tools keep pickles.
+BESIDE = (
+    *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin", "adapter_model.bin"),
+    *("adapter_model.pt", "pytorch_model.bin", "model.pt", "model.ckpt", "tokenizer.pkl", "tokenizer.bin"),
+)
 BITS = 2  # flipped in the first bytes, and as many anywhere
 
 
@@ -125,14 +130,14 @@ def checkpoints(
 
 def adapters(figure: Figure, lab: Lab, rng: random.Random, run: Path, other: Path, at_least: int) -> None:
     """A damaged adapter must be loaded by nobody: the library's loader, merge, eval."""
-    adapter, twin = lab.root / "shared", lab.root / "shared-twin"
+    adapter, twin = lab.root / "lone", lab.root / "lone-twin"
     shutil.copytree((run / "last").resolve(), adapter)
     shutil.copytree((other / "last").resolve(), twin)
     planned = plan(adapter, twin, rng, at_least)
     report = lab.root / "report.json"
 
     def work() -> int:
-        found = [refusals(lab, adapter, path, content) for path, _, content in planned]
+        found = [refusals(lab.root, adapter, path, content) for path, _, content in planned]
         report.write_text(json.dumps(found))
         return 0
 
@@ -147,22 +152,22 @@ def adapters(figure: Figure, lab: Lab, rng: random.Random, run: Path, other: Pat
                 figure.wrong(f"{path.name}, {kind}: {reader} ended with {end}")
 
 
-def refusals(lab: Lab, adapter: Path, path: Path, content: bytes | None) -> dict[str, Any]:
-    """How each reader of an adapter ends when one of its files has other content."""
+def refusals(root: Path, adapter: Path, path: Path, content: bytes | None) -> dict[str, Any]:
+    """How each reader of an adapter ends when one of its files has other content. `root` holds base/ and data."""
     from lrft import base
     from lrft.checkpoint import load_adapter
     from lrft.cli import run_command
     from lrft.errors import LrftError
 
     ends: dict[str, Any] = {}
-    out = lab.root / "merged"
+    out = root / "merged-from-damaged"
     with Damaged(path, content):
         try:
-            load_adapter(base.skeleton(lab.root / "base"), adapter)
+            load_adapter(base.skeleton(root / "base"), adapter)
             ends["load_adapter"] = "loaded"
         except LrftError as error:
             ends["load_adapter"] = type(error).__name__
-        data = str(lab.root / "validation.jsonl")
+        data = str(root / "validation.jsonl")
         ends["merge"] = run_command(["merge", str(adapter), "-o", str(out), "--no-verify"])
         ends["eval"] = run_command(["eval", str(adapter), "--data", data, "--no-generate", "--limit", "1"])
     if out.exists():
@@ -172,7 +177,7 @@ def refusals(lab: Lab, adapter: Path, path: Path, content: bytes | None) -> dict
 
 
 def passed_over(figure: Figure, lab: Lab, rng: random.Random, run: Path, other: Path) -> None:
-    """Without a name: the damaged checkpoint is passed over aloud, and the run ends as it should from the one before."""
+    """Without a name: the damaged checkpoint is passed over aloud; the run goes on from the one before and ends as ever."""
     expected = state(run)
     broken = lab.root / "broken"
     for path in sorted(p for p in (run / "last").resolve().parent.rglob("*") if p.is_file()):
@@ -225,18 +230,15 @@ def pickles(figure: Figure, lab: Lab, run: Path) -> None:
 def pickle_cases(lab: Lab, run: Path, hostile: bytes) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(what holds the pickle, the command that is to read it)."""
     trap = lab.root / "trap"
-    beside = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "adapter_model.bin")
-    beside += ("pytorch_model.bin", "model.pt", "adapter_model.pt", "tokenizer.pkl", "tokenizer.bin")
-    for name in beside:  # in a sound checkpoint, at every level
-        shutil.copytree(run, trap, symlinks=True)
-        checkpoint = (trap / "last").resolve().parent
-        for folder in (trap, checkpoint, checkpoint / "adapter"):
+    shutil.copytree(run, trap, symlinks=True)
+    checkpoint = (trap / "last").resolve().parent
+    for folder in (trap, checkpoint, checkpoint / "adapter"):
+        for name in BESIDE:
             (folder / name).write_bytes(hostile)
-        data = ("--data", str(lab.root / "validation.jsonl"))
-        yield f"{name} beside, resume", lab.training(trap, "--resume", f"training.max_steps={lab.steps + 1}", "--accept-changes")
-        yield f"{name} beside, eval", ("eval", str(trap), *data, "--no-generate")
-        yield f"{name} beside, merge", ("merge", str(trap), "-o", str(trap / "out"))
-        shutil.rmtree(trap)
+    yield "beside, resume", lab.training(trap, "--resume", f"training.max_steps={lab.steps + 1}", "--accept-changes")
+    yield "beside, eval", ("eval", str(trap), "--no-generate")
+    yield "beside, merge", ("merge", str(trap))
+    shutil.rmtree(trap)
     adapter = (run / "last").resolve()
     for path in sorted(path for path in adapter.parent.rglob("*") if path.is_file()):  # in the place of each file
         shutil.copytree(run, trap, symlinks=True)
@@ -261,6 +263,3 @@ def pickle_cases(lab: Lab, run: Path, hostile: bytes) -> Iterator[tuple[str, tup
         data.write_bytes(hostile)
         yield f"data as {data.name}", lab.training(lab.root / f"run-{suffix}", f"data={data}", "data.packing=false")
     shutil.rmtree(trap)
-
-
-__all__ = ["Outcome", "campaign", "mutations", "plan"]

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from campaigns.lab import Child, Lab, Outcome, differing, plant, snapshot, state, unplant, watch
+from campaigns.lab import Child, Lab, Outcome, differing, digest, plant, snapshot, state, unplant, watch
 from campaigns.tally import Figure, Tally
 
+Break = Callable[..., Outcome]
 # How a stopped run may end: it was quicker; it saved and said so; or Python died of the signal, before or after the
 # loop that watches for it.
 ENDINGS = {signal.SIGTERM: {0, 143, -signal.SIGTERM}, signal.SIGINT: {0, 130, -signal.SIGINT}}
@@ -74,7 +75,7 @@ class Kills:
         places = (self.run / "checkpoints", ".unfinished-"), (self.run, ".last."), (self.run, ".best.")
         for folder, start in places:
             try:
-                if any(name.startswith(start) and not name.endswith(".txt") for name in os.listdir(folder)):
+                if any(p.name.startswith(start) and p.suffix != ".txt" for p in folder.iterdir()):
                     return True
             except FileNotFoundError:
                 continue
@@ -82,7 +83,7 @@ class Kills:
 
     # --- how it must end ---
 
-    def trial(self, figure: Figure, broken: Callable[..., Outcome], again: Callable[..., Outcome] | None = None) -> None:
+    def trial(self, figure: Figure, broken: Break, again: Break | None = None) -> None:
         """A run broken off, looked at, perhaps broken off again, taken up with --resume and compared."""
         shutil.rmtree(self.run.parent)
         self.run.parent.mkdir()
@@ -106,7 +107,7 @@ class Kills:
             figure.wrong(f"not the uninterrupted run (broken off after step {newest}): {changed}")
 
     def inspect(self, figure: Figure, planted: list[Path]) -> int:
-        """The newest step that is saved. Everything under a checkpoint's name must be whole, every link must lead to it."""
+        """The newest step that is saved. What has a checkpoint's name must be whole, and the links must lead to such."""
         from lrft import files
         from lrft.errors import CheckFailed
         from lrft.metrics import read_metrics
@@ -174,6 +175,40 @@ def campaign(tally: Tally, lab: Lab, rng: random.Random, kills: int, at_save: in
                 break
             trial(figure, n)
         figure.seconds = time.monotonic() - began
+    killed_merges(tally, lab, rng, at_save)
+
+
+def killed_merges(tally: Tally, lab: Lab, rng: random.Random, count: int) -> None:
+    """A merge that is killed leaves no folder under its name; the same command then makes it, and sweeps."""
+    figure, began = tally.figure("SIGKILL during merge"), time.monotonic()
+    folder, plain = lab.root / "merges", lab.root / "merged"
+    folder.mkdir()
+    words = ("merge", str(lab.root / "whole"), "--no-verify", "-o")
+    seconds = lab.run(*words, str(plain)).seconds
+    expected = {path.name: digest(path) for path in plain.iterdir()}
+    for _ in range(count):
+        if tally.over:
+            break
+        figure.tried += 1
+        child = lab.start(*words, str(folder / "out"))
+        sleep_until(child, child.began + rng.uniform(0, seconds))
+        child.kill()
+        child.wait()
+        figure.note("a folder left to sweep" if list(folder.glob(".*")) else "nothing left")
+        if not (folder / "out").exists():
+            outcome = lab.run(*words, str(folder / "out"))
+            if outcome.code:
+                figure.wrong(f"merged again: exit code {outcome.code}: {outcome.last_line}")
+                continue
+        if {path.name: digest(path) for path in (folder / "out").iterdir()} != expected:
+            figure.wrong("another merged model")
+        shutil.rmtree(folder / "out")
+        if left := [path.name for path in folder.iterdir()]:
+            lab.run(*words, str(folder / "out"))  # it was quicker than the kill: the next merge sweeps
+            shutil.rmtree(folder / "out")
+            if any(folder.iterdir()):
+                figure.wrong(f"left behind: {left}")
+    figure.seconds = time.monotonic() - began
 
 
 def random_kill(tests: Kills, figure: Figure, n: int) -> None:

@@ -49,7 +49,7 @@ def warm() -> None:
     import lrft.train  # noqa: F401
 
     torch.set_num_threads(1)
-    if (threads := len(os.listdir("/proc/self/task"))) != 1:
+    if (threads := len(list(Path("/proc/self/task").iterdir()))) != 1:
         raise RuntimeError(f"{threads} threads before the first fork: a child could hang")
 
 
@@ -205,7 +205,7 @@ def state(run: Path) -> dict[str, Any]:
         "evaluations": runs.records(run, "eval"),
     }
     for name in ("last", "best"):
-        held[name] = os.readlink(run / name)
+        held[name] = str((run / name).readlink())
         checkpoint = (run / name).resolve().parent
         for path in sorted(checkpoint.rglob("*")):
             if path.is_file() and path.name not in TIMED:

@@ -7,7 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 
 TOKEN = re.compile(rb"[^\s:,\[\]{}\"']+")
-BYTES = (b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\x1b[31m", b"\r", b"\t", b'"', b"'")
+BYTES = (
+    *(b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xe2\x80\xa8"),
+    *(b"\x1b[31m", b"\r", b"\t", b'"', b"'"),
+)
 
 Operator = Callable[[bytes, Sequence[bytes], random.Random], bytes]
 
@@ -51,7 +54,7 @@ def indent_line(text: bytes, corpus: Sequence[bytes], rng: random.Random) -> byt
     lines = text.splitlines(keepends=True) or [b"\n"]
     at = rng.randrange(len(lines))
     changed = rng.choice((lines[at].lstrip(b" "), b" " * rng.randint(1, 9) + lines[at], b"\t" + lines[at]))
-    return b"".join(lines[:at] + [changed] + lines[at + 1 :])
+    return b"".join([*lines[:at], changed, *lines[at + 1 :]])
 
 
 def splice_token(text: bytes, corpus: Sequence[bytes], rng: random.Random) -> bytes:

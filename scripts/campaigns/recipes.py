@@ -22,9 +22,8 @@ HOSTILE = (
     "data: !!binary aGVsbG8=\n",
     "%YAML 9.9\n---\nmodel: a\n",
     "%TAG ! tag:example.com,2000:\n--- !x\na: 1\n",
-    "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(9)
-    ),
+    "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(9)),
     "data: &a [*a]\n",
     "adapter: &a {b: *a}\n",
     "model: " + "[" * 20_000 + "\n",
@@ -38,9 +37,9 @@ HOSTILE = (
     "training: {learning_rate: .nan, weight_decay: .inf}\n",
     "<<: {model: a}\n<<: [{data: b}, {data: c}]\n",
     "model: a\n---\nmodel: b\n...\n",
-    "model: \"\\ud800\"\n",
-    "model: \"\\x1b]0;title\\x07\"\n",
-    "model: \"\\U00110000\"\n",
+    'model: "\\ud800"\n',
+    'model: "\\x1b]0;title\\x07"\n',
+    'model: "\\U00110000"\n',
     "model: \u202eevil\u2066\n",
     "? [complex, key]\n: value\n? {a: b}\n: value\n",
     "null: 1\ntrue: 2\n3: 4\n",
@@ -67,10 +66,12 @@ HOSTILE = (
 GOOD = (
     "model: some/model\ndata: train.jsonl\noutput_dir: out\n",
     "lrft: 1\nmodel: {name: m, revision: main, precision: bfloat16}\nadapter: [pissa, {lora+: {ratio: 8.0}}]\n"
-    "data:\n  train:\n    - path: a.jsonl\n      format: messages\n      columns: {q: prompt}\n    - b.csv\n  validation: 0.1\n"
+    "data:\n  train:\n    - path: a.jsonl\n      format: messages\n      columns: {q: prompt}\n    - b.csv\n"
+    "  validation: 0.1\n"
     "training: {epochs: 1.5, lr_scheduler: {wsd: {decay_ratio: 0.1}}, optimizer: {adamw: {betas: [0.9, 0.95]}}}\n"
     "evaluation: {every: 10}\noutput_dir: runs/${USER:-me}\n",
-    "extends: base.yaml\nadapter:\n  method: [lora]\n  rank: 8\n  alpha: 16.0\n  overrides:\n    q_proj: {rank: 4}\n  layers: 0-3\n",
+    "extends: base.yaml\nadapter:\n  method: [lora]\n  rank: 8\n  alpha: 16.0\n"
+    "  overrides:\n    q_proj: {rank: 4}\n  layers: 0-3\n",
 )
 BASE = "model: base\ndata: {train: base.jsonl, packing: true}\noutput_dir: base\n"
 
@@ -88,10 +89,7 @@ def generate(n: int, seed: int) -> tuple[bytes, list[str]]:
     rng = random.Random(f"{seed} recipe {n}")
     good, everything = corpus()
     text = rng.choice(good if rng.random() < 0.9 else everything)
-    if n >= len(everything):
-        text = mutate(text, everything, rng)
-    else:
-        text = everything[n]  # each once as it is
+    text = everything[n] if n < len(everything) else mutate(text, everything, rng)  # each once as it is
     overrides = []
     if rng.random() < OVERRIDDEN:
         overrides = [mutate(b"adapter.rank=8", everything, rng).decode("utf-8", "replace") for _ in range(2)]

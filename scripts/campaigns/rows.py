@@ -46,6 +46,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
+BAD = ("bad JSON", "invalid UTF-8", "not an object", "missing key")
+
+
 def numbered(row: dict[str, Any], count: int = 6) -> list[Any]:
     return [json.loads(json.dumps(row).replace("@", str(n))) for n in range(count)]
 
@@ -56,14 +59,15 @@ def corpus() -> list[tuple[str, bytes]]:
     found = []
     for row in ROWS:
         rows = numbered(row)
-        found += [(".jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode()), (".json", json.dumps(rows).encode())]
+        found.append((".jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode()))
+        found.append((".json", json.dumps(rows).encode()))
         if all(isinstance(value, str) for value in row.values()):
             table = io.StringIO()
             writer = csv.DictWriter(table, row)
             writer.writeheader()
             writer.writerows(rows)
             found.append((".csv", table.getvalue().encode()))
-    return [*found, (".txt", "Hello world.\r\n\r\nThe answer is forty two.\n".encode())]
+    return [*found, (".txt", b"Hello world.\r\n\r\nThe answer is forty two.\n")]
 
 
 def replace_value(rng: random.Random) -> tuple[str, bytes]:
@@ -126,7 +130,7 @@ def judge(path: Path, policy: str, settings: dict[str, Any], tokenizer: Any) -> 
     for name, part in [("all", report), *((source.path, source) for source in report.sources)]:
         if part.read != part.used + sum(part.dropped.values()):
             raise ValueError(f"{name}: {part.read} read, {part.used} used, {part.dropped}")
-    if policy == "error" and any(report.dropped.get(reason) for reason in ("bad JSON", "invalid UTF-8", "not an object")):
+    if policy == "error" and any(report.dropped.get(reason) for reason in BAD):
         raise ValueError(f"bad rows were dropped although they are errors: {report.dropped}")
     rows = len(prepared.train) + (len(prepared.validation) if prepared.validation is not None else 0)
     if rows != report.train_rows + report.validation_rows or rows < report.used:

@@ -1,4 +1,4 @@
-"""Many small cases in forked workers, each watched: what it raises, how long it takes, what it holds, what it touches."""
+"""Many small cases in forked workers, each watched: what it raises, how long it takes, what it holds and touches."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ class Guard:
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         writes = event == "open" and self._writes(arguments)
-        if (writes or event in TOUCHING) and self.own not in str(arguments[0]) and arguments[0] != os.devnull:
-            self.found.append(f"{event} {arguments[0]}")
-        elif event in OUTSIDE:
+        outside = self.own not in str(arguments[:1]) and arguments[:1] != (os.devnull,)
+        if event in OUTSIDE or ((writes or event in TOUCHING) and outside):
             self.found.append(f"{event} {arguments[0]}")
 
     @staticmethod
