@@ -7,6 +7,8 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,7 +65,8 @@ def train(
     from lrft.train import Options
     from lrft.train import train as run
 
-    run(loaded, Options(resume, fresh, accept_changes, quiet, source=None if recipe.is_dir() else recipe))
+    with as_written(loaded):
+        run(loaded, Options(resume, fresh, accept_changes, quiet, source=None if recipe.is_dir() else recipe))
 
 
 @app.command()
@@ -157,7 +160,8 @@ def check(
         return
     from lrft.commands import check as run
 
-    run(loaded, recipe)
+    with as_written(loaded):
+        run(loaded, recipe)
 
 
 @app.command()
@@ -208,7 +212,8 @@ def preview(
     loaded = read_recipe(recipe, overrides)
     from lrft.commands import preview as run
 
-    run(loaded, n=n, split=split)
+    with as_written(loaded):
+        run(loaded, n=n, split=split)
 
 
 @app.command()
@@ -235,6 +240,16 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Any:
             raise UsageError(f"{path} is a folder without a run (no resolved.yaml)")
         path = path / "resolved.yaml"
     return recipes.load(path, tuple(overrides or ()))
+
+
+@contextmanager
+def as_written(recipe: Any) -> Iterator[None]:
+    """Errors name what came from the environment as the recipe does: ${NAME}."""
+    try:
+        yield
+    except LrftError as error:
+        error.rewrite(recipe.masked)
+        raise
 
 
 def spell_resume(arguments: list[str]) -> list[str]:

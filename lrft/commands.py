@@ -253,7 +253,7 @@ def check(recipe: Recipe, path: Path) -> None:
     with Reporter(None) as reporter:
         reporter.table(
             [
-                ("model", [recipe.model.name, f"{everything / 1e6:,.1f} M parameters"]),
+                ("model", [recipe.masked(recipe.model.name), f"{everything / 1e6:,.1f} M parameters"]),
                 (
                     "adapter",
                     [

@@ -16,7 +16,7 @@ Every other exception is a bug of lrft and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,6 +34,11 @@ class LrftError(Exception):
     def lines(self) -> list[str]:
         """The text to print, without a traceback."""
         return [self.message, *([self.hint] if self.hint else [])]
+
+    def rewrite(self, change: Callable[[str], str]) -> None:
+        """Pass every text of this error through `change`."""
+        self.message, self.hint = change(self.message), self.hint and change(self.hint)
+        self.args = (self.message,)
 
 
 class UsageError(LrftError):
@@ -57,6 +62,10 @@ class RecipeError(LrftError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(f"{p.place} {p.text}" for p in self.problems))
+
+    def rewrite(self, change: Callable[[str], str]) -> None:
+        super().rewrite(change)
+        self.problems = [Problem(p.place, change(p.text)) for p in self.problems]
 
     def lines(self) -> list[str]:
         width = max((len(p.place) for p in self.problems[: self.SHOWN]), default=0)

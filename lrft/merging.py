@@ -27,8 +27,11 @@ from lrft.tensorfile import DTYPES, TensorReader, TensorWriter, raw
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 CHOICES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-# Files of the base that go along as they are: all but weights, and but what the adapter's folder has of its own.
-NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock"}
+# What lies in the base's and the adapter's folder goes along as it is, but for weights, other tools' pickles and locks.
+NOT_COPIED = {
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".h5", ".msgpack", ".onnx"),
+    ".lock",
+}
 OWN_FILES = {"adapter_config.json", "adapter_model.safetensors", "lrft.json", "lrft.safetensors", "README.md"}
 
 
@@ -208,15 +211,10 @@ def norm(tensor: Tensor) -> float:
 def complete_folder(out: Path, source: Path, saved: SavedAdapter, dtype: str | None) -> None:
     """Everything beside the weights: configuration, generation configuration, tokenizer, template, index, card."""
     for path in source.iterdir():
-        if (
-            path.is_file()
-            and path.suffix not in NOT_COPIED
-            and not path.name.startswith(".")
-            and path.name != "README.md"
-        ):
+        if goes_along(path):
             shutil.copyfile(path, out / path.name)
     for path in saved.folder.iterdir():  # the tokenizer and the template that trained win over the base's
-        if path.is_file() and path.name not in OWN_FILES and not path.name.startswith("."):
+        if goes_along(path) and path.name not in OWN_FILES:
             shutil.copyfile(path, out / path.name)
     if dtype:
         config = files.read_json(out / "config.json")
@@ -227,6 +225,12 @@ def complete_folder(out: Path, source: Path, saved: SavedAdapter, dtype: str | N
             index.setdefault("metadata", {})["total_size"] = total_size(out)
             files.write_json(out / INDEX, index)
     files.write_text(out / "README.md", card(saved))
+
+
+def goes_along(path: Path) -> bool:
+    """Whether a file beside the weights belongs into the merged folder."""
+    hidden = path.name.startswith(".")
+    return path.is_file() and path.suffix not in NOT_COPIED and not hidden and path.name != "README.md"
 
 
 def total_size(folder: Path) -> int:

@@ -41,7 +41,10 @@ class RunFolder:
     @staticmethod
     def refuse(path: Path, *, resume: bool, fresh: bool) -> None:
         """Raises UsageError when `path` holds something else than is asked for. Writes nothing."""
-        parent = files.existing_parent(path)
+        try:
+            parent = files.existing_parent(path)
+        except OSError as error:  # a name that is too long
+            raise UsageError(f"output_dir {str(path)[:80]}: {error.strerror}", "Name another output_dir.") from None
         if not parent.is_dir():
             raise UsageError(f"output_dir {path}: {parent} is a file", "Name another output_dir.")
         holds_run = (path / MARKER).is_file()

@@ -51,7 +51,7 @@ def set_up(recipe: Recipe, options: Options) -> Trainer:
         options=options,
         compute=compute,
         base_info={
-            "name": recipe.model.name,
+            "name": base_name(recipe),
             "revision": recipe.model.revision,
             "fingerprint": base.fingerprint(source),
             "dtype": dtype,
@@ -71,6 +71,12 @@ def set_up(recipe: Recipe, options: Options) -> Trainer:
     )
 
 
+def base_name(recipe: Recipe) -> str:
+    """The base as files name it: a path as the recipe writes it, with ${NAME}. A hub id is public."""
+    name = recipe.model.name
+    return recipe.masked(name) if Path(name).expanduser().exists() else name
+
+
 def load_tokenizer(recipe: Recipe, source: Path) -> Any:
     """The base's tokenizer, with the recipe's chat template where it names one: it is saved with every result."""
     tokenizer = base.load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
@@ -81,7 +87,7 @@ def load_tokenizer(recipe: Recipe, source: Path) -> Any:
 
 
 def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
-    return data.prepare(
+    prepared = data.prepare(
         recipe.data,
         tokenizer,
         seed=recipe.training.seed,
@@ -89,6 +95,8 @@ def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
         where=recipe.where,
         cache=base.cache_dir(),
     )
+    prepared.rename(recipe.masked)
+    return prepared
 
 
 def load_model(recipe: Recipe, source: Path, dtype: str) -> Any:

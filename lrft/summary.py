@@ -19,7 +19,7 @@ def start(trainer: Trainer) -> list[Row]:
         (
             "run",
             [
-                str(trainer.recipe.output_dir),
+                shown(trainer),
                 *([trainer.checks["resumed"]] if "resumed" in trainer.checks else []),
             ],
         ),
@@ -33,7 +33,7 @@ def start(trainer: Trainer) -> list[Row]:
 
 def end(trainer: Trainer) -> list[Row]:
     """What came out of it, and what to do with it."""
-    p, out = trainer.progress, trainer.recipe.output_dir
+    p, out = trainer.progress, shown(trainer)
     done = f"{p.step:,} steps"
     if p.best_loss is not None:
         began = f" (start {p.start_loss:.4f})" if p.start_loss is not None else ""
@@ -46,9 +46,14 @@ def end(trainer: Trainer) -> list[Row]:
     ]
 
 
+def shown(trainer: Trainer) -> str:
+    """The run's folder, as the recipe writes it."""
+    return trainer.recipe.masked(trainer.recipe.output_dir)
+
+
 def model_line(trainer: Trainer) -> list[str]:
     frozen = sum(p.numel() for p in trainer.attached.model.parameters() if not p.requires_grad)
-    return [f"{trainer.recipe.model.name}   {frozen / 1e6:,.1f} M parameters, frozen in {trainer.base_info['dtype']}"]
+    return [f"{trainer.base_info['name']}   {frozen / 1e6:,.1f} M parameters, frozen in {trainer.base_info['dtype']}"]
 
 
 def adapter_lines(trainer: Trainer) -> list[str]:
@@ -115,7 +120,7 @@ def facts(trainer: Trainer) -> dict[str, Any]:
     p, recipe, sites = trainer.progress, trainer.recipe, trainer.attached.sites
     trained = sum(param.numel() for param in trainer.attached.trained().values())
     return {
-        "title": str(recipe.output_dir),
+        "title": shown(trainer),
         "model": trainer.base_info,
         "adapter": {
             "methods": [e["name"] for e in trainer.attached.methods],

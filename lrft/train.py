@@ -51,7 +51,7 @@ def train(recipe: Recipe, options: Options) -> Path:
                     loop(trainer, signals)
                 finish(trainer)
             except LrftError as error:
-                trainer.reporter.note("\n".join(error.lines()))
+                trainer.reporter.note(recipe.masked("\n".join(error.lines())))
                 raise
     except (RuntimeError, MemoryError) as error:
         advice = machine.out_of_memory(error, recipe)
@@ -74,7 +74,7 @@ def tell_start(trainer: Trainer) -> None:
         files.write_json(folder.path / "environment.json", environment())
         if trainer.prepared.validation is not None:
             verify.save_probe(trainer.prepared.validation, folder.path)
-        trainer.warnings += folder.warnings
+        trainer.warnings += [recipe.masked(warning) for warning in folder.warnings]
     trainer.reporter.table(summary.start(trainer))
     for warning in trainer.warnings:
         trainer.reporter.warn(warning)

@@ -38,6 +38,7 @@ def test_each_row_comes_once_per_epoch(n: int, batch: int, epochs: int, shuffle:
 
 
 def test_a_step_needs_no_history() -> None:
+    """Trust 37."""
     whole = Schedule(17, 4, 3, None, 7, True)
     rows = [whole.rows(s).tolist() for s in range(whole.total_steps)]
     for step in (14, 3, 9, 0):
@@ -86,6 +87,7 @@ def test_steps_outside_the_run_are_refused() -> None:
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 5), st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
 def test_ranks_share_the_rows_in_equally_many_passes(lengths: list[int], micro: int, world: int) -> None:
+    """Trust 46."""
     ids = list(range(len(lengths)))[::-1]
     shares = [micro_batches(ids, np.array(lengths), micro=micro, rank=r, world=world) for r in range(world)]
     assert sorted(i for share in shares for part in share for i in part) == sorted(ids)
@@ -105,6 +107,7 @@ def test_a_rank_without_rows_gets_an_empty_list() -> None:
 
 
 def test_padded_tensors_are_masked_by_place_not_by_token() -> None:
+    """Trust 7."""
     rows = rows_of(2, 4)
     batch = collate(rows, [0, 1], pad_id=1, packed=False)  # 1 is also a trained token of row 0
     assert batch["input_ids"].tolist() == [[0, 1, 1, 1], [100, 101, 102, 103]]
@@ -116,6 +119,7 @@ def test_padded_tensors_are_masked_by_place_not_by_token() -> None:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
 @settings(max_examples=30, deadline=None)
 def test_packed_rows_do_not_predict_their_neighbours(lengths: list[int]) -> None:
+    """Trust 13."""
     rows = rows_of(*lengths)
     batch = collate(rows, range(len(lengths)), pad_id=0, packed=True)
     assert set(batch) == {"input_ids", "position_ids", "labels"}

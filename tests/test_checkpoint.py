@@ -57,6 +57,7 @@ def replace_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], di
     ],
 )
 def test_files_and_round_trip(words: Any, expected: set[str], tmp_path: Path) -> None:
+    """Trust 47."""
     model, ids = tiny.make("llama"), tiny.tokens()
     attached = save(tmp_path, words, model)
     config = {"adapter_config.json"} if PEFT in expected else set()
@@ -70,6 +71,7 @@ def test_files_and_round_trip(words: Any, expected: set[str], tmp_path: Path) ->
 
 @pytest.mark.parametrize("words", ["lora", "pissa", "mora"])
 def test_any_flipped_bit_any_cut_and_any_missing_file_is_found_and_named(words: str, tmp_path: Path) -> None:
+    """Trust 32."""
     save(tmp_path, words, target_modules="q_proj")
     read = [PEFT if words == "lora" else OWN, "lrft.json"]
     for name in read:
@@ -102,6 +104,7 @@ def test_any_flipped_bit_any_cut_and_any_missing_file_is_found_and_named(words: 
     ],
 )
 def test_tensors_that_do_not_fit_are_named(change: Any, sentence: str, tmp_path: Path) -> None:
+    """Trust 25."""
     save(tmp_path)
     replace_tensors(tmp_path, lambda t: t)
     checkpoint.read_adapter(tmp_path)

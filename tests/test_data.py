@@ -376,6 +376,7 @@ ROWS = st.one_of(
 @given(st.lists(ROWS, max_size=12), st.sampled_from(["truncate", "drop"]), st.integers(2, 40))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_read_is_used_plus_dropped(tmp_path: Path, rows: list[Any], too_long: str, most: int) -> None:
+    """Trust 15."""
     path = lines(tmp_path / "a.jsonl", CHAT, *rows)
     options = {"on_bad_row": "skip", "too_long": too_long, "max_length": most, "cache": False}
     try:
@@ -417,6 +418,7 @@ def test_long_rows_are_an_error_with_the_numbers(tmp_path: Path) -> None:
 
 
 def test_drop_and_truncate_are_counted(tmp_path: Path) -> None:
+    """Trust 5, 14."""
     long = {"prompt": "hello", "completion": "world " * 60}
     lost = {"prompt": "hello " * 60, "completion": "world"}
     path = lines(tmp_path / "a.jsonl", PAIR, long, lost)
@@ -533,6 +535,7 @@ def test_limit_draws_from_each_entry_with_the_seed(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_hit_only_by_the_same_data_tokenizer_template_and_options(tmp_path: Path) -> None:
+    """Trust 16."""
     path = lines(tmp_path / "a.jsonl", CHAT, CHAT)
     first = prepare(tmp_path, path)
     second = prepare(tmp_path, path)

@@ -52,6 +52,7 @@ def read(tokenizer, encoded: Encoded) -> list[str]:
 @example([("", "\n<|im_end|>"), ("", "a")])
 @settings(max_examples=120, deadline=None)
 def test_trained_tokens_read_as_answer_and_end_token(turns: list[tuple[str, str]]) -> None:
+    """Trust 6, 10."""
     tokenizer = tiny.chatml()
     messages = conversation(*(text for turn in turns for text in turn))
     encoded = encode(tokenizer, Sample(messages=tuple(messages)))
@@ -87,6 +88,7 @@ def test_a_tokenizer_that_puts_spaces_gets_none_at_the_borders(question: str, an
 
 
 def test_rows_are_what_the_template_gives_without_special_text() -> None:
+    """Trust 9."""
     for tokenizer in (tiny.chatml(), tiny.spaced()):
         messages = conversation("What is the question?", "forty two", "Why?", "the answer")
         ids = tokenizer.apply_chat_template(messages, return_dict=False)
@@ -94,6 +96,7 @@ def test_rows_are_what_the_template_gives_without_special_text() -> None:
 
 
 def test_the_question_does_not_change_what_is_trained() -> None:
+    """Trust 8."""
     tokenizer = tiny.chatml()
     one, two = (encode(tokenizer, Sample(messages=tuple(conversation(q, "forty two")))) for q in ("a", "b, c"))
     assert one.tokens[one.trained].tolist() == two.tokens[two.trained].tolist()

@@ -85,6 +85,7 @@ def nine(place: Place) -> Place:
 
 
 def test_two_processes_train_what_one_trains(nine: Place) -> None:
+    """Trust 2, 4, 50."""
     one = nine.train(*KEYS, out="one")
     two = launch(nine, "two")
     assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5

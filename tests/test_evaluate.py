@@ -111,6 +111,7 @@ def by_hand(model: PreTrainedModel, prompt: np.ndarray, n: int) -> list[int]:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_batch_answers_as_each_prompt_alone(name: str) -> None:
+    """Trust 17."""
     model = tiny.make(name)
     expected = [by_hand(model, prompt, 12) for prompt in prompts()]
     assert len({tuple(answer) for answer in expected}) > 4

@@ -145,6 +145,7 @@ def test_rslora_over_lora_is_the_root_of_the_rank() -> None:
 
 
 def test_the_export_says_the_factor_to_a_reader_that_knows_no_rslora(tmp_path: Path) -> None:
+    """Trust 24."""
     attached = attach(tiny.make("llama"), "rslora", rank=4, alpha=8.0, overrides={"down_proj": {"rank": 9}})
     checkpoint.save_adapter(attached, tmp_path, base={"name": "tiny"})
     config = json.loads((tmp_path / "adapter_config.json").read_text())

@@ -133,6 +133,7 @@ def test_weights_under_other_names_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("words", ["lora", "dora", "mora"])
 def test_rounded_once_and_the_loss_said(stored: torch.dtype, dtype: str | None, words: str, tmp_path: Path) -> None:
+    """Trust 30."""
     base = save_base(tmp_path / "base", dtype=stored)
     attached = save_adapter(tmp_path / "adapter", base, words, size=0.003)
     result = merging.merge(tmp_path / "adapter", tmp_path / "out", dtype=dtype)
@@ -198,6 +199,7 @@ def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_base_is_refused_with_both_hashes_unless_accepted(tmp_path: Path) -> None:
+    """Trust 31."""
     base = save_base(tmp_path / "base")
     attached = save_adapter(tmp_path / "adapter", base)
     stored, name = load_file(base / "model.safetensors"), "model.layers.0.mlp.up_proj.weight"

@@ -108,6 +108,7 @@ def test_fast_path_equals_definition(case: str, model_name: str) -> None:
 @EVERY_CASE
 @EVERY_MODEL
 def test_trained_numbers_follow_the_formula(case: str, model_name: str) -> None:
+    """Trust 20."""
     attached = attach(tiny.make(model_name), case)
     for name, adapter in attached.modules.items():
         site = adapter.site
@@ -172,6 +173,7 @@ def test_the_seed_decides_the_start_and_the_global_generator_is_left_alone(case:
 def test_over_a_half_precision_base_adapters_are_float32_and_outputs_keep_the_dtype(
     case: str, dtype: torch.dtype
 ) -> None:
+    """Trust 33."""
     model, ids = tiny.make("llama").to(dtype), tiny.tokens()
     before = tiny.logits(model, ids)
     attached = attach(model, case)
@@ -185,6 +187,7 @@ def test_over_a_half_precision_base_adapters_are_float32_and_outputs_keep_the_dt
 
 @EVERY_CASE
 def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
+    """Trust 27."""
     gradients = []
     for checkpointing in (False, True):
         model, ids = tiny.make("llama").train(), tiny.tokens()

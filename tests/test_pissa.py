@@ -138,7 +138,7 @@ def test_first_values_are_those_of_peft(words: Any, rslora: bool) -> None:
 
 
 def test_saved_and_loaded_is_bit_equal_under_another_global_seed(tmp_path: Path) -> None:
-    """Nothing is decomposed again when loading: the default is randomised and would come out differently."""
+    """Trust 23. Nothing is decomposed again when loading: the default is randomised and would come out differently."""
     torch.manual_seed(1)
     model, ids = tiny.make("llama"), tiny.tokens()
     attached = lrft.attach(model, {"method": "pissa", "rank": 3}, seed=4)

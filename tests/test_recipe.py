@@ -111,6 +111,7 @@ def one(folder: Path, text: str | bytes, *arguments: str) -> tuple[str, str]:
     ],
 )
 def test_scalars_follow_yaml_1_2(written: str, value: Any) -> None:
+    """Trust 51."""
     found = Problems()
     read = plain(parse(f"key: {written}\n", Source("x"), found))["key"]
     assert found.found == []

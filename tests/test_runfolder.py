@@ -180,6 +180,7 @@ def save(folder: RunFolder, step: int, *, keep: int, best: bool) -> None:
 def test_rotation_keeps_the_newest_the_best_and_the_last(
     tmp_path_factory: pytest.TempPathFactory, losses: list[int], keep: int
 ) -> None:
+    """Trust 42."""
     run = tmp_path_factory.mktemp("rotation") / "run"
     with RunFolder.open(run, resume=False, fresh=False) as folder:
         best_step, best_loss = 0, 99
@@ -341,7 +342,7 @@ def test_last_is_what_was_saved_last_not_the_highest_number(place: Place, monkey
 
 
 def test_foreign_and_unfinished_checkpoints(place: Place) -> None:
-    """Planted: a higher number of another run, one without a manifest, and what a killed process left."""
+    """Trust 40, 41. Planted: a higher number of another run, one without a manifest, and what a killed process left."""
     run = place.train(*OFTEN, "checkpoint.keep=2")
     expected = runs.tensors(run)
     other = place.train(*OFTEN, "training.seed=7", out="other")
@@ -394,6 +395,7 @@ def test_no_whole_checkpoint(place: Place) -> None:
 
 
 def test_a_changed_recipe_is_refused_with_every_difference(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trust 35."""
     run = place.train(*OFTEN)
     shutil.rmtree(run / "checkpoints/step-000004")
     before = listing(run)
@@ -444,6 +446,7 @@ def test_a_rank_that_changed_does_not_fit(place: Place) -> None:
 
 
 def test_full_disk(place: Place, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trust 43."""
     recipe = ("checkpoint.every=1", "training.max_steps=3", f"output_dir={small_disk / 'run'}")
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(940_000))  # the run's own files fit, a checkpoint does not

@@ -52,6 +52,7 @@ def test_learning_rate_of_every_step(place: Place, spelt: str, name: str, floor:
 
 
 def test_learning_rate_does_not_know_of_accumulation(place: Place) -> None:
+    """Trust 34."""
     found = [
         [record["lr"] for record in runs.records(place.train(f"training.micro_batch_size={micro}", out=f"{micro}"))]
         for micro in (1, 4)
@@ -127,6 +128,7 @@ def test_weight_decay_spares_vectors() -> None:
 
 
 def test_optimiser_state_goes_by_name_not_by_order() -> None:
+    """Trust 39."""
     attached, _ = compose.attach_adapter(tiny.make("llama"), recipe.parse_adapter({"method": "lora"}), seed=0)
     trained = attached.trained()
 

@@ -105,12 +105,14 @@ def test_gpt2_layers_are_found_with_their_orientation() -> None:
 
 
 def test_one_wrong_name_among_good_ones_is_an_error_with_the_closest_name() -> None:
+    """Trust 19."""
     said = complaint(target_modules=["q_proj", "v_porj"])
     assert "adapter.target_modules: v_porj matches no module of this model. Close: v_proj" in said
     assert "Linear layers: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj" in said
 
 
 def test_all_mistakes_are_said_at_once() -> None:
+    """Trust 22."""
     said = complaint(target_modules=["q_prj", "re:x.*"], exclude_modules=["c_attn"], layers=[1, 2, 5])
     assert "q_prj matches no module" in said
     assert "re:x.* matches no module" in said
@@ -149,6 +151,7 @@ def test_excluding_the_head_is_no_error_where_there_is_none() -> None:
 
 @pytest.mark.parametrize("model", ["llama-tied", "gpt2"])
 def test_a_tied_head_is_refused(model: str) -> None:
+    """Trust 29."""
     said = complaint(model, target_modules=["lm_head"])
     assert "lm_head shares its weight with" in said
     assert "could not be merged" in said

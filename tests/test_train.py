@@ -80,6 +80,7 @@ def test_gradient_is_that_of_the_mean_over_all_trained_tokens(place: Place, micr
 
 
 def test_micro_batch_size_and_packing_change_no_weight(place: Place) -> None:
+    """Trust 1."""
     ragged(place)
     # A large epsilon: Adam would blow up the rounding of gradients that are nearly zero.
     keys = ("training.optimizer={adamw: {eps: 1e-3}}", "adapter.dropout=0")
@@ -91,6 +92,7 @@ def test_micro_batch_size_and_packing_change_no_weight(place: Place) -> None:
 
 
 def test_recorded_loss_is_the_mean_over_the_steps_own_tokens(place: Place) -> None:
+    """Trust 3."""
     ragged(place)
     run = place.train("training.global_batch_size=100", "training.max_steps=1")
     trainer = made(place)
@@ -119,18 +121,25 @@ def test_bf16_trains_with_float32_adapters(place: Place) -> None:
 
 METHODS = {
     "lora": "adapter.method=lora",
+    "rslora": "adapter.method=rslora",
+    "lora+": "adapter.method=lora+",
     "pissa": "adapter.method=pissa",
     "mora": "adapter.method=mora",
+    "mora-1": "adapter.method={mora: {type: 1}}",
     "dora": "adapter.method=dora",
     "pissa+rslora+lora+": "adapter.method=[pissa, rslora, lora+]",
+    "mora+dora": "adapter.method=[mora, dora]",
 }
 NO_DROPOUT = ("pissa",)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resume_at_every_step_is_exact(place: Place, method: str) -> None:
+    """Trust 26, 36. With dropout, accumulation, shuffling, packing, weight decay, and validation in between, over three epochs."""
     keys = (
         METHODS[method],
+        "training.epochs=3",
+        "data.packing=true",
         f"adapter.dropout={0.0 if method.startswith(NO_DROPOUT) else 0.2}",
         "training.weight_decay=0.1",
         "evaluation.every=2",
@@ -140,8 +149,9 @@ def test_resume_at_every_step_is_exact(place: Place, method: str) -> None:
     )
     whole = place.train(*keys)
     expected = runs.tensors(whole)
-    assert runs.steps(whole) == list(range(1, runs.STEPS + 1))
-    for step in range(1, runs.STEPS + 1):
+    steps = runs.STEPS * 3 // 2
+    assert runs.steps(whole) == list(range(1, steps + 1))
+    for step in range(1, steps + 1):
         part = runs.cut(whole, step, place.root / f"cut-{step}")
         place.train(*keys, out=part.name, resume="last")
         assert runs.differing(runs.tensors(part), expected) == []
@@ -161,6 +171,7 @@ def test_dropout_and_order_depend_on_the_seed(place: Place) -> None:
 
 
 def test_evaluation_and_saving_disturb_nothing(place: Place) -> None:
+    """Trust 38."""
     watched = (
         "evaluation.every=1",
         "evaluation.at_start=true",
@@ -177,6 +188,7 @@ def test_evaluation_and_saving_disturb_nothing(place: Place) -> None:
 
 
 def test_validation_loss_does_not_depend_on_how_it_is_measured(place: Place) -> None:
+    """Trust 49."""
     ways = (
         "evaluation.micro_batch_size=1",
         "evaluation.micro_batch_size=3",
@@ -229,6 +241,8 @@ def test_runaway_learning_rate_stops_with_step_and_rows(place: Place) -> None:
 
 
 def test_gradient_that_overflows_stops_before_the_optimiser(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust 44."""
+
     def spoil(run: Any) -> None:
         for adapter in run.adapters.values():
             adapter.A.register_hook(lambda gradient: gradient * torch.inf)
@@ -263,6 +277,8 @@ def test_evaluation_that_becomes_nan_is_never_the_best(place: Place, monkeypatch
 
 
 def test_layer_outside_the_forward_pass_is_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust 21."""
+
     def with_idle_layer(*arguments: Any) -> Trainer:
         trainer = set_up(*arguments)
         trainer.attached.layers()["model.layers.1.mlp.up_proj"].enabled = False
@@ -303,6 +319,7 @@ def test_a_resumed_run_near_its_end_moves_too_little_to_see(place: Place) -> Non
 
 
 def test_packing_is_refused_where_rows_see_each_other(place: Place) -> None:
+    """Trust 12."""
     shutil.rmtree(place.root / "base")
     runs.save_base(place.root / "base", "falcon")  # its mask is made without asking where rows begin
     with pytest.raises(CheckFailed, match="packed rows are not what they are alone") as caught:

@@ -20,6 +20,17 @@ def test_every_named_test_exists() -> None:
         assert name in functions, f"{file}::{name}"
 
 
+def test_every_test_names_its_entries() -> None:
+    for row in (line for line in PAGE.splitlines() if re.match(r"\| \d+ \|", line)):
+        number = row.split("|")[1].strip()
+        for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", row):
+            tree = ast.walk(ast.parse((HERE / file).read_text(encoding="utf-8")))
+            (test,) = (node for node in tree if isinstance(node, ast.FunctionDef) and node.name == name)
+            tag = re.match(r"Trust ([\d, ]+)[.:]", ast.get_docstring(test) or "")
+            assert tag is not None, f"{file}::{name}"
+            assert number in tag[1].split(", "), f"{file}::{name} does not name entry {number}"
+
+
 def test_every_entry_has_a_test_or_cannot_occur() -> None:
     rows = [line for line in PAGE.splitlines() if re.match(r"\| \d+ \|", line)]
     assert [int(line.split("|")[1]) for line in rows] == list(range(1, 54))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import sys
@@ -19,6 +20,7 @@ from .weights import weight_files
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 # Weights, configuration, tokenizer, template. Sub-folders hold the same weights in other formats.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*"]
+REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")  # as in recipes
 PROBE_SECONDS = 5.0
 
 
@@ -33,7 +35,7 @@ def resolve(name: str, revision: str | None = None, *, where: str = "model.name"
         MissingError: there is no such folder, file or hub id, or the hub cannot be reached.
         LrftError: the folder or file is there and is not a usable model.
     """
-    path = Path(name).expanduser()
+    path = Path(_from_environment(name, where)).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise MissingError(f"{where}: there is no file {name}", _close(path))
@@ -44,6 +46,17 @@ def resolve(name: str, revision: str | None = None, *, where: str = "model.name"
     if not HUB_ID.fullmatch(name):
         raise MissingError(f"{where}: there is no folder {name}", _close(path))
     return _from_hub(name, revision, where)
+
+
+def _from_environment(name: str, where: str) -> str:
+    """An adapter keeps ${NAME} and ${NAME:-default} of its recipe: files never hold an environment variable's value."""
+
+    def value(found: re.Match[str]) -> str:
+        if (filled := os.environ.get(found[1], found[2])) is None:
+            raise MissingError(f"{where}: {name}: the environment variable {found[1]} is not set")
+        return filled
+
+    return REFERENCE.sub(value, name)
 
 
 def _close(path: Path) -> str | None:

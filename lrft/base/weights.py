@@ -37,9 +37,12 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         raise _no_safetensors(folder)
     try:
-        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        shards = sorted({Path(name).as_posix() for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise LrftError(f"{index} is not an index of safetensors shards: {error}") from error
+    for shard in shards:
+        if Path(shard).is_absolute() or ".." in Path(shard).parts:
+            raise LrftError(f"{index} names {shard!r}, which is no file of its folder")
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
         raise MissingError(f"{folder} lacks {len(absent)} of {len(shards)} shards, the first is {absent[0]}")

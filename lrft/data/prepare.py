@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +31,16 @@ class Prepared:
     report: DataReport
     key: str
     cached: bool
+
+    def rename(self, change: Callable[[str], str]) -> None:
+        """Pass the names of the data's files through `change`, in the report and in the rows' places."""
+        for source in self.report.sources:
+            source.path = change(source.path)
+            for example in source.examples:
+                example["source"] = change(example["source"])
+        for rows in (self.train, self.validation):
+            if rows is not None:
+                rows.rename(change)
 
 
 def prepare(section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where, cache: Path) -> Prepared:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,10 @@ class Rows:
             arrays[flat] = _flat(parts, old[flat].dtype)
             arrays[offsets] = _offsets([len(p) for p in parts])
         return Rows(arrays, self._files)
+
+    def rename(self, change: Callable[[str], str]) -> None:
+        """Pass the names of the files that the rows came from through `change`."""
+        self._files = tuple(change(name) for name in self._files)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the names of the source files stand in its metadata."""

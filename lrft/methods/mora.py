@@ -25,7 +25,9 @@ from torch.nn.functional import linear, pad
 from lrft.core.adapter import Delta, Site
 from lrft.core.part import Method
 
-ROTATION_UP_TO_RANK = 32  # the paper rotates at r = 8 and shares at r = 128 and 256; between them nothing is reported
+# The paper rotates at r = 8 and shares at r = 128 and 256; between them nothing is reported. Saved adapters that say
+# `auto` mean this number: it can never change.
+ROTATION_UP_TO_RANK = 32
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from lrft.recipe.schema import AdapterSection, Recipe
 from lrft.recipe.tree import Node, Place, Source, dotted, from_python, mapping, plain, without_null
 
 Model = TypeVar("Model", bound=BaseModel)
+SECRET = 6  # characters; a shorter value is a word such as `none`, and would be taken for one everywhere
 
 
 def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
@@ -41,6 +42,8 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
         recipe._places[dotted(found)] = str(node.place)
         if node.reference is not None:
             recipe._references[dotted(found)] = node.reference
+            if len(str(node.value)) >= SECRET:
+                recipe._filled[str(node.value)] = node.reference
     return recipe
 
 

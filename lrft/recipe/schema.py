@@ -249,6 +249,8 @@ class Recipe(Section):
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     _references: dict[str, str] = PrivateAttr(default_factory=dict)
+    _filled: dict[str, str] = PrivateAttr(default_factory=dict)
+    """value -> the text with ${NAME} that it was made from"""
 
     def where(self, key: str) -> str:
         """Where the value of a dotted key was written: recipe.yaml:7:3, argument 2, or default."""
@@ -257,6 +259,12 @@ class Recipe(Section):
     def reference(self, key: str) -> str | None:
         """The text with ${NAME} that a key's value was made from, or None."""
         return self._references.get(key)
+
+    def masked(self, text: str) -> str:
+        """`text` with ${NAME} for what came from the environment: what is shown and kept holds no such value."""
+        for value in sorted(self._filled, key=len, reverse=True):
+            text = text.replace(value, self._filled[value])
+        return text
 
     def __eq__(self, other: object) -> bool:
         """Equal values; where they were written does not count."""

@@ -22,6 +22,8 @@ BESIDE = (
     *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin", "adapter_model.bin"),
     *("adapter_model.pt", "pytorch_model.bin", "model.pt", "model.ckpt", "tokenizer.pkl", "tokenizer.bin"),
 )
+# How a reader may end; 5 and 2: without its lrft.json the folder is no adapter any more.
+REFUSED = {"CheckFailed", "UsageError", 2, 4, 5}
 BITS = 2  # flipped in the first bytes, and as many anywhere
 
 
@@ -148,7 +150,7 @@ def adapters(figure: Figure, lab: Lab, rng: random.Random, run: Path, other: Pat
         figure.tried += 1
         figure.note(kind.split(" to ")[0])
         for reader, end in readers.items():
-            if end not in ("CheckFailed", "UsageError", 2, 4):
+            if end not in REFUSED:
                 figure.wrong(f"{path.name}, {kind}: {reader} ended with {end}")
 
 
@@ -177,7 +179,7 @@ def refusals(root: Path, adapter: Path, path: Path, content: bytes | None) -> di
 
 
 def passed_over(figure: Figure, lab: Lab, rng: random.Random, run: Path, other: Path) -> None:
-    """Without a name: the damaged checkpoint is passed over aloud; the run goes on from the one before and ends as ever."""
+    """Without a name it is passed over aloud; the run goes on from the checkpoint before and ends as ever."""
     expected = state(run)
     broken = lab.root / "broken"
     for path in sorted(p for p in (run / "last").resolve().parent.rglob("*") if p.is_file()):

@@ -107,7 +107,7 @@ class Kills:
             figure.wrong(f"not the uninterrupted run (broken off after step {newest}): {changed}")
 
     def inspect(self, figure: Figure, planted: list[Path]) -> int:
-        """The newest step that is saved. What has a checkpoint's name must be whole, and the links must lead to such."""
+        """The newest step that is saved. Checkpoints must be whole, links must lead to them."""
         from lrft import files
         from lrft.errors import CheckFailed
         from lrft.metrics import read_metrics

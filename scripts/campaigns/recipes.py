@@ -48,7 +48,6 @@ HOSTILE = (
     "model: 'never closed\n",
     "key" * 50_000 + ": 1\n",
     "output_dir: ${HOME}/../../${PATH}/x\n",
-    "output_dir: ${CANARY}\nmodel: ${CANARY}\ndata: ${CANARY:-x}\n",
     "adapter: {rank: ${CANARY}, method: ${CANARY}, ${CANARY}: 1}\n",
     "output_dir: ${MISSING_VARIABLE} ${X:-${Y:-z}} ${ $ }\n",
     "extends: /dev/zero\n",
@@ -65,6 +64,7 @@ HOSTILE = (
 )
 GOOD = (
     "model: some/model\ndata: train.jsonl\noutput_dir: out\n",
+    "output_dir: ${CANARY}\nmodel: ${CANARY}\ndata: ${CANARY:-x}\n",
     "lrft: 1\nmodel: {name: m, revision: main, precision: bfloat16}\nadapter: [pissa, {lora+: {ratio: 8.0}}]\n"
     "data:\n  train:\n    - path: a.jsonl\n      format: messages\n      columns: {q: prompt}\n    - b.csv\n"
     "  validation: 0.1\n"
