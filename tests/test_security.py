@@ -244,7 +244,7 @@ assert run_command(["merge", f"{root}/run", "-o", f"{root}/again"]) == 5
 
 
 def test_no_secret_no_network_and_modes_from_the_umask(place: Place) -> None:
-    """Trust 53. Train, resume, merge, eval and the rest without a network, with secrets in the environment and in paths."""
+    """Trust 53. Train, resume, merge, eval without a network, with secrets in the environment and in paths."""
     hidden = place.root / CANARY
     hidden.mkdir()
     shutil.move(place.root / "base", hidden)

@@ -135,7 +135,7 @@ NO_DROPOUT = ("pissa",)
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resume_at_every_step_is_exact(place: Place, method: str) -> None:
-    """Trust 26, 36. With dropout, accumulation, shuffling, packing, weight decay, and validation in between, over three epochs."""
+    """Trust 26, 36. Dropout, accumulation, shuffling, packing, weight decay, validation in between; three epochs."""
     keys = (
         METHODS[method],
         "training.epochs=3",
