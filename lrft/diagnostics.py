@@ -17,13 +17,16 @@ from lrft.core.attached import Attached
 LARGEST_UPDATE = 1.0
 
 
-def gradient_norms(trained: Mapping[str, nn.Parameter]) -> dict[str, float]:
-    """Norm of the gradient by role, the last word of a tensor's name: {"A": ..., "B": ...}."""
+def gradient_norms(trained: Mapping[str, nn.Parameter], scaled: float = 1.0) -> dict[str, float]:
+    """Norm of the gradient by role, the last word of a tensor's name: {"A": ..., "B": ...}.
+
+    scaled: the loss scale that is still in the gradients.
+    """
     squares: dict[str, float] = defaultdict(float)
     for name, parameter in trained.items():
         if parameter.grad is not None:
             squares[name.rsplit(".", 1)[-1]] += parameter.grad.double().square().sum().item()
-    return {role: math.sqrt(square) for role, square in squares.items()}
+    return {role: math.sqrt(square) / scaled for role, square in squares.items()}
 
 
 @torch.no_grad()

@@ -139,7 +139,9 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
     loss, signal = over_ranks(trainer, local, signals)
     unreached = movement.unreached()
     logged = step % trainer.recipe.logging.every == trainer.recipe.logging.every - 1 or step in (0, run.total_steps - 1)
-    gradients = diagnostics.gradient_norms(trainer.attached.trained()) if logged else {}
+    # Before clipping, which takes the loss scale of fp16 out of the gradients.
+    scaled = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
+    gradients = diagnostics.gradient_norms(trainer.attached.trained(), scaled) if logged else {}
     norm = clipped_norm(trainer)
     refuse_non_finite(trainer, loss / tokens, norm, ids)
     for part in parts:

@@ -60,7 +60,8 @@ def test_damaged_checkpoint_is_refused_by_name_and_passed_over_without(place: Pl
     expected = runs.tensors(run)
     checkpoint = (run / "last").resolve().parent
     path = checkpoint / "parts.safetensors"  # holds nothing for this method: only its checksum can tell
-    for content in (b"", path.read_bytes()[:-1], None):
+    whole = path.read_bytes()
+    for content in (b"", whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), None):
         with damage.Damaged(path, content):
             assert command(place, "--resume", str(checkpoint)) == 4
     path.write_bytes(b"")

@@ -137,7 +137,7 @@ def test_control_characters_in_names_and_rows_are_written_out(place: Place, caps
     words = (f"data={{train: {link}, on_bad_row: skip}}", *SHORT, "evaluation.every=1", "evaluation.samples=2")
     assert train(place, *words) == 0
     assert run_command(["eval", str(place.root / "run"), "--max-new-tokens", "4"]) == 0
-    assert run_command(["eval", str(place.root / "run"), "--max-new-tokens", "4", "--json"]) == 0
+    assert run_command(["eval", str(place.root / "run"), "--data", str(link), "--max-new-tokens", "4", "--json"]) == 0
     assert run_command(["preview", str(place.root / "recipe.yaml"), *words]) == 0
     assert train(place, f"data={link}", "output_dir=other") == 3  # bad rows are errors now
     assert run_command(["merge", str(data)]) == 2
