@@ -59,7 +59,7 @@ def test_damaged_checkpoint_is_refused_by_name_and_passed_over_without(place: Pl
     run = place.train(*KEYS)
     expected = runs.tensors(run)
     checkpoint = (run / "last").resolve().parent
-    path = checkpoint / "parts.safetensors"  # holds nothing for this method: only its checksum can tell
+    path = checkpoint / "optimizer.safetensors"  # of a flipped bit in its data only a checksum can tell
     whole = path.read_bytes()
     for content in (b"", whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), None):
         with damage.Damaged(path, content):
