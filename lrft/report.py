@@ -179,8 +179,8 @@ class Reporter:
         tokens_per_second and memory_gb. All but `step` are optional; whatever else is given is kept as well.
         """
         self._progress.update(record)
+        self._write("step", record)
         if logged:
-            self._write("step", record)
             self._say(self._progress.plain(), printed=self._live is None)  # the live block stands for it
         self._draw(now=logged)
 
