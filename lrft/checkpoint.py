@@ -66,7 +66,6 @@ def save_adapter(
     """
     forms = {name: adapter.peft() for name, adapter in attached.modules.items()}
     sayable = {name: form for name, form in forms.items() if form is not None}
-    own = attached.state_dict()
     written: list[str] = []
     listed = list(beside)
     same = False
@@ -78,7 +77,7 @@ def save_adapter(
         listed.append("adapter_config.json")
         same = all(set(adapter.tensors()) <= PEFT_NAMES.keys() for adapter in attached.modules.values())
     if not same:
-        files.write_tensors(folder / OWN_TENSORS, own)
+        files.write_tensors(folder / OWN_TENSORS, attached.state_dict())
         written.append(OWN_TENSORS)
     info = {
         "format": FORMAT,

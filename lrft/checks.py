@@ -52,7 +52,10 @@ class MovementCheck:
             return
         self.steps += 1
         if unreached:
-            raise CheckFailed(f"no gradient reaches {_some(unreached)} in step {step}")
+            raise CheckFailed(
+                f"no gradient reaches {_some(unreached)} in step {step}",
+                "These layers take no part in the forward pass: leave them out with adapter.exclude_modules.",
+            )
         touched = [name for name, (p, version) in self.frozen.items() if p._version != version]
         if touched:
             raise CheckFailed(f"frozen tensors were changed by step {step}: {_some(touched)}")

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from lrft import __version__
-from lrft.errors import LrftError, UsageError, exit_code
+from lrft.errors import LrftError, MemoryExhausted, UsageError, exit_code
 
 app = typer.Typer(
     name="lrft",
@@ -284,8 +284,18 @@ def run_command(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if memory_ran_out(error):
+            print(
+                f"out of memory: {(str(error).splitlines() or ['nothing more can be allocated'])[0]}", file=sys.stderr
+            )
+            return MemoryExhausted.exit_code
         return unexpected(error)
     return 0
+
+
+def memory_ran_out(error: Exception) -> bool:
+    """Whether Python or torch (which need not be loaded for this) says that no memory is left."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def unexpected(error: Exception) -> int:

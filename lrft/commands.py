@@ -23,6 +23,7 @@ from lrft.text import Row
 from lrft.verify import run_of, verify_merge
 
 PROGRESS_SECONDS = 5.0
+LARGEST_LOSS = 0.1  # share of the update lost to rounding at a merge that is worth a warning
 
 
 def adapter_of(source: Path) -> Path:
@@ -91,6 +92,8 @@ def merge(
     rows.append(("next", [f"lrft eval {out} --data test.jsonl"]))
     with Reporter(None) as reporter:
         reporter.table(rows)
+        if result.lost_share > LARGEST_LOSS:
+            reporter.warn(f"rounding took {result.lost_share:.0%} of the update; --dtype float32 keeps it")
 
 
 def verify(source: Path, *, as_json: bool) -> None:
@@ -193,7 +196,7 @@ def load_target(target: str, base_model: str | None) -> tuple[Any, Any, DataSect
     if (path / "run.json").is_file() or (path / "lrft.json").is_file():
         adapter = adapter_of(path)
         saved = checkpoint.read_adapter(adapter)
-        folder = base.resolve(base_model or saved.info["base"]["name"], saved.info["base"].get("revision"))
+        folder = merging.base_of(saved, base_model)
         merging.refuse_other_base(saved, folder, accepted=False)
         model = base.load_model(folder, dtype=DTYPES[saved.info["base"].get("dtype", "float32")])
         checkpoint.load_adapter(model, adapter)
@@ -264,7 +267,7 @@ def check(recipe: Recipe, path: Path) -> None:
                 ("data", prepared.report.lines()),
             ]
         )
-        for text in compose.advice(composition, sites):
+        for text in compose.advice(composition, sites, skeleton):
             reporter.warn(text)
         reporter.line(f"{path}: nothing wrong was found")
 

@@ -30,17 +30,23 @@ def gradient_norms(trained: Mapping[str, nn.Parameter], scaled: float = 1.0) -> 
 
 
 @torch.no_grad()
-def update_shares(attached: Attached) -> dict[str, float]:
-    """Norm of the update over the norm of the weight, by the layers' last words: {"q_proj": 0.0031, ...}.
-
-    Frobenius norms, over all layers of that name together.
-    """
-    updates: dict[str, float] = defaultdict(float)
+def weight_squares(attached: Attached) -> dict[str, float]:
+    """Squared Frobenius norm of the frozen weights, by the layers' last words. Reads all of them: once per run."""
     weights: dict[str, float] = defaultdict(float)
     for name, layer in attached.layers().items():
-        group = name.rsplit(".", 1)[-1]
-        updates[group] += squared_update(layer.adapter, layer.base)
-        weights[group] += linear.dense(layer.base).double().square().sum().item()
+        weights[name.rsplit(".", 1)[-1]] += torch.linalg.vector_norm(linear.dense(layer.base)).item() ** 2
+    return dict(weights)
+
+
+@torch.no_grad()
+def update_shares(attached: Attached, weights: Mapping[str, float]) -> dict[str, float]:
+    """Norm of the update over the norm of the weight, by the layers' last words: {"q_proj": 0.0031, ...}.
+
+    Frobenius norms, over all layers of that name together. weights: from `weight_squares`.
+    """
+    updates: dict[str, float] = defaultdict(float)
+    for name, layer in attached.layers().items():
+        updates[name.rsplit(".", 1)[-1]] += squared_update(layer.adapter, layer.base)
     return {group: math.sqrt(updates[group] / weights[group]) if weights[group] else math.inf for group in updates}
 
 

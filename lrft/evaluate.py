@@ -100,6 +100,8 @@ def generate(
                 temperature=None,
                 top_p=None,
                 top_k=None,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
                 pad_token_id=pad_id,
                 eos_token_id=list(stop_ids) or None,
             )

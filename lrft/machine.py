@@ -66,4 +66,7 @@ def out_of_memory(error: BaseException, recipe: Any) -> MemoryExhausted | None:
     if not t.gradient_checkpointing:
         keys.append("training.gradient_checkpointing: true (same result, about a quarter slower)")
     keys.append("data.max_length: a smaller number")
-    return MemoryExhausted(f"out of memory: {words.splitlines()[0]}", "Cheapest first: " + "; ".join(keys))
+    return MemoryExhausted(
+        f"out of memory: {(words.splitlines() or ['nothing more can be allocated'])[0]}",
+        "Cheapest first: " + "; ".join(keys),
+    )

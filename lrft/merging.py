@@ -21,7 +21,7 @@ from lrft import base, files
 from lrft.checkpoint import SavedAdapter, read_adapter
 from lrft.core.adapter import Site
 from lrft.core.linear import as_rows
-from lrft.errors import CheckFailed, UsageError
+from lrft.errors import CheckFailed, MissingError, UsageError
 from lrft.tensorfile import DTYPES, TensorReader, TensorWriter, raw
 
 INDEX = "model.safetensors.index.json"
@@ -77,7 +77,7 @@ def merge(
     saved, out = read_adapter(adapter), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty", "Name another folder with -o.")
-    source = base.resolve(base_model or saved.info["base"]["name"], saved.info["base"].get("revision"))
+    source = base_of(saved, base_model)
     refuse_other_base(saved, source, accept_other_base)
     weights = base.weight_files(source)
     keys = tensor_keys(saved, weights)
@@ -98,6 +98,16 @@ def merge(
         temporary.rename(out)
         files.sync(out.parent)
     return result
+
+
+def base_of(saved: SavedAdapter, named: str | None) -> Path:
+    """The base's folder: as `named` by the user, else as the adapter says. Raises MissingError with the way out."""
+    if named is not None:
+        return base.resolve(named, where="--base")
+    try:
+        return base.resolve(saved.info["base"]["name"], saved.info["base"].get("revision"), where="the adapter's base")
+    except MissingError as error:
+        raise MissingError(error.message, "Say where the base lies: --base FOLDER.") from error
 
 
 def refuse_other_base(saved: SavedAdapter, source: Path, accepted: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -56,17 +56,25 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put `state_tensors` back. Raises CheckFailed when a parameter has no state or a state has no parameter."""
+def with_state(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the parameters that have state: all of them after the first step that was made, none before."""
+    return sorted(name for name, parameter in _named(optimizer).items() if optimizer.state[parameter])
+
+
+def load_state_tensors(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], expected: Collection[str]
+) -> None:
+    """Put `state_tensors` back. Raises CheckFailed unless just the parameters `expected` have state."""
     named = _named(optimizer)
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         found.setdefault(name, {})[entry] = value
-    if found.keys() != named.keys():
-        odd = sorted(found.keys() ^ named.keys())[:3]
+    odd = sorted((found.keys() ^ set(expected)) | (found.keys() - named.keys()))[:3]
+    if odd:
         raise CheckFailed(f"the saved optimiser state is not that of these parameters: {', '.join(odd)}")
-    for name, parameter in named.items():
+    for name in found:
+        parameter = named[name]
         for entry, value in found[name].items():
             # AdamW keeps its step counter on the CPU, everything else beside the parameter.
             where = value.device if value.ndim == 0 else parameter.device

@@ -167,6 +167,11 @@ class Reporter:
             self._warnings.append(text)
             self._table([("warning", text)], always=True)
 
+    @property
+    def warnings(self) -> list[str]:
+        """Every warning so far."""
+        return list(self._warnings)
+
     def doing(self, word: str) -> None:
         """Shows in the live block what happens between steps ("evaluating", "saving"): up to 10 letters."""
         self._progress.doing = word

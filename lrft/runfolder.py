@@ -154,7 +154,12 @@ class RunFolder:
             raise CheckFailed(f"{self.path} holds no complete checkpoint", "Start again with --fresh.")
         if choice == "best" and not (self.path / "best").exists():
             raise CheckFailed(f"{self.path} has no best checkpoint yet", "Continue from the last one: --resume.")
-        path = (self.path / "best").resolve().parent if choice == "best" else Path(choice)
+        path = self.path / "best" if choice == "best" else Path(choice)
+        if not path.is_dir():
+            names = ", ".join(p.name for p in self.checkpoints()) or "none"
+            raise UsageError(f"there is no checkpoint {choice}", f"Checkpoints in {self.path}: {names}.")
+        if (path / "lrft.json").is_file():  # an adapter, or a link to one: its checkpoint is meant
+            path = path.resolve().parent
         self.verify(path)
         return path
 

@@ -62,6 +62,7 @@ def write_checkpoint(trainer: Trainer, path: Path) -> None:
             "progress": vars(trainer.progress),
             "data": trainer.prepared.key,
             "base": trainer.base_info,
+            "optimizer": optim.with_state(trainer.optimizer.optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
         },
     )
@@ -89,7 +90,9 @@ def restore(trainer: Trainer) -> None:
         trainer.attached.load_state_dict(tensors)
     except ValueError as error:
         raise CheckFailed(f"{path / 'adapter'} is not the adapter of this recipe: {error}") from None
-    optim.load_state_tensors(trainer.optimizer.optimizer, files.read_tensors(path / "optimizer.safetensors"))
+    optim.load_state_tensors(
+        trainer.optimizer.optimizer, files.read_tensors(path / "optimizer.safetensors"), saved["optimizer"]
+    )
     states = files.read_tensors(path / "parts.safetensors")
     for part in trainer.composition.parts:
         mine = f"{part.name}/"

@@ -44,7 +44,7 @@ def set_up(recipe: Recipe, options: Options) -> Trainer:
         model.activation_checkpointing_enable({"use_reentrant": False})
     adamw = optim.make_adamw(attached.trained(), composition.lr_factors(), t.optimizer, t.learning_rate, t.weight_decay)
     wrapped, optimizer = accelerator.prepare(model, adamw)
-    warnings = compose.advice(composition, attached.sites)
+    warnings = compose.advice(composition, attached.sites, model)
     proven["start"], odd = compare_start(attached, prepared.train, compute, evaluate.pad_token(tokenizer))
     return Trainer(
         recipe=recipe,

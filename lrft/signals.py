@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -9,12 +10,16 @@ from typing import Any
 
 
 class StopSignals:
-    """Inside the context, `received` is 0 or the number of the first signal. Handlers are put back at the end."""
+    """Inside the context, `received` is 0 or the number of the first signal. Handlers are put back at the end.
+
+    speak: say on standard error that the signal was understood.
+    """
 
     WATCHED = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, speak: bool = False) -> None:
         self.received = 0
+        self.speak = speak
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -30,3 +35,6 @@ class StopSignals:
         if self.received:
             raise SystemExit(128 + number)
         self.received = number
+        if self.speak:
+            # print() may be in the middle of another line: a signal can come at any moment
+            os.write(2, b"\nfinishing this step and saving; the same signal again leaves at once\n")

@@ -148,5 +148,5 @@ def facts(trainer: Trainer) -> dict[str, Any]:
             "best validation loss": p.best_loss,
             "best step": p.best_step,
         },
-        "warnings": trainer.warnings,
+        "warnings": trainer.reporter.warnings,
     }

@@ -17,7 +17,7 @@ from lrft import recipe as recipes
 from lrft.core import compose
 from lrft.core.part import Run
 from lrft.data.batch import micro_batches
-from lrft.errors import LrftError, NonFinite, Stopped
+from lrft.errors import CheckFailed, LrftError, NonFinite, Stopped
 from lrft.loss import token_loss
 from lrft.recipe import Recipe
 from lrft.report import Reporter
@@ -27,6 +27,9 @@ from lrft.saving import restore, save
 from lrft.setup import set_up
 from lrft.signals import StopSignals
 from lrft.trainer import Options, Trainer
+
+# Overflowing steps in a row under fp16: the loss scale starts at 2^16 and halves each time.
+MOST_SKIPPED = 20
 
 
 def train(recipe: Recipe, options: Options) -> Path:
@@ -47,7 +50,7 @@ def train(recipe: Recipe, options: Options) -> Path:
             trainer.reporter = stack.enter_context(reporter)
             try:
                 tell_start(trainer)
-                with StopSignals() as signals:
+                with StopSignals(speak=main) as signals:
                     loop(trainer, signals)
                 finish(trainer)
             except LrftError as error:
@@ -147,13 +150,16 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
     for part in parts:
         part.after_backward(run)
     optimizer.step()
-    for part in parts:
-        part.after_step(run)
+    made = not accelerator.optimizer_step_was_skipped  # fp16 skips a step whose gradients overflow
+    if made:
+        for part in parts:
+            part.after_step(run)
     optimizer.zero_grad(set_to_none=True)
 
     trainer.progress.step = step = step + 1
     trainer.progress.tokens += (seen := int(trainer.rows.lengths[ids].sum()))
-    if not accelerator.optimizer_step_was_skipped:
+    refuse_endless_skips(trainer, made)
+    if made:
         movement.after_step(step, unreached, optim.rates(optimizer), trainer.checks)
     seconds = time.monotonic() - began
     inside = inside_adapters(trainer, gradients) if logged else {}
@@ -177,7 +183,9 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
 
 def inside_adapters(trainer: Trainer, gradients: dict[str, float]) -> dict[str, Any]:
     """For the log: gradient norm by role (before clipping) and update over weight by layer; warns where that is odd."""
-    shares = diagnostics.update_shares(trainer.attached)
+    if not trainer.weight_squares:
+        trainer.weight_squares = diagnostics.weight_squares(trainer.attached)
+    shares = diagnostics.update_shares(trainer.attached, trainer.weight_squares)
     for text in diagnostics.warnings(trainer.shares, shares):
         trainer.reporter.warn(text)
     trainer.shares = shares
@@ -204,7 +212,7 @@ def backward(trainer: Trainer, ids: np.ndarray, tokens: int) -> Tensor:
 
 def lr_factor(trainer: Trainer, step: int) -> float:
     t, total = trainer.recipe.training, trainer.plan.total_steps
-    warmup = t.warmup_steps if t.warmup_steps is not None else math.ceil(t.warmup_ratio * total)
+    warmup = t.warmup_steps if t.warmup_steps is not None else math.ceil(round(t.warmup_ratio * total, 9))
     s = t.lr_scheduler
     return schedule.lr_factor(
         step, total, name=s.name, warmup=warmup, min_lr_ratio=s.min_lr_ratio, decay_ratio=s.decay_ratio
@@ -243,6 +251,18 @@ def refuse_non_finite(trainer: Trainer, loss: float, norm: float, ids: np.ndarra
         f"{what} at step {trainer.progress.step + 1}. Earlier checkpoints are kept. Rows of this step: {rows}",
         "Lower training.learning_rate, or look at these rows.",
     )
+
+
+def refuse_endless_skips(trainer: Trainer, made: bool) -> None:
+    """Raises NonFinite when fp16's loss scale has fallen for many steps and the gradient still overflows."""
+    progress = trainer.progress
+    progress.skipped = 0 if made else progress.skipped + 1
+    if progress.skipped >= MOST_SKIPPED:
+        raise NonFinite(
+            f"{progress.skipped} steps in a row were skipped: in fp16 the gradient is never finite. "
+            "Earlier checkpoints are kept.",
+            "Use training.precision: bf16 or fp32.",
+        )
 
 
 def measure(trainer: Trainer) -> bool:
@@ -313,6 +333,8 @@ def has_patience(trainer: Trainer) -> bool:
 def finish(trainer: Trainer) -> None:
     """Links, report and the last screen."""
     folder = trainer.folder
+    if "gradients" not in trainer.checks and not trainer.options.resume:
+        raise CheckFailed("no optimiser step was made: nothing has been trained")
     trainer.describe()
     if folder is not None:
         if not (folder.path / "best").exists():  # a run without validation: the last is the best known

@@ -49,6 +49,8 @@ class Progress:
     """the loss that early stopping compares with"""
     stale: int = 0
     """evaluations since it was last beaten by min_delta"""
+    skipped: int = 0
+    """steps in a row that fp16 has skipped"""
 
 
 @dataclass
@@ -76,6 +78,8 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     shares: dict[str, float] = field(default_factory=dict)
     """update over weight at the last log, by layer"""
+    weight_squares: dict[str, float] = field(default_factory=dict)
+    """squared norms of the frozen weights, by layer; made at the first log"""
     folder: RunFolder | None = None
     """None on every process but the first"""
     reporter: Reporter = field(default_factory=lambda: Reporter(None, main=False))

@@ -14,10 +14,12 @@ from lrft import base, files
 from lrft.checkpoint import load_adapter
 from lrft.errors import CheckFailed
 from lrft.evaluate import measuring
+from lrft.loss import makes_chosen_logits
 
 PROBE = "probe.safetensors"
 PROBE_ROWS = 64
 PROBE_TOKENS = 512
+PROBE_POSITIONS = 32  # logits of all of them would be tens of GB with a large vocabulary
 # Largest logit difference over the largest logit, by the dtype that the merged weights are stored in.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 NEUTRAL = (
@@ -122,9 +124,16 @@ def compare(
 
 
 def logits(model: nn.Module, rows: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Logits (n, vocabulary) of each row alone, on the CPU."""
+    """Logits (n, vocabulary) of each row alone, on the CPU, at no more than PROBE_POSITIONS places spread over it."""
+    chosen = makes_chosen_logits(model)
+    found = []
     with measuring(model):
-        return [model(input_ids=row[None].to(device), use_cache=False).logits[0].float().cpu() for row in rows]
+        for row in rows:
+            at = torch.linspace(0, len(row) - 1, min(len(row), PROBE_POSITIONS)).long().to(device)
+            keep = {"logits_to_keep": at} if chosen else {}
+            made = model(input_ids=row[None].to(device), use_cache=False, **keep).logits[0]
+            found.append((made if chosen else made[at]).float().cpu())
+    return found
 
 
 def save_probe(rows: Any, folder: Path, n: int = PROBE_ROWS) -> None:

@@ -22,7 +22,7 @@ METHODS: list[Any] = ["lora", "pissa", "mora", "dora", ["mora", "dora"]]
 def test_update_over_weight_is_that_of_the_dense_matrices(method: Any, model_name: str) -> None:
     attached = lrft.attach(tiny.make(model_name), {"method": method, "rank": 4})
     tiny.disturb(list(attached.trained().values()))
-    shares = diagnostics.update_shares(attached)
+    shares = diagnostics.update_shares(attached, diagnostics.weight_squares(attached))
     for group, share in shares.items():
         names = [name for name in attached.modules if name.endswith(f".{group}")]
         update = math.hypot(*(attached.delta(name).norm().item() for name in names))

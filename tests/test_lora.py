@@ -227,7 +227,7 @@ def test_groups_are_those_of_peft() -> None:
 
 def test_advice_on_large_effective_ratios_and_on_starts_that_are_not_zero() -> None:
     def advice(words: list[tuple[str, dict[str, Any]]], scale: float) -> list[str]:
-        return compose.advice(compose.compose(words), [Site("a", 4, 4, 2, scale=scale)])
+        return compose.advice(compose.compose(words), [Site("a", 4, 4, 2, scale=scale)], nn.Linear(4, 4))
 
     assert advice([("lora+", {"ratio": 16.0})], 4.0) == []
     assert any("80 in effect" in text for text in advice([("lora+", {"ratio": 16.0})], 5.0))

@@ -225,5 +225,7 @@ def test_refused_with_dropout_with_mora_and_beyond_the_layer() -> None:
 def test_advice_when_alpha_is_not_the_rank() -> None:
     composition = compose.compose([("pissa", {})])
     sites = [Site("a", 4, 4, 2, scale=2.0)]
-    assert any("only multiplies the learning rate" in text for text in compose.advice(composition, sites))
-    assert compose.advice(composition, [Site("a", 4, 4, 2, scale=1.0)]) == []
+    assert any(
+        "only multiplies the learning rate" in text for text in compose.advice(composition, sites, nn.Linear(4, 4))
+    )
+    assert compose.advice(composition, [Site("a", 4, 4, 2, scale=1.0)], nn.Linear(4, 4)) == []

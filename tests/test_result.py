@@ -43,6 +43,7 @@ def learn(place: runs.Place) -> None:
         "training.learning_rate=0.01",
         "adapter.rank=16",
         "adapter.target_modules=[all-linear, lm_head]",
+        "data.packing=true",
     )
     assert run_command(["merge", str(place.root / "run")]) == 0
 
@@ -138,5 +139,5 @@ def test_verify_notices_each_broken_promise(learnt: runs.Place, monkeypatch: pyt
         )
         fails("accumulation")
     with monkeypatch.context() as broken:  # an optimiser that starts anew
-        broken.setattr(saving.optim, "load_state_tensors", lambda optimizer, tensors: None)
+        broken.setattr(saving.optim, "load_state_tensors", lambda optimizer, tensors, expected: None)
         fails("resumed")

@@ -140,7 +140,7 @@ def test_optimiser_state_goes_by_name_not_by_order() -> None:
     for n, p in enumerate(trained.values()):
         p.grad = torch.full_like(p, float(n + 1))
     first.step()
-    optim.load_state_tensors(turned, optim.state_tensors(first))
+    optim.load_state_tensors(turned, optim.state_tensors(first), optim.with_state(first))
     for p in trained.values():
         assert torch.equal(turned.state[p]["exp_avg"], first.state[p]["exp_avg"])
     # tensors of another run
@@ -148,7 +148,7 @@ def test_optimiser_state_goes_by_name_not_by_order() -> None:
 
     broken = dict(list(optim.state_tensors(first).items())[3:])
     with pytest.raises(CheckFailed, match="is not that of these parameters"):
-        optim.load_state_tensors(turned, broken)
+        optim.load_state_tensors(turned, broken, optim.with_state(first))
 
 
 @pytest.mark.parametrize(

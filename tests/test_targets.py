@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import lrft
-from lrft import checkpoint, merging
-from lrft.core import targets
+from lrft import checkpoint, merging, recipe
+from lrft.core import compose, targets
 from lrft.errors import RecipeError
 
 BLOCK = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
@@ -195,3 +195,24 @@ def test_an_untied_head_trains_and_merges(tmp_path: Path, monkeypatch: pytest.Mo
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert torch.allclose(tiny.logits(merged, ids), tiny.logits(model, ids), atol=1e-5)
     assert torch.equal(merged.model.embed_tokens.weight, model.model.embed_tokens.weight)
+
+
+def test_experts_that_no_adapter_reaches_are_said() -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=97,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=4,
+        )
+    )
+    assert targets.stacked_share(model) > 0.2
+    assert targets.stacked_share(tiny.make("llama")) == targets.stacked_share(tiny.make("gpt2")) == 0.0
+    section = recipe.parse_adapter({"rank": 2})
+    attached, composition = compose.attach_adapter(model, section, seed=0)
+    assert any("experts" in text for text in compose.advice(composition, attached.sites, model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 import lrft.train as training
 from lrft import base, files, recipe
 from lrft.data import Rows
-from lrft.errors import CheckFailed, DataError, NonFinite, RecipeError
+from lrft.errors import CheckFailed, DataError, NonFinite, RecipeError, UsageError
 from lrft.setup import set_up
 from lrft.train import Options, train
-from lrft.trainer import Trainer
+from lrft.trainer import Progress, Trainer
 
 
 def made(place: Place, *overrides: str) -> Trainer:
@@ -402,3 +403,34 @@ def test_mistakes_leave_no_folder(
     with pytest.raises(expected):
         place.train(*overrides)
     assert not (place.root / "run").exists()
+
+
+def test_steps_that_fp16_skips_without_end_stop_the_run(place: Place) -> None:
+    """Trust 44. One overflow is ordinary, twenty in a row are not; a step that was made starts the count anew."""
+    trainer = SimpleNamespace(progress=Progress())
+    for made in [False] * 19 + [True] + [False] * 19:
+        training.refuse_endless_skips(trainer, made)
+    with pytest.raises(NonFinite, match="skipped"):
+        training.refuse_endless_skips(trainer, False)
+
+
+def test_a_checkpoint_before_any_optimiser_state_can_be_taken_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first steps are skipped, as fp16 does, nothing has state yet."""
+    with monkeypatch.context() as patch:
+        patch.setattr("accelerate.optimizer.AcceleratedOptimizer.step", lambda self, closure=None: None)
+        patch.setattr("accelerate.Accelerator.optimizer_step_was_skipped", True)
+        with pytest.raises(CheckFailed, match="nothing has been trained"):
+            place.train("training.max_steps=1", "checkpoint.every=1")
+    place.train("training.max_steps=1", "checkpoint.every=1", out="again")
+    assert files.read_json(place.root / "run/last/../trainer.json")["optimizer"] == []
+    assert files.read_json(place.root / "again/last/../trainer.json")["optimizer"]
+    place.train("training.max_steps=1", "checkpoint.every=1", resume="last", accept_changes=True)
+
+
+def test_resume_takes_an_adapter_link_for_its_checkpoint_and_names_what_there_is(place: Place) -> None:
+    keys = ("checkpoint.every=3", "checkpoint.keep=9")
+    run = place.train(*keys)
+    place.train(*keys, resume=str(run / "last"))
+    with pytest.raises(UsageError, match="no checkpoint nope") as error:
+        place.train(*keys, resume="nope")
+    assert "step-000003" in (error.value.hint or "")

@@ -79,7 +79,7 @@ def _from_hub(name: str, revision: str | None, where: str) -> Path:
     if trouble:
         raise MissingError(
             f"{where}: {at} was not found locally and the hub cannot be reached ({trouble})",
-            "Name a folder or a .gguf file, or run once with a network to fill the local cache.",
+            _close(Path(name)) or "Name a folder or a .gguf file, or run once with a network to fill the local cache.",
         )
     try:
         folder = Path(snapshot_download(name, revision=revision, **patterns))

@@ -181,9 +181,15 @@ def attach_adapter(
     return attach_sites(model, sites, composition, seed=seed, where=where), composition
 
 
-def advice(composition: Composition, sites: Sequence[Site]) -> list[str]:
-    """What the parts have to say about their own combination."""
-    return [text for part in composition.parts for text in part.advice(sites, composition.anchored)]
+def advice(composition: Composition, sites: Sequence[Site], model: nn.Module) -> list[str]:
+    """What the parts have to say about their own combination, and what of the model no adapter can reach."""
+    said = [text for part in composition.parts for text in part.advice(sites, composition.anchored)]
+    share = targets.stacked_share(model)
+    if share > 0:
+        said.append(
+            f"{share:.0%} of the model are stacked tensors (experts), which are not linear layers: left as they are"
+        )
+    return said
 
 
 def count_trained(sites: Sequence[Site], composition: Composition, where: targets.Where = lambda key: key) -> int:

@@ -81,6 +81,14 @@ def output_head_names(model: nn.Module, linears: Mapping[str, nn.Module]) -> set
     return {name for name, module in linears.items() if module is head}
 
 
+def stacked_share(model: nn.Module) -> float:
+    """Share of the model's numbers in tensors of three or more dimensions: experts, which no linear layer holds."""
+    total = sum(p.numel() for p in model.parameters())
+    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
+    stacked = sum(p.numel() for p in model.parameters() if p.ndim > 2 and id(p) not in convolutions)
+    return stacked / total if total else 0.0
+
+
 def site_of(name: str, module: nn.Module, *, rank: int, scale: float, dropout: float) -> Site:
     d, k = linear.shape(module)
     dtype = torch.float64 if module.weight.dtype == torch.float64 else torch.float32
