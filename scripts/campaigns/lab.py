@@ -88,10 +88,13 @@ class Child:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def wait(self) -> Outcome:
+        waited, then = 0.0, time.monotonic()
         while not self.ended:
-            if time.monotonic() - self.began > PATIENCE:
-                self.kill()
             time.sleep(0.002)
+            # A machine that was put to sleep comes back with minutes gone: a pause counts for one second.
+            waited, then = waited + min(time.monotonic() - then, 1.0), time.monotonic()
+            if waited > PATIENCE:
+                self.kill()
         _, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         text = self.output.read_text(encoding="utf-8", errors="replace")
