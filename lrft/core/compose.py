@@ -124,7 +124,7 @@ def build_site(site: Site, composition: Composition, W0: Tensor | None, *, fresh
     with torch.random.fork_rng(devices=gpu):
         torch.manual_seed(seed_of(seed, site.name))
         adapter = composition.method.build(site)
-        if fresh and W0 is not None and isinstance(adapter, Delta):
+        if fresh and W0 is not None:
             with torch.no_grad():
                 for part in composition.parts:
                     part.start(adapter, W0)

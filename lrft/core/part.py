@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter, Delta, Site
+from lrft.core.adapter import Adapter, Site
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Part:
         """The sites with their ranks decided; a site may be left out."""
         return list(sites)
 
-    def start(self, adapter: Delta, W0: Tensor) -> None:
+    def start(self, adapter: Adapter, W0: Tensor) -> None:
         """The slot "start": set the adapter's values before the first step. W0 (d, k). The caller seeds."""
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
