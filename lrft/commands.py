@@ -20,7 +20,7 @@ from lrft.recipe import DataEntry, DataSection, Recipe
 from lrft.report import Reporter
 from lrft.selfcheck import Finding, verify_run
 from lrft.text import Row
-from lrft.verify import run_of, verify_merge
+from lrft.verify import run_of, trusts_remote_code, verify_merge
 
 PROGRESS_SECONDS = 5.0
 LARGEST_LOSS = 0.1  # share of the update lost to rounding at a merge that is worth a warning
@@ -127,7 +127,7 @@ def evaluate_target(
     """`lrft eval`."""
     with Reporter(None, quiet=as_json, stream=sys.stderr if as_json else None) as reporter:
         model, tokenizer, section, folder = load_target(target, base_model)
-        rows, report = rows_for(target, rows_path, section, tokenizer, folder)
+        rows, report = rows_for(target, rows_path, section, tokenizer, folder, base.position_limit(model.config))
         if limit is not None:
             rows = rows.slice(range(min(limit, len(rows))))
         result: dict[str, Any] = {"target": target, "rows": len(rows)}
@@ -198,11 +198,13 @@ def load_target(target: str, base_model: str | None) -> tuple[Any, Any, DataSect
         saved = checkpoint.read_adapter(adapter)
         folder = merging.base_of(saved, base_model)
         merging.refuse_other_base(saved, folder, accepted=False)
-        model = base.load_model(folder, dtype=DTYPES[saved.info["base"].get("dtype", "float32")])
+        trusted = trusts_remote_code(adapter)
+        dtype = DTYPES[saved.info["base"].get("dtype", "float32")]
+        model = base.load_model(folder, dtype=dtype, trust_remote_code=trusted)
         checkpoint.load_adapter(model, adapter)
         run = run_of(adapter)
         section = recipes.load(run / "resolved.yaml").data if run else None
-        return on_device(model), base.load_tokenizer(adapter), section, folder
+        return on_device(model), base.load_tokenizer(adapter, trusted), section, folder
     if base_model:
         raise UsageError(f"--base goes with a run or an adapter; {target} is a model by itself")
     folder = base.resolve(target, where="the model")
@@ -221,10 +223,17 @@ def on_device(model: Any) -> Any:
 
 
 def rows_for(
-    target: str, path: Path | None, section: DataSection | None, tokenizer: Any, folder: Path
+    target: str,
+    path: Path | None,
+    section: DataSection | None,
+    tokenizer: Any,
+    folder: Path,
+    positions: int | None,
 ) -> tuple[data.Rows, data.DataReport]:
-    """The rows to measure on: the file given, else the run's own validation rows. Raises UsageError."""
-    limit = base.position_limit(base.load_config(folder))
+    """The rows to measure on: the file given, else the run's own validation rows. Raises UsageError.
+
+    positions: the longest sequence that the model takes.
+    """
     cache = base.cache_dir()
     if path is not None:
         # The template that trained is the tokenizer's own by now, wherever the run's recipe had it from.
@@ -232,7 +241,7 @@ def rows_for(
             update={"chat_template": "tokenizer"}
         )
         return data.prepare_file(
-            path, settings, tokenizer, seed=0, limit=limit, where=lambda key: "default", cache=cache
+            path, settings, tokenizer, seed=0, limit=positions, where=lambda key: "default", cache=cache
         )
     if section is None:
         raise UsageError("say which rows to measure on: --data FILE")

@@ -94,7 +94,12 @@ def scratch(run: Path) -> Iterator[Path]:
 
 def adapted(recipe: Recipe, source: Path, adapter: Path) -> tuple[Any, Attached]:
     """The model in float32, where a difference is the tool's and not rounding's, with the run's adapter."""
-    model: Any = base.load_model(source, dtype=torch.float32, attention=recipe.model.attention)
+    model: Any = base.load_model(
+        source,
+        dtype=torch.float32,
+        attention=recipe.model.attention,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
     attached = load_adapter(model, adapter)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, attached

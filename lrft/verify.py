@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft import base, files
+from lrft import recipe as recipes
 from lrft.checkpoint import load_adapter
 from lrft.errors import CheckFailed
 from lrft.evaluate import measuring
@@ -65,13 +66,14 @@ def verify_merge(merged: Path, adapter: Path, *, base_folder: Path, tolerance: f
     dtype = stored_dtype(merged)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    model = loaded(base_folder, device)
+    trusted = trusts_remote_code(adapter)
+    model = loaded(base_folder, device, trusted)
     attached = load_adapter(model, adapter)
     expected = logits(model, rows, device)
     with attached.disabled():
         untouched = logits(model, rows, device)
     del model, attached
-    got = logits(loaded(merged, device), rows, device)
+    got = logits(loaded(merged, device, trusted), rows, device)
 
     difference = compare(got, expected, untouched, tolerance=tolerance, dtype=dtype)
     if difference.changed == 0:
@@ -91,8 +93,8 @@ def verify_merge(merged: Path, adapter: Path, *, base_folder: Path, tolerance: f
     return difference
 
 
-def loaded(folder: Path, device: torch.device) -> Any:
-    model: Any = base.load_model(folder, dtype=torch.float32)
+def loaded(folder: Path, device: torch.device, trusted: bool) -> Any:
+    model: Any = base.load_model(folder, dtype=torch.float32, trust_remote_code=trusted)
     return model.to(device)
 
 
@@ -148,13 +150,22 @@ def probe(adapter: Path, base_folder: Path) -> list[Tensor]:
     if run is not None and (run / PROBE).is_file():
         found = files.read_tensors(run / PROBE)
         return [found[key].long() for key in sorted(found, key=int)]
-    tokenizer = base.load_tokenizer(adapter if (adapter / "tokenizer_config.json").is_file() else base_folder)
+    source = adapter if (adapter / "tokenizer_config.json").is_file() else base_folder
+    tokenizer = base.load_tokenizer(source, trust_remote_code=trusts_remote_code(adapter))
     return [torch.tensor(tokenizer(text)["input_ids"]) for text in NEUTRAL]
 
 
 def run_of(adapter: Path) -> Path | None:
     """The run folder that an adapter lies in, or None."""
     return next((p for p in adapter.resolve().parents if (p / "run.json").is_file()), None)
+
+
+def trusts_remote_code(adapter: Path) -> bool:
+    """Whether the recipe of the run that the adapter lies in has said so. An adapter by itself is never believed."""
+    run = run_of(adapter)
+    if run is None or not (run / "resolved.yaml").is_file():
+        return False
+    return recipes.load(run / "resolved.yaml").model.trust_remote_code
 
 
 def stored_dtype(folder: Path) -> str:

@@ -53,7 +53,7 @@ ONLY = {
     "checkpoint": "errors files core",
     "evaluate": "loss data",
     "merging": "errors files tensorfile core base checkpoint",
-    "verify": "errors files tensorfile base checkpoint loss evaluate",
+    "verify": "errors files tensorfile recipe base checkpoint loss evaluate",
 }
 
 

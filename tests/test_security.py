@@ -180,6 +180,31 @@ def test_remote_code_waits_for_the_key(place: Place, capsys: pytest.CaptureFixtu
     assert not (place.root / "run").exists()
 
 
+def test_with_the_key_a_model_of_its_own_code_trains_merges_and_is_measured(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's own recipe carries the permission to merge, verify and eval; an adapter by itself has none."""
+    base = place.root / "base"
+    (base / "modeling_own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = files.read_json(base / "config.json")
+    config |= {
+        "model_type": "own",
+        "architectures": ["Own"],
+        "auto_map": {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"},
+    }
+    files.write_json(base / "config.json", config)
+    run = place.train("model.trust_remote_code=true", "training.epochs=1")
+    assert run_command(["merge", str(run)]) == 0
+    assert run_command(["eval", str(run), "--no-generate"]) == 0
+    assert run_command(["verify", str(run)]) == 0
+    alone = shutil.copytree(run / "best", place.root / "alone")
+    assert run_command(["eval", str(alone), "--data", str(place.root / "train.jsonl")]) in (1, 5)
+
+
 def test_pickles_are_never_executed(run: Path, place: Place) -> None:
     """Trust 52. Beside everything, under the names that other tools use, and in the place of each file."""
     mark = place.root / "executed"

@@ -31,6 +31,7 @@ KEYS = (
     "checkpoint.keep=2",
 )
 CRASHED = 99
+STOPS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 120.0  # seconds after which a child is taken to hang
 # Files of a run that tell the time, the machine or the run's own random id.
 TIMED = ("manifest.json", "run.json", "log.txt", "report.md", "metrics.jsonl", "environment.json", "loss.png", ".lock")
@@ -76,9 +77,12 @@ class Child:
     def __init__(self, action: Callable[[], int | None], output: Path, uid: int | None = None) -> None:
         self.output = output
         self.began = time.monotonic()
+        # Python's own work after a fork must not be interrupted: a signal that comes early waits for `_child`.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         self.pid = os.fork()
         if self.pid == 0:
             _child(action, output, uid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)  # until `wait`, a dead child still owns its number
@@ -113,6 +117,7 @@ def _child(action: Callable[[], int | None], output: Path, uid: int | None) -> N
         if uid is not None:
             os.setgid(uid)
             os.setuid(uid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         code = action() or 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
