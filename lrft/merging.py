@@ -126,7 +126,8 @@ def tensor_keys(saved: SavedAdapter, weights: list[Path]) -> dict[str, Site]:
     """Name of each target's tensor in the files -> its site. Raises CheckFailed for a site without a tensor.
 
     A checkpoint may be saved from inside its outer module ("h.0.attn" for "transformer.h.0.attn"), so a site is met
-    by its name or by the longest end of its name that some tensor has.
+    by its name or by the longest end of its name that some tensor has; or with its words in another order
+    ("language_model.model.layers" for "model.language_model.layers").
     """
     names: set[str] = set()
     for path in weights:
@@ -136,7 +137,8 @@ def tensor_keys(saved: SavedAdapter, weights: list[Path]) -> dict[str, Site]:
     for site in saved.sites:
         words = f"{site.name}.weight".split(".")
         candidates = (".".join(words[at:]) for at in range(len(words) - 1))
-        key = next((name for name in candidates if name in names), None)
+        same_words = (name for name in names if sorted(name.split(".")) == sorted(words))
+        key = next((name for name in candidates if name in names), None) or next(same_words, None)
         if key is None or key in found:
             raise CheckFailed(
                 f"the base's files hold no tensor for {site.name}: its weights are stored under other names"

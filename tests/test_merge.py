@@ -483,3 +483,25 @@ def test_a_merge_needs_the_memory_of_a_tensor_not_of_the_model(words: str, tmp_p
     assert done.returncode == 0, done.stderr[-2000:]
     used, _ = map(float, done.stdout.split())
     assert used < 3 * largest + 200e6, f"{used / 1e6:.0f} MB"
+
+
+def test_a_model_that_also_sees_is_adapted_in_its_language_part_and_merged(tmp_path: Path) -> None:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": tiny.VOCABULARY}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=text | heads, vision_config=vision | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+    )
+    model = Gemma3ForConditionalGeneration(config).eval()
+    base = tiny.save(model, tmp_path / "base")
+    attached = lrft.attach(model, {"rank": 2})
+    assert len(attached.modules) == 7
+    assert all(".language_model." in name for name in attached.modules)
+    tiny.disturb(list(attached.trained().values()))
+    (tmp_path / "adapter").mkdir()
+    checkpoint.save_adapter(attached, tmp_path / "adapter", base={"name": str(base)})
+    merging.merge(tmp_path / "adapter", tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert torch.allclose(tiny.logits(again, tiny.tokens()), tiny.logits(model, tiny.tokens()), atol=1e-4)

@@ -56,10 +56,11 @@ def chosen_linears(model: nn.Module, adapter: Any, where: Where) -> dict[str, nn
         raise RecipeError(problems)
 
     head = output_head_names(model, linears)
+    decoder = decoder_prefix(model)
 
     def chosen(name: str) -> bool:
         named = any(p != ALL_LINEAR and matches(p, name) for p in adapter.target_modules)
-        everything = ALL_LINEAR in adapter.target_modules and name not in head
+        everything = ALL_LINEAR in adapter.target_modules and name not in head and name.startswith(decoder)
         excluded = any(matches(p, name) for p in adapter.exclude_modules)
         # lm_head is excluded by default; naming it as a target is a decision against that default.
         kept = not excluded or (named and not excludes_given)
@@ -79,6 +80,17 @@ def output_head_names(model: nn.Module, linears: Mapping[str, nn.Module]) -> set
     get = getattr(model, "get_output_embeddings", None)
     head = get() if get is not None else None
     return {name for name, module in linears.items() if module is head}
+
+
+def decoder_prefix(model: nn.Module) -> str:
+    """What the names of the language model's own layers begin with, "" for all of them.
+
+    A model that also sees or hears has towers of linear layers that no text ever reaches: all-linear leaves them out.
+    """
+    get = getattr(model, "get_decoder", None)
+    decoder = get() if get is not None else None
+    name = next((name for name, module in model.named_modules() if module is decoder), "")
+    return f"{name}." if name else ""
 
 
 def stacked_share(model: nn.Module) -> float:
