@@ -6,7 +6,6 @@ import json
 import pickle
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,8 @@ def campaign(tally: Tally, lab: Lab, rng: random.Random, at_least: int) -> None:
         ("pickles", lambda f: pickles(f, lab, run)),
     ]
     for name, case in cases:
-        figure, began = tally.figure(name), time.monotonic()
-        case(figure)
-        figure.seconds = time.monotonic() - began
+        with tally.figure(name) as figure:
+            case(figure)
 
 
 # --- mutations ---

@@ -30,12 +30,11 @@ def campaign(tally: Tally, lab: Lab, rng: random.Random, sizes: int) -> None:
         ("two runs, one folder", lambda f: two_runs(f, lab, rng, expected)),
     ]
     for name, case in cases:
-        figure, began = tally.figure(name), time.monotonic()
-        try:
-            case(figure)
-        except PermissionError as error:
-            figure.note(f"skipped: {error}")
-        figure.seconds = time.monotonic() - began
+        with tally.figure(name) as figure:
+            try:
+                case(figure)
+            except PermissionError as error:
+                figure.note(f"skipped: {error}")
 
 
 def refused(figure: Figure, outcome: Outcome, codes: tuple[int, ...], words: str, what: str = "") -> None:

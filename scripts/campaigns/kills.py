@@ -169,18 +169,17 @@ def campaign(tally: Tally, lab: Lab, rng: random.Random, kills: int, at_save: in
         ("SIGTERM, SIGINT twice in a row", signals, lambda f, n: stopped(tests, f, n, twice=True)),
     ]
     for name, count, trial in trials:
-        figure, began = tally.figure(name), time.monotonic()
-        for n in range(count):
-            if tally.over:
-                break
-            trial(figure, n)
-        figure.seconds = time.monotonic() - began
-    killed_merges(tally, lab, rng, at_save)
+        with tally.figure(name) as figure:
+            for n in range(count):
+                if tally.over:
+                    break
+                trial(figure, n)
+    with tally.figure("SIGKILL during merge") as figure:
+        killed_merges(tally, figure, lab, rng, at_save)
 
 
-def killed_merges(tally: Tally, lab: Lab, rng: random.Random, count: int) -> None:
+def killed_merges(tally: Tally, figure: Figure, lab: Lab, rng: random.Random, count: int) -> None:
     """A merge that is killed leaves no folder under its name; the same command then makes it, and sweeps."""
-    figure, began = tally.figure("SIGKILL during merge"), time.monotonic()
     folder, plain = lab.root / "merges", lab.root / "merged"
     folder.mkdir()
     words = ("merge", str(lab.root / "whole"), "--no-verify", "-o")
@@ -208,7 +207,6 @@ def killed_merges(tally: Tally, lab: Lab, rng: random.Random, count: int) -> Non
             shutil.rmtree(folder / "out")
             if any(folder.iterdir()):
                 figure.wrong(f"left behind: {left}")
-    figure.seconds = time.monotonic() - began
 
 
 def random_kill(tests: Kills, figure: Figure, n: int) -> None:

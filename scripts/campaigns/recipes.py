@@ -135,4 +135,5 @@ def campaign(tally: Tally, own: Path, count: int, seed: int) -> None:
         path.write_bytes(text)
         return judge(path, overrides, again=n in repeated)
 
-    run_all(tally, tally.figure("mutated recipes"), case, count, own)
+    with tally.figure("mutated recipes") as figure:
+        run_all(tally, figure, case, count, own)

@@ -154,4 +154,5 @@ def campaign(tally: Tally, own: Path, count: int, seed: int) -> None:
         path.write_bytes(content)
         return judge(path, ("skip", "error")[n % 2], settings, tokenizers[n // 2 % 2])
 
-    run_all(tally, tally.figure("mutated data files, skip and error"), case, 2 * count, own)
+    with tally.figure("mutated data files, skip and error") as figure:
+        run_all(tally, figure, case, 2 * count, own)

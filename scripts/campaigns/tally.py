@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 
@@ -44,9 +47,14 @@ class Tally:
     def over(self) -> bool:
         return time.monotonic() > self.deadline
 
-    def figure(self, name: str) -> Figure:
-        self.figures.append(Figure(name))
-        return self.figures[-1]
+    @contextmanager
+    def figure(self, name: str) -> Iterator[Figure]:
+        """A new row, to be filled inside; told on standard error at its end: a campaign cut off has said something."""
+        figure, began = Figure(name), time.monotonic()
+        self.figures.append(figure)
+        yield figure
+        figure.seconds = time.monotonic() - began
+        print(figure.line(), file=sys.stderr, flush=True)
 
     @property
     def violations(self) -> int:

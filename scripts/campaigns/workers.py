@@ -53,12 +53,10 @@ class Guard:
 
 def run_all(tally: Tally, figure: Figure, case: Case, count: int, own: Path) -> None:
     """Cases 0 to count - 1, in batches of forked processes; each may write only below `own`."""
-    began = time.monotonic()
     for start in range(0, count, BATCH):
         if tally.over:
             break
         _batch(figure, case, range(start, min(start + BATCH, count)), own)
-    figure.seconds = time.monotonic() - began
 
 
 def _batch(figure: Figure, case: Case, numbers: range, own: Path) -> None:
