@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lrft.core.attached import Attached
 from lrft.errors import CheckFailed
 from lrft.evaluate import measuring
-from lrft.loss import token_loss, trained_tokens
+from lrft.loss import trained_tokens
 
 RESOLUTION = 2.0**-24  # of float32, relative to the number
 
@@ -77,43 +77,14 @@ class MovementCheck:
             self.start.clear()
 
 
-def start_against_base(attached: Attached, batch: Mapping[str, Tensor]) -> tuple[float, float]:
-    """(mean token loss of the adapted model, of the base) on one batch, without dropout."""
+def start_against_base(attached: Attached, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, float]:
+    """(mean token loss of the adapted model, of the base) on one batch, without dropout. model: a `TokenLoss`."""
     tokens = trained_tokens(batch)
-    with measuring(attached.model):
-        adapted = token_loss(attached.model, batch).item() / tokens
+    with measuring(model):
+        adapted = model(batch).item() / tokens
         with attached.disabled():
-            base = token_loss(attached.model, batch).item() / tokens
+            base = model(batch).item() / tokens
     return adapted, base
-
-
-@torch.no_grad()
-def packed_equals_alone(model: nn.Module, rows: list[Tensor]) -> float:
-    """Largest difference between the logits of rows laid end to end and of each row alone, over the largest logit.
-
-    `rows`: token ids, each (n,). The model is asked in evaluation mode, without gradients.
-    """
-    training = model.training
-    model.eval()
-    try:
-        alone = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in rows])
-        positions = torch.cat([torch.arange(len(row), device=row.device) for row in rows])
-        packed = model(input_ids=torch.cat(rows)[None], position_ids=positions[None], use_cache=False).logits[0]
-    finally:
-        model.train(training)
-    return ((packed - alone).abs().max() / alone.abs().max()).item()
-
-
-def require_packing(model: nn.Module, rows: list[Tensor], tolerance: float) -> str:
-    """Raises CheckFailed when this model lets packed rows see each other; returns a sentence for the report."""
-    difference = packed_equals_alone(model, rows)
-    if not difference <= tolerance:  # a NaN fails as well
-        raise CheckFailed(
-            "packed rows are not what they are alone with this model: "
-            f"logits differ by {difference:.1e} of the largest",
-            "Its attention does not keep the rows apart. Set data.packing: false.",
-        )
-    return f"packed equals alone within {difference:.0e} of the largest logit"
 
 
 def _some(names: list[str], shown: int = 3) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,8 +63,9 @@ def train(
     if resume and fresh:
         raise UsageError("--resume and --fresh exclude each other")
     loaded = read_recipe(recipe, overrides)
-    from lrft.train import Options
-    from lrft.train import train as run
+    with loading():
+        from lrft.train import Options
+        from lrft.train import train as run
 
     with as_written(loaded):
         run(loaded, Options(resume, fresh, accept_changes, quiet, source=None if recipe.is_dir() else recipe))
@@ -94,7 +96,8 @@ def merge(
     """Write base + adapter as a plain model folder, and check that it answers the same."""
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UsageError(f"--dtype: {dtype} is none of float32, bfloat16, float16")
-    from lrft.commands import merge as run
+    with loading():
+        from lrft.commands import merge as run
 
     run(
         source,
@@ -114,7 +117,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Test a run's promises on a slice of its own data: packed, accumulation, merged, resumed."""
-    from lrft.commands import verify as run
+    with loading():
+        from lrft.commands import verify as run
 
     run(source, as_json=as_json)
 
@@ -132,7 +136,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Token-exact loss and perplexity, and exact match of greedy answers."""
-    from lrft.commands import evaluate_target as run
+    with loading():
+        from lrft.commands import evaluate_target as run
 
     run(
         target,
@@ -158,7 +163,8 @@ def check(
     if static:
         typer.echo(f"{recipe}: the recipe is sound (model and data were not looked at)")
         return
-    from lrft.commands import check as run
+    with loading():
+        from lrft.commands import check as run
 
     with as_written(loaded):
         run(loaded, recipe)
@@ -210,7 +216,8 @@ def preview(
     if split not in ("train", "validation"):
         raise UsageError(f"--split: {split} is neither train nor validation")
     loaded = read_recipe(recipe, overrides)
-    from lrft.commands import preview as run
+    with loading():
+        from lrft.commands import preview as run
 
     with as_written(loaded):
         run(loaded, n=n, split=split)
@@ -242,6 +249,13 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Any:
     return recipes.load(path, tuple(overrides or ()))
 
 
+def loading() -> AbstractContextManager[None]:
+    """Around the imports of what works with a model."""
+    from lrft.base import importing
+
+    return importing()
+
+
 @contextmanager
 def as_written(recipe: Any) -> Iterator[None]:
     """Errors name what came from the environment as the recipe does: ${NAME}."""
@@ -265,6 +279,7 @@ def spell_resume(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Run a command; turn every failure into its documented exit code."""
+    gc.freeze()  # this process is ours: what it imports is never looked at for garbage, see base.importing
     sys.exit(run_command(sys.argv[1:]))
 
 

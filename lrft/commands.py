@@ -15,6 +15,7 @@ from lrft import base, checkpoint, data, evaluate, merging, setup
 from lrft import recipe as recipes
 from lrft.core import compose, linear, targets
 from lrft.errors import UsageError
+from lrft.layout import find_layout
 from lrft.machine import DTYPES
 from lrft.recipe import DataEntry, DataSection, Recipe
 from lrft.report import Reporter
@@ -131,7 +132,10 @@ def evaluate_target(
         if limit is not None:
             rows = rows.slice(range(min(limit, len(rows))))
         result: dict[str, Any] = {"target": target, "rows": len(rows)}
-        result |= evaluate.loss_of(model, rows, micro=batch_size, pad_id=evaluate.pad_token(tokenizer))
+        found = find_layout(model, rows, packing="auto", compute="fp32" if model.dtype.itemsize > 2 else "bf16")
+        result |= evaluate.loss_of(
+            found.loss(model), rows, micro=batch_size, pad_id=evaluate.pad_token(tokenizer), form=found.form
+        )
         answers = []
         asked = evaluate.with_prompts(rows) if generate else rows.slice([])
         if len(asked):

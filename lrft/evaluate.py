@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrft.data.batch import collate
-from lrft.loss import token_loss
+from lrft.data.batch import Form, collate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,12 +37,14 @@ def loss_of(
     *,
     micro: int,
     pad_id: int,
-    packed: bool = False,
+    form: Form = "padded",
     rank: int = 0,
     world: int = 1,
     reduce: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> dict[str, float]:
     """{"loss", "perplexity", "tokens"}: mean over all trained tokens of `rows`, whatever the batch and rank counts.
+
+    model: a `TokenLoss`, or a distributed wrapper around one.
 
     Each rank measures its own rows, none twice; the sums are added up by `reduce`.
     """
@@ -54,9 +55,9 @@ def loss_of(
     with measuring(model):
         for at in range(0, len(mine), micro):
             ids = mine[at : at + micro]
-            batch = {k: v.to(device) for k, v in collate(rows, ids, pad_id=pad_id, packed=packed).items()}
+            batch = {k: v.to(device) for k, v in collate(rows, ids, pad_id=pad_id, form=form).items()}
             # Through a distributed wrapper's inner module: ranks may have unequal numbers of batches here.
-            sums[0] += token_loss(getattr(model, "module", model), batch).double()
+            sums[0] += getattr(model, "module", model)(batch).double()
             sums[1] += sum(int(rows.trained(i).sum()) for i in ids)
     total, tokens = reduce(sums).tolist()
     mean = total / tokens if tokens else math.nan

@@ -1,41 +1,138 @@
-"""The token loss: one function for training, evaluation and checks, so that they cannot differ."""
+"""The token loss: one function for training, evaluation and checks, so that they cannot differ.
+
+Logits are made only where a token is trained, some at a time: the tensor (tokens, vocabulary) is never whole.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 IGNORED = -100
+# Logits at once. On a CPU few enough to stay near its caches; a GPU wants larger products.
+LOGITS_AT_ONCE = {"cpu": 2**24}
+MORE_LOGITS_AT_ONCE = 2**26
 
 
-def token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Sum of the cross-entropy over the trained tokens of `batch`, float32, shape ().
+class TokenLoss(nn.Module):
+    """A causal language model that answers a batch with its loss.
 
-    batch["labels"] (B, T) holds token j at j where it is trained and -100 elsewhere, not shifted: the logits at j - 1
-    predict it. A sum, never a mean: who divides must know the tokens of the whole optimiser step. Logits are made only
-    at positions where some row has a label, where the model can do so.
+    A module, so that a distributed wrapper around it sees the whole pass. `direct` says that logits are the output
+    embedding's product with the decoder's last hidden states; `proves_direct` finds out. A model that does more
+    (scales or caps its logits) makes all logits of the trained positions at once.
     """
-    labels = batch["labels"]
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+
+    def __init__(self, model: nn.Module, *, direct: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.direct = direct
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Sum of the cross-entropy over the trained tokens of `batch`, float32, shape ().
+
+        batch["labels"] (B, T) holds token j at j where it is trained and -100 elsewhere, not shifted: the logits at
+        j - 1 predict it. A sum, never a mean: who divides must know the tokens of the whole optimiser step.
+        """
+        labels = batch["labels"]
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        if not self.direct:
+            logits, targets = logits_before_labels(self.model, inputs, labels)
+            return summed_cross_entropy(logits, targets)
+        row, column = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        hidden = decoder_of(self.model)(**inputs, use_cache=False).last_hidden_state[row, column]
+        return chunked_cross_entropy(head_of(self.model), hidden, labels[row, column + 1])
+
+
+def logits_before_labels(model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's own logits (B, n, vocabulary) and the labels (B, n) that they predict.
+
+    At positions where some row has a label, where the model can be asked for chosen ones.
+    """
     before = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
     if makes_chosen_logits(model):
         logits = model(**inputs, use_cache=False, logits_to_keep=before).logits
     else:
         logits = model(**inputs, use_cache=False).logits[:, before]
-    targets = labels[:, before + 1]
-    return nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    return logits, labels[:, before + 1]
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The definition: logits (..., vocabulary), targets (...) -> sum over targets that are not ignored."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(wide.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def chunked_cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """`summed_cross_entropy(head(hidden), targets)` for hidden (n, width), some rows at a time.
+
+    Where a gradient is wanted, each part's is made at once with its logits: they are never made again.
+    """
+    if not torch.is_grad_enabled():
+        losses = [summed_cross_entropy(head(part), t) for part, t in parts(head, hidden, targets)]
+        return torch.stack(losses).sum() if losses else hidden.new_zeros(())
+    trained = [p for p in head.parameters() if p.requires_grad]
+    return _ChunkedCrossEntropy.apply(head, hidden, targets, *trained)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, head: nn.Module, hidden: Tensor, targets: Tensor, *trained: Tensor) -> Tensor:
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        gradient = torch.empty_like(hidden)
+        gradients = [torch.zeros_like(p) for p in trained]
+        done = 0
+        for part, target in parts(head, hidden, targets):
+            part = part.detach().requires_grad_()
+            with torch.enable_grad():
+                logits = head(part)
+            logs = logits.detach().to(total.dtype).log_softmax(-1)
+            total -= logs.gather(1, target[:, None]).sum()
+            slope = logs.exp_()  # the derivative of the loss by the logits is softmax - one at the target
+            slope.scatter_add_(1, target[:, None], -torch.ones_like(target[:, None], dtype=slope.dtype))
+            of_part, *of_trained = torch.autograd.grad(logits, [part, *trained], slope.to(logits.dtype))
+            gradient[done : done + len(part)] = of_part
+            for own, more in zip(gradients, of_trained, strict=True):
+                own += more
+            done += len(part)
+        ctx.save_for_backward(gradient, *gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        gradient, *gradients = ctx.saved_tensors
+        return None, gradient * slope.to(gradient.dtype), None, *(g * slope for g in gradients)
+
+
+def parts(head: nn.Module, hidden: Tensor, targets: Tensor) -> Any:
+    """(hidden, targets) in pieces whose logits are few enough."""
+    vocabulary = max(1, head.weight.shape[0] if isinstance(head.weight, Tensor) else 1)
+    most = LOGITS_AT_ONCE.get(hidden.device.type, MORE_LOGITS_AT_ONCE)
+    size = max(64, most // vocabulary)
+    return zip(hidden.split(size), targets.split(size), strict=True) if len(hidden) else ()
+
+
+def decoder_of(model: Any) -> nn.Module:
+    """The part of the model that ends in hidden states."""
+    decoder: nn.Module = model.get_decoder()
+    return decoder
+
+
+def head_of(model: Any) -> nn.Module:
+    """The layer that makes logits of hidden states."""
+    head: nn.Module = model.get_output_embeddings()
+    return head
 
 
 def makes_chosen_logits(model: nn.Module) -> bool:
-    """Whether the model's forward takes `logits_to_keep` (looked up through a distributed wrapper)."""
-    inner = getattr(model, "module", model)
-    return "logits_to_keep" in inspect.signature(type(inner).forward).parameters
+    """Whether the model's forward takes `logits_to_keep`."""
+    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
 
 
 def trained_tokens(batch: Mapping[str, Tensor]) -> int:
-    """Number of tokens that `token_loss` sums over."""
+    """Number of tokens that the loss sums over."""
     return int((batch["labels"][:, 1:] != IGNORED).sum())

@@ -63,8 +63,10 @@ def out_of_memory(error: BaseException, recipe: Any) -> MemoryExhausted | None:
     keys = []
     if t.micro_batch_size > 1:
         keys.append(f"training.micro_batch_size: {t.micro_batch_size // 2} (same result, a little slower)")
-    if not t.gradient_checkpointing:
-        keys.append("training.gradient_checkpointing: true (same result, about a quarter slower)")
+    slower = {"none": ("light", "a few percent"), "light": ("medium", "a fifth"), "medium": ("full", "a third")}
+    if t.gradient_checkpointing in slower:
+        word, cost = slower[t.gradient_checkpointing]
+        keys.append(f"training.gradient_checkpointing: {word} (same result, about {cost} slower)")
     keys.append("data.max_length: a smaller number")
     return MemoryExhausted(
         f"out of memory: {(words.splitlines() or ['nothing more can be allocated'])[0]}",

@@ -1,32 +1,31 @@
 """Merging: adapter + base folder -> a folder that plain transformers loads.
 
-The base's safetensors files are read one tensor at a time; a target becomes `adapter.weight(W0)` in float32, rounded
-once. The model is never built, so memory is that of the largest tensor, whatever the model's size. Afterwards the
-written folder is loaded and its logits are compared with those of base + adapter.
+The base's safetensors files are read piece by piece (`pieces`); a target becomes `adapter.weight(W0)` in float32,
+rounded once. The model is never built: memory is that of a few pieces, or of the largest tensor when the adapter states
+its weight only as a whole. Afterwards the written folder is loaded and its logits are compared with those of base +
+adapter.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lrft import base, files
 from lrft.checkpoint import SavedAdapter, read_adapter
 from lrft.core.adapter import Site
-from lrft.core.linear import as_rows
 from lrft.errors import CheckFailed, MissingError, UsageError
-from lrft.tensorfile import DTYPES, TensorReader, TensorWriter, raw
+from lrft.pieces import MOST_WORKERS, Change, merge_file, thin
+from lrft.tensorfile import TensorReader
 
 INDEX = "model.safetensors.index.json"
-FLOATS = ("F64", "F32", "F16", "BF16")
-CHOICES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # What lies in the base's and the adapter's folder goes along as it is, but for weights, other tools' pickles and locks.
 NOT_COPIED = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".h5", ".msgpack", ".onnx"),
@@ -49,6 +48,14 @@ class MergeResult:
     """of what rounding to the stored dtype took from the update"""
     worst_site: str = ""
     worst_share: float = 0.0
+
+    def add(self, changes: Mapping[str, Change]) -> None:
+        for site, change in changes.items():
+            update, lost = math.sqrt(change.update), math.sqrt(change.lost)
+            self.update_norm = math.hypot(self.update_norm, update)
+            self.lost_norm = math.hypot(self.lost_norm, lost)
+            if update and lost / update >= self.worst_share:
+                self.worst_site, self.worst_share = site, lost / update
 
     @property
     def lost_share(self) -> float:
@@ -85,9 +92,10 @@ def merge(
 
     needed = sum(path.stat().st_size for path in weights) * (2 if dtype == "float32" else 1)
     with files.room_for(out, needed), files.scratch_for(out) as temporary:
-        for number, path in enumerate(weights):
-            merge_file(path, temporary / path.name, saved, keys, dtype, result)
-            progress(number + 1, len(weights))
+        with workers_for(saved) as workers:
+            for number, path in enumerate(weights):
+                result.add(merge_file(path, temporary / path.name, saved, keys, dtype, workers))
+                progress(number + 1, len(weights))
         if not result.update_norm:
             raise CheckFailed("the adapter's update is zero everywhere: merging would change nothing")
         complete_folder(temporary, source, saved, dtype)
@@ -98,6 +106,19 @@ def merge(
         temporary.rename(out)
         files.sync(out.parent)
     return result
+
+
+@contextmanager
+def workers_for(saved: SavedAdapter) -> Iterator[int]:
+    """How many threads work on pieces, each on one core; one on all cores where each tensor is a single product."""
+    threads = torch.get_num_threads()
+    by_rows = all(thin(saved.build(site)) is not None for site in saved.sites[:1])
+    workers = min(threads, MOST_WORKERS) if by_rows else 1
+    torch.set_num_threads(1 if by_rows else threads)
+    try:
+        yield workers
+    finally:
+        torch.set_num_threads(threads)
 
 
 def base_of(saved: SavedAdapter, named: str | None) -> Path:
@@ -145,79 +166,6 @@ def tensor_keys(saved: SavedAdapter, weights: list[Path]) -> dict[str, Site]:
             )
         found[key] = site
     return found
-
-
-def merge_file(
-    path: Path,
-    out: Path,
-    saved: SavedAdapter,
-    keys: Mapping[str, Site],
-    dtype: str | None,
-    result: MergeResult,
-) -> None:
-    """One file of the base, tensor by tensor."""
-    with TensorReader(path) as reader:
-        stored_as = {
-            name: CHOICES[dtype] if dtype and entry.dtype in FLOATS else entry.dtype
-            for name, entry in reader.entries.items()
-        }
-        announced = {
-            name: (
-                stored_as[name],
-                entry.shape,
-                bytes_of(stored_as[name], entry.shape, entry.size, entry.dtype),
-            )
-            for name, entry in reader.entries.items()
-        }
-        with TensorWriter(out, announced, reader.metadata) as writer:
-            for name, entry in reader.entries.items():
-                if name in keys:
-                    writer.write(name, raw(merged(reader.tensor(name), saved, keys[name], stored_as[name], result)))
-                elif stored_as[name] != entry.dtype:
-                    writer.write(name, raw(rounded_to(stored_as[name], reader.tensor(name), name)))
-                else:
-                    writer.write(name, reader.bytes(name))
-
-
-def bytes_of(dtype: str, shape: tuple[int, ...], size: int, before: str) -> int:
-    return size if dtype == before else math.prod(shape) * DTYPES[dtype].itemsize
-
-
-@torch.no_grad()
-def merged(stored: Tensor, saved: SavedAdapter, site: Site, dtype: str, result: MergeResult) -> Tensor:
-    """The new tensor of one target in its storage's layout; its norms are added to `result`."""
-    if not stored.is_floating_point():
-        raise CheckFailed(f"{site.name} is stored as {stored.dtype} in the base: an update cannot be added to integers")
-    before = as_rows(stored, site.transposed).to(site.dtype)
-    if tuple(before.shape) != (site.d, site.k):
-        raise CheckFailed(f"{site.name} is {tuple(before.shape)} in the base, {site.d} x {site.k} in the adapter")
-    exact = saved.build(site).weight(before)
-    rounded = rounded_to(dtype, exact, site.name)
-    update = norm(exact - before)
-    del before  # memory is that of a few copies of the largest tensor: not one more
-    lost = 0.0 if rounded.dtype == exact.dtype else norm(rounded.to(exact.dtype).sub_(exact))
-    result.update_norm = math.hypot(result.update_norm, update)
-    result.lost_norm = math.hypot(result.lost_norm, lost)
-    if update and lost / update >= result.worst_share:
-        result.worst_site, result.worst_share = site.name, lost / update
-    return as_rows(rounded, site.transposed).contiguous()
-
-
-def rounded_to(dtype: str, exact: Tensor, name: str) -> Tensor:
-    """Raises CheckFailed for a finite value that `dtype` cannot hold: float16 ends at 65504."""
-    rounded = exact.to(DTYPES[dtype])
-    if not finite(rounded) and finite(exact):
-        raise CheckFailed(f"{name} holds values that do not fit into {str(rounded.dtype).removeprefix('torch.')}")
-    return rounded
-
-
-def finite(tensor: Tensor) -> bool:
-    """Whether all values are. (Ten times as fast as isfinite: the extremes show NaN and infinity alike.)"""
-    return not tensor.numel() or all(math.isfinite(extreme.item()) for extreme in tensor.aminmax())
-
-
-def norm(tensor: Tensor) -> float:
-    return torch.linalg.vector_norm(tensor).item()
 
 
 def complete_folder(out: Path, source: Path, saved: SavedAdapter, dtype: str | None) -> None:

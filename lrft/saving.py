@@ -20,6 +20,9 @@ FREE_ON_RESUME = (
     "checkpoint.",
     "output_dir",
     "data.cache",
+    "data.packing",
+    "training.gradient_checkpointing",
+    "training.compile",
 )
 
 

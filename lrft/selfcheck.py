@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrft import base, checks, data, files, machine, merging, setup
+from lrft import base, data, files, layout, machine, merging, setup
 from lrft import recipe as recipes
 from lrft.checkpoint import load_adapter, read_adapter
 from lrft.core.attached import Attached
 from lrft.data.batch import collate
 from lrft.errors import CheckFailed
-from lrft.loss import token_loss, trained_tokens
+from lrft.loss import TokenLoss, trained_tokens
 from lrft.recipe import Recipe
 from lrft.train import train
 from lrft.trainer import Options
@@ -106,11 +106,12 @@ def adapted(recipe: Recipe, source: Path, adapter: Path) -> tuple[Any, Attached]
 
 
 def packed(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Finding:
-    if not recipe.data.packing:
+    if recipe.data.packing is not True:
         return Finding("packed", 0.0, ROUNDING, "not tested: this run does not pack", True)
     model, _ = adapted(recipe, source, adapter)
+    form = layout.packed_form(model)
     ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(model.device) for i in range(len(rows))]
-    difference = checks.packed_equals_alone(model, ids)
+    difference = layout.packed_equals_alone(model, ids, form)
     return Finding(
         "packed",
         difference,
@@ -139,12 +140,12 @@ def gradient(model: Any, attached: Attached, rows: data.Rows, micro: int) -> Ten
         parameter.grad = None
     model.eval()  # without dropout, whose masks would differ
     batches = [
-        {k: v.to(model.device) for k, v in collate(rows, ids, pad_id=0, packed=False).items()}
+        {k: v.to(model.device) for k, v in collate(rows, ids, pad_id=0, form="padded").items()}
         for ids in (list(range(len(rows)))[at : at + micro] for at in range(0, len(rows), micro))
     ]
     tokens = sum(map(trained_tokens, batches))
     for batch in batches:
-        (token_loss(model, batch) / tokens).backward()
+        (TokenLoss(model)(batch) / tokens).backward()
     return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in trained])
 
 

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from lrft import base, checks, data, evaluate, machine, optim
-from lrft.core import compose
+from lrft import base, checks, data, layout, machine, optim
+from lrft.base.compiled import compile_blocks
+from lrft.core import checkpointing, compose
 from lrft.core.attached import Attached
-from lrft.data.batch import collate
+from lrft.data.batch import Form, collate
+from lrft.errors import Problem, RecipeError
 from lrft.recipe import Recipe
 from lrft.trainer import Options, Trainer
 
-PACKING_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
-PACKING_ROWS = 3
 # Relative difference of the loss between a fresh adapter and the base that rounding may make.
 START_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
 START_ROWS = 4
@@ -36,16 +35,19 @@ def set_up(recipe: Recipe, options: Options) -> Trainer:
     accelerator = machine.make_accelerator(compute)
     model.to(accelerator.device)
     attached, composition = compose.attach_adapter(model, recipe.adapter, seed=t.seed, where=recipe.where)
-    proven = {}
-    if recipe.data.packing:
-        proven["packing"] = prove_packing(model, prepared.train, compute, accelerator.device)
-    if t.gradient_checkpointing:
-        # The re-entrant kind loses the gradients of adapters above a frozen embedding.
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    found = layout.find_layout(model, prepared.train, packing=recipe.data.packing, compute=compute)
+    proven = {"packing": found.said} if found.said else {}
+    if t.gradient_checkpointing != "none":
+        checkpointing.checkpoint(model, t.gradient_checkpointing)
+    if t.compile and not compile_blocks(model):
+        text = "training.compile: this model has no blocks that transformers knows"
+        raise RecipeError([Problem(recipe.where("training.compile"), text)])
     adamw = optim.make_adamw(attached.trained(), composition.lr_factors(), t.optimizer, t.learning_rate, t.weight_decay)
-    wrapped, optimizer = accelerator.prepare(model, adamw)
+    losses = found.loss(model)
+    wrapped, optimizer = accelerator.prepare(losses, adamw)
     warnings = compose.advice(composition, attached.sites, model)
-    proven["start"], odd = compare_start(attached, prepared.train, compute, evaluate.pad_token(tokenizer))
+    warnings += [found.warning] if found.warning else []
+    proven["start"], odd = compare_start(attached, losses, prepared.train, compute, found.form)
     return Trainer(
         recipe=recipe,
         options=options,
@@ -62,6 +64,7 @@ def set_up(recipe: Recipe, options: Options) -> Trainer:
         attached=attached,
         composition=composition,
         model=wrapped,
+        layout=found,
         optimizer=optimizer,
         plan=data.Schedule(
             len(prepared.train), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle
@@ -108,11 +111,13 @@ def load_model(recipe: Recipe, source: Path, dtype: str) -> Any:
     )
 
 
-def compare_start(attached: Attached, rows: data.Rows, compute: str, pad_id: int) -> tuple[str, list[str]]:
+def compare_start(
+    attached: Attached, losses: nn.Module, rows: data.Rows, compute: str, form: Form
+) -> tuple[str, list[str]]:
     """What the fresh adapter does to the loss of the shortest rows: a sentence, and a warning if anything."""
     device = next(attached.model.parameters()).device
-    batch = collate(rows, shortest(rows, START_ROWS), pad_id=pad_id, packed=False)
-    adapted, base_loss = checks.start_against_base(attached, {k: v.to(device) for k, v in batch.items()})
+    batch = collate(rows, shortest(rows, START_ROWS), pad_id=0, form=form)
+    adapted, base_loss = checks.start_against_base(attached, losses, {k: v.to(device) for k, v in batch.items()})
     words = f"before the first step the loss is {adapted:.4f}, the base's {base_loss:.4f}"
     same = abs(adapted - base_loss) <= START_TOLERANCE[compute] * max(abs(base_loss), 1e-3)
     return words, [] if same else [f"the adapter does not start as the base: {words}"]
@@ -121,9 +126,3 @@ def compare_start(attached: Attached, rows: data.Rows, compute: str, pad_id: int
 def shortest(rows: data.Rows, n: int) -> list[int]:
     """Ids of the n shortest rows."""
     return [int(i) for i in np.argsort(rows.lengths, kind="stable")[:n]]
-
-
-def prove_packing(model: nn.Module, rows: data.Rows, compute: str, device: torch.device) -> str:
-    """Ask this very model about its shortest rows, packed and alone. Raises CheckFailed when they differ."""
-    ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(device) for i in shortest(rows, PACKING_ROWS)]
-    return checks.require_packing(model, ids, PACKING_TOLERANCE[compute])

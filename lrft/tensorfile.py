@@ -1,4 +1,4 @@
-"""safetensors files written and read one tensor at a time, in constant memory.
+"""safetensors files written and read piece by piece, in constant memory, by any number of threads.
 
 The library's own writer wants every tensor of a file at once; a merge must not. The format is 8 bytes of header length,
 a JSON header with each tensor's dtype, shape and place, and the bytes end to end.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -48,7 +50,7 @@ class Entry:
 
 
 class TensorReader:
-    """An open safetensors file. Tensors are read one at a time into memory of their own."""
+    """An open safetensors file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,26 +89,33 @@ class TensorReader:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def bytes(self, name: str) -> bytearray:
-        entry = self.entries[name]
-        data = bytearray(entry.size)
-        self.file.seek(entry.start)
-        if self.file.readinto(data) != entry.size:
-            raise CheckFailed(f"{self.path} ends inside {name}")
-        return data
+    def dtype(self, name: str) -> torch.dtype:
+        """Raises CheckFailed for one that is not among DTYPES (8-bit floats, packed formats)."""
+        word = self.entries[name].dtype
+        if word not in DTYPES:
+            raise CheckFailed(f"{self.path}: {name} is stored as {word}, which cannot be merged into")
+        return DTYPES[word]
+
+    def read(self, name: str, at: int, into: memoryview) -> None:
+        """Fill `into` with a tensor's bytes from its byte `at` on."""
+        entry, done = self.entries[name], 0
+        if at < 0 or at + len(into) > entry.size:
+            raise ValueError(f"{name} has no bytes {at} to {at + len(into)}")
+        while done < len(into):
+            got = os.preadv(self.file.fileno(), [into[done:]], entry.start + at + done)
+            if not got:
+                raise CheckFailed(f"{self.path} ends inside {name}")
+            done += got
 
     def tensor(self, name: str) -> Tensor:
-        """Raises CheckFailed for a dtype that is not one of DTYPES (8-bit floats, packed formats)."""
-        entry = self.entries[name]
-        if entry.dtype not in DTYPES:
-            raise CheckFailed(f"{self.path}: {name} is stored as {entry.dtype}, which cannot be merged into")
-        if not entry.size:
-            return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-        return torch.frombuffer(self.bytes(name), dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+        """A whole tensor in memory of its own. Raises CheckFailed as `dtype`."""
+        tensor = torch.empty(self.entries[name].shape, dtype=self.dtype(name))
+        self.read(name, 0, raw(tensor))
+        return tensor
 
 
 class TensorWriter:
-    """Writes a safetensors file whose tensors are announced first and then given in that order."""
+    """Writes a safetensors file whose tensors are announced first and then given piece by piece, in any order."""
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str]):
         """`tensors`: name -> (dtype as safetensors spells it, shape, bytes)."""
@@ -117,8 +126,14 @@ class TensorWriter:
             at += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # tensors begin on a multiple of 8, as readers of mapped files like it
-        self._left = {name: size for name, (_, _, size) in tensors.items()}
-        self.file = path.open("wb")
+        self.entries: dict[str, Entry] = {}
+        at = 8 + len(text)
+        for name, (dtype, shape, size) in tensors.items():
+            self.entries[name] = Entry(dtype, tuple(shape), at, at + size)
+            at += size
+        self._left = {name: entry.size for name, entry in self.entries.items()}
+        self._lock = Lock()
+        self.file: FileIO = path.open("wb", buffering=0)
         self.file.write(struct.pack("<Q", len(text)) + text)
 
     def __enter__(self) -> TensorWriter:
@@ -126,13 +141,19 @@ class TensorWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.file.close()
-        if kind is None and self._left:
-            raise ValueError(f"announced but not written: {', '.join(self._left)}")
+        unwritten = [name for name, left in self._left.items() if left]
+        if kind is None and unwritten:
+            raise ValueError(f"announced but not written: {', '.join(unwritten)}")
 
-    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        if next(iter(self._left), None) != name or len(data) != self._left.pop(name):
-            raise ValueError(f"{name} is not the next tensor or has another size than was announced")
-        self.file.write(data)
+    def write(self, name: str, at: int, data: memoryview) -> None:
+        """A tensor's bytes from its byte `at` on. Each byte is to be given once."""
+        entry, done = self.entries[name], 0
+        with self._lock:
+            self._left[name] -= len(data)
+        if at < 0 or at + len(data) > entry.size or self._left[name] < 0:
+            raise ValueError(f"{name} is not as long as that, or has these bytes already")
+        while done < len(data):
+            done += os.pwrite(self.file.fileno(), data[done:], entry.start + at + done)
 
 
 def raw(tensor: Tensor) -> memoryview:

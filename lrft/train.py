@@ -18,7 +18,6 @@ from lrft.core import compose
 from lrft.core.part import Run
 from lrft.data.batch import micro_batches
 from lrft.errors import CheckFailed, LrftError, NonFinite, Stopped
-from lrft.loss import token_loss
 from lrft.recipe import Recipe
 from lrft.report import Reporter
 from lrft.runfolder import RunFolder
@@ -127,7 +126,7 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
     run = Run(
         step,
         trainer.plan.total_steps,
-        trainer.model,
+        trainer.attached.model,
         trainer.attached.modules,
         optimizer,
         settings.seed,
@@ -204,7 +203,7 @@ def backward(trainer: Trainer, ids: np.ndarray, tokens: int) -> Tensor:
         # A rank without rows left goes through the motions with weight zero: the others wait for it.
         batch = trainer.collate(micro or [int(ids[0])])
         with accelerator.no_sync(trainer.model) if n < len(micros) - 1 else nullcontext():
-            loss = token_loss(trainer.model, batch) * (1.0 if micro else 0.0)
+            loss = trainer.model(batch) * (1.0 if micro else 0.0)
             accelerator.backward(loss * (world / tokens))  # DDP takes the mean over ranks: world undoes it
         total += loss.detach().double()
     return total
@@ -277,7 +276,7 @@ def measure(trainer: Trainer) -> bool:
         rows,
         micro=micro,
         pad_id=evaluate.pad_token(trainer.tokenizer),
-        packed=trainer.packed,
+        form=trainer.layout.form,
         rank=trainer.accelerator.process_index,
         world=trainer.accelerator.num_processes,
         reduce=trainer.reduce,

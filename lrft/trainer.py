@@ -13,6 +13,7 @@ from lrft.core.attached import Attached
 from lrft.core.compose import Composition
 from lrft.data import Prepared, Rows, Schedule
 from lrft.data.batch import collate
+from lrft.layout import ROWWISE, Layout
 from lrft.report import Reporter
 from lrft.runfolder import RunFolder
 
@@ -69,7 +70,8 @@ class Trainer:
     attached: Attached
     composition: Composition
     model: nn.Module
-    """as prepared by Accelerate; `attached.model` is the one inside"""
+    """a `TokenLoss` as prepared by Accelerate; `attached.model` is the language model inside"""
+    layout: Layout
     optimizer: Any
     plan: Schedule
     warnings: list[str]
@@ -90,7 +92,7 @@ class Trainer:
 
     @property
     def packed(self) -> bool:
-        return self.recipe.data.packing
+        return self.layout.packed
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -99,6 +101,7 @@ class Trainer:
             "training.precision": self.compute,
             "model.precision": self.base_info["dtype"],
             "model.attention": attention_of(self.attached.model),
+            "data.packing": self.layout.packed,
         }
         if self.recipe.where("data.max_length") == "default":  # the model can have fewer positions
             decided["data.max_length"] = self.prepared.report.max_length
@@ -111,7 +114,7 @@ class Trainer:
 
     def collate(self, ids: list[int]) -> dict[str, Tensor]:
         """A micro-batch on this process's device."""
-        batch = collate(self.rows, ids, pad_id=evaluate.pad_token(self.tokenizer), packed=self.packed)
+        batch = collate(self.rows, ids, pad_id=evaluate.pad_token(self.tokenizer), form=self.layout.form)
         return {name: value.to(self.accelerator.device) for name, value in batch.items()}
 
     def describe(self) -> None:
@@ -121,5 +124,6 @@ class Trainer:
 
 
 def attention_of(model: Any) -> str:
-    """The attention kernel that transformers chose."""
-    return str(model.config._attn_implementation)
+    """The attention kernel that transformers chose, as a recipe names it."""
+    name = str(model.config._attn_implementation)
+    return "sdpa" if name == ROWWISE else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.server
 import json
 import os
@@ -292,6 +293,43 @@ def test_position_limit(folder: Path) -> None:
     assert base.position_limit(MambaConfig()) is None
 
 
+# --- imports
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_importing_is_not_collected_and_leaves_the_collector_as_it_was(collecting: bool) -> None:
+    rounds: list[str] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        rounds.append(phase)
+
+    (gc.enable if collecting else gc.disable)()
+    gc.callbacks.append(note)
+    try:
+        with base.importing():
+            kept = [[] for _ in range(100_000)]
+            collected = len(rounds)
+        young = {id(found) for found in gc.get_objects(0)}
+        assert gc.isenabled() == collecting
+    finally:
+        gc.callbacks.remove(note)
+        gc.enable()
+    assert collected == 0
+    assert id(kept[0]) not in young, "what was made is old at once"
+    assert gc.get_freeze_count() == 0, "this process does not set its objects aside: its garbage must be found"
+
+
+def test_a_process_that_sets_objects_aside_sets_imports_aside() -> None:
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        with base.importing():
+            kept = [[] for _ in range(1000)]
+        assert gc.get_freeze_count() >= before + len(kept)
+    finally:
+        gc.unfreeze()
+
+
 # --- fingerprint
 
 
@@ -355,6 +393,18 @@ def test_fingerprint_is_remembered_until_the_file_changes(folder: Path, cache: P
     assert base.fingerprint(folder) == "remembered"
     aged(folder, 90)
     assert base.fingerprint(folder) == fresh
+
+
+def test_a_file_with_the_size_and_time_of_another_is_not_taken_for_it(folder: Path) -> None:
+    aged(folder)
+    before, path = base.fingerprint(folder), folder / "model.safetensors"
+    stat = path.stat()
+    tensors = load_file(path)
+    change_value(tensors)
+    save_file(tensors, path, {"format": "pt"})
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert base.fingerprint(folder) != before
 
 
 def test_fingerprint_without_a_cache_folder(folder: Path, cache: Path) -> None:
@@ -447,6 +497,20 @@ def test_gguf_is_converted_once(gguf_file: Path) -> None:
     gguf_file.rename(copy)
     assert base.resolve(str(copy)) == folder
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == written
+
+
+def test_the_checksum_of_a_gguf_is_remembered_until_the_file_changes(gguf_file: Path, cache: Path) -> None:
+    base.resolve(str(gguf_file))
+    assert not (cache / "digests").exists()  # too young to be trusted
+    os.utime(gguf_file, (time.time() - 60,) * 2)
+    folder = base.resolve(str(gguf_file))
+    (note,) = (cache / "digests").iterdir()
+    assert note.read_text()[:16] == folder.name
+    folder.rename(folder.with_name("remembered"[:16]))
+    note.write_text("remembered")
+    assert base.resolve(str(gguf_file)).name == "remembered"
+    os.utime(gguf_file, (time.time() - 90,) * 2)
+    assert base.resolve(str(gguf_file)) == folder
 
 
 @pytest.mark.parametrize("wreck", ["no record", "changed weights", "only a part"])

@@ -109,7 +109,7 @@ def test_a_rank_without_rows_gets_an_empty_list() -> None:
 def test_padded_tensors_are_masked_by_place_not_by_token() -> None:
     """Trust 7."""
     rows = rows_of(2, 4)
-    batch = collate(rows, [0, 1], pad_id=1, packed=False)  # 1 is also a trained token of row 0
+    batch = collate(rows, [0, 1], pad_id=1, form="padded")  # 1 is also a trained token of row 0
     assert batch["input_ids"].tolist() == [[0, 1, 1, 1], [100, 101, 102, 103]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[-100, 1, -100, -100], [-100, 101, 102, 103]]
@@ -121,7 +121,7 @@ def test_padded_tensors_are_masked_by_place_not_by_token() -> None:
 def test_packed_rows_do_not_predict_their_neighbours(lengths: list[int]) -> None:
     """Trust 13."""
     rows = rows_of(*lengths)
-    batch = collate(rows, range(len(lengths)), pad_id=0, packed=True)
+    batch = collate(rows, range(len(lengths)), pad_id=0, form="packed")
     assert set(batch) == {"input_ids", "position_ids", "labels"}
     labels, positions = batch["labels"][0], batch["position_ids"][0]
     assert batch["input_ids"].shape == (1, sum(lengths))
@@ -132,7 +132,7 @@ def test_packed_rows_do_not_predict_their_neighbours(lengths: list[int]) -> None
 
 def test_no_rows_no_tensors() -> None:
     with pytest.raises(ValueError):
-        collate(rows_of(2), [], pad_id=0, packed=True)
+        collate(rows_of(2), [], pad_id=0, form="packed")
 
 
 # --- rows ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lrft import evaluate
+from lrft.base.rowwise import use_rowwise
 from lrft.data import Row, Rows
+from lrft.layout import Layout
+from lrft.loss import TokenLoss
 
 
 def row(tokens: list[int], trained_from: int, answer: str = "", prompt_end: int | None = None) -> Row:
@@ -53,11 +57,11 @@ def stock_loss(model: PreTrainedModel, rows: Rows) -> tuple[float, int]:
 def test_loss_is_that_of_transformers_weighted_by_tokens_for_every_batch(name: str) -> None:
     model, rows = tiny.make(name), ragged()
     expected, tokens = stock_loss(model, rows)
-    forms = [(micro, False) for micro in (1, 2, 3, 7, 64)]
-    forms += [(micro, True) for micro in (1, 4, 64)] if name == "llama" else []
-    for micro, packed in forms:
-        found = evaluate.loss_of(model, rows, micro=micro, pad_id=2, packed=packed)
-        assert found["loss"] == pytest.approx(expected, rel=1e-6), (micro, packed)
+    use_rowwise(model)
+    layouts = [Layout("padded"), Layout("padded", direct=True), Layout("rowwise"), Layout("rowwise", direct=True)]
+    for micro, layout in itertools.product((1, 2, 3, 7, 64), layouts):
+        found = evaluate.loss_of(layout.loss(model), rows, micro=micro, pad_id=2, form=layout.form)
+        assert found["loss"] == pytest.approx(expected, rel=1e-6), (micro, layout)
         assert found["tokens"] == tokens
         assert found["perplexity"] == pytest.approx(np.exp(expected), rel=1e-5)
 
@@ -65,7 +69,7 @@ def test_loss_is_that_of_transformers_weighted_by_tokens_for_every_batch(name: s
 def test_a_mean_of_means_would_be_another_number() -> None:
     """The rows are ragged enough for the test above to see that mistake."""
     model, rows = tiny.make("llama"), ragged()
-    means = [evaluate.loss_of(model, rows.slice([i]), micro=1, pad_id=2)["loss"] for i in range(13)]
+    means = [evaluate.loss_of(TokenLoss(model), rows.slice([i]), micro=1, pad_id=2)["loss"] for i in range(13)]
     assert np.mean(means) != pytest.approx(stock_loss(model, rows)[0], rel=1e-4)
 
 
@@ -79,7 +83,7 @@ def test_ranks_together_measure_each_row_once(world: int) -> None:
         return own
 
     for rank in range(world):
-        evaluate.loss_of(model, rows, micro=2, pad_id=2, rank=rank, world=world, reduce=collect)
+        evaluate.loss_of(TokenLoss(model), rows, micro=2, pad_id=2, rank=rank, world=world, reduce=collect)
     total, tokens = torch.stack(sums).sum(0).tolist()
     expected, count = stock_loss(model, rows)
     assert tokens == count
@@ -87,7 +91,7 @@ def test_ranks_together_measure_each_row_once(world: int) -> None:
 
 
 def test_nothing_to_measure_is_not_a_number() -> None:
-    found = evaluate.loss_of(tiny.make("llama"), Rows.of([row([3, 4], 9)]), micro=1, pad_id=2)
+    found = evaluate.loss_of(TokenLoss(tiny.make("llama")), Rows.of([row([3, 4], 9)]), micro=1, pad_id=2)
     assert np.isnan(found["loss"])
     assert found["tokens"] == 0
 
@@ -148,7 +152,7 @@ def test_modes_and_random_numbers_are_left_as_they_were() -> None:
     torch.manual_seed(8)
     expected = torch.rand(4)
     torch.manual_seed(8)
-    evaluate.loss_of(model, rows, micro=4, pad_id=2)
+    evaluate.loss_of(TokenLoss(model), rows, micro=4, pad_id=2)
     answers(model, 3, [2], n=2)
     with evaluate.measuring(model):
         assert not any(module.training for module in model.modules())
@@ -165,11 +169,11 @@ def test_modes_and_random_numbers_are_left_as_they_were() -> None:
 
 def test_dropout_is_off_while_measuring() -> None:
     model, rows = tiny.make("gpt2"), ragged()
-    quiet = evaluate.loss_of(model, rows, micro=4, pad_id=2)["loss"]
+    quiet = evaluate.loss_of(TokenLoss(model), rows, micro=4, pad_id=2)["loss"]
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.5
-    assert evaluate.loss_of(model.train(), rows, micro=4, pad_id=2)["loss"] == quiet
+    assert evaluate.loss_of(TokenLoss(model.train()), rows, micro=4, pad_id=2)["loss"] == quiet
 
 
 def test_rows_without_a_prompt_are_not_asked() -> None:

@@ -27,8 +27,8 @@ TIERS = (
     "core",
     "methods summary diagnostics runreport",
     "checkpoint",
-    "evaluate",
-    "merging verify checks",
+    "evaluate pieces",
+    "merging verify checks layout",
     "trainer",
     "setup saving",
     "train",
@@ -52,7 +52,8 @@ ONLY = {
     "data": "errors files text",
     "checkpoint": "errors files core",
     "evaluate": "loss data",
-    "merging": "errors files tensorfile core base checkpoint",
+    "pieces": "errors tensorfile core checkpoint",
+    "merging": "errors files tensorfile core base checkpoint pieces",
     "verify": "errors files tensorfile recipe base checkpoint loss evaluate",
 }
 
@@ -131,7 +132,7 @@ def test_the_package_itself_loads_nothing() -> None:
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "matplotlib", "numpy")
 
 
-LIGHT = ("lrft", "lrft.errors", "lrft.catalog", "lrft.recipe", "lrft.cli", "lrft.methodlist")
+LIGHT = ("lrft", "lrft.errors", "lrft.catalog", "lrft.recipe", "lrft.cli", "lrft.methodlist", "lrft.base")
 
 
 @pytest.mark.parametrize("module", LIGHT)

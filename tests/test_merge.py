@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
 import lrft
 from lrft import base as bases
-from lrft import checkpoint, merging, verify
+from lrft import checkpoint, merging, pieces, verify
 from lrft.core.attached import Attached
 from lrft.errors import CheckFailed, MissingError, UsageError, exit_code
 
@@ -409,80 +410,107 @@ def test_the_narrowest_dtype_decides_the_tolerance(tmp_path: Path) -> None:
         assert verify.stored_dtype(base) == name
 
 
-# Memory. (The peak that getrusage tells is no use here: a new process inherits that of its parent.)
-
-MEMORY = """
-import sys, time
-import torch, transformers
-from lrft import merging
-def memory(word):
-    lines = open("/proc/self/status").read().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(word + ":")))
-before, start = memory("VmRSS"), time.perf_counter()
-merging.merge(sys.argv[1], sys.argv[2])
-print(memory("VmHWM") - before, time.perf_counter() - start)
-"""
+# Piece by piece
 
 
-def synthetic_base(folder: Path, layers: int, width: int, inner: int, per_shard: int) -> int:
-    """A sharded bfloat16 Llama of random bytes, written without building it. Returns the largest tensor's bytes."""
-    from transformers import LlamaConfig
-
+def wide_base(folder: Path, dtype: torch.dtype) -> Path:
+    """Layers of more than one piece under `small_pieces`, wide enough for the matrix kernels of real ones."""
     config = LlamaConfig(
-        hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=8, vocab_size=1000
+        hidden_size=192, intermediate_size=320, num_hidden_layers=1, num_attention_heads=4, vocab_size=tiny.VOCABULARY
     )
-    config.save_pretrained(folder)
-    ends = {"model.embed_tokens.weight": (1000, width), "lm_head.weight": (1000, width)}
-    shapes: dict[str, tuple[int, ...]] = {**ends, "model.norm.weight": (width,)}
-    for i in range(layers):
-        block = f"model.layers.{i}"
-        shapes |= {f"{block}.self_attn.{w}_proj.weight": (width, width) for w in "qkvo"}
-        shapes |= {f"{block}.mlp.{w}_proj.weight": (inner, width) for w in ("gate", "up")}
-        shapes |= {f"{block}.mlp.down_proj.weight": (width, inner)}
-        shapes |= {f"{block}.{w}_layernorm.weight": (width,) for w in ("input", "post_attention")}
-    names = list(shapes)
-    groups = [names[at : at + per_shard] for at in range(0, len(names), per_shard)]
-    index: dict[str, str] = {}
-    for number, group in enumerate(groups):
-        shard = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
-        save_file({n: torch.randn(shapes[n]).bfloat16() * 0.02 for n in group}, folder / shard, {"format": "pt"})
-        index |= dict.fromkeys(group, shard)
-    size = sum(2 * math.prod(shape) for shape in shapes.values())
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": index}))
-    return max(2 * math.prod(shape) for shape in shapes.values())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", ["lora", "mora"])
-def test_a_merge_needs_the_memory_of_a_tensor_not_of_the_model(words: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
+    return tiny.save(AutoModelForCausalLM.from_config(config).to(dtype).eval(), folder)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Several pieces for each tensor of `wide_base` and three threads to take them."""
+    monkeypatch.setattr(pieces, "PIECE", 5000)
+    monkeypatch.setattr(pieces, "COPIED", 1001)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    assert torch.get_num_threads() == 3, "merging gives the threads back that it took"
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, "float16"])
+@pytest.mark.parametrize("words", ["lora", "dora"])
+def test_in_pieces_it_is_the_whole_weight_to_the_bit(
+    stored: torch.dtype, dtype: str | None, words: str, small_pieces: None, tmp_path: Path
+) -> None:
+    base = wide_base(tmp_path / "base", stored)
+    attached = save_adapter(tmp_path / "adapter", base, words, size=0.01, target_modules=["q_proj", "gate_proj"])
+    result = merging.merge(tmp_path / "adapter", tmp_path / "out", dtype=dtype)
+    before, after = tensors(base), tensors(tmp_path / "out")
+    kept = getattr(torch, dtype) if dtype else stored
+    update = 0.0
+    for name, tensor in before.items():
+        adapter = attached.modules.get(name.removesuffix(".weight"))
+        with torch.no_grad():
+            exact = adapter.weight(tensor.float()) if adapter else tensor.float()
+        assert torch.equal(after[name], exact.to(kept)), name
+        update += (exact - tensor.float()).double().norm().item() ** 2
+    assert result.update_norm == pytest.approx(math.sqrt(update), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_pieces_of_a_transposed_matrix(dtype: str | None, small_pieces: None, tmp_path: Path) -> None:
     base = tmp_path / "base"
-    base.mkdir()
-    largest = synthetic_base(base, layers=5, width=1536, inner=6400, per_shard=9)
-    assert 18e6 < largest < 21e6
-    assert 350e6 < sum(path.stat().st_size for path in bases.weight_files(base)) < 450e6
-    skeleton = bases.skeleton(base).to_empty(device="cpu")
-    attached = lrft.attach(skeleton.bfloat16(), {"method": words, "rank": 8})
-    tiny.disturb(list(attached.trained().values()), size=0.01)
-    (tmp_path / "adapter").mkdir()
-    checkpoint.save_adapter(
-        attached, tmp_path / "adapter", base={"name": str(base), "fingerprint": bases.fingerprint(base)}
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path / "adapter"), str(tmp_path / "out")],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(lrft.__file__).parents[1]),
-            "LRFT_CACHE": str(tmp_path / "fresh"),
-            "MALLOC_MMAP_THRESHOLD_": "1000000",  # else what glibc keeps for later differs from run to run
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    used, _ = map(float, done.stdout.split())
-    assert used < 3 * largest + 200e6, f"{used / 1e6:.0f} MB"
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=192, n_layer=1, n_head=4, n_positions=16, vocab_size=tiny.VOCABULARY)
+    tiny.save(AutoModelForCausalLM.from_config(config).eval(), base)
+    attached = save_adapter(tmp_path / "adapter", base, size=0.01)
+    merging.merge(tmp_path / "adapter", tmp_path / "out", dtype=dtype)
+    before, after = tensors(base), tensors(tmp_path / "out")
+    kept = getattr(torch, dtype) if dtype else torch.float32
+    for name, adapter in attached.modules.items():
+        with torch.no_grad():
+            exact = adapter.weight(before[f"{name}.weight"].T).T
+        assert torch.equal(after[f"{name}.weight"], exact.to(kept)), name
+
+
+def test_an_error_in_any_thread_ends_the_merge_and_leaves_nothing(small_pieces: None, tmp_path: Path) -> None:
+    base = wide_base(tmp_path / "base", torch.float32)
+    save_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
+    stored = load_file(base / "model.safetensors")
+    threads = threading.active_count()
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"):
+        large = stored[f"{name}.weight"].clone()
+        large[-1, -1] = 1e5
+        save_file({**stored, f"{name}.weight": large}, base / "model.safetensors", {"format": "pt"})
+        with pytest.raises(CheckFailed, match=rf"{name}.* do not fit into float16"):
+            merging.merge(tmp_path / "adapter", tmp_path / "out", dtype="float16", accept_other_base=True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+        assert threading.active_count() == threads
+
+
+def test_jobs_are_done_once_each_and_the_first_error_stops_them() -> None:
+    done: list[int] = []
+    pieces.together((partial(done.append, i) for i in range(1000)), workers=4)
+    assert sorted(done) == list(range(1000))
+
+    def failing(i: int) -> None:
+        if i == 10:
+            raise CheckFailed("ten")
+        done.append(i)
+
+    done.clear()
+    with pytest.raises(CheckFailed, match="ten"):
+        pieces.together((partial(failing, i) for i in range(10**9)), workers=4)
+    assert len(done) < 10**6
+    with pytest.raises(CheckFailed, match="ten"):  # an error of the iterator itself
+        pieces.together((failing(i) or partial(failing, i + 11) for i in range(20)), workers=2)
+
+
+@pytest.mark.parametrize(("length", "most"), [(0, 5), (1, 5), (5, 5), (6, 5), (100, 7), (3, 1)])
+def test_spans_cover_everything_once(length: int, most: int) -> None:
+    found = list(pieces.spans(length, most))
+    assert [i for first, last in found for i in range(first, last)] == list(range(length))
+    sizes = [last - first for first, last in found]
+    assert max(sizes, default=0) <= most
+    assert max(sizes, default=0) - min(sizes, default=0) <= 1
 
 
 def test_a_model_that_also_sees_is_adapted_in_its_language_part_and_merged(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 
 import lrft
 from lrft import catalog, checkpoint, merging
-from lrft.core import linear
+from lrft.core import checkpointing, linear
 from lrft.core.adapter import Delta
 
 Count = Callable[[int, int, int], int]
@@ -189,16 +189,17 @@ def test_over_a_half_precision_base_adapters_are_float32_and_outputs_keep_the_dt
 def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
     """Trust 27."""
     gradients = []
-    for checkpointing in (False, True):
+    for kind in ("none", "light", "medium", "full"):
         model, ids = tiny.make("llama").train(), tiny.tokens()
         attached = attach(model, case)
         tiny.disturb(list(attached.trained().values()))
-        if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+        if kind != "none":
+            checkpointing.checkpoint(model, kind)
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         gradients.append({name: p.grad for name, p in attached.trained().items()})
     for name, plain in gradients[0].items():
-        assert torch.allclose(plain, gradients[1][name], rtol=1e-5, atol=1e-6), name
+        for again in gradients[1:]:
+            assert torch.allclose(plain, again[name], rtol=1e-5, atol=1e-6), name
 
 
 # What must hold in another process, with another seed: saved folders are read there by lrft, by stock PEFT on stock

@@ -1,4 +1,4 @@
-"""PiSSA: the start against the decomposition and against PEFT, what is saved, what the factor means."""
+"""PiSSA: the decompositions, the start against them and against PEFT, what is saved, what the factor means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lrft
 from lrft import checkpoint, merging
-from lrft.core import compose, linear
+from lrft.core import compose, linear, spectrum
 from lrft.core.adapter import Adapter, Site
 from lrft.errors import RecipeError
 
@@ -28,6 +28,106 @@ def weight(d: int, k: int, spectrum: str, seed: int = 0) -> Tensor:
         return W
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     return U @ torch.diag(0.9 ** torch.arange(len(S), dtype=torch.float64)) @ Vh
+
+
+# The decompositions
+
+
+TALL, WIDE = (300, 240), (240, 300)
+
+
+def energy(W: Tensor, U: Tensor) -> float:
+    """How much of W the columns of U (d, r) see, over the most that r directions can."""
+    return ((U.T @ W).square().sum() / torch.linalg.svdvals(W)[: U.shape[1]].square().sum()).item()
+
+
+def assert_triplets(W: Tensor, found: spectrum.Triplets, r: int) -> None:
+    """Orthonormal, descending, of W's type, and singular: W V = U S."""
+    U, S, V = found
+    rounding = 50 * torch.finfo(W.dtype).eps
+    assert [t.shape for t in found] == [(W.shape[0], r), (r,), (W.shape[1], r)]
+    assert all(t.dtype == W.dtype for t in found)
+    for side in (U, V):
+        assert (side.T @ side - torch.eye(r)).abs().max() < rounding
+    assert (S[:-1] >= S[1:]).all()
+    assert (U.T @ W @ V - torch.diag(S)).abs().max() <= rounding * torch.linalg.svdvals(W)[0]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("r", [1, 8, 40])  # the last one by the whole space
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+@pytest.mark.parametrize("spectrum_of", ["flat", "decaying"])
+def test_leading_captures_the_energy_of_the_exact_subspace(
+    spectrum_of: str, shape: tuple[int, int], r: int, dtype: torch.dtype, seed: int
+) -> None:
+    W = weight(*shape, spectrum_of, seed).to(dtype)
+    torch.manual_seed(seed)
+    found = spectrum.leading(W, r)
+    assert_triplets(W, found, r)
+    assert energy(W, found[0]) > 0.98
+    assert energy(W.T, found[2]) > 0.98
+
+
+def test_without_iterations_or_oversampling_a_flat_spectrum_is_missed() -> None:
+    """What the test above would say of a poor decomposition."""
+    W = weight(*WIDE, "flat")
+    assert energy(W, spectrum.leading(W, 8, iterations=0)[0]) < 0.8
+    assert energy(W, spectrum.leading(W, 1, iterations=2, oversample=0)[0]) < 0.98
+
+
+@pytest.mark.parametrize("spectrum_of", ["flat", "decaying"])
+def test_leading_is_exact_where_its_basis_would_be_half_the_space(spectrum_of: str) -> None:
+    W = weight(60, 50, spectrum_of)
+    for r in (6, 50):
+        U, S, V = spectrum.leading(W, r)
+        best = spectrum.exact(W, r)
+        assert_triplets(W, (U, S, V), r)
+        assert torch.allclose(S, best[1], atol=1e-10)
+        assert torch.allclose(U @ torch.diag(S) @ V.T, best[0] @ torch.diag(best[1]) @ best[2].T, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [TALL, WIDE, (60, 50)])
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_a_weight_of_lower_rank_gives_no_ghosts(rank: int, shape: tuple[int, int]) -> None:
+    """Basis vectors are completed where there are no more: one that came twice would count its energy twice."""
+    W = torch.zeros(shape)
+    W[:rank, :rank] = torch.diag(torch.arange(rank, 0, -1.0))
+    found = spectrum.leading(W, 5)
+    assert_triplets(W, found, 5)
+    assert torch.allclose(found[1], torch.tensor([*range(rank, 0, -1), *[0.0] * (5 - rank)]), atol=1e-5)
+
+
+def test_leading_depends_on_the_global_seed_only() -> None:
+    W = weight(*TALL, "flat")
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        runs.append(spectrum.leading(W, 4, iterations=1))
+    assert all(torch.equal(*pair) for pair in zip(*runs[:2], strict=True))
+    assert not torch.allclose(runs[0][1], runs[2][1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+def test_exact_and_trailing_are_the_two_ends_of_the_decomposition(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    W = weight(*shape, "flat").to(dtype)
+    S = torch.linalg.svdvals(W)
+    for found, wanted in ((spectrum.exact(W, 7), S[:7]), (spectrum.trailing(W, 7), S[-7:])):
+        assert_triplets(W, found, 7)
+        assert torch.allclose(found[1], wanted, rtol=1e-5)
+    everything = spectrum.trailing(W, min(shape))
+    assert torch.allclose(everything[0] @ torch.diag(everything[1]) @ everything[2].T, W, atol=1e-4)
+    assert spectrum.trailing(W, 0)[0].shape == (shape[0], 0)
+
+
+def test_more_directions_than_the_smaller_side_are_refused() -> None:
+    for function in (spectrum.leading, spectrum.exact, spectrum.trailing):
+        with pytest.raises(ValueError, match="rank 8 is larger than the layer's smaller side, 7"):
+            function(torch.zeros(9, 7), 8)
+
+
+# The start
 
 
 def one(
@@ -88,22 +188,12 @@ def test_the_default_decomposition_is_balanced_and_nearly_exact() -> None:
     assert error.norm() / S[:r].norm() < 0.02
 
 
-@pytest.mark.parametrize("spectrum", ["flat", "decaying"])
-@pytest.mark.parametrize("seed", range(3))
-def test_randomized_captures_the_energy_of_the_exact_subspace(spectrum: str, seed: int) -> None:
-    W, r = weight(120, 100, spectrum, seed), 8
-    adapter, _ = one(W, "pissa", r, seed=seed)
-    A, _ = start(adapter)
-    Q = torch.linalg.qr(A.T).Q
-    assert (W @ Q).norm() ** 2 >= 0.98 * (torch.linalg.svdvals(W)[:r] ** 2).sum()
-
-
-def test_without_power_iterations_a_flat_spectrum_is_missed() -> None:
-    """What the test above would say of a poor decomposition."""
-    W, r = weight(120, 100, "flat"), 8
-    adapter, _ = one(W, {"pissa": {"iterations": 0}}, r)
-    Q = torch.linalg.qr(start(adapter)[0].T).Q
-    assert (W @ Q).norm() ** 2 < 0.9 * (torch.linalg.svdvals(W)[:r] ** 2).sum()
+@pytest.mark.parametrize(("words", "enough"), [("pissa", True), ({"pissa": {"iterations": 0}}, False)])
+def test_the_start_captures_the_energy_of_the_exact_subspace_by_iterating(words: Any, enough: bool) -> None:
+    W = weight(*TALL, "flat")
+    A, B = start(one(W, words, 8)[0])
+    assert (energy(W, torch.linalg.qr(B).Q) > 0.98) == enough
+    assert (energy(W.T, torch.linalg.qr(A.T).Q) > 0.98) == enough
 
 
 def test_residual_and_start_make_the_weight_and_fresh_equals_base() -> None:

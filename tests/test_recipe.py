@@ -451,9 +451,14 @@ WRONG = [
     ("training: {precision: bfloat16}", "4:23", "training.precision: got 'bfloat16'. Here: bf16"),
     ("training: {packing: true}", "4:12", "packing belongs under data: data.packing"),
     (
+        "training: {compile: true, gradient_checkpointing: light}",
+        "4:51",
+        "training.compile needs gradient_checkpointing none or full: light keeps products itself",
+    ),
+    (
         "training: {gradient_checkpointing: yes}",
         "4:36",
-        "training.gradient_checkpointing: expected true or false, got the",
+        "training.gradient_checkpointing: ",
     ),
     ("training: {seed: -1}", "4:18", "training.seed: must be at least 0, got -1"),
     (

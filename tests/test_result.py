@@ -130,12 +130,12 @@ def test_verify_notices_each_broken_promise(learnt: runs.Place, monkeypatch: pyt
         assert [finding.name for finding in told if not finding.holds] == [name]
 
     with monkeypatch.context() as broken:  # rows that see each other
-        broken.setattr(selfcheck.checks, "packed_equals_alone", lambda model, rows: float("nan"))
+        broken.setattr(selfcheck.layout, "packed_equals_alone", lambda model, rows, form: float("nan"))
         fails("packed")
     with monkeypatch.context() as broken:  # means of means
-        whole = selfcheck.token_loss
+        whole = selfcheck.TokenLoss.forward
         broken.setattr(
-            selfcheck, "token_loss", lambda model, batch: whole(model, batch) / selfcheck.trained_tokens(batch)
+            selfcheck.TokenLoss, "forward", lambda self, batch: whole(self, batch) / selfcheck.trained_tokens(batch)
         )
         fails("accumulation")
     with monkeypatch.context() as broken:  # an optimiser that starts anew

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,13 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
             found = reader.tensor(name)
             assert (found.dtype, found.shape) == (expected.dtype, expected.shape), name
             assert torch.equal(found, expected), name
-            assert bytes(reader.bytes(name)) == bytes(raw(expected)), name
+            assert content(reader, name) == bytes(raw(expected)), name
+
+
+def content(reader: TensorReader, name: str) -> bytes:
+    data = bytearray(reader.entries[name].size)
+    reader.read(name, 0, memoryview(data))
+    return bytes(data)
 
 
 def write(path: Path, given: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -38,7 +47,7 @@ def write(path: Path, given: dict[str, torch.Tensor], metadata: dict[str, str] |
     announced = {name: (words[t.dtype], tuple(t.shape), t.numel() * t.element_size()) for name, t in given.items()}
     with TensorWriter(path, announced, metadata or {}) as writer:
         for name, tensor in given.items():
-            writer.write(name, raw(tensor))
+            writer.write(name, 0, raw(tensor))
 
 
 def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
@@ -60,16 +69,52 @@ def test_a_transposed_tensor_is_written_as_it_reads() -> None:
     assert bytes(raw(tensor)) == bytes(raw(tensor.contiguous()))
 
 
-def test_order_sizes_and_completeness_are_kept(tmp_path: Path) -> None:
+def test_pieces_are_read_and_written_in_any_order_by_any_thread(tmp_path: Path) -> None:
+    save_file(tensors(), tmp_path / "a.safetensors", {"format": "pt"})
+    with TensorReader(tmp_path / "a.safetensors") as reader:
+        announced = {name: (e.dtype, e.shape, e.size) for name, e in reader.entries.items()}
+        pieces = [(name, at, min(at + 5, e.size)) for name, e in reader.entries.items() for at in range(0, e.size, 5)]
+        random.Random(0).shuffle(pieces)
+        with TensorWriter(tmp_path / "b.safetensors", announced, reader.metadata) as writer:
+
+            def move(piece: tuple[str, int, int]) -> None:
+                name, first, last = piece
+                data = memoryview(bytearray(last - first))
+                reader.read(name, first, data)
+                writer.write(name, first, data)
+
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(move, pieces))
+    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+
+
+def test_every_byte_is_written_once(tmp_path: Path) -> None:
     announced = {"a": ("F32", (2,), 8), "b": ("F32", (1,), 4)}
-    with TensorWriter(tmp_path / "x", announced, {}) as writer:
-        for name, data in (("b", b"0000"), ("a", b"0000")):
-            with pytest.raises(ValueError, match=f"{name} is not the next tensor"):
-                writer.write(name, data)
-        writer._left = {}
-    unfinished = TensorWriter(tmp_path / "x", announced, {})
-    with pytest.raises(ValueError, match="announced but not written: b"), unfinished as writer:
-        writer.write("a", b"0" * 8)
+    for name, at, data in (("b", 0, b"00000"), ("b", 1, b"0000"), ("b", -4, b"0000"), ("a", 8, b"0")):
+        refused = TensorWriter(tmp_path / "x", announced, {})
+        with pytest.raises(ValueError, match=f"{name} is not as long as that"), refused as writer:
+            writer.write(name, at, memoryview(data))
+    twice = TensorWriter(tmp_path / "x", announced, {})
+    with pytest.raises(ValueError, match="a is not as long as that, or has these bytes already"), twice as writer:
+        for _ in range(2):
+            writer.write("a", 0, memoryview(b"00000000"))
+    for given in (b"00000000", b"0000000", b""):
+        unfinished = TensorWriter(tmp_path / "x", announced, {})
+        left = "b" if len(given) == 8 else "a, b"
+        with pytest.raises(ValueError, match=f"announced but not written: {left}$"), unfinished as writer:
+            writer.write("a", 0, memoryview(given))
+
+
+def test_reading_stops_at_the_tensors_end_and_at_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(file_of(*whole()))
+    with TensorReader(path) as reader:
+        for at in (-1, 5):
+            with pytest.raises(ValueError, match=f"a has no bytes {at} to {at + 4}"):
+                reader.read("a", at, memoryview(bytearray(4)))
+        os.truncate(path, path.stat().st_size - 1)
+        with pytest.raises(CheckFailed, match="ends inside b"):
+            reader.tensor("b")
 
 
 def whole() -> tuple[dict[str, Any], bytes]:
@@ -131,6 +176,6 @@ def test_a_dtype_that_is_not_known_can_be_copied_and_not_read(tmp_path: Path) ->
     path = tmp_path / "a.safetensors"
     path.write_bytes(file_of({"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}, b"abcd"))
     with TensorReader(path) as reader:
-        assert bytes(reader.bytes("a")) == b"abcd"
+        assert content(reader, "a") == b"abcd"
         with pytest.raises(CheckFailed, match="a is stored as F8_E4M3"):
             reader.tensor("a")

@@ -17,6 +17,7 @@ import lrft.train as training
 from lrft import base, files, recipe
 from lrft.data import Rows
 from lrft.errors import CheckFailed, DataError, NonFinite, RecipeError, UsageError
+from lrft.loss import TokenLoss
 from lrft.setup import set_up
 from lrft.train import Options, train
 from lrft.trainer import Progress, Trainer
@@ -106,8 +107,21 @@ def test_recorded_loss_is_the_mean_over_the_steps_own_tokens(place: Place) -> No
 def test_gradient_checkpointing_changes_no_weight(place: Place) -> None:
     keys = ("training.optimizer={adamw: {eps: 1e-3}}", "adapter.dropout=0.1")
     without = runs.tensors(place.train(*keys))
-    checkpointed = runs.tensors(place.train(*keys, "training.gradient_checkpointing=true", out="b"))
-    assert runs.distance(without, checkpointed, "adapter") < 1e-5
+    for kind in ("light", "medium", "full"):
+        checkpointed = runs.tensors(place.train(*keys, f"training.gradient_checkpointing={kind}", out=kind))
+        assert runs.distance(without, checkpointed, "adapter") < 1e-5, kind
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about its own parts
+@pytest.mark.parametrize("kind", ["none", "full"])
+def test_compiling_changes_no_weight(place: Place, kind: str) -> None:
+    ragged(place)
+    keys = ("training.optimizer={adamw: {eps: 1e-3}}", f"training.gradient_checkpointing={kind}")
+    without = runs.tensors(place.train(*keys))
+    compiled = runs.tensors(place.train(*keys, "training.compile=true", out="b"))
+    assert runs.distance(without, compiled, "adapter") < 1e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_bf16_trains_with_float32_adapters(place: Place) -> None:
@@ -360,7 +374,7 @@ def test_last_adapter_gives_the_last_validation_loss(place: Place) -> None:
     trainer = made(place)
     model = base.load_model(place.root / "base", dtype=torch.float32)
     load_adapter(model, run / "last")
-    again = evaluate.loss_of(model, trainer.prepared.validation, micro=2, pad_id=0)
+    again = evaluate.loss_of(TokenLoss(model), trainer.prepared.validation, micro=2, pad_id=0)
     assert again["loss"] == pytest.approx(measured["loss"], rel=1e-5)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from lrft.errors import LrftError, MissingError
-from lrft.files import sync
+from lrft.files import sha256, sync
 
 from .load import quiet
-from .weights import cache_dir, fingerprint
+from .weights import cache_dir, fingerprint, remembered
 
 RECORD = "converted.json"  # written last: a folder that has it is complete
 
@@ -26,8 +25,7 @@ def converted(gguf: Path, where: str) -> Path:
     with gguf.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise LrftError(f"{where}: {gguf} is not a GGUF file")
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = remembered("digests", [gguf], lambda: sha256(gguf))
     models = cache_dir() / "models"
     folder, part = models / digest[:16], models / f"{digest[:16]}.part"
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,10 @@ def load_model(
         MissingError: no safetensors, or the attention kernel is not installed.
         LrftError: transformers cannot read the folder, or the files lack weights that the model has.
     """
+    _import_transformers()
     from transformers import AutoModelForCausalLM
+
+    from .rowwise import use_rowwise
 
     weight_files(folder)
     with quiet(), _readable(folder, "model"):
@@ -42,11 +47,13 @@ def load_model(
     absent = sorted(loading["missing_keys"])
     if absent:  # transformers fills them with random numbers and goes on
         raise LrftError(f"The weights in {folder} lack {len(absent)} tensors of the model, e.g. {absent[0]}")
+    use_rowwise(model)
     return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`. Raises LrftError when there is none that transformers can read."""
+    _import_transformers()
     from transformers import AutoTokenizer
 
     with quiet(), _readable(folder, "tokenizer"):
@@ -55,6 +62,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model's configuration. Raises LrftError when transformers cannot read it."""
+    _import_transformers()
     from transformers import AutoConfig
 
     with quiet(), _readable(folder, "configuration"):
@@ -83,6 +91,38 @@ def position_limit(config: PretrainedConfig) -> int | None:
         if isinstance(limit, int) and limit > 0:
             return limit
     return None
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around imports of large libraries, without the garbage collector, which takes a quarter of their time.
+
+    They make half a million objects that stay; the collector would look at them again and again as they come. In a
+    process that sets objects aside for good, as `cli` does, these are as well: it then never looks at them.
+    """
+    collecting, aside = gc.isenabled(), gc.get_freeze_count() > 0
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if not aside:
+            gc.unfreeze()  # what was young is old now, in one step
+        if collecting:
+            gc.enable()
+
+
+def _import_transformers() -> None:
+    """At one time what transformers imports by and by when a model and a tokenizer are loaded."""
+    if "transformers.modeling_utils" not in sys.modules:
+        with importing():
+            from transformers import (  # noqa: F401
+                AutoConfig,
+                AutoModelForCausalLM,
+                AutoTokenizer,
+                PreTrainedModel,
+                PreTrainedTokenizerFast,
+            )
 
 
 @contextlib.contextmanager

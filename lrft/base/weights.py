@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,18 +63,32 @@ def _no_safetensors(folder: Path) -> MissingError:
 def fingerprint(folder: Path) -> str:
     """sha256 over names, dtypes, shapes and bytes of all stored tensors; the same however they are sharded.
 
-    Remembered under `cache_dir()` by path, size and modification time of the files.
     Raises MissingError as `weight_files`, LrftError when a file is damaged.
     """
     files = weight_files(folder)
+
+    def compute() -> str:
+        with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
+            digests = [digest for of_file in pool.map(_tensor_digests, files) for digest in of_file]
+        return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+    return remembered("fingerprints", files, compute)
+
+
+def remembered(kind: str, files: list[Path], compute: Callable[[], str]) -> str:
+    """`compute()`, a function of the content of `files`; or what it said before, while they are unchanged.
+
+    Kept below `cache_dir()`/`kind`, by path, size and times of the files: of modification, which a copy can bring
+    along, and of change, which only the operating system sets.
+    """
     stats = [path.stat() for path in files]
-    seen = [(str(path.resolve()), s.st_size, s.st_mtime_ns) for path, s in zip(files, stats, strict=True)]
-    note = cache_dir() / "fingerprints" / hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    seen = [
+        (str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in zip(files, stats, strict=True)
+    ]
+    note = cache_dir() / kind / hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     with contextlib.suppress(OSError):
         return note.read_text("ascii")
-    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
-        digests = [digest for of_file in pool.map(_tensor_digests, files) for digest in of_file]
-    value = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+    value = compute()
     # A file of the last two seconds may be written again within one tick of its clock: not remembered.
     if time.time() - max(stat.st_mtime for stat in stats) > 2:
         with contextlib.suppress(OSError):  # only speed is lost where the cache cannot be written

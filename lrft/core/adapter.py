@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
+from lrft.core import fused
+
 UNITS_AT_ONCE = 256
 
 
@@ -137,8 +139,30 @@ class Delta(Adapter):
         return dropout(x, self.site.dropout) if self.site.dropout and self.training else x
 
     def forward(self, x: Tensor, base: nn.Module) -> Tensor:
+        dropped = self.drop(x)
+        if self.is_fast(x, base):
+            W, bias = fused.parts_of(base)
+            factors = self.factors()
+            if factors is not None:
+                return fused.linear_plus_pair(x, dropped, W, bias, *factors)
+            if dropped is x:
+                return fused.linear_plus(x, W, bias, self.delta, self.inputs())
+        return self.eager(x, dropped, base)
+
+    def eager(self, x: Tensor, dropped: Tensor, base: nn.Module) -> Tensor:
+        """The slow twin of `forward`, for every kind of base: each operation by itself."""
         y = base(x)
-        return y + self.delta(self.drop(self.cast(x))).to(y.dtype)
+        return y + self.delta(self.cast(dropped)).to(y.dtype)
+
+    def is_fast(self, x: Tensor, base: nn.Module) -> bool:
+        """Whether the fused steps compute what the slow twin computes: a plain base, and one dtype throughout."""
+        if not fused.is_plain(base):
+            return False
+        return torch.is_autocast_enabled(x.device.type) or x.dtype == base.weight.dtype == self.site.dtype
+
+    def inputs(self) -> list[Tensor]:
+        """The tensors that `delta` depends on and that may be trained."""
+        return [p for p in self.parameters() if p.requires_grad]
 
     def peft(self) -> PeftForm | None:
         factors = self.factors()

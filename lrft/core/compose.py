@@ -36,6 +36,11 @@ class Composition:
         return any(part.anchored for part in self.parts)
 
     @property
+    def reads_weights(self) -> bool:
+        """Whether some part looks at the base's weights before the first step: a wide copy is made only then."""
+        return any(type(p).start is not Part.start or type(p).wrap is not Part.wrap for p in self.parts)
+
+    @property
     def scale_owner(self) -> Part | None:
         """Who turns alpha into the factor s: the part that fills the slot, else a method that has one, else nobody."""
         filled = next((part for part in self.parts if "scale" in part.fills), None)
@@ -160,8 +165,8 @@ def attach_sites(
         base = modules[site.name]
         try:
             # The start is computed where the weight lies: a decomposition of a large layer wants the GPU.
-            W0 = linear.dense(base).to(site.dtype)
-            adapters[site.name] = build_site(site, composition, W0, fresh=fresh, seed=seed).to(W0.device)
+            W0 = linear.dense(base).to(site.dtype) if composition.reads_weights else None
+            adapters[site.name] = build_site(site, composition, W0, fresh=fresh, seed=seed).to(base.weight.device)
         except ValueError as error:
             problems.append(Problem(where("adapter.rank"), f"adapter: {site.name}: {error}"))
     if problems:

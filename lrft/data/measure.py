@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -19,30 +19,52 @@ from lrft.errors import DataError
 
 CHUNK = 512
 Item = tuple[Found, Rendered, Encoded]
+Begun = tuple[list[tuple[Found, Rendered | BadRow]], "Future[list[Encoded | BadRow]]"]
 
 
 def tokenise(samples: Sequence[Found], renderer: Renderer, encoder: Encoder) -> Iterator[Item]:
     """Samples with their tokens, in order. A bad row is counted and left out.
 
-    Raises DataError with the sample's place when its answers cannot be told from its questions.
+    Rendering is Python and encoding is Rust, which does not hold Python's lock: one chunk is encoded while the next
+    is rendered. Raises DataError with the sample's place when its answers cannot be told from its questions.
     """
-    todo = iter(samples)
-    while chunk := list(islice(todo, CHUNK)):
-        rendered = [(item, text) for item in chunk if (text := _render(item, renderer)) is not None]
-        encoded = encoder([text for _, text in rendered], [item.source for item, _ in rendered])
-        for (item, text), ids in zip(rendered, encoded, strict=True):
-            if isinstance(ids, BadRow):
-                _leave_out(item, ids)
-            else:
-                yield item, text, ids
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        for rendered, encoding in _one_ahead(_begin(chunk, renderer, encoder, beside) for chunk in _chunks(samples)):
+            encoded = iter(encoding.result())
+            for item, text in rendered:
+                if isinstance(text, BadRow):
+                    _leave_out(item, text)
+                elif isinstance(ids := next(encoded), BadRow):
+                    _leave_out(item, ids)
+                else:
+                    yield item, text, ids
 
 
-def _render(item: Found, renderer: Renderer) -> Rendered | None:
+def _chunks(samples: Sequence[Found]) -> Iterator[Sequence[Found]]:
+    return (samples[at : at + CHUNK] for at in range(0, len(samples), CHUNK))
+
+
+def _begin(chunk: Sequence[Found], renderer: Renderer, encoder: Encoder, beside: Executor) -> Begun:
+    """Render `chunk` and have it encoded: each sample with its text or what is wrong, and the ids of those texts."""
+    rendered = [(item, _render(item, renderer)) for item in chunk]
+    good = [(item.source, text) for item, text in rendered if not isinstance(text, BadRow)]
+    return rendered, beside.submit(encoder, [text for _, text in good], [source for source, _ in good])
+
+
+def _one_ahead(items: Iterator[Begun]) -> Iterator[Begun]:
+    """The items, each handed out when the one after it has been made."""
+    last: list[Begun] = []
+    for item in items:
+        yield from last
+        last = [item]
+    yield from last
+
+
+def _render(item: Found, renderer: Renderer) -> Rendered | BadRow:
     try:
         return renderer(item.sample)
     except BadRow as bad:
-        _leave_out(item, bad)
-        return None
+        return bad
     except DataError as error:
         raise DataError(f"{item.source}: {error.message}", error.hint) from error
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -69,8 +69,9 @@ class Encoder:
         names: where the samples came from, for that error.
         """
         parts = self._encode([sample.pieces for sample in samples])
-        self._check(samples, parts, names)
-        return [self._assemble(*pair) for pair in zip(samples, parts, strict=True)]
+        flat = [list(chain.from_iterable(ids)) for ids in parts]
+        self._check(samples, flat, names)
+        return [self._assemble(*each) for each in zip(samples, parts, flat, strict=True)]
 
     def prompt(self, pieces: Sequence[Piece]) -> np.ndarray:
         """Ids of the pieces of a prompt, with BOS where rows have it: int32 (n,)."""
@@ -78,15 +79,13 @@ class Encoder:
 
     def _encode(self, rows: Sequence[Sequence[Piece]]) -> list[list[Ids]]:
         """Ids of every piece of every row. Equal pieces, such as those of the template, are encoded once."""
-        found: dict[tuple[str, bool, bool], Ids] = {}
-        jobs = {(p.text, p.plain, k == 0) for pieces in rows for k, p in enumerate(pieces)}
-        for plain in (False, True):
-            for first in (True, False):
-                texts = [text for text, *kind in jobs if kind == [plain, first]]
-                if texts:
-                    ids = self._backend(plain).encode(texts, first)
-                    found |= {(text, plain, first): i for text, i in zip(texts, ids, strict=True)}
-        return [[found[p.text, p.plain, k == 0] for k, p in enumerate(pieces)] for pieces in rows]
+        found: dict[tuple[bool, bool], dict[str, Ids]] = {}
+        for pieces in rows:
+            for k, piece in enumerate(pieces):
+                found.setdefault((piece.plain, k == 0), {})[piece.text] = []
+        for (plain, first), ids in found.items():
+            ids.update(zip(ids, self._backend(plain).encode(list(ids), first), strict=True))
+        return [[found[p.plain, k == 0][p.text] for k, p in enumerate(pieces)] for pieces in rows]
 
     def _backend(self, plain: bool) -> _Backend:
         if not plain:
@@ -95,23 +94,25 @@ class Encoder:
             self._without_added = _Backend(json.dumps({**json.loads(self._state), "added_tokens": []}))
         return self._without_added
 
-    def _assemble(self, sample: Rendered, parts: list[Ids]) -> Encoded | BadRow:
+    def _assemble(self, sample: Rendered, parts: list[Ids], flat: Ids) -> Encoded | BadRow:
+        """`flat`: the ids of all `parts`."""
         for piece, ids in zip(sample.pieces, parts, strict=True):
             if piece.plain and not self._added.isdisjoint(ids):
                 return BadRow("special token in the text", f"the tokenizer cannot write {piece.text} as text")
-        flat = list(chain(*parts))
-        trained = [p.trained for p, ids in zip(sample.pieces, parts, strict=True) for _ in ids]
-        edges = np.cumsum([0, *map(len, parts)])
-        spans = [(int(edges[s.first]), int(edges[s.last]), s.answer) for s in sample.spans]
+        lengths = [len(ids) for ids in parts]
+        row = self._with_bos(flat)
+        moved = len(row) - len(flat)
+        edges = list(accumulate(lengths, initial=moved))
+        spans = [(edges[s.first], edges[s.last], s.answer) for s in sample.spans]
         if sample.add_eos:
             start, stop, answer = spans[-1]
             spans[-1] = (start, stop + 1, answer)
-            flat, trained = [*flat, self.eos], [*trained, True]
-        row = self._with_bos(flat)
-        moved = len(row) - len(flat)
-        mask = np.array([False] * moved + trained, dtype=bool)
+            row = [*row, self.eos]
+        mask = np.zeros(len(row), dtype=bool)
+        mask[moved : moved + len(flat)] = np.repeat([piece.trained for piece in sample.pieces], lengths)
+        mask[moved + len(flat) :] = True
         mask[:1] = False
-        return Encoded(np.array(row, dtype=np.int32), mask, tuple((a + moved, b + moved, t) for a, b, t in spans))
+        return Encoded(np.array(row, dtype=np.int32), mask, tuple(spans))
 
     def _with_bos(self, ids: Ids) -> Ids:
         return ids if self.bos is None or ids[:1] == [self.bos] else [self.bos, *ids]
@@ -120,9 +121,9 @@ class Encoder:
         """What the ids read as, without special tokens."""
         return self._normal.decode([ids.tolist()], skip_special=True)[0]
 
-    def _check(self, samples: Sequence[Rendered], parts: Sequence[Sequence[Ids]], names: Sequence[str]) -> None:
+    def _check(self, samples: Sequence[Rendered], rows: list[Ids], names: Sequence[str]) -> None:
         """Cutting the text into pieces must not change what its ids read as."""
-        texts = self._normal.decode([list(chain(*ids)) for ids in parts])
+        texts = self._normal.decode(rows)
         for k, (sample, text) in enumerate(zip(samples, texts, strict=True)):
             if text == sample.text:
                 continue

@@ -6,11 +6,12 @@ The paper speaks of column norms; the authors' code and PEFT take one norm per o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lrft.core import fused
 from lrft.core.adapter import Adapter, Delta, PeftForm
 from lrft.core.linear import dense, product
 from lrft.core.part import Part
@@ -47,23 +48,33 @@ class DoraAdapter(Adapter):
         squares = torch.zeros(inner.site.d, dtype=inner.site.dtype) if W0 is None else (W0 * W0).sum(dim=1)
         self.register_buffer("row_squares", squares, persistent=False)
         self.magnitude = nn.Parameter(squares.sqrt())
+        self.kept: tuple[tuple[int, ...], Tensor] | None = None
 
     def weight(self, W0: Tensor) -> Tensor:
         V = W0 + self.inner.delta_weight()
         return self.gain((V * V).sum(dim=1).sqrt())[:, None] * V
 
-    def forward(self, x: Tensor, base: nn.Module) -> Tensor:
+    def forward(self, x: Tensor, base: Any) -> Tensor:
         gain = self.gain(self.norms(base))
-        y = base(x)
-        bias = base.bias
-        straight = y if bias is None else y - bias
         dropped = self.inner.drop(x)
-        update = self.inner.delta(self.cast(dropped)).to(y.dtype)
         if dropped is x:
-            out = gain * (straight + update)
+            straight = self.straight(x, base)
+            out = gain * straight
         else:  # as in the authors' code: what the magnitude adds to the base's part sees the dropped input too
+            straight = product(base, x)
+            update = self.inner.delta(self.cast(dropped)).to(straight.dtype)
             out = straight + (gain - 1) * product(base, dropped) + gain * update
-        return (out if bias is None else out + bias).to(y.dtype)
+        return (out if base.bias is None else out + base.bias).to(straight.dtype)
+
+    def straight(self, x: Tensor, base: nn.Module) -> Tensor:
+        """V x for x (..., k)."""
+        if self.inner.is_fast(x, base):
+            factors = self.inner.factors()
+            if factors is not None:
+                W, _ = fused.parts_of(base)
+                return fused.linear_plus_pair(x, x, W, None, *factors)
+        y = product(base, x)
+        return y + self.inner.delta(self.cast(x)).to(y.dtype)
 
     def gain(self, norms: Tensor) -> Tensor:
         """m / |V| (d,); 1 for a row of zeros, which has no direction."""
@@ -71,8 +82,15 @@ class DoraAdapter(Adapter):
         # Divided by one where the norm is zero: an infinite quotient's gradient is NaN even where it is not chosen.
         return torch.where(norms > 0, self.magnitude / torch.where(norms > 0, norms, one), one)
 
-    @torch.no_grad()
     def norms(self, base: nn.Module) -> Tensor:
+        """Row norms of V = W + dW (d,), kept until a tensor of the update is written to."""
+        written = tuple(p._version for p in self.inner.parameters())
+        if self.kept is None or self.kept[0] != written or self.kept[1].device != self.magnitude.device:
+            self.kept = written, self.measured_norms(base)
+        return self.kept[1]
+
+    @torch.no_grad()
+    def measured_norms(self, base: nn.Module) -> Tensor:
         """Row norms of V = W + dW (d,), constants to the gradient (section 4.3).
 
         With factors, |V|^2 = |W|^2 + 2 s (W A') * B + s^2 (B A A') * B summed over r: no (d, k) matrix is made.

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
+from lrft.core import spectrum
 from lrft.core.adapter import Site
 from lrft.core.part import Part
 
@@ -30,30 +30,16 @@ class Pissa(Part):
     natural_scale: ClassVar[float | None] = 1.0
 
     svd: Literal["randomized", "exact"] = "randomized"
-    """randomized: subspace iteration with oversampling; exact: the full decomposition, slow for large layers."""
-    iterations: Annotated[int, Field(ge=0)] = 16
-    """Power iterations of the randomized decomposition."""
+    """randomized: within 2 % of the leading energy; exact: the full decomposition, slow for large layers."""
+    iterations: Annotated[int, Field(ge=0)] = 6
+    """Iterations of the randomized decomposition; each looks at the weight twice."""
 
     def start(self, adapter: Any, W0: Tensor) -> None:
         r, scale = adapter.site.rank, adapter.site.scale
-        if r > min(W0.shape):
-            raise ValueError(
-                f"rank {r} is larger than the layer's smaller side, {min(W0.shape)}: pissa has no more vectors"
-            )
-        U, S, V = self.leading(W0, r)
+        U, S, V = spectrum.exact(W0, r) if self.svd == "exact" else spectrum.leading(W0, r, iterations=self.iterations)
         root = (S / scale).sqrt()
         adapter.A.copy_(root[:, None] * V.T)
         adapter.B.copy_(U * root)
-
-    def leading(self, W: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The r leading singular triplets of W (d, k): U (d, r), S (r,), V (k, r)."""
-        oversampled = r + max(8, r // 2)
-        # Without oversampling a flat spectrum is missed by tens of percent; near full size the exact way is as fast.
-        if self.svd == "exact" or oversampled >= min(W.shape):
-            U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-            return U[:, :r], S[:r], Vh[:r].T
-        U, S, V = torch.svd_lowrank(W, q=oversampled, niter=self.iterations)
-        return U[:, :r], S[:r], V[:, :r]
 
     def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
         scales = {site.scale for site in sites}

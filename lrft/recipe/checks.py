@@ -33,6 +33,13 @@ def all_of(root: Node, problems: Problems) -> Node:
         if ratio is not None and steps is not None:
             later = max(ratio.place, steps.place, key=lambda place: place.rank)
             problems.add(later, "training.warmup_ratio and training.warmup_steps are both given: keep one")
+        compiled, again = training.child("compile"), training.child("gradient_checkpointing")
+        if compiled is not None and compiled.value is True and again is not None and again.value in ("light", "medium"):
+            later = max(compiled.place, again.place, key=lambda place: place.rank)
+            problems.add(
+                later,
+                f"training.compile needs gradient_checkpointing none or full: {again.value} keeps products itself",
+            )
     return adapter(root, problems)
 
 

@@ -140,8 +140,10 @@ class DataSection(Section):
     on_bad_row: Literal["error", "skip"] = Field(
         default="error", description="What to do with a row that cannot be read."
     )
-    packing: bool = Field(
-        default=False, description="Puts several rows in one sequence; attention stays inside each row."
+    packing: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Lays rows end to end instead of padding them; attention stays inside each row. auto: where the "
+        "model is proven to keep them apart.",
     )
     shuffle: bool = Field(default=True, description="New order of the rows each epoch, from training.seed.")
     cache: bool = Field(default=True, description="Keeps the tokenised rows for the next run.")
@@ -205,7 +207,14 @@ class TrainingSection(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="Number format of the computation."
     )
-    gradient_checkpointing: bool = Field(default=False, description="Computes activations again to save memory.")
+    gradient_checkpointing: Literal["none", "light", "medium", "full"] = Field(
+        default="none",
+        description="What is computed again in the backward pass to save memory: nothing; all but the linear layers; "
+        "the widest of these too; whole blocks.",
+    )
+    compile: bool = Field(
+        default=False, description="Compiles the model's blocks; the first steps take a minute longer."
+    )
     seed: CountOrZero = Field(default=42, description="Of the split, the order, the start of adapters and dropout.")
     early_stopping: Annotated[
         Annotated[Literal["none"], Tag("word")] | Annotated[EarlyStopping, Tag("settings")],

@@ -140,7 +140,11 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "no": "Here: fp32",
     },
     "training.micro_batch_size": {"auto": f"auto {_NOT_YET}; give a number"},
-    "training.gradient_checkpointing": {"auto": f"auto {_NOT_YET}; give true or false"},
+    "training.gradient_checkpointing": {
+        "auto": f"auto {_NOT_YET}; give none, light, medium or full",
+        "true": "Here: full, or light, which costs a few percent",
+        "false": "Here: none",
+    },
     "data.train.format": {"preference": f"preference {_NOT_YET}"},
     "training.lr_scheduler": {"cosine_with_min_lr": "Here: {cosine: {min_lr_ratio: ...}}"},
 }

@@ -1,0 +1,22 @@
+"""torch.compile, block by block: all blocks are alike, so one is compiled and the others find it done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def compile_blocks(model: Any) -> int:
+    """Compile the blocks of a transformers model in place, for batches of any length. Returns how many there are."""
+    from transformers import AttentionInterface
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    from .rowwise import NAME, attention
+
+    # Rows of other lengths would be another program: this function is called as it is.
+    AttentionInterface.register(NAME, torch.compiler.disable(attention))
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for block in blocks:
+        block.compile(dynamic=True)
+    return len(blocks)

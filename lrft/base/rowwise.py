@@ -1,0 +1,63 @@
+"""Attention over rows laid end to end, through transformers' own extension points.
+
+transformers keeps packed rows apart with a mask of (tokens, tokens), which costs memory and makes the kernel compute
+what it then throws away. Here the mask is the list of the rows' ends (`data.batch.ends_mask`: integers of four
+dimensions, which transformers hands on as they are), and each row is one call of the causal kernel. Any other mask goes
+to transformers' own SDPA, so generation and padded batches are untouched.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAME = "rowwise_sdpa"
+
+
+def use_rowwise(model: Any) -> None:
+    """Let a model that has chosen SDPA take it row by row where rows are laid end to end."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
+        model.set_attn_implementation(NAME)
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Query (B, heads, T, head size), key and value (B, key heads, ...) -> (B, T, heads, head size), None."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    lengths = row_lengths(attention_mask)
+    window = kwargs.get("sliding_window")
+    rows = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    outputs = []
+    for length, (q, k, v) in zip(lengths, rows, strict=True):
+        mask = window_mask(length, window, q.device) if window and length > window else None
+        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0])
+    return torch.cat(outputs, dim=1), None
+
+
+def row_lengths(mask: Tensor) -> list[int]:
+    """Tokens of each row. Asked once per forward pass: the answer stays on the tensor, for reading a GPU's waits."""
+    kept: list[int] | None = getattr(mask, "row_lengths", None)
+    if kept is None:
+        ends = mask.flatten().tolist()
+        kept = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        mask.row_lengths = kept  # type: ignore[attr-defined]
+    return kept
+
+
+@lru_cache(maxsize=4)
+def window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """bool (1, 1, length, length): each token sees itself and the window - 1 before it."""
+    back = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return ((back >= 0) & (back < window))[None, None]

@@ -1,0 +1,76 @@
+"""The singular vectors of a weight that a start is made from: the leading ones, or the trailing ones.
+
+Every function takes W (d, k) in float32 or float64 on any device and returns (U, S, V) of the same dtype and device,
+with W ~ U diag(S) V.T: U (d, r) and V (k, r) have orthonormal columns, S (r,) descends. All raise ValueError when
+r is larger than min(d, k).
+
+`leading` is randomized: Halko, Martinsson, Tropp, 2011 (arXiv 0909.4061), with the block Krylov basis of Musco, Musco,
+2015 (arXiv 1504.05477, algorithm 2) in place of power iteration. A weight's spectrum is nearly flat, the worst case of
+both: to miss a share eps of the energy, power iteration needs about 1/eps iterations, Krylov's basis 1/sqrt(eps).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Triplets = tuple[Tensor, Tensor, Tensor]
+
+
+def exact(W: Tensor, r: int) -> Triplets:
+    """The r leading singular triplets by the full decomposition."""
+    refuse_beyond(W, r)
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    return U[:, :r], S[:r], Vh[:r].T
+
+
+def trailing(W: Tensor, r: int) -> Triplets:
+    """The r smallest of the min(d, k) singular triplets, by the full decomposition: no cheaper way finds them."""
+    refuse_beyond(W, r)
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    first = len(S) - r
+    return U[:, first:], S[first:], Vh[first:].T
+
+
+def leading(W: Tensor, r: int, *, iterations: int = 6, oversample: int = 8) -> Triplets:
+    """Nearly the r leading singular triplets: ||U.T W||^2 is within 2 % of the largest possible.
+
+    That holds for the defaults and the flattest of spectra, a Gaussian W; real layers are within 0.5 %. The basis has
+    (1 + iterations) (r + oversample) vectors. Where that comes to half of the smaller side, the whole space costs no
+    more and is taken. Draws from the global generator of W's device: the caller seeds.
+    """
+    refuse_beyond(W, r)
+    d, k = W.shape
+    if d > k:  # the basis lies in the smaller space
+        V, S, U = leading(W.T, r, iterations=iterations, oversample=oversample)
+        return U, S, V
+    width = r + oversample
+    if 2 * (1 + iterations) * width >= d:
+        return largest(W.T, r)
+    blocks = [orthonormal(W @ torch.randn(k, width, dtype=W.dtype, device=W.device))]
+    for _ in range(iterations):
+        blocks.append(orthonormal(W @ (W.T @ blocks[-1])))
+    basis = orthonormal(torch.cat(blocks, 1))
+    U, S, V = largest(W.T @ basis, r)
+    return basis @ U, S, V
+
+
+def largest(image: Tensor, r: int) -> Triplets:
+    """(U (m, r), S, V (k, r)) of image.T, for image (k, m) = W.T times an orthonormal basis: U in its coordinates."""
+    # The eigenvectors of the small Gram matrix choose the directions: several times faster than a decomposition of
+    # `image`. Squaring blurs only directions whose singular value is below sqrt(rounding) of the largest.
+    chosen = torch.linalg.eigh(image.T @ image).eigenvectors[:, -r:]
+    # What is seen of W from the chosen ones is decomposed as it is: U and V are orthonormal to rounding.
+    Q, R = torch.linalg.qr(image @ chosen)
+    U, S, Vh = torch.linalg.svd(R.T)
+    return chosen @ U, S, Q @ Vh.T
+
+
+def orthonormal(Y: Tensor) -> Tensor:
+    """An orthonormal basis of the columns of Y, completed where these are dependent."""
+    return torch.linalg.qr(Y).Q
+
+
+def refuse_beyond(W: Tensor, r: int) -> None:
+    if r > min(W.shape):
+        raise ValueError(f"rank {r} is larger than the layer's smaller side, {min(W.shape)}")

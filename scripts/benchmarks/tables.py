@@ -1,0 +1,45 @@
+"""Medians, spreads and Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+
+def spread(values: Sequence[float], form: Callable[[float], str] = "{:.2f}".format) -> str:
+    """The median with the least and the largest: "3.10 (2.95..3.30)"; a single value alone; "-" for none."""
+    if not values:
+        return "-"
+    middle = form(median(values))
+    return middle if len(values) == 1 else f"{middle} ({form(min(values))}..{form(max(values))})"
+
+
+def ratio(values: Sequence[float], to: Sequence[float]) -> str:
+    """Quotient of the medians."""
+    return f"{median(values) / median(to):.2f}" if values and to and median(to) else "-"
+
+
+def count(number: int, word: str) -> str:
+    """ "1 round", "3 rounds"."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def noisy(names: Sequence[str]) -> str:
+    """A warning about the times of these contestants; empty for none."""
+    if not names:
+        return ""
+    return (
+        f"\n**Other work was on the machine:** equal steps took unequal CPU time ({'; '.join(names)}). "
+        "Differences of time within such a spread mean nothing."
+    )
+
+
+def whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right."""
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines)
