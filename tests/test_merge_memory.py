@@ -65,7 +65,7 @@ def run(do: str, first: Path, second: Path, allowed: int = 0) -> subprocess.Comp
 def used(done: subprocess.CompletedProcess[str]) -> int:
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, int] = json.loads(done.stdout)
-    return found["used"]
+    print("USED", found["used"]/1e6); return found["used"]
 
 
 class Synthetic:
