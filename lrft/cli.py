@@ -6,8 +6,6 @@ import gc
 import json
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -315,6 +313,9 @@ def memory_ran_out(error: Exception) -> bool:
 
 def unexpected(error: Exception) -> int:
     """A bug of lrft: the traceback, on the screen and in a file."""
+    import tempfile
+    import traceback
+
     text = "".join(traceback.format_exception(error))
     handle, name = tempfile.mkstemp(prefix="lrft-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:

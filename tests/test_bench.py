@@ -119,9 +119,11 @@ def test_the_first_step_does_not_count() -> None:
 
 def test_a_disturbed_machine_is_told() -> None:
     runs = [run("a", 9.0, 1.0, 1.1), run("b", 9.0, 1.0, 1.6), {"contestant": "c", "error": "x"}]
-    assert rounds.disturbed(runs, ["a", "b", "c"]) == ["b"]
-    assert "(b)" in tables.noisy(["b"])
-    assert tables.noisy([]) == ""
+    times = rounds.times(runs, ["a", "b", "c"])
+    assert tables.uneven(times) == ["b"]
+    assert "(b)" in tables.noisy(times, 2)
+    assert tables.noisy({"a": times["a"]}, 2) == ""
+    assert "single round" in tables.noisy({"a": times["a"]}, 1)
 
 
 def test_a_change_of_lrft_while_it_is_measured_is_told() -> None:

@@ -182,3 +182,22 @@ def test_generated_pages_are_fresh() -> None:
 )
 def test_recipes_that_ship_are_accepted(path: Path) -> None:
     recipes.load(path)
+
+
+def test_what_is_imported_is_never_looked_at_for_garbage(recipe: Path) -> None:
+    """A quarter of the time before the first step; the collector is on again for what is made afterwards."""
+    recipe.write_text(GOOD.replace("some/model", str(recipe.parent / "nowhere")))
+    program = (
+        "import atexit, gc, sys\n"
+        "from lrft.cli import main\n"
+        "atexit.register(lambda: print('torch' in sys.modules, gc.get_freeze_count() > 100_000, gc.isenabled()))\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "check", str(recipe)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (5, "True True True\n"), done.stderr

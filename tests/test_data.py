@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -19,10 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrft import data
-from lrft.data import preview
+from lrft.data import measure, preview
 from lrft.data.cache import locked
-from lrft.data.format import CLASSIC, REQUIRED, detect
+from lrft.data.collect import Found
+from lrft.data.format import CLASSIC, REQUIRED, Sample, detect
+from lrft.data.record import BadRow
+from lrft.data.report import SourceReport
 from lrft.data.split import split
+from lrft.data.template import Piece, Rendered
 from lrft.errors import DataError, LrftError, RecipeError
 from lrft.recipe import DataEntry, DataSection
 
@@ -612,6 +617,83 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(LrftError, match="the cache cannot be written"):
         prepare(tmp_path, lines(tmp_path / "a.jsonl", *texts(2)))
+
+
+# --- one chunk after the other ---
+
+
+def numbered(n: int) -> tuple[list[Found], SourceReport]:
+    report = SourceReport("f", read=n, used=n)
+    return [Found(Sample(document=str(k)), "f:", k, "", report) for k in range(n)], report
+
+
+def as_text(sample: Sample) -> Rendered:
+    return Rendered((Piece(str(sample.document), True),), (), add_eos=False, end="")
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 100])
+def test_rows_come_in_order_and_are_counted_in_order_whatever_the_chunks(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "CHUNK", chunk)
+    samples, report = numbered(20)
+
+    def render(sample: Sample) -> Rendered:
+        if int(sample.document or 0) % 3 == 0:
+            raise BadRow("three")
+        return as_text(sample)
+
+    def encode(texts: list[Rendered], names: list[str]) -> list[Any]:
+        assert names == [f"f:{text.text}" for text in texts]
+        return [BadRow("five") if int(text.text) % 5 == 0 else int(text.text) for text in texts]
+
+    found = list(measure.tokenise(samples, render, encode))
+    left = [k for k in range(20) if k % 3 and k % 5]
+    assert [(item.number, int(text.text), ids) for item, text, ids in found] == [(k, k, k) for k in left]
+    assert [example["source"] for example in report.examples] == [f"f:{k}" for k in range(20) if k not in left]
+    assert report.dropped == {"three": 7, "five": 2}
+    assert report.used == len(left)
+
+
+def test_a_chunk_is_encoded_while_the_next_one_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "CHUNK", 2)
+    reached = [threading.Event() for _ in range(6)]
+
+    def render(sample: Sample) -> Rendered:
+        reached[int(sample.document or 0)].set()
+        return as_text(sample)
+
+    def encode(texts: list[Rendered], names: list[str]) -> list[Any]:
+        following = int(texts[-1].text) + 1
+        assert following == 6 or reached[following].wait(20), "the next chunk is rendered only afterwards"
+        return [int(text.text) for text in texts]
+
+    assert [ids for _, _, ids in measure.tokenise(numbered(6)[0], render, encode)] == list(range(6))
+
+
+def test_an_error_of_the_encoder_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "CHUNK", 1)
+
+    def encode(texts: list[Rendered], names: list[str]) -> list[Any]:
+        if names == ["f:2"]:
+            raise DataError(f"{names[0]}: not this one")
+        return [0]
+
+    with pytest.raises(DataError, match="f:2: not this one"):
+        list(measure.tokenise(numbered(9)[0], as_text, encode))
+    assert not any("ThreadPool" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_rows_are_made_without_full_collections(tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lines(tmp_path / "a.jsonl", *texts(3), *([{"text": ""}] if fails else []))
+    module, during, before = sys.modules["lrft.data.prepare"], [], gc.get_threshold()
+    build = module._build
+    monkeypatch.setattr(module, "_build", lambda *args: [during.append(gc.get_threshold()), build(*args)][1])
+    with pytest.raises(DataError) if fails else contextlib.nullcontext():
+        prepare(tmp_path, path)
+    assert during == [(*before[:2], 1_000_000)]
+    assert gc.get_threshold() == before
 
 
 # --- report and preview ---

@@ -445,14 +445,16 @@ def test_in_pieces_it_is_the_whole_weight_to_the_bit(
     result = merging.merge(tmp_path / "adapter", tmp_path / "out", dtype=dtype)
     before, after = tensors(base), tensors(tmp_path / "out")
     kept = getattr(torch, dtype) if dtype else stored
-    update = 0.0
+    update, lost = 0.0, 0.0
     for name, tensor in before.items():
         adapter = attached.modules.get(name.removesuffix(".weight"))
         with torch.no_grad():
             exact = adapter.weight(tensor.float()) if adapter else tensor.float()
         assert torch.equal(after[name], exact.to(kept)), name
         update += (exact - tensor.float()).double().norm().item() ** 2
+        lost += (exact - exact.to(kept).float()).double().norm().item() ** 2 if adapter else 0.0
     assert result.update_norm == pytest.approx(math.sqrt(update), rel=1e-5)
+    assert result.lost_norm == pytest.approx(math.sqrt(lost), rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])

@@ -50,32 +50,38 @@ class _LinearPlusPair(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, dropped: Tensor | None, W: Tensor, bias: Tensor | None, B: Tensor, A: Tensor, s: float
     ) -> Tensor:
-        y = replay.played()
-        if y is None:
-            with torch.autocast(x.device.type, enabled=False):
+        seen = (x if dropped is None else dropped).flatten(0, -2)
+        trains_A = ctx.needs_input_grad[5]
+        y, kept = replay.played(), seen
+        with torch.autocast(x.device.type, enabled=False):
+            if y is None:
                 y = linear(x, W, bias)
-                seen = (x if dropped is None else dropped).flatten(0, -2)
                 y.view(-1, len(W)).addmm_(seen @ A.T, B.T, alpha=s)
+            if not trains_A:  # the thin product, cheap to make again, is then all that is needed: x is not kept
+                kept = seen @ A.T
         replay.record(x, y)
-        ctx.save_for_backward(x if dropped is None else dropped, W, B, A)
-        ctx.s, ctx.own_path = s, dropped is not None
+        ctx.save_for_backward(kept, W, B, A)
+        ctx.s, ctx.shape, ctx.own_path = s, x.shape, dropped is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
         kept, W, B, A = ctx.saved_tensors
-        g, seen = slope.flatten(0, -2), kept.flatten(0, -2)
+        for_x, for_dropped, _, _, for_B, for_A, _ = ctx.needs_input_grad
+        g = slope.flatten(0, -2)
         thin = (g @ B).mul_(ctx.s)
-        of_B = (g.T @ (seen @ A.T)).mul_(ctx.s)
-        of_A = thin.T @ seen
-        of_x = of_dropped = None
-        if ctx.needs_input_grad[0]:
+        of_x = of_dropped = of_B = of_A = None
+        if for_B:
+            of_B = (g.T @ (kept @ A.T if for_A else kept)).mul_(ctx.s)
+        if for_A:
+            of_A = thin.T @ kept
+        if for_x:
             of_x = g @ W
             if not ctx.own_path:
                 of_x.addmm_(thin, A)
-            of_x = of_x.view(kept.shape)
-        if ctx.own_path and ctx.needs_input_grad[1]:
-            of_dropped = (thin @ A).view(kept.shape)
+            of_x = of_x.view(ctx.shape)
+        if for_dropped:
+            of_dropped = (thin @ A).view(ctx.shape)
         return of_x, of_dropped, None, None, of_B, of_A, None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,23 @@ def _prepare(
             report.hit = True
             return Prepared(train, validation, report, key, cached=True)
         renderer = Renderer(tokenizer, chosen.template, chosen.train_on)
-        train, validation, report = _build(found, chosen, renderer, Encoder(tokenizer), share, where)
+        with _young_garbage_only():
+            train, validation, report = _build(found, chosen, renderer, Encoder(tokenizer), share, where)
         report.key, report.hit = key, None if folder is None else False
         if folder is not None:
             store.save(folder, train, validation, report)
         return Prepared(train, validation, report, key, cached=False)
+
+
+@contextmanager
+def _young_garbage_only() -> Iterator[None]:
+    """Without full collections: what a row is made of stays, and each of them would look at all rows again."""
+    before = gc.get_threshold()
+    gc.set_threshold(*before[:2], 1_000_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str) -> dict[str, Any]:

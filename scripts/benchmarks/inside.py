@@ -11,7 +11,7 @@ from benchmarks.place import Place
 from benchmarks.tables import count, ratio, spread, table
 
 RANK = 16
-TIMES = 10  # kernels are short: so many more rounds
+TIMES = 5  # kernels are short: so many more rounds
 MODEL = "smollm2"
 
 

@@ -33,7 +33,7 @@ def adapter() -> tuple[Pass, Pass]:
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(WIDTH, INNER, bias=False))
-    attached = lrft.attach(model, {"method": "lora", "rank": 8}, seed=0)
+    attached = lrft.attach(model, {"method": "lora", "rank": 8, "alpha": 11.0}, seed=0)
     trained = dict(attached.trained())
     for parameter in trained.values():
         nn.init.normal_(parameter, std=0.02)

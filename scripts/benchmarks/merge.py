@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import processes, startup
 from benchmarks.place import Place
 from benchmarks.rounds import turns
-from benchmarks.tables import count, ratio, spread, table, whole
+from benchmarks.tables import count, noisy, ratio, spread, table, whole
 
 MODEL = "smollm2"
 COPY, LRFT, PEFT = "copy with fsync", "lrft merge --no-verify", "PEFT merge_and_unload, save_pretrained"
@@ -74,4 +74,5 @@ def page(section: dict[str, Any]) -> str:
         ]
         for name, found in runs.items()
     ]
-    return f"{text}\n\n{table(['', 'seconds', 'over the copy', 'CPU seconds', 'peak memory, MB'], lines)}"
+    head = ["", "seconds", "over the copy", "CPU seconds", "peak memory, MB"]
+    return f"{text}\n\n{table(head, lines)}\n{noisy(walls, section['rounds'])}"

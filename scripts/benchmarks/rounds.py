@@ -19,7 +19,6 @@ from benchmarks.place import Place
 
 Run = dict[str, Any]
 SAID = 200  # characters of an error that are kept
-UNEQUAL = 1.25
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,9 @@ def good(runs: Sequence[Run], name: str) -> list[Run]:
     return [run for run in runs if run["contestant"] == name and "error" not in run]
 
 
-def disturbed(runs: Sequence[Run], order: Sequence[str]) -> list[str]:
-    """Whose equal steps took so unequal times that other work must have been on the machine."""
-    times = {name: counted(runs, name, "cpu") for name in names(runs, order)}
-    return [name for name, found in times.items() if found and max(found) > UNEQUAL * min(found)]
+def times(runs: Sequence[Run], order: Sequence[str]) -> dict[str, list[float]]:
+    """CPU seconds of the steps that count, of everybody."""
+    return {name: counted(runs, name, "cpu") for name in names(runs, order)}
 
 
 def names(runs: Sequence[Run], order: Sequence[str] = ()) -> list[str]:

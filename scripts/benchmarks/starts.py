@@ -29,23 +29,29 @@ def layers(folder: Path) -> dict[str, Tensor]:
     return dict(found.values())
 
 
-def energy(U: Tensor, W: Tensor) -> float:
-    """Share of W's squared norm in the space of the columns of U."""
+@torch.no_grad()
+def energy(B: Tensor, W: Tensor) -> float:
+    """Share of W's squared norm in the space of the columns of B."""
+    U, _ = torch.linalg.qr(B)
     return ((U.T @ W).square().sum() / W.square().sum()).item()
 
 
 def compare(W: Tensor, rank: int, rounds: int) -> dict[str, Any]:
     """CPU seconds of both ways, by turns, and the captured energy."""
+    from lrft.core.adapter import Site
+    from lrft.methods.lora import LoraAdapter
     from lrft.methods.pissa import Pissa
 
+    adapter = LoraAdapter(Site("layer", *W.shape, rank))
     found: dict[str, Any] = {"shape": list(W.shape), **{way: [] for way in WAYS}, "energy": {}}
     for _ in range(rounds):
         for way in WAYS:
             torch.manual_seed(0)
             began = time.process_time()
-            U, _, _ = Pissa(svd=way).leading(W, rank)
+            with torch.no_grad():
+                Pissa(svd=way).start(adapter, W)
             found[way].append(time.process_time() - began)
-            found["energy"][way] = energy(U, W)
+            found["energy"][way] = energy(adapter.B, W)
     return found
 
 

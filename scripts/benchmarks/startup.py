@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import processes, rows
 from benchmarks.place import Place
 from benchmarks.rounds import turns
-from benchmarks.tables import count, ratio, spread, table
+from benchmarks.tables import count, noisy, ratio, spread, table
 
 MODEL = "smollm2"
 SHAPE = rows.Shape(rows=2, tokens=24, padding=0.2)  # a step that costs next to nothing
@@ -107,7 +107,7 @@ def page(section: dict[str, Any]) -> str:
         [f"{name} ({SAYS[name]})" if SAYS[name] else name, spread(found), against(seconds, name)]
         for name, found in seconds.items()
     ]
-    return f"{text}\n\n{table(['', 'seconds', 'ratio'], lines)}"
+    return f"{text}\n\n{table(['', 'seconds', 'ratio'], lines)}\n{noisy(seconds, section['rounds'])}"
 
 
 def against(seconds: dict[str, list[float]], name: str) -> str:

@@ -86,7 +86,7 @@ def page(section: dict[str, Any]) -> str:
         text += ["", "**Not the same work:** " + "; ".join(section["unequal"])]
     else:
         text += ["", f"All saw the same tokens and labels; loss of the first step {losses(runs)}."]
-    return "\n".join([*text, noisy(rounds.disturbed(runs, order))])
+    return "\n".join([*text, noisy(rounds.times(runs, order), section["rounds"])])
 
 
 def head(section: dict[str, Any]) -> list[str]:

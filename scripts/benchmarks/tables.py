@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
+
+UNEQUAL = 1.25
 
 
 def spread(values: Sequence[float], form: Callable[[float], str] = "{:.2f}".format) -> str:
@@ -24,14 +26,19 @@ def count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-def noisy(names: Sequence[str]) -> str:
-    """A warning about the times of these contestants; empty for none."""
-    if not names:
-        return ""
-    return (
-        f"\n**Other work was on the machine:** equal steps took unequal CPU time ({'; '.join(names)}). "
-        "Differences of time within such a spread mean nothing."
-    )
+def uneven(times: Mapping[str, Sequence[float]]) -> list[str]:
+    """Who took so unequal times for equal work that something else must have been on the machine."""
+    return [name for name, found in times.items() if found and max(found) > UNEQUAL * min(found)]
+
+
+def noisy(times: Mapping[str, Sequence[float]], rounds: int) -> str:
+    """What must be said of times before they are compared: an empty text, or a paragraph."""
+    said = []
+    if names := uneven(times):
+        said.append(f"Other work was on the machine: equal work took unequal time ({'; '.join(names)}).")
+    if rounds == 1:
+        said.append("With a single round the medians hold all that differs from process to process.")
+    return f"\n**Noise:** {' '.join(said)} Differences of time within such a spread mean nothing." if said else ""
 
 
 def whole(value: float) -> str:

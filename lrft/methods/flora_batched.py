@@ -1,0 +1,67 @@
+"""FLoRA, fast LoRA for batches. Wen, Chaudhuri, 2023, arXiv 2312.05677. (Not Flora, arXiv 2402.03293.)
+
+    W' = W o (B A) / r,    W' x = 1/r sum_i b_i o W (a_i o x),    a_i = row i of A (r, k), b_i = column i of B (d, r)
+
+The paper gives each example of a batch its own A and B; here all examples share those of the one adapter. No code is
+published and no start is stated. Here A and B are a start, for which W' = W, plus what is trained: weight decay pulls
+towards the base.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapter import Adapter, Site
+from lrft.core.linear import product
+from lrft.core.part import Method
+
+
+@dataclass(frozen=True)
+class FloraBatched(Method):
+    """Multiplies the weight entry by entry by a product of two thin matrices. Each rank costs a product with W."""
+
+    name: ClassVar[str] = "flora-batched"
+    kind: ClassVar[str] = "parametrization"
+    paper: ClassVar[str] = "arXiv 2312.05677"
+    equation: ClassVar[str] = "W o (B A) / r, o entry by entry"
+    parameters: ClassVar[str] = "r (d + k)"
+    exports: ClassVar[str] = "merged only"
+    evidence: ClassVar[str] = "from the paper; the start is a reconstruction"
+    fills: ClassVar[tuple[str, ...]] = ("update",)
+    needs: ClassVar[tuple[str, ...]] = ("dropout=0",)
+
+    def build(self, site: Site) -> Adapter:
+        return FloraAdapter(site)
+
+
+class FloraAdapter(Adapter):
+    """A (r, k), B (d, r): distances from a first row of ones and a first column of r. Only A's other rows are not 0."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.A = nn.Parameter(torch.empty(site.rank, site.k, dtype=site.dtype))
+        self.B = nn.Parameter(torch.zeros(site.d, site.rank, dtype=site.dtype))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        with torch.no_grad():
+            self.A[0] = 0
+
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """A (r, k) and B (d, r) of the formula."""
+        first = torch.zeros(len(self.A), dtype=self.A.dtype, device=self.A.device)
+        first[0] = 1
+        return self.A + first[:, None], self.B + len(self.A) * first
+
+    def weight(self, W0: Tensor) -> Tensor:
+        A, B = self.masks()
+        return W0 * (B @ A) / len(A)
+
+    def forward(self, x: Tensor, base: Any) -> Tensor:
+        A, B = self.masks()
+        images = product(base, (self.cast(x)[..., None, :] * A).to(x.dtype))  # (..., r, d)
+        out = (images * B.T).sum(dim=-2) / len(A)
+        return (out if base.bias is None else out + base.bias).to(images.dtype)

@@ -1,0 +1,84 @@
+"""FourierFT. Gao et al., 2024, arXiv 2405.03003, section 3; positions and scaling as in PEFT's `fourierft`.
+
+The update is the real part of the inverse transform of a spectrum with n entries c_l at positions (j_l, q_l):
+
+    dW[o, i] = s / (d k) sum over l of c_l cos(2 pi (j_l o / d + q_l i / k))
+
+The released code starts from c ~ N(0, 1), which changes the model before the first step: here c starts at zero, which
+is PEFT's `init_weights=True`. (The released merge also has a factor of its own, 300, whatever s was trained.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lrft.core.adapter import Delta, Site
+from lrft.core.part import Method
+
+
+@dataclass(frozen=True)
+class Fourierft(Method):
+    """A few coefficients of the update's two-dimensional spectrum, at random positions; it has no rank."""
+
+    name: ClassVar[str] = "fourierft"
+    kind: ClassVar[str] = "parametrization"
+    paper: ClassVar[str] = "arXiv 2405.03003"
+    equation: ClassVar[str] = "W + s Re ifft2(C), C zero but for n entries"
+    parameters: ClassVar[str] = "n, whatever the rank"
+    exports: ClassVar[str] = "merged only"
+    evidence: ClassVar[str] = "positions, forward, merge against PEFT 0.21"
+    fills: ClassVar[tuple[str, ...]] = ("update",)
+    gives: ClassVar[tuple[str, ...]] = ("delta",)
+
+    frequencies: Annotated[int, Field(ge=1)] = 1000
+    """n, trained numbers for each layer. Their learning rate is some hundred times that of LoRA."""
+    scaling: float = 150.0
+    """s; the authors take 300 for LLaMA-2-7B and 29 to 151 on GLUE."""
+    positions_seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 777
+    """Draws the positions, the same for all layers of one shape."""
+
+    def build(self, site: Site) -> Delta:
+        if self.frequencies > site.d * site.k:
+            raise ValueError(
+                f"fourierft's {self.frequencies} frequencies are more than the {site.d} x {site.k} = {site.d * site.k} "
+                f"of the layer: set frequencies to fewer"
+            )
+        return FourierftAdapter(site, positions(site.d, site.k, self.frequencies, self.positions_seed), self.scaling)
+
+
+@cache
+def positions(d: int, k: int, n: int, seed: int) -> Tensor:
+    """n different entries of a (d, k) matrix, row by row. Kept: a permutation of a large layer takes a second."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(d * k, generator=generator, device="cpu")[:n].clone()
+
+
+class FourierftAdapter(Delta):
+    """c (n,) zero. Transforms need float32 or float64: the tensors' own type, whatever the model's."""
+
+    entries: Tensor
+
+    def __init__(self, site: Site, entries: Tensor, scaling: float) -> None:
+        super().__init__(site)
+        self.scaling = scaling
+        self.c = nn.Parameter(torch.zeros(len(entries), dtype=site.dtype))
+        self.register_buffer("entries", entries, persistent=False)
+
+    def delta_weight(self) -> Tensor:
+        d, k = self.site.d, self.site.k
+        spectrum = self.c.new_zeros(d * k).index_copy(0, self.entries, self.c)
+        return self.scaling * torch.fft.ifft2(spectrum.view(d, k)).real
+
+    def delta(self, x: Tensor) -> Tensor:
+        """Transform the input, let each coefficient carry one frequency over, transform back."""
+        d, k = self.site.d, self.site.k
+        seen = torch.fft.ifft(x.to(self.c.dtype))
+        carried = seen.index_select(-1, self.entries % k) * self.c
+        spectrum = seen.new_zeros(*x.shape[:-1], d).index_add(-1, self.entries // k, carried)
+        return self.scaling * torch.fft.ifft(spectrum).real
