@@ -11,6 +11,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -33,6 +34,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+SAVED_AT_ONCE = 2**24  # bytes
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,10 @@ class TensorReader:
 
 
 class TensorWriter:
-    """Writes a safetensors file whose tensors are announced first and then given piece by piece, in any order."""
+    """Writes a safetensors file whose tensors are announced first and then given piece by piece, in any order.
+
+    A thread of its own brings the bytes to the disk while more are made: the file is on it when the writer closes.
+    """
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str]):
         """`tensors`: name -> (dtype as safetensors spells it, shape, bytes)."""
@@ -135,15 +140,20 @@ class TensorWriter:
         self._lock = Lock()
         self.file: FileIO = path.open("wb", buffering=0)
         self.file.write(struct.pack("<Q", len(text)) + text)
+        self._saver, self._unsaved = ThreadPoolExecutor(1), 0
+        self._saving = self._saver.submit(self.file.flush)
 
     def __enter__(self) -> TensorWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.file.close()
-        unwritten = [name for name, left in self._left.items() if left]
-        if kind is None and unwritten:
-            raise ValueError(f"announced but not written: {', '.join(unwritten)}")
+        with self.file, self._saver:
+            unwritten = [name for name, left in self._left.items() if left]
+            if kind is None and unwritten:
+                raise ValueError(f"announced but not written: {', '.join(unwritten)}")
+            if kind is None:
+                self._saving.result()
+                os.fsync(self.file.fileno())
 
     def write(self, name: str, at: int, data: memoryview) -> None:
         """A tensor's bytes from its byte `at` on. Each byte is to be given once."""
@@ -154,6 +164,11 @@ class TensorWriter:
             raise ValueError(f"{name} is not as long as that, or has these bytes already")
         while done < len(data):
             done += os.pwrite(self.file.fileno(), data[done:], entry.start + at + done)
+        with self._lock:
+            self._unsaved += len(data)
+            if self._unsaved >= SAVED_AT_ONCE and self._saving.done():
+                self._saving.result()  # an error of the disk is told once, to who asked first
+                self._saving, self._unsaved = self._saver.submit(os.fdatasync, self.file.fileno()), 0
 
 
 def raw(tensor: Tensor) -> memoryview:
