@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lrft import base, files
 from lrft.checkpoint import SavedAdapter, read_adapter
 from lrft.core.adapter import Site
 from lrft.errors import CheckFailed, MissingError, UsageError
-from lrft.pieces import MOST_WORKERS, Change, merge_file, thin
+from lrft.pieces import Change, merge_file, workers_for
 from lrft.tensorfile import TensorReader
 
 INDEX = "model.safetensors.index.json"
@@ -99,26 +97,13 @@ def merge(
         if not result.update_norm:
             raise CheckFailed("the adapter's update is zero everywhere: merging would change nothing")
         complete_folder(temporary, source, saved, dtype)
-        for path in temporary.iterdir():
-            files.sync(path)
+        with ThreadPoolExecutor() as pool:  # the disk brings many files home in the time of one
+            list(pool.map(files.sync, temporary.iterdir()))
         if out.exists():
             out.rmdir()
         temporary.rename(out)
         files.sync(out.parent)
     return result
-
-
-@contextmanager
-def workers_for(saved: SavedAdapter) -> Iterator[int]:
-    """How many threads work on pieces, each on one core; one on all cores where each tensor is a single product."""
-    threads = torch.get_num_threads()
-    by_rows = all(thin(saved.build(site)) is not None for site in saved.sites[:1])
-    workers = min(threads, MOST_WORKERS) if by_rows else 1
-    torch.set_num_threads(1 if by_rows else threads)
-    try:
-        yield workers
-    finally:
-        torch.set_num_threads(threads)
 
 
 def base_of(saved: SavedAdapter, named: str | None) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -198,6 +199,18 @@ def norm(tensor: Tensor) -> float:
 def too_large(name: str, dtype: torch.dtype) -> CheckFailed:
     """For a finite value that `dtype` cannot hold: float16 ends at 65504."""
     return CheckFailed(f"{name} holds values that do not fit into {str(dtype).removeprefix('torch.')}")
+
+
+@contextmanager
+def workers_for(saved: SavedAdapter) -> Iterator[int]:
+    """How many threads take pieces, each on one core; one thread on all cores where weights are made as a whole."""
+    threads = torch.get_num_threads()
+    by_rows = all(thin(saved.build(site)) is not None for site in saved.sites[:1])  # all are of the same methods
+    torch.set_num_threads(1 if by_rows else threads)
+    try:
+        yield min(threads, MOST_WORKERS) if by_rows else 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def together(jobs: Iterator[Callable[[], None]], workers: int) -> None:

@@ -11,9 +11,9 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BufferedReader, FileIO
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from threading import Lock
 
@@ -119,29 +119,28 @@ class TensorReader:
 class TensorWriter:
     """Writes a safetensors file whose tensors are announced first and then given piece by piece, in any order.
 
-    A thread of its own brings the bytes to the disk while more are made: the file is on it when the writer closes.
+    A thread of its own brings bytes to the disk while more are made, so that little is left for a sync at the end.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str]):
         """`tensors`: name -> (dtype as safetensors spells it, shape, bytes)."""
         header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        self.entries: dict[str, Entry] = {}
+        """places are counted from the end of the header"""
         at = 0
         for name, (dtype, shape, size) in tensors.items():
+            self.entries[name] = Entry(dtype, tuple(shape), at, at + size)
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
             at += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # tensors begin on a multiple of 8, as readers of mapped files like it
-        self.entries: dict[str, Entry] = {}
-        at = 8 + len(text)
-        for name, (dtype, shape, size) in tensors.items():
-            self.entries[name] = Entry(dtype, tuple(shape), at, at + size)
-            at += size
+        self._begin = 8 + len(text)
         self._left = {name: entry.size for name, entry in self.entries.items()}
         self._lock = Lock()
-        self.file: FileIO = path.open("wb", buffering=0)
+        self.file: BufferedWriter = path.open("wb")
         self.file.write(struct.pack("<Q", len(text)) + text)
         self._saver, self._unsaved = ThreadPoolExecutor(1), 0
-        self._saving = self._saver.submit(self.file.flush)
+        self._saving: Future[None] = self._saver.submit(self.file.flush)
 
     def __enter__(self) -> TensorWriter:
         return self
@@ -153,7 +152,6 @@ class TensorWriter:
                 raise ValueError(f"announced but not written: {', '.join(unwritten)}")
             if kind is None:
                 self._saving.result()
-                os.fsync(self.file.fileno())
 
     def write(self, name: str, at: int, data: memoryview) -> None:
         """A tensor's bytes from its byte `at` on. Each byte is to be given once."""
@@ -163,11 +161,11 @@ class TensorWriter:
         if at < 0 or at + len(data) > entry.size or self._left[name] < 0:
             raise ValueError(f"{name} is not as long as that, or has these bytes already")
         while done < len(data):
-            done += os.pwrite(self.file.fileno(), data[done:], entry.start + at + done)
+            done += os.pwrite(self.file.fileno(), data[done:], self._begin + entry.start + at + done)
         with self._lock:
             self._unsaved += len(data)
             if self._unsaved >= SAVED_AT_ONCE and self._saving.done():
-                self._saving.result()  # an error of the disk is told once, to who asked first
+                self._saving.result()  # an error of the disk is told once, to the first who asks
                 self._saving, self._unsaved = self._saver.submit(os.fdatasync, self.file.fileno()), 0
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import struct
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lrft import tensorfile
 from lrft.errors import CheckFailed
 from lrft.tensorfile import DTYPES, TensorReader, TensorWriter, raw
 
@@ -107,6 +109,20 @@ def test_every_byte_is_written_once(tmp_path: Path) -> None:
         left = "b" if len(given) == 8 else "a, b"
         with pytest.raises(ValueError, match=f"announced but not written: {left}$"), unfinished as writer:
             writer.write("a", 0, memoryview(given))
+
+
+def test_what_the_disk_refuses_later_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told once, to the thread that saves while others write."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensorfile, "SAVED_AT_ONCE", 8)
+    monkeypatch.setattr(os, "fdatasync", full)
+    unfinished = TensorWriter(tmp_path / "x", {"a": ("F32", (2,), 8)}, {})
+    wait([unfinished._saving])
+    with pytest.raises(OSError, match="No space left"), unfinished as writer:
+        writer.write("a", 0, memoryview(b"00000000"))
 
 
 def test_reading_stops_at_the_tensors_end_and_at_the_files(tmp_path: Path) -> None:
