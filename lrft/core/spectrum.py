@@ -46,29 +46,30 @@ def leading(W: Tensor, r: int, *, iterations: int = 6, oversample: int = 8) -> T
         return U, S, V
     width = r + oversample
     if 2 * (1 + iterations) * width >= d:
-        return largest(W.T, r)
-    blocks = [orthonormal(W @ torch.randn(k, width, dtype=W.dtype, device=W.device))]
+        return largest(W, r)
+    # Vectors are rows here: thin times large is the faster of the two products.
+    blocks = [orthonormal(torch.randn(width, k, dtype=W.dtype, device=W.device) @ W.T)]
     for _ in range(iterations):
-        blocks.append(orthonormal(W @ (W.T @ blocks[-1])))
-    basis = orthonormal(torch.cat(blocks, 1))
-    U, S, V = largest(W.T @ basis, r)
-    return basis @ U, S, V
+        blocks.append(orthonormal(blocks[-1] @ W @ W.T))
+    basis = orthonormal(torch.cat(blocks))
+    U, S, V = largest(basis @ W, r)
+    return basis.T @ U, S, V
 
 
 def largest(image: Tensor, r: int) -> Triplets:
-    """(U (m, r), S, V (k, r)) of image.T, for image (k, m) = W.T times an orthonormal basis: U in its coordinates."""
+    """The r leading singular triplets of `image` (m, k): U (m, r), S (r,), V (k, r)."""
     # The eigenvectors of the small Gram matrix choose the directions: several times faster than a decomposition of
     # `image`. Squaring blurs only directions whose singular value is below sqrt(rounding) of the largest.
-    chosen = torch.linalg.eigh(image.T @ image).eigenvectors[:, -r:]
+    chosen = torch.linalg.eigh(image @ image.T).eigenvectors[:, -r:]
     # What is seen of W from the chosen ones is decomposed as it is: U and V are orthonormal to rounding.
-    Q, R = torch.linalg.qr(image @ chosen)
+    Q, R = torch.linalg.qr((chosen.T @ image).T)
     U, S, Vh = torch.linalg.svd(R.T)
     return chosen @ U, S, Q @ Vh.T
 
 
-def orthonormal(Y: Tensor) -> Tensor:
-    """An orthonormal basis of the columns of Y, completed where these are dependent."""
-    return torch.linalg.qr(Y).Q
+def orthonormal(rows: Tensor) -> Tensor:
+    """An orthonormal basis of the rows, completed where these are dependent."""
+    return torch.linalg.qr(rows.T).Q.T
 
 
 def refuse_beyond(W: Tensor, r: int) -> None:
