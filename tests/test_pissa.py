@@ -118,7 +118,8 @@ def test_exact_and_trailing_are_the_two_ends_of_the_decomposition(shape: tuple[i
         assert torch.allclose(found[1], wanted, rtol=1e-5)
     everything = spectrum.trailing(W, min(shape))
     assert torch.allclose(everything[0] @ torch.diag(everything[1]) @ everything[2].T, W, atol=1e-4)
-    assert spectrum.trailing(W, 0)[0].shape == (shape[0], 0)
+    for function in (spectrum.leading, spectrum.exact, spectrum.trailing):
+        assert [t.shape for t in function(W, 0)] == [(shape[0], 0), (0,), (shape[1], 0)]
 
 
 def test_more_directions_than_the_smaller_side_are_refused() -> None:

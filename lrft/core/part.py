@@ -57,6 +57,8 @@ class Part:
     """`start` sets a product that is not zero: the update is counted from there"""
     natural_scale: ClassVar[float | None] = None
     """the factor s when the recipe leaves alpha to us"""
+    resting: ClassVar[tuple[str, ...]] = ()
+    """last words of trained tensors that may stand still in the first steps: gated, or released later"""
 
     # once
     def alpha(self, rank: int) -> float:

@@ -35,9 +35,9 @@ def trailing(W: Tensor, r: int) -> Triplets:
 def leading(W: Tensor, r: int, *, iterations: int = 6, oversample: int = 8) -> Triplets:
     """Nearly the r leading singular triplets: ||U.T W||^2 is within 2 % of the largest possible.
 
-    That holds for the defaults and the flattest of spectra, a Gaussian W; real layers are within 0.5 %. The basis has
-    (1 + iterations) (r + oversample) vectors. Where that comes to half of the smaller side, the whole space costs no
-    more and is taken. Draws from the global generator of W's device: the caller seeds.
+    That holds for the defaults and the flattest of spectra, Gaussian up to 4096 x 4096; real layers are within 0.5 %.
+    The basis has (1 + iterations) (r + oversample) vectors. Where that comes to half of the smaller side, the whole
+    space costs no more and is taken. Draws from the global generator of W's device: the caller seeds.
     """
     refuse_beyond(W, r)
     d, k = W.shape
@@ -60,7 +60,7 @@ def largest(image: Tensor, r: int) -> Triplets:
     """The r leading singular triplets of `image` (m, k): U (m, r), S (r,), V (k, r)."""
     # The eigenvectors of the small Gram matrix choose the directions: several times faster than a decomposition of
     # `image`. Squaring blurs only directions whose singular value is below sqrt(rounding) of the largest.
-    chosen = torch.linalg.eigh(image @ image.T).eigenvectors[:, -r:]
+    chosen = torch.linalg.eigh(image @ image.T).eigenvectors[:, len(image) - r :]
     # What is seen of W from the chosen ones is decomposed as it is: U and V are orthonormal to rounding.
     Q, R = torch.linalg.qr((chosen.T @ image).T)
     U, S, Vh = torch.linalg.svd(R.T)
