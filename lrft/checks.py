@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,15 @@ class MovementCheck:
 
     STEPS = 2
 
-    def __init__(self, attached: Attached, *, resumed: bool = False) -> None:
+    def __init__(self, attached: Attached, *, resumed: bool = False, resting: Collection[str] = ()) -> None:
+        """resting: last words of the tensors' names that may stand still."""
         self.trained = attached.trained()
         self.sites = {
             f"{site}.{name}": site for site, adapter in attached.modules.items() for name in adapter.tensors()
         }
-        self.start = {} if resumed else {name: p.detach().clone() for name, p in self.trained.items()}
+        self.start = {} if resumed else {
+            name: p.detach().clone() for name, p in self.trained.items() if name.rsplit(".", 1)[-1] not in resting
+        }
         ours = {id(p) for p in self.trained.values()}
         # torch counts the in-place writes to a tensor: a frozen one must not have any.
         self.frozen = {name: (p, p._version) for name, p in attached.model.named_parameters() if id(p) not in ours}
@@ -65,8 +68,8 @@ class MovementCheck:
             if torch.equal(self.trained[name].detach(), start) and rates[name] > RESOLUTION * start.abs().max().item()
         ]
         if self.steps == 1:
-            moved = {self.sites[name] for name in self.trained.keys() - set(still)}
-            still = [site for site in dict.fromkeys(self.sites[name] for name in self.trained) if site not in moved]
+            moved = {self.sites[name] for name in self.start.keys() - set(still)}
+            still = [site for site in dict.fromkeys(self.sites[name] for name in self.start) if site not in moved]
         if still:
             raise CheckFailed(
                 f"{_some(still)} did not move in {self.steps} step{'s' * (self.steps > 1)}",

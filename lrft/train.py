@@ -88,7 +88,9 @@ def loop(trainer: Trainer, signals: StopSignals) -> None:
     total, recipe, progress = trainer.plan.total_steps, trainer.recipe, trainer.progress
     evaluations = schedule.interval(recipe.evaluation.every, total) if trainer.prepared.validation else None
     checkpoints = schedule.interval(recipe.checkpoint.every, total)
-    movement = checks.MovementCheck(trainer.attached, resumed=progress.step > 0)
+    movement = checks.MovementCheck(
+        trainer.attached, resumed=progress.step > 0, resting=trainer.composition.resting
+    )
     trainer.reporter.begin(total, progress.step)
     if evaluations and recipe.evaluation.at_start and progress.step == 0:
         measure(trainer)

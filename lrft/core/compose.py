@@ -46,6 +46,11 @@ class Composition:
         filled = next((part for part in self.parts if "scale" in part.fills), None)
         return filled or (self.method if "scale" in self.method.gives else None)
 
+    @property
+    def resting(self) -> set[str]:
+        """Last words of trained tensors that may stand still in the first steps."""
+        return {role for part in self.parts for role in part.resting}
+
     def lr_factors(self) -> dict[str, float]:
         """Learning rate over the recipe's, by role."""
         factors: dict[str, float] = {}

@@ -1,0 +1,33 @@
+"""A sum of r rank-one components, each with a gate: dW = s B diag(g) A.
+
+What decides on ranks during a run needs no more than this: tensors keep their shapes, so that a distributed wrapper
+and an optimiser stay as they are; a component is taken out by its gate. With a gate the scale of a component is a number
+of its own, so methods differ in who sets it: the optimiser, a threshold, a budget.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lrft.core.adapter import Delta, Factors, Site
+
+
+class GatedPair(Delta):
+    """A (r, k), gate (r,), B (d, r), all zero: the method that builds it sets its start."""
+
+    def __init__(self, site: Site, *, trains_gate: bool) -> None:
+        super().__init__(site)
+        self.A = nn.Parameter(torch.zeros(site.rank, site.k, dtype=site.dtype))
+        self.gate = nn.Parameter(torch.zeros(site.rank, dtype=site.dtype), requires_grad=trains_gate)
+        self.B = nn.Parameter(torch.zeros(site.d, site.rank, dtype=site.dtype))
+
+    def delta_weight(self) -> Tensor:
+        return self.site.scale * (self.B * self.gate) @ self.A
+
+    def delta(self, x: Tensor) -> Tensor:
+        return self.site.scale * linear(linear(x, self.A) * self.gate, self.B)
+
+    def factors(self) -> Factors:
+        return Factors(self.B * self.gate, self.A, self.site.scale)
