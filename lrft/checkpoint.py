@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 
 from lrft import files
 from lrft.core import compose, linear
-from lrft.core.adapter import Adapter, PeftForm, Site
-from lrft.core.attached import Attached
+from lrft.core.adapter import Adapter, PeftForm, Site, load_tensors
+from lrft.core.attached import SHARED, Attached
 from lrft.errors import CheckFailed, LrftError, UsageError
 
 FORMAT = 1
@@ -36,7 +37,7 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """An adapter folder, read and checked. `tensors`: site name -> tensor name -> tensor."""
+    """An adapter folder, read and checked. `tensors`: site name, or `SHARED` -> tensor name -> tensor."""
 
     folder: Path
     info: dict[str, Any]
@@ -46,9 +47,21 @@ class SavedAdapter:
 
     def build(self, site: Site) -> Adapter:
         """One site's adapter with its saved values, without a model."""
-        adapter = compose.build_site(site, self.composition, None, fresh=False)
+        adapter = compose.build_site(site, self.composition, None, fresh=False, shared=self.shared)
         adapter.load(self.tensors[site.name])
         return adapter.eval()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors, as `Attached.state_dict` names them."""
+        return {f"{site}.{name}": t for site, named in self.tensors.items() for name, t in named.items()}
+
+    @cached_property
+    def shared(self) -> nn.Module | None:
+        """What all adapters have in common, with its saved values."""
+        shared = compose.build_shared(self.sites, self.composition, seed=self.info["seed"])
+        if shared is not None:
+            load_tensors(SHARED, dict(shared.named_parameters()), self.tensors.get(SHARED, {}))
+        return shared
 
 
 def save_adapter(
@@ -75,7 +88,9 @@ def save_adapter(
         files.write_json(folder / "adapter_config.json", peft_config(attached, sayable, base))
         written.append(PEFT_TENSORS)
         listed.append("adapter_config.json")
-        same = all(set(adapter.tensors()) <= PEFT_NAMES.keys() for adapter in attached.modules.values())
+        same = attached.shared is None and all(
+            set(adapter.tensors()) <= PEFT_NAMES.keys() for adapter in attached.modules.values()
+        )
     if not same:
         files.write_tensors(folder / OWN_TENSORS, attached.state_dict())
         written.append(OWN_TENSORS)
@@ -162,8 +177,11 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     flat = files.read_tensors(folder / info["tensors"])
     if info["tensors"] == PEFT_TENSORS:
         flat = _from_peft_names(flat)
-    saved = SavedAdapter(folder, info, sites, composition, _by_site(flat, sites, folder / info["tensors"]))
+    tensors = _by_site(flat, sites, folder / info["tensors"])
+    saved = SavedAdapter(folder, info, sites, composition, tensors)
     try:
+        if saved.shared is None and SHARED in tensors:
+            raise ValueError(f"{SHARED}: not expected")
         for site in sites:
             saved.build(site)
     except (ValueError, TypeError, RuntimeError) as error:  # the last two: sizes that no tensor can have
@@ -183,8 +201,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
             d, k = linear.shape(modules[site.name])
             raise CheckFailed(f"{folder}: {site.name} is {d} x {k} in this model, {site.d} x {site.k} in the adapter")
     attached = compose.attach_sites(model, saved.sites, saved.composition, seed=saved.info["seed"], fresh=False)
-    for name, adapter in attached.modules.items():
-        adapter.load(saved.tensors[name])
+    attached.load_state_dict(saved.state_dict())
     return attached
 
 
@@ -208,6 +225,8 @@ def _check_files(folder: Path, info: Mapping[str, Any]) -> None:
 
 def _by_site(flat: Mapping[str, Tensor], sites: Iterable[Site], path: Path) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {site.name: {} for site in sites}
+    if any(key.startswith(f"{SHARED}.") for key in flat):
+        found[SHARED] = {}
     # A site's name can be the beginning of another's: the longest one that fits is meant.
     for key, tensor in flat.items():
         site = max((name for name in found if key.startswith(f"{name}.")), key=len, default=None)

@@ -30,12 +30,14 @@ class MovementCheck:
     def __init__(self, attached: Attached, *, resumed: bool = False, resting: Collection[str] = ()) -> None:
         """resting: last words of the tensors' names that may stand still."""
         self.trained = attached.trained()
-        self.sites = {
-            f"{site}.{name}": site for site, adapter in attached.modules.items() for name in adapter.tensors()
-        }
-        self.start = {} if resumed else {
-            name: p.detach().clone() for name, p in self.trained.items() if name.rsplit(".", 1)[-1] not in resting
-        }
+        self.sites = attached.owners()
+        self.start = (
+            {}
+            if resumed
+            else {
+                name: p.detach().clone() for name, p in self.trained.items() if name.rsplit(".", 1)[-1] not in resting
+            }
+        )
         ours = {id(p) for p in self.trained.values()}
         # torch counts the in-place writes to a tensor: a frozen one must not have any.
         self.frozen = {name: (p, p._version) for name, p in attached.model.named_parameters() if id(p) not in ours}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,35 +11,41 @@ from torch import Tensor, nn
 from lrft.errors import CheckFailed
 
 
-def make_adamw(
+def grouped(
     trained: Mapping[str, nn.Parameter],
     lr_factors: Mapping[str, float],
-    optimizer: Any,
     lr: float,
     weight_decay: float,
-) -> torch.optim.AdamW:
-    """AdamW with one group per learning-rate factor. A tensor's role is the last word of its name.
+    *,
+    owners: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Parameters for an optimiser, one group per learning rate and decay. A tensor's role is the last word of its name.
 
-    Each group keeps "factor", its rate over the recipe's. Vectors (magnitudes, scales) get no weight decay.
+    owners: the site of each tensor, to keep sites apart, or None. Each group keeps "factor", its rate over the
+    recipe's, and "site", "" when sites are not kept apart.
+    Vectors (magnitudes, scales) get no weight decay.
     """
-    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    groups: dict[tuple[str, float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in trained.items():
         factor = lr_factors.get(name.rsplit(".", 1)[-1], 1.0)
         decay = weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((factor, decay), []).append((name, parameter))
-    return torch.optim.AdamW(
-        [
-            {"params": members, "factor": factor, "lr": lr * factor, "weight_decay": decay}
-            for (factor, decay), members in groups.items()
-        ],
-        betas=optimizer.betas,
-        eps=optimizer.eps,
-    )
+        site = "" if owners is None else owners[name]
+        groups.setdefault((site, factor, decay), []).append((name, parameter))
+    return [
+        {"params": members, "site": site, "factor": factor, "lr": lr * factor, "weight_decay": decay}
+        for (site, factor, decay), members in groups.items()
+    ]
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def make_adamw(groups: list[dict[str, Any]], optimizer: Any) -> torch.optim.AdamW:
+    """optimizer: the recipe's, with betas and eps."""
+    return torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, rate: Callable[[str], float] = lambda site: 1.0) -> None:
+    """rate: by site, over `lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["factor"]
+        group["lr"] = lr * group["factor"] * rate(group["site"])
 
 
 def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

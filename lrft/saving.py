@@ -88,9 +88,8 @@ def restore(trainer: Trainer) -> None:
     if not trainer.options.accept_changes:
         refuse_changes(trainer, path, saved)
     adapter = read_adapter(path / "adapter")
-    tensors = {f"{site}.{name}": t for site, named in adapter.tensors.items() for name, t in named.items()}
     try:
-        trainer.attached.load_state_dict(tensors)
+        trainer.attached.load_state_dict(adapter.state_dict())
     except ValueError as error:
         raise CheckFailed(f"{path / 'adapter'} is not the adapter of this recipe: {error}") from None
     optim.load_state_tensors(

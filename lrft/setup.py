@@ -42,7 +42,14 @@ def set_up(recipe: Recipe, options: Options) -> Trainer:
     if t.compile and not compile_blocks(model):
         text = "training.compile: this model has no blocks that transformers knows"
         raise RecipeError([Problem(recipe.where("training.compile"), text)])
-    adamw = optim.make_adamw(attached.trained(), composition.lr_factors(), t.optimizer, t.learning_rate, t.weight_decay)
+    groups = optim.grouped(
+        attached.trained(),
+        composition.lr_factors(),
+        t.learning_rate,
+        t.weight_decay,
+        owners=attached.owners() if composition.rates_by_site else None,
+    )
+    adamw = optim.make_adamw(groups, t.optimizer)
     losses = found.loss(model)
     wrapped, optimizer = accelerator.prepare(losses, adamw)
     warnings = compose.advice(composition, attached.sites, model)

@@ -88,9 +88,7 @@ def loop(trainer: Trainer, signals: StopSignals) -> None:
     total, recipe, progress = trainer.plan.total_steps, trainer.recipe, trainer.progress
     evaluations = schedule.interval(recipe.evaluation.every, total) if trainer.prepared.validation else None
     checkpoints = schedule.interval(recipe.checkpoint.every, total)
-    movement = checks.MovementCheck(
-        trainer.attached, resumed=progress.step > 0, resting=trainer.composition.resting
-    )
+    movement = checks.MovementCheck(trainer.attached, resumed=progress.step > 0, resting=trainer.composition.resting)
     trainer.reporter.begin(total, progress.step)
     if evaluations and recipe.evaluation.at_start and progress.step == 0:
         measure(trainer)
@@ -124,7 +122,6 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
     ids = trainer.plan.rows(step)
     tokens = sum(int(trainer.rows.trained(int(i)).sum()) for i in ids)
     lr = settings.learning_rate * lr_factor(trainer, step)
-    optim.set_lr(optimizer, lr)
     run = Run(
         step,
         trainer.plan.total_steps,
@@ -134,6 +131,7 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
         settings.seed,
         trainer.reduce,
     )
+    optim.set_lr(optimizer, lr, lambda site: trainer.composition.rate(run, site))
     for part in parts:
         part.before_step(run)
     local = backward(trainer, ids, tokens)

@@ -162,7 +162,7 @@ def test_the_export_says_the_factor_to_a_reader_that_knows_no_rslora(tmp_path: P
 def rates(words: Any, **more: Any) -> tuple[Attached, torch.optim.AdamW]:
     attached = attach(small(), words, **more)
     composition = compose.compose((entry["name"], entry["options"]) for entry in attached.methods)
-    return attached, optim.make_adamw(attached.trained(), composition.lr_factors(), ADAMW, 1e-2, 0.1)
+    return attached, optim.make_adamw(optim.grouped(attached.trained(), composition.lr_factors(), 1e-2, 0.1), ADAMW)
 
 
 def test_the_ratio_holds_at_every_step_of_a_schedule_and_every_tensor_is_in_one_group() -> None:
@@ -201,7 +201,7 @@ def test_a_factor_is_a_ratio_of_rates() -> None:
     for scale, ratio in ((4.0, 3.0), (1.0, 12.0), (1.0, 3.0)):
         attached = attach(small(), [{"lora+": {"ratio": ratio}}], scale=scale)
         no_eps = SimpleNamespace(betas=(0.9, 0.999), eps=1e-300)
-        optimizer = optim.make_adamw(attached.trained(), {"B": ratio}, no_eps, 1e-3, 0.0)
+        optimizer = optim.make_adamw(optim.grouped(attached.trained(), {"B": ratio}, 1e-3, 0.0), no_eps)
         found.append(run(attached, optimizer))
     assert torch.allclose(found[0], found[1], rtol=1e-9, atol=1e-14)
     assert not torch.allclose(found[0], found[2], rtol=1e-2)

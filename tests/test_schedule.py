@@ -109,7 +109,9 @@ def test_groups_of_lora_plus_are_those_of_peft() -> None:
         {"method": [{"lora+": {"ratio": ratio}}], "rank": 4, "target_modules": ["q_proj", "down_proj"]}
     )
     attached, composition = compose.attach_adapter(tiny.make("llama"), section, seed=0)
-    ours = optim.make_adamw(attached.trained(), composition.lr_factors(), recipe.Optimizer(name="adamw"), lr, 0.0)
+    ours = optim.make_adamw(
+        optim.grouped(attached.trained(), composition.lr_factors(), lr, 0.0), recipe.Optimizer(name="adamw")
+    )
 
     def groups(optimizer: torch.optim.Optimizer) -> list[tuple[float, list[tuple[int, ...]]]]:
         found = [(g["lr"], sorted(tuple(p.shape) for p in g["params"])) for g in optimizer.param_groups]
@@ -121,7 +123,9 @@ def test_groups_of_lora_plus_are_those_of_peft() -> None:
 def test_weight_decay_spares_vectors() -> None:
     section = recipe.parse_adapter({"method": ["dora", "lora+"], "rank": 4})
     attached, composition = compose.attach_adapter(tiny.make("llama"), section, seed=0)
-    adamw = optim.make_adamw(attached.trained(), composition.lr_factors(), recipe.Optimizer(name="adamw"), 1e-3, 0.1)
+    adamw = optim.make_adamw(
+        optim.grouped(attached.trained(), composition.lr_factors(), 1e-3, 0.1), recipe.Optimizer(name="adamw")
+    )
     decays = {name: group["weight_decay"] for group in adamw.param_groups for name in group["param_names"]}
     assert decays.keys() == attached.trained().keys()
     assert {name.rsplit(".", 1)[-1]: decay for name, decay in decays.items()} == {"A": 0.1, "B": 0.1, "magnitude": 0.0}
@@ -133,7 +137,9 @@ def test_optimiser_state_goes_by_name_not_by_order() -> None:
     trained = attached.trained()
 
     def stepped(names: list[str]) -> torch.optim.AdamW:
-        adamw = optim.make_adamw({n: trained[n] for n in names}, {}, recipe.Optimizer(name="adamw"), 1e-3, 0.0)
+        adamw = optim.make_adamw(
+            optim.grouped({n: trained[n] for n in names}, {}, 1e-3, 0.0), recipe.Optimizer(name="adamw")
+        )
         return adamw
 
     first, turned = stepped(list(trained)), stepped(list(trained)[::-1])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,17 @@ class Adapter(nn.Module):
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.site = site
+        self.dropout = site.dropout
+        """share of the input that is dropped now: a schedule may change it between steps"""
+
+    @property
+    def shared(self) -> Any:
+        """What all adapters of the model have in common (`Method.shared`). It belongs to the model, not to this one."""
+        return self.__dict__.get("_shared")
+
+    def share(self, shared: nn.Module | None) -> None:
+        """Let this adapter use `shared` without owning it: it is saved, moved and counted once, not per layer."""
+        self.__dict__["_shared"] = shared
 
     def weight(self, W0: Tensor) -> Tensor:
         """The adapted weight (d, k) from the base's (d, k), both in the adapter's dtype. No randomness."""
@@ -88,21 +99,9 @@ class Adapter(nn.Module):
         """Every tensor to be saved, by the name it has in files. A wrapper leaves no trace in what it wraps."""
         return {name.replace("inner.", ""): value for name, value in self.named_parameters()}
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors` (names as in `tensors()`) into this adapter. Raises ValueError naming what does not fit."""
-        own = self.tensors()
-        missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
-        if missing or extra:
-            raise ValueError(f"{self.site.name}: tensors missing {sorted(missing)}, not expected {sorted(extra)}")
-        for name, value in own.items():
-            if tensors[name].shape != value.shape:
-                raise ValueError(
-                    f"{self.site.name}.{name}: shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
-                )
-            if not torch.isfinite(tensors[name]).all():
-                raise ValueError(f"{self.site.name}.{name}: holds values that are not finite")
-            value.copy_(tensors[name])
+        load_tensors(self.site.name, self.tensors(), tensors)
 
     def cast(self, x: Tensor) -> Tensor:
         """x in the dtype in which the adapter computes. Under autocast the products choose for themselves."""
@@ -136,7 +135,7 @@ class Delta(Adapter):
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout on the adapter's input, never on the base's."""
-        return dropout(x, self.site.dropout) if self.site.dropout and self.training else x
+        return dropout(x, self.dropout) if self.dropout and self.training else x
 
     def forward(self, x: Tensor, base: nn.Module) -> Tensor:
         dropped = self.drop(x)
@@ -162,7 +161,8 @@ class Delta(Adapter):
 
     def inputs(self) -> list[Tensor]:
         """The tensors that `delta` depends on and that may be trained."""
-        return [p for p in self.parameters() if p.requires_grad]
+        common = () if self.shared is None else self.shared.parameters()
+        return [p for p in (*self.parameters(), *common) if p.requires_grad]
 
     def peft(self) -> PeftForm | None:
         factors = self.factors()
@@ -199,6 +199,20 @@ class Anchored(Delta):
         B = torch.cat([now.B, now.B - then.B], dim=1)
         A = torch.cat([now.A - then.A, then.A], dim=0)
         return Factors(B, A, now.scale)
+
+
+@torch.no_grad()
+def load_tensors(place: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy `given` into `own`, by name. Raises ValueError, naming `place`, for what does not fit."""
+    missing, extra = own.keys() - given.keys(), given.keys() - own.keys()
+    if missing or extra:
+        raise ValueError(f"{place}: tensors missing {sorted(missing)[:3]}, not expected {sorted(extra)[:3]}")
+    for name, value in own.items():
+        if given[name].shape != value.shape:
+            raise ValueError(f"{place}.{name}: shape {tuple(given[name].shape)}, expected {tuple(value.shape)}")
+        if not torch.isfinite(given[name]).all():
+            raise ValueError(f"{place}.{name}: holds values that are not finite")
+        value.copy_(given[name])
 
 
 class AdapterLinear(nn.Module):

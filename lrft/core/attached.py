@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core import linear
-from lrft.core.adapter import Adapter, AdapterLinear, Delta, Site
+from lrft.core.adapter import Adapter, AdapterLinear, Delta, Site, load_tensors
+
+
+# Where the model holds what its adapters have in common; in files, the first word of those tensors' names.
+SHARED = "adapters_shared"
 
 
 class Attached:
@@ -19,6 +23,7 @@ class Attached:
     modules   site name -> adapter module, in the model's order
     sites     the sites, with rank and factor
     methods   the recipe's words for what was attached: [{"name": ..., "options": {...}}, ...]
+    shared    what all adapters have in common, or None
     """
 
     def __init__(
@@ -27,11 +32,13 @@ class Attached:
         modules: dict[str, Adapter],
         methods: tuple[dict[str, Any], ...],
         sites: list[Site],
+        shared: nn.Module | None = None,
     ) -> None:
         self.model = model
         self.modules = modules
         self.methods = methods
         self.sites = sites
+        self.shared = shared
 
     def layers(self) -> dict[str, AdapterLinear]:
         """site name -> the layer that holds base and adapter."""
@@ -41,6 +48,11 @@ class Attached:
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained tensor as "site.tensor"."""
         return {name: p for name, p in self._tensors().items() if p.requires_grad}
+
+    def owners(self) -> dict[str, str]:
+        """The site of every trained tensor, by its name; `SHARED` for one that belongs to all."""
+        sites = {f"{site}.{name}": site for site, adapter in self.modules.items() for name in adapter.tensors()}
+        return {name: sites.get(name, SHARED) for name in self.trained()}
 
     @torch.no_grad()
     def delta(self, name: str) -> Tensor:
@@ -57,12 +69,7 @@ class Attached:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put `state` back. Raises ValueError when a tensor is missing, not expected, misshapen or not finite."""
-        own = self._tensors().keys()
-        missing, extra = own - state.keys(), state.keys() - own
-        if missing or extra:
-            raise ValueError(f"tensors missing {sorted(missing)[:3]}, not expected {sorted(extra)[:3]}")
-        for name, adapter in self.modules.items():
-            adapter.load({word: state[f"{name}.{word}"] for word in adapter.tensors()})
+        load_tensors("adapter", self._tensors(), state)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -82,7 +89,11 @@ class Attached:
         for name, layer in self.layers().items():
             parent, _, word = name.rpartition(".")
             setattr(self.model.get_submodule(parent), word, layer.base)
+        if self.shared is not None:
+            delattr(self.model, SHARED)
         return self.model
 
     def _tensors(self) -> dict[str, nn.Parameter]:
-        return {f"{site}.{name}": p for site, adapter in self.modules.items() for name, p in adapter.tensors().items()}
+        common = {} if self.shared is None else {f"{SHARED}.{name}": p for name, p in self.shared.named_parameters()}
+        own = {f"{site}.{name}": p for site, adapter in self.modules.items() for name, p in adapter.tensors().items()}
+        return {**common, **own}

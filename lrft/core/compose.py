@@ -1,6 +1,6 @@
 """From the words of a recipe to adapters in a model.
 
-The order inside one site is fixed here, not by the list in the recipe: build -> start -> anchor -> wrap. (A start after
+The order inside one site is fixed here, not by the list in the recipe: build -> start, start_from -> anchor -> wrap. (A start after
 wrapping would look for A and B inside the wrapper.)
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from lrft import catalog
 from lrft.core import linear, targets
 from lrft.core.adapter import Adapter, AdapterLinear, Anchored, Delta, Site
-from lrft.core.attached import Attached
-from lrft.core.part import Method, Part
+from lrft.core.attached import SHARED, Attached
+from lrft.core.look import Look
+from lrft.core.part import Method, Part, Run, Seen
 from lrft.errors import Problem, RecipeError, UsageError
 
 
@@ -38,7 +40,17 @@ class Composition:
     @property
     def reads_weights(self) -> bool:
         """Whether some part looks at the base's weights before the first step: a wide copy is made only then."""
-        return any(type(p).start is not Part.start or type(p).wrap is not Part.wrap for p in self.parts)
+        hooks = ("start", "start_from", "wrap")
+        return any(getattr(type(part), hook) is not getattr(Part, hook) for part in self.parts for hook in hooks)
+
+    @property
+    def observes(self) -> bool:
+        """Whether some part looks at data before the first step."""
+        return any(type(part).observe is not Part.observe for part in self.parts)
+
+    @property
+    def starts_off(self) -> bool:
+        return any(part.starts_off for part in self.parts)
 
     @property
     def scale_owner(self) -> Part | None:
@@ -50,6 +62,15 @@ class Composition:
     def resting(self) -> set[str]:
         """Last words of trained tensors that may stand still in the first steps."""
         return {role for part in self.parts for role in part.resting}
+
+    @property
+    def rates_by_site(self) -> bool:
+        """Whether some part sets the learning rate of each site during the run."""
+        return any(type(part).rate is not Part.rate for part in self.parts)
+
+    def rate(self, run: Run, site: str) -> float:
+        """Learning rate of a site's tensors over the scheduled one, in this step."""
+        return math.prod(part.rate(run, site) for part in self.parts)
 
     def lr_factors(self) -> dict[str, float]:
         """Learning rate over the recipe's, by role."""
@@ -123,7 +144,34 @@ def factor_of(composition: Composition, rank: int, alpha: float | str, scale: fl
     return owner.scale(float(alpha), rank)
 
 
-def build_site(site: Site, composition: Composition, W0: Tensor | None, *, fresh: bool, seed: int = 0) -> Adapter:
+def observe(sites: Sequence[Site], composition: Composition, look: Look | None) -> tuple[list[Site], list[Seen]]:
+    """The sites that follow from what the parts see of the data, and what each part has seen.
+
+    Raises UsageError when a part wants to look and there is nothing to look at.
+    """
+    if not composition.observes:
+        return list(sites), [{} for _ in composition.parts]
+    if look is None:
+        names = ", ".join(part.name for part in composition.parts if type(part).observe is not Part.observe)
+        raise UsageError(f"{names} looks at rows of the data before it starts", "Give some: attach(..., batches=...).")
+    look.sites = sites
+    seen = [part.observe(look) for part in composition.parts]
+    for part, found in zip(composition.parts, seen, strict=True):
+        sites = part.allot(sites, found)
+    # Ranks are shapes, and a decomposition may round otherwise on another machine: the first process decides.
+    return look.agree(list(sites)), seen
+
+
+def build_site(
+    site: Site,
+    composition: Composition,
+    W0: Tensor | None,
+    *,
+    fresh: bool,
+    seed: int = 0,
+    shared: nn.Module | None = None,
+    seen: Sequence[Seen] | None = None,
+) -> Adapter:
     """One adapter. `fresh` sets its start from W0 (d, k); otherwise only the structure is made, to be loaded.
 
     Random values depend on (seed, the site's name) alone and leave the global generator as it was.
@@ -134,10 +182,13 @@ def build_site(site: Site, composition: Composition, W0: Tensor | None, *, fresh
     with torch.random.fork_rng(devices=gpu):
         torch.manual_seed(seed_of(seed, site.name))
         adapter = composition.method.build(site)
+        adapter.share(shared)
         if fresh and W0 is not None:
             with torch.no_grad():
-                for part in composition.parts:
+                for part, found in zip(composition.parts, seen or [{} for _ in composition.parts], strict=True):
                     part.start(adapter, W0)
+                    if site.name in found:
+                        part.start_from(adapter, W0, found[site.name])
     if composition.anchored:
         if not isinstance(adapter, Delta):
             raise TypeError(f"{composition.method.name} is declared to give a delta but does not")
@@ -145,6 +196,13 @@ def build_site(site: Site, composition: Composition, W0: Tensor | None, *, fresh
     for part in composition.parts:
         adapter = part.wrap(adapter, W0)
     return adapter
+
+
+def build_shared(sites: Sequence[Site], composition: Composition, *, seed: int = 0) -> nn.Module | None:
+    """What the adapters have in common. Raises ValueError when the sites' shapes do not go together."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, SHARED))
+        return composition.method.shared(sites)
 
 
 def seed_of(seed: int, *words: object) -> int:
@@ -160,35 +218,52 @@ def attach_sites(
     *,
     seed: int,
     fresh: bool = True,
+    seen: Sequence[Seen] | None = None,
     where: targets.Where = lambda key: key,
 ) -> Attached:
     """Freeze `model`, put an adapter beside each site's layer, and return the handle. Raises RecipeError."""
     modules = dict(model.named_modules())
     adapters: dict[str, Adapter] = {}
     problems = []
+    shared = None
+    try:
+        shared = build_shared(sites, composition, seed=seed)
+    except ValueError as error:
+        raise RecipeError([Problem(where("adapter.rank"), f"adapter: {error}")]) from None
+    if shared is not None:
+        shared.to(modules[sites[0].name].weight.device)
     for site in sites:
         base = modules[site.name]
         try:
             # The start is computed where the weight lies: a decomposition of a large layer wants the GPU.
             W0 = linear.dense(base).to(site.dtype) if composition.reads_weights else None
-            adapters[site.name] = build_site(site, composition, W0, fresh=fresh, seed=seed).to(base.weight.device)
+            adapter = build_site(site, composition, W0, fresh=fresh, seed=seed, shared=shared, seen=seen)
         except ValueError as error:
             problems.append(Problem(where("adapter.rank"), f"adapter: {site.name}: {error}"))
+        else:
+            adapters[site.name] = adapter.to(base.weight.device)
     if problems:
         raise RecipeError(problems)
     model.requires_grad_(False)
     for name, adapter in adapters.items():
         _put(model, name, AdapterLinear(modules[name], adapter))
-    return Attached(model, adapters, composition.words, list(sites))
+    if shared is not None:
+        model.add_module(SHARED, shared)
+    return Attached(model, adapters, composition.words, list(sites), shared)
 
 
 def attach_adapter(
-    model: nn.Module, adapter: Any, *, seed: int, where: targets.Where = lambda key: key
+    model: nn.Module,
+    adapter: Any,
+    *,
+    seed: int,
+    where: targets.Where = lambda key: key,
+    look: Look | None = None,
 ) -> tuple[Attached, Composition]:
     """Attach what a recipe's adapter section describes."""
     composition = compose((entry.name, entry.options) for entry in adapter.method)
-    sites = plan(model, adapter, composition, where)
-    return attach_sites(model, sites, composition, seed=seed, where=where), composition
+    sites, seen = observe(plan(model, adapter, composition, where), composition, look)
+    return attach_sites(model, sites, composition, seed=seed, seen=seen, where=where), composition
 
 
 def advice(composition: Composition, sites: Sequence[Site], model: nn.Module) -> list[str]:
@@ -204,11 +279,15 @@ def advice(composition: Composition, sites: Sequence[Site], model: nn.Module) ->
 
 def count_trained(sites: Sequence[Site], composition: Composition, where: targets.Where = lambda key: key) -> int:
     """How many numbers would be trained. Builds one adapter at a time, without a model. Raises RecipeError."""
-    total = 0
     problems = []
+    try:
+        shared = build_shared(sites, composition)
+    except ValueError as error:
+        raise RecipeError([Problem(where("adapter.rank"), f"adapter: {error}")]) from None
+    total = 0 if shared is None else sum(p.numel() for p in shared.parameters() if p.requires_grad)
     for site in sites:
         try:
-            adapter = build_site(site, composition, None, fresh=False)
+            adapter = build_site(site, composition, None, fresh=False, shared=shared)
         except ValueError as error:
             problems.append(Problem(where("adapter.rank"), f"adapter: {site.name}: {error}"))
         else:

@@ -6,8 +6,8 @@ declaration: they are literals, read from the source without importing it, so th
 
 The training loop calls the hooks at fixed places and knows no method by name:
 
-    once             plan -> build -> start -> (anchor) -> wrap, for every site
-    every step       before_step, loss (added to the token loss), after_backward (gradients reduced and clipped),
+    once             plan, observe, allot; shared; build -> start, start_from -> (anchor) -> wrap, for every site
+    every step       rate (of each site), before_step, loss (added to the token loss), after_backward (gradients reduced and clipped),
                      after_step
     checkpoints      state, load_state
 """
@@ -22,6 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Adapter, Site
+from lrft.core.look import Look
+
+Seen = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass
@@ -57,6 +60,8 @@ class Part:
     """`start` sets a product that is not zero: the update is counted from there"""
     natural_scale: ClassVar[float | None] = None
     """the factor s when the recipe leaves alpha to us"""
+    starts_off: ClassVar[bool] = False
+    """the start is itself a step away from the base"""
     resting: ClassVar[tuple[str, ...]] = ()
     """last words of trained tensors that may stand still in the first steps: gated, or released later"""
 
@@ -72,6 +77,18 @@ class Part:
     def plan(self, sites: Sequence[Site]) -> list[Site]:
         """The sites with their ranks decided; a site may be left out."""
         return list(sites)
+
+    def observe(self, look: Look) -> Seen:
+        """What the start, the ranks or the choice of sites depend on: {site: {name: tensor}}. Asked once, before any
+        adapter exists; a resumed or loaded run does not ask again."""
+        return {}
+
+    def allot(self, sites: Sequence[Site], seen: Seen) -> list[Site]:
+        """The sites with the ranks that follow from `seen`; a site may be left out."""
+        return list(sites)
+
+    def start_from(self, adapter: Adapter, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+        """The slot "start" of a part that observes: as `start`, with what was seen of this site."""
 
     def start(self, adapter: Adapter, W0: Tensor) -> None:
         """The slot "start": set the adapter's values before the first step. W0 (d, k). The caller seeds."""
@@ -89,6 +106,10 @@ class Part:
         return []
 
     # every optimiser step
+    def rate(self, run: Run, site: str) -> float:
+        """Learning rate of one site's tensors over the scheduled one, in this step. Asked before `before_step`."""
+        return 1.0
+
     def before_step(self, run: Run) -> None: ...
 
     def loss(self, run: Run) -> Tensor | None:
@@ -110,6 +131,11 @@ class Method(Part):
     """Abstract: a part that builds adapters."""
 
     builds: ClassVar[bool] = True
+
+    def shared(self, sites: Sequence[Site]) -> nn.Module | None:
+        """What the adapters of all sites have in common: `Adapter.shared`. As for adapters, what is saved is its
+        parameters, trained or frozen; buffers are made again. Its parameters' last words must be no adapter's."""
+        return None
 
     def build(self, site: Site) -> Adapter:
         """A fresh adapter on the CPU. Raises ValueError with the reason when the site's shape does not fit."""
