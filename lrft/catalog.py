@@ -25,8 +25,11 @@ SLOTS: dict[str, str] = {
     "update": "build the update",
     "start": "set the start of A and B",
     "scale": "set the factor of the update",
+    "ranks": "decide on ranks",
+    "entries": "decide which entries of A and B are zero",
     "pair-rates": "set the learning rates of A and B",
-    "magnitude": "train the length of each output row",
+    "pair-gradient": "change the gradients of A and B",
+    "magnitude": "decide how lengths and directions move",
 }
 
 # What one entry gives and another needs, as the end of "X needs ..." and of "Y has no ...".

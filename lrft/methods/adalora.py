@@ -1,0 +1,151 @@
+"""AdaLoRA. Zhang et al., 2023, arXiv 2303.10512. The rule is that of the authors' code and PEFT, without their 1e-5.
+
+The code's penalty is the norm itself, averaged over all A and B (the paper has its square). The score of a component
+is that of its gate plus the means of those of its row of A and column of B (equations 7 to 11).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lrft.core.adapter import Delta, Site
+from lrft.core.gated import GatedPair
+from lrft.core.part import Method, Run
+
+FIRST = 2  # steps without a mask in any run: averages of one gradient say nothing
+
+
+@dataclass(frozen=True)
+class AdaLora(Method):
+    """Starts with more components than asked for and takes away, over all layers, those that matter least."""
+
+    name: ClassVar[str] = "adalora"
+    kind: ClassVar[str] = "ranks"
+    paper: ClassVar[str] = "arXiv 2303.10512"
+    equation: ClassVar[str] = "W + (alpha / r0) B diag(g) A; g = 0 where the score is low"
+    parameters: ClassVar[str] = "r0 (d + k + 1), r0 = over * rank"
+    exports: ClassVar[str] = "PEFT LoRA of rank r0, or merged"
+    evidence: ClassVar[str] = "forward, merge, penalty, budget and every step of a run against PEFT 0.21"
+    fills: ClassVar[tuple[str, ...]] = ("update", "ranks")
+    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+
+    over: Annotated[float, Field(ge=1)] = 1.5
+    """Components built over the recipe's rank, which is the average rank at the end. PEFT's defaults are 12 and 8."""
+    initial: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Share of the run before the first component is taken away. The authors' scripts give steps, run by run."""
+    final: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the run at its end in which the components stay as they are. The authors' scripts give steps."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Steps between two decisions. PEFT's default; the authors' scripts have 1 to 100."""
+    orthogonality: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the penalty that keeps A and B near orthonormal. PEFT's default; the authors' scripts: 0.1 to 0.3."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.85
+    """Of the moving average of the sensitivities."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.85
+    """Of the moving average of their uncertainty."""
+
+    def alpha(self, rank: int) -> float:
+        return 2.0 * rank
+
+    def scale(self, alpha: float, rank: int) -> float:
+        return alpha / self.built(rank)
+
+    def built(self, rank: int) -> int:
+        return math.floor(self.over * rank + 0.5)
+
+    def asked(self, built: int) -> int:
+        """The recipe's rank again: `built` is within a half of its multiple, and `over` is at least 1."""
+        return math.floor(built / self.over + 0.5)
+
+    def plan(self, sites: Sequence[Site]) -> list[Site]:
+        return [replace(site, rank=self.built(site.rank)) for site in sites]
+
+    def build(self, site: Site) -> Delta:
+        adapter = GatedPair(site, trains_gate=True)
+        nn.init.normal_(adapter.A, std=0.02)
+        nn.init.normal_(adapter.B, std=0.02)
+        return adapter
+
+    def loss(self, run: Run) -> Tensor | None:
+        if not self.orthogonality:
+            return None
+        gaps = []
+        for adapter in run.adapters.values():
+            A, B = adapter.tensors()["A"], adapter.tensors()["B"]
+            one = torch.eye(len(A), dtype=A.dtype, device=A.device)
+            gaps += [torch.linalg.matrix_norm(A @ A.T - one), torch.linalg.matrix_norm(B.T @ B - one)]
+        return self.orthogonality * torch.stack(gaps).mean()
+
+    @torch.no_grad()
+    def after_step(self, run: Run) -> None:
+        # As in the authors' code: the updated tensors with the gradients of the step that updated them.
+        done = run.step + 1
+        first, last = self.phases(run.total_steps)
+        pairs = {site: adapter.tensors() for site, adapter in run.adapters.items()}
+        if done < last:
+            for site, tensors in pairs.items():
+                for word in ("A", "gate", "B"):
+                    self.follow(f"{site}.{word}", tensors[word])
+        if done >= last or (done > first and done % self.every == 0):
+            ranks = [len(tensors["gate"]) for tensors in pairs.values()]
+            keep = self.budget(done, run.total_steps, sum(ranks), sum(map(self.asked, ranks)))
+            scores = torch.cat([self.scores(site) for site in pairs])
+            gone = torch.zeros_like(scores, dtype=torch.bool)
+            gone[scores.argsort(stable=True)[: len(scores) - keep]] = True  # ties too: exactly so many
+            for tensors, mine in zip(pairs.values(), gone.split(ranks), strict=True):
+                tensors["gate"].masked_fill_(mine, 0)
+
+    def phases(self, total: int) -> tuple[int, int]:
+        """Steps of the first phase, and the step from which on nothing changes any more."""
+        first = max(FIRST, round(self.initial * total))
+        return first, max(first + 1, total - round(self.final * total))
+
+    def budget(self, done: int, total: int, most: int, least: int) -> int:
+        """Components of all layers together that are left after step `done`, counted from 1 (equation 12)."""
+        first, last = self.phases(total)
+        if done <= first:
+            return most
+        if done >= last:
+            return least
+        return int(least + (most - least) * (1 - (done - first) / (last - first)) ** 3)
+
+    def follow(self, key: str, p: nn.Parameter) -> None:
+        """Move the averages of one tensor: sensitivity |p dL/dp|, and its distance from its own average."""
+        if p.grad is None:
+            raise ValueError(f"{key} has no gradient")
+        now = (p * p.grad).abs()
+        mean, spread = self.average(f"{key}/mean", now), self.average(f"{key}/spread", now)
+        mean.mul_(self.beta1).add_(now, alpha=1 - self.beta1)
+        spread.mul_(self.beta2).add_((now - mean).abs(), alpha=1 - self.beta2)
+
+    def scores(self, site: str) -> Tensor:
+        """(r,) for one layer."""
+        A, gate, B = (
+            self.averages[f"{site}.{w}/mean"] * self.averages[f"{site}.{w}/spread"] for w in ("A", "gate", "B")
+        )
+        return gate + A.mean(dim=1) + B.mean(dim=0)
+
+    @cached_property
+    def averages(self) -> dict[str, Tensor]:
+        """All that a run carries from step to step. Once they stand still, in the last phase, so does the choice."""
+        return {}
+
+    def average(self, key: str, like: Tensor) -> Tensor:
+        before = self.averages.get(key)
+        self.averages[key] = torch.zeros_like(like) if before is None else before.to(like.device)
+        return self.averages[key]
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.averages)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.averages.clear()
+        self.averages.update({key: value.clone() for key, value in state.items()})

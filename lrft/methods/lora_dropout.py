@@ -1,0 +1,89 @@
+"""LoRA Dropout. Lin et al., 2024, arXiv 2404.09610. No code of the authors is known.
+
+    in training:   dW = s diag(m_out) B A diag(m_in),    m_in (k,), m_out (d,) ones and zeros, zero with probability p
+    otherwise:     dW = (1 - p)^2 s B A, the mean over the masks
+
+One pair of masks for each forward pass. Whole rows and columns of dW are zero together, a share 2p - p^2 of its
+entries. (Dropout of `adapter.dropout` is another thing: of the inputs, of each token by itself.) The average over
+several masked models that the paper takes for its answers is not offered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lrft.core import fused
+from lrft.core.adapter import Adapter, Delta, Factors, PeftForm
+from lrft.core.part import Part
+
+
+@dataclass(frozen=True)
+class LoraDropout(Part):
+    """Leaves out random inputs and outputs of the whole update in each forward pass of the training."""
+
+    name: ClassVar[str] = "lora-dropout"
+    kind: ClassVar[str] = "regulariser"
+    paper: ClassVar[str] = "arXiv 2404.09610"
+    equation: ClassVar[str] = "diag(m_out) dW diag(m_in); (1 - p)^2 dW after training"
+    evidence: ClassVar[str] = "from the paper; the factor after training is a reconstruction"
+    needs: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
+
+    p: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Probability that an input, and that an output, is left out."""
+    rescale: Literal["none", "inverted"] = "none"
+    """none: the paper's formula, the update shrinks to its mean after training; inverted: it is divided by that
+    factor in training instead, as in ordinary dropout."""
+
+    def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
+        if not isinstance(adapter, Delta) or adapter.factors() is None:
+            raise ValueError("lora-dropout does not go together with a part that changes more than A and B (dora)")
+        return MaskedAdapter(adapter, 1 - self.p, inverted=self.rescale == "inverted")
+
+
+class MaskedAdapter(Adapter):
+    """Not a Delta: what reads the update of one, as DoRA does for its norms, would need to know the masks."""
+
+    def __init__(self, inner: Delta, keep: float, *, inverted: bool) -> None:
+        super().__init__(inner.site)
+        self.inner = inner
+        self.keep = keep
+        self.in_training = keep**-2 if inverted else 1.0
+        self.afterwards = 1.0 if inverted else keep**2
+
+    def weight(self, W0: Tensor) -> Tensor:
+        return W0 + self.afterwards * self.inner.delta_weight()
+
+    def masked(self) -> Factors:
+        """With the masks of one forward pass, from the global generator: recomputation restores it."""
+        B, A, s = self.factors()
+        m_out = torch.empty_like(B[:, :1]).bernoulli_(self.keep)
+        m_in = torch.empty_like(A[:1]).bernoulli_(self.keep)
+        return Factors(B * m_out, A * m_in, s * self.in_training)
+
+    def factors(self) -> Factors:
+        """Of the update without masks."""
+        factors = self.inner.factors()
+        if factors is None:
+            raise TypeError(f"{self.site.name}: the update has no factors")
+        return factors
+
+    def forward(self, x: Tensor, base: nn.Module) -> Tensor:
+        if base.training:  # the layer is in the model's mode from the start, an adapter that is added later is not
+            B, A, s = self.masked()
+        else:
+            B, A, s = self.factors()
+            s *= self.afterwards
+        if self.inner.is_fast(x, base):
+            return fused.linear_plus_pair(x, x, *fused.parts_of(base), B, A, s)
+        y = base(x)
+        return y + (s * linear(linear(self.cast(x), A), B)).to(y.dtype)
+
+    def peft(self) -> PeftForm:
+        B, A, s = self.factors()
+        return PeftForm(A, B, s * self.afterwards)

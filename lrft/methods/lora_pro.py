@@ -1,0 +1,78 @@
+"""LoRA-Pro. Wang et al., 2024, arXiv 2407.18242, sections 3.2 and 3.3, in the form without full-size moments.
+
+With G the gradient by the weight, g_A = s B' G (r, k) and g_B = s G A' (d, r), the step of the weight is
+s (B a + b A) for gradients a, b put in place of g_A, g_B. It is closest to G for
+
+    a = (B' B)^-1 g_A / s^2 + X A,    b = (I - B (B' B)^-1 B') g_B (A A')^-1 / s^2 - B X,
+
+and a, b are closest to g_A, g_B where X (r, r) solves (B' B) X + X (A A') = -(B' B)^-1 g_A A' / s^2. Inverses leave
+out the directions that a factor does not have: where B is zero, a is zero and b is g_B (A A')^-1 / s^2, the paper's
+first step. The released code differs in its first step, its clipping and a fixed s; this file follows the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lrft.core.part import Part, Run
+
+
+@dataclass(frozen=True)
+class LoraPro(Part):
+    """Changes the gradients of A and B so that their step moves the weight as nearly as it can along its own."""
+
+    name: ClassVar[str] = "lora-pro"
+    kind: ClassVar[str] = "optimisation"
+    paper: ClassVar[str] = "arXiv 2407.18242"
+    equation: ClassVar[str] = "min |s (B a + b A) - G| over the gradients a of A and b of B, then AdamW"
+    evidence: ClassVar[str] = "from the paper"
+    fills: ClassVar[tuple[str, ...]] = ("pair-gradient", "pair-rates", "magnitude")
+    needs: ClassVar[tuple[str, ...]] = ("pair",)
+
+    cutoff: Annotated[float, Field(gt=0, lt=1)] = 1e-8
+    """Directions of a factor below this share of its mean square are taken as missing."""
+
+    @torch.no_grad()
+    def after_backward(self, run: Run) -> None:
+        by_rank: dict[int, list[Any]] = {}
+        module: Any
+        for adapter in run.adapters.values():
+            for module in adapter.modules():
+                if getattr(getattr(module, "A", None), "grad", None) is not None:
+                    by_rank.setdefault(module.site.rank, []).append(module)
+        for pairs in by_rank.values():  # small decompositions are made together: one by one they would take as long
+            closest(pairs, self.cutoff)
+
+
+def closest(pairs: list[Any], cutoff: float) -> None:
+    """Replace the gradients of pairs of one rank: the formulas above, in float64."""
+    p, P = torch.linalg.eigh(torch.stack([square(pair.B.T) for pair in pairs]))
+    q, Q = torch.linalg.eigh(torch.stack([square(pair.A) for pair in pairs]))
+    p, q = without_small(p, cutoff), without_small(q, cutoff)
+    by_B, by_A = (vectors * inverse(values)[:, None] @ vectors.mT for vectors, values in ((P, p), (Q, q)))
+    both = torch.stack([pair.A.grad.double() @ pair.A.double().T / pair.site.scale**2 for pair in pairs])
+    X = -P @ (P.mT @ (by_B @ both) @ Q * inverse(p[:, :, None] + q[:, None, :])) @ Q.mT
+    for pair, B_inverse, A_inverse, x in zip(pairs, by_B, by_A, X, strict=True):
+        A, B, g_A, g_B = (t.double() for t in (pair.A, pair.B, pair.A.grad, pair.B.grad))
+        outside = g_B - B @ (B_inverse @ (B.T @ g_B))
+        pair.A.grad.copy_(B_inverse @ g_A / pair.site.scale**2 + x @ A)
+        pair.B.grad.copy_(outside @ A_inverse / pair.site.scale**2 - B @ x)
+
+
+def square(rows: Tensor) -> Tensor:
+    """rows rows' (r, r) of rows (r, n), in float64: its small eigenvalues are squares of small singular values."""
+    wide = rows.double()
+    return wide @ wide.T
+
+
+def without_small(values: Tensor, cutoff: float) -> Tensor:
+    return values.where(values > cutoff * values.mean(dim=-1, keepdim=True), 0.0)
+
+
+def inverse(values: Tensor) -> Tensor:
+    return torch.where(values > 0, 1 / values, 0.0)

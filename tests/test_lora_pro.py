@@ -1,0 +1,258 @@
+"""LoRA-Pro's gradients against projections, a brute-force least-squares solve, and their optimality conditions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lrft
+from lrft.core import compose
+from lrft.core.part import Run
+from lrft.errors import RecipeError
+
+
+def model_of(*shapes: tuple[int, int], ranks: tuple[int, ...] = (3,), scale: float = 2.0, seed: int = 0) -> Any:
+    """A handle on float64 layers of (d, k), whose A and B are random and not of one size."""
+    model = nn.Sequential(*(nn.Linear(k, d) for d, k in shapes)).double()
+    overrides = {str(i): {"rank": rank, "scale": scale} for i, rank in enumerate(ranks)}
+    attached = lrft.attach(model, {"method": "lora-pro", "rank": 3, "scale": scale, "overrides": overrides})
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in attached.trained().items():
+            size = 0.3 if name.endswith("B") else 1.0
+            p.copy_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    return attached
+
+
+def full_gradient(pair: Any, seed: int = 7) -> Tensor:
+    """A random G by the weight, and with it the gradients that A and B have."""
+    G = torch.randn(pair.site.d, pair.site.k, dtype=pair.A.dtype, generator=torch.Generator().manual_seed(seed))
+    pair.A.grad = (pair.site.scale * pair.B.T @ G).detach()
+    pair.B.grad = (pair.site.scale * G @ pair.A.T).detach()
+    return G
+
+
+def transform(attached: Any) -> None:
+    composition = compose.compose((entry["name"], entry["options"]) for entry in attached.methods)
+    run = Run(0, 10, attached.model, attached.modules, None, 0, lambda t: t)
+    for part in composition.parts:
+        part.after_backward(run)
+
+
+def step_of(pair: Any) -> Tensor:
+    """What the gradients of A and B do to the weight."""
+    return (pair.site.scale * (pair.B @ pair.A.grad + pair.B.grad @ pair.A)).detach()
+
+
+def onto(columns: Tensor) -> Tensor:
+    """The projection on the span of the columns."""
+    return columns @ torch.linalg.pinv(columns)
+
+
+def projected(pair: Any, G: Tensor) -> Tensor:
+    by_B, by_A = onto(pair.B.detach()), onto(pair.A.detach().T)
+    return by_B @ G + (G - by_B @ G) @ by_A
+
+
+SHAPES = pytest.mark.parametrize(("d", "k"), [(9, 14), (14, 9)])
+
+
+@SHAPES
+def test_the_step_of_the_weight_is_the_projection_of_its_gradient(d: int, k: int) -> None:
+    attached = model_of((d, k))
+    pair = attached.modules["0"]
+    G = full_gradient(pair)
+    transform(attached)
+    E = step_of(pair)
+    assert torch.allclose(E, projected(pair, G), atol=1e-11)
+    assert (pair.B.T @ (G - E)).abs().max() < 1e-11
+    assert ((G - E) @ pair.A.T).abs().max() < 1e-11
+
+
+@SHAPES
+def test_no_other_gradients_come_closer_to_that_of_the_weight(d: int, k: int) -> None:
+    """All steps s (B a + b A) as one linear map of the numbers in a and b."""
+    attached = model_of((d, k))
+    pair = attached.modules["0"]
+    G, (A, B), s = full_gradient(pair), (pair.A.detach(), pair.B.detach()), pair.site.scale
+    by_a = s * torch.kron(B, torch.eye(k, dtype=A.dtype))  # of a, row by row
+    by_b = s * torch.kron(torch.eye(d, dtype=A.dtype), A.T.contiguous())
+    every_step = torch.cat([by_a, by_b], dim=1)
+    best = every_step @ torch.linalg.lstsq(every_step, G.reshape(-1, 1), driver="gelsd").solution
+    transform(attached)
+    assert torch.allclose(step_of(pair), best.reshape(d, k), atol=1e-10)
+
+
+@SHAPES
+def test_of_all_gradients_with_that_step_the_nearest_to_the_own_ones_are_taken(d: int, k: int) -> None:
+    """a + Y A and b - B Y make the same step for every Y (r, r)."""
+    attached = model_of((d, k))
+    pair = attached.modules["0"]
+    full_gradient(pair)
+    own_a, own_b = pair.A.grad.clone(), pair.B.grad.clone()
+    transform(attached)
+    A, B, a, b = pair.A.detach(), pair.B.detach(), pair.A.grad, pair.B.grad
+    assert ((a - own_a) @ A.T - B.T @ (b - own_b)).abs().max() < 1e-10  # the slope by Y at Y = 0
+    nearest = (a - own_a).square().sum() + (b - own_b).square().sum()
+    step = step_of(pair)
+    for seed in range(5):
+        Y = 0.1 * torch.randn(3, 3, dtype=A.dtype, generator=torch.Generator().manual_seed(seed))
+        pair.A.grad, pair.B.grad = a + Y @ A, b - B @ Y
+        assert torch.allclose(step_of(pair), step, atol=1e-11)
+        assert (pair.A.grad - own_a).square().sum() + (pair.B.grad - own_b).square().sum() > nearest
+
+
+def test_the_loss_falls_at_the_rate_of_the_step_squared() -> None:
+    attached = model_of((9, 14))
+    pair = attached.modules["0"]
+    full_gradient(pair)
+    own_a, own_b = pair.A.grad.clone(), pair.B.grad.clone()
+    transform(attached)
+    fall = (own_a * pair.A.grad).sum() + (own_b * pair.B.grad).sum()
+    assert fall.item() == pytest.approx(step_of(pair).square().sum().item(), rel=1e-11)
+
+
+def test_neither_the_basis_of_the_pair_nor_the_factor_changes_the_step() -> None:
+    steps = []
+    mixed = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 2 * torch.eye(3)
+    for scale, change in ((2.0, torch.eye(3, dtype=torch.float64)), (2.0, mixed), (0.5, mixed)):
+        attached = model_of((9, 14), scale=scale)
+        pair = attached.modules["0"]
+        with torch.no_grad():
+            pair.A.copy_(torch.linalg.solve(change, pair.A))
+            pair.B.copy_(pair.B @ change)
+        full_gradient(pair)
+        transform(attached)
+        steps.append(step_of(pair))
+    assert torch.allclose(steps[0], steps[1], atol=1e-10)
+    assert torch.allclose(steps[0], steps[2], atol=1e-10)
+
+
+def test_in_the_first_step_a_is_zero_and_b_is_divided_by_the_square_of_A() -> None:
+    attached = model_of((9, 14))
+    pair = attached.modules["0"]
+    with torch.no_grad():
+        pair.B.zero_()
+    G = full_gradient(pair)
+    own_b = pair.B.grad.clone()
+    transform(attached)
+    A = pair.A.detach()
+    assert not pair.A.grad.any()
+    assert torch.allclose(pair.B.grad, own_b @ torch.linalg.inv(A @ A.T) / pair.site.scale**2, atol=1e-11)
+    assert torch.allclose(step_of(pair), G @ onto(A.T), atol=1e-11)
+
+
+@pytest.mark.parametrize("lost", ["a column of B", "a row of A", "both", "all of A"])
+def test_a_pair_of_less_than_full_rank_still_projects(lost: str) -> None:
+    attached = model_of((9, 14))
+    pair = attached.modules["0"]
+    with torch.no_grad():
+        if lost in ("a column of B", "both"):
+            pair.B[:, 1] = 2 * pair.B[:, 0]
+        if lost in ("a row of A", "both"):
+            pair.A[2] = 0.0
+        if lost == "all of A":
+            pair.A.zero_()
+    G = full_gradient(pair)
+    transform(attached)
+    assert torch.allclose(step_of(pair), projected(pair, G), atol=1e-10)
+
+
+@pytest.mark.parametrize(("apart", "as_if_equal"), [(1e-3, False), (1e-6, True)])
+def test_columns_nearly_equal_are_told_apart_in_float32_until_they_are_noise(apart: float, as_if_equal: bool) -> None:
+    attached = model_of((90, 140))
+    pair = attached.modules["0"]
+    with torch.no_grad():
+        pair.B[:, 1] = 2 * pair.B[:, 0] + apart * pair.B[:, 1]
+    G = full_gradient(pair)
+    for p in (pair.A, pair.B):
+        gradient = p.grad.float()
+        p.grad = None
+        p.data = p.data.float()
+        p.grad = gradient
+    transform(attached)
+    if as_if_equal:
+        assert pair.A.grad.norm() < 100 * G.norm()
+    found = step_of(pair).double()
+    B = pair.B.detach().double()
+    if as_if_equal:
+        B = B[:, [0, 2]]
+    by_B, by_A = onto(B), onto(pair.A.detach().double().T)
+    expected = by_B @ G + (G - by_B @ G) @ by_A
+    assert (found - expected).norm() <= 0.02 * expected.norm()
+
+
+def test_a_rank_above_the_outputs_still_projects() -> None:
+    attached = model_of((2, 14))
+    pair = attached.modules["0"]
+    G = full_gradient(pair)
+    transform(attached)
+    assert torch.allclose(step_of(pair), G, atol=1e-10)
+
+
+def test_pairs_of_several_ranks_are_each_changed_as_if_alone() -> None:
+    shapes, ranks = ((9, 14), (5, 9), (8, 5)), (3, 2, 3)
+    attached = model_of(*shapes, ranks=ranks)
+    G = [full_gradient(pair, seed) for seed, pair in enumerate(attached.modules.values())]
+    transform(attached)
+    for pair, of_weight in zip(attached.modules.values(), G, strict=True):
+        assert torch.allclose(step_of(pair), projected(pair, of_weight), atol=1e-11)
+
+
+def test_the_change_is_linear_so_that_clipping_before_it_is_clipping_after_it() -> None:
+    found = []
+    for clip in (1.0, 0.25):
+        attached = model_of((9, 14))
+        pair = attached.modules["0"]
+        full_gradient(pair)
+        pair.A.grad *= clip
+        pair.B.grad *= clip
+        transform(attached)
+        found.append(torch.cat([pair.A.grad.flatten(), pair.B.grad.flatten()]) / clip)
+    assert torch.allclose(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+def test_the_start_of_an_anchored_pair_is_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(14, 9)).double()
+    attached = lrft.attach(model, {"method": ["lora-pro", "pissa"], "rank": 3})
+    adapter = attached.modules["0"]
+    G = full_gradient(adapter.inner)
+    transform(attached)
+    assert torch.allclose(step_of(adapter.inner), projected(adapter.inner, G), atol=1e-10)
+    assert all(p.grad is None for p in adapter.start.parameters())
+
+
+def test_float32_is_near_float64_with_a_small_B() -> None:
+    """As after the first step: B is far smaller than A."""
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        attached = model_of((90, 140))
+        pair = attached.modules["0"]
+        with torch.no_grad():
+            pair.B.mul_(1e-4)
+        full_gradient(pair)
+        for p in (pair.A, pair.B):
+            gradient = p.grad.to(dtype)
+            p.grad = None
+            p.data = p.data.to(dtype)
+            p.grad = gradient
+        transform(attached)
+        found.append(step_of(pair).double())
+    assert (found[0] - found[1]).abs().max() <= 1e-4 * found[0].abs().max()
+
+
+def test_refused_where_the_update_is_no_plain_product_or_another_sets_the_gradients() -> None:
+    model = nn.Sequential(nn.Linear(14, 9))
+    for others, sentence in (
+        (["lora+"], "both set the learning rates of A and B"),
+        (["preconditioned"], "both change the gradients of A and B"),
+        (["dora"], "both decide how lengths and directions move"),
+        (["mora"], "lora-pro needs a pair of factors A and B; mora has no such pair"),
+        (["sorsa"], "lora-pro needs a pair of factors A and B; sorsa has no such pair"),
+        (["lora-fa"], "lora-pro needs a pair of factors A and B; lora-fa has no such pair"),
+    ):
+        with pytest.raises(RecipeError, match=sentence):
+            lrft.attach(model, {"method": ["lora-pro", *others], "rank": 2})
