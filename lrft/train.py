@@ -39,12 +39,13 @@ def train(recipe: Recipe, options: Options) -> Path:
     if main:
         RunFolder.refuse(output, resume=resume, fresh=options.fresh)
     try:
-        trainer = set_up(recipe, options)
         with ExitStack() as stack:
-            if main:
-                trainer.folder = stack.enter_context(RunFolder.open(output, resume=resume, fresh=options.fresh))
+            folder = stack.enter_context(RunFolder.open(output, resume=True, fresh=False)) if main and resume else None
+            trainer = set_up(recipe, options, folder)
             if resume:
                 restore(trainer)
+            elif main:
+                trainer.folder = stack.enter_context(RunFolder.open(output, resume=False, fresh=options.fresh))
             reporter = Reporter(output if main else None, quiet=options.quiet, main=main)
             trainer.reporter = stack.enter_context(reporter)
             try:

@@ -84,6 +84,8 @@ class Trainer:
     """squared norms of the frozen weights, by layer; made at the first log"""
     folder: RunFolder | None = None
     """None on every process but the first"""
+    resumed_from: Path | None = None
+    """the checkpoint that is taken up"""
     reporter: Reporter = field(default_factory=lambda: Reporter(None, main=False))
 
     @property

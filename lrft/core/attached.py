@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lrft.core import linear
 from lrft.core.adapter import Adapter, AdapterLinear, Delta, Site, load_tensors
 
-
 # Where the model holds what its adapters have in common; in files, the first word of those tensors' names.
 SHARED = "adapters_shared"
 

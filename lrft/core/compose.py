@@ -1,7 +1,7 @@
 """From the words of a recipe to adapters in a model.
 
-The order inside one site is fixed here, not by the list in the recipe: build -> start, start_from -> anchor -> wrap. (A start after
-wrapping would look for A and B inside the wrapper.)
+The order inside one site is fixed here, not by the list in the recipe: build -> start, start_from -> anchor -> wrap.
+(A start after wrapping would look for A and B inside the wrapper.)
 """
 
 from __future__ import annotations

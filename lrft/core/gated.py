@@ -1,8 +1,8 @@
 """A sum of r rank-one components, each with a gate: dW = s B diag(g) A.
 
 What decides on ranks during a run needs no more than this: tensors keep their shapes, so that a distributed wrapper
-and an optimiser stay as they are; a component is taken out by its gate. With a gate the scale of a component is a number
-of its own, so methods differ in who sets it: the optimiser, a threshold, a budget.
+and an optimiser stay as they are; a component is taken out by its gate. Methods differ in who sets the gates: the
+optimiser, a threshold, a budget.
 """
 
 from __future__ import annotations

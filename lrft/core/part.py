@@ -7,8 +7,8 @@ declaration: they are literals, read from the source without importing it, so th
 The training loop calls the hooks at fixed places and knows no method by name:
 
     once             plan, observe, allot; shared; build -> start, start_from -> (anchor) -> wrap, for every site
-    every step       rate (of each site), before_step, loss (added to the token loss), after_backward (gradients reduced and clipped),
-                     after_step
+    every step       rate (of each site), before_step, loss (added to the token loss),
+                     after_backward (gradients reduced and clipped), after_step
     checkpoints      state, load_state
 """
 
