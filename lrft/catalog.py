@@ -27,6 +27,7 @@ SLOTS: dict[str, str] = {
     "scale": "set the factor of the update",
     "pair-rates": "set the learning rates of A and B",
     "magnitude": "train the length of each output row",
+    "optimizer": "choose the optimiser",
 }
 
 # What one entry gives and another needs, as the end of "X needs ..." and of "Y has no ...".
@@ -34,6 +35,7 @@ PROPERTIES: dict[str, tuple[str, str]] = {
     "delta": ("an update that is added to the weight", "such update"),
     "pair": ("a pair of factors A and B", "such pair"),
     "scale": ("a factor alpha/r", "factor alpha/r"),
+    "dense": ("an update as large as the weight", "such update"),
 }
 NO_DROPOUT = "dropout=0"
 
@@ -71,6 +73,7 @@ class MethodCard:
     exports: str
     evidence: str
     builds: bool
+    on: str
     fills: tuple[str, ...]
     gives: tuple[str, ...]
     needs: tuple[str, ...]
@@ -138,6 +141,7 @@ def read_card(file: Path) -> MethodCard:
         exports=values.get("exports", "as the method"),
         evidence=values.get("evidence", ""),
         builds=values.get("builds", is_method),
+        on=values.get("on", DEFAULT_METHOD),
         fills=values.get("fills", ()),
         gives=values.get("gives", ()),
         needs=values.get("needs", ()),
@@ -200,9 +204,10 @@ def _annotation(item: ast.AnnAssign, file: Path) -> Any:
 
 
 def compose(entries: Sequence[str], folder: Path = FOLDER) -> tuple[str, ...]:
-    """The names with the one that builds first; the default method is added when none builds."""
+    """The names with the one that builds first; when none builds, the one that the first entry works on is added."""
     cards = methods(folder)
-    builders = [name for name in entries if cards[name].builds] or [DEFAULT_METHOD]
+    builders = [name for name in entries if cards[name].builds] or [cards[name].on for name in entries][:1]
+    builders = builders or [DEFAULT_METHOD]
     return (*builders, *(name for name in entries if not cards[name].builds))
 
 

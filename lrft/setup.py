@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor
 
 from lrft import base, checks, data, layout, machine, optim
 from lrft.base.compiled import compile_blocks
@@ -17,6 +18,7 @@ from lrft.checkpoint import read_adapter
 from lrft.core import checkpointing, compose
 from lrft.core.attached import Attached
 from lrft.core.look import Look
+from lrft.core.part import Making
 from lrft.data.batch import Form, collate
 from lrft.errors import Problem, RecipeError
 from lrft.loss import TokenLoss, trained_tokens
@@ -57,7 +59,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     if t.compile and not compile_blocks(model):
         text = "training.compile: this model has no blocks that transformers knows"
         raise RecipeError([Problem(recipe.where("training.compile"), text)])
-    wrapped, optimizer = accelerator.prepare(losses, make_optimizer(recipe, attached, composition))
+    own = make_optimizer(recipe, attached, composition, broadcast)
+    wrapped, optimizer = accelerator.prepare(losses, own)
     warnings = compose.advice(composition, attached.sites, model)
     warnings += [found.warning] if found.warning else []
     trainer = Trainer(
@@ -103,16 +106,21 @@ def attach(recipe: Recipe, model: Any, look: Look, resumed_from: Path | None) ->
     return compose.attach_sites(model, sites, composition, seed=seed, fresh=False, where=recipe.where), composition
 
 
-def make_optimizer(recipe: Recipe, attached: Attached, composition: compose.Composition) -> torch.optim.Optimizer:
-    t = recipe.training
+def make_optimizer(
+    recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
+) -> torch.optim.Optimizer:
+    """AdamW, or the optimiser of the part that brings one."""
+    t, owner = recipe.training, composition.optimizer_owner
+    by_site = composition.rates_by_site or owner is not None
+    owners = attached.owners() if by_site else None
     groups = optim.grouped(
-        attached.trained(),
-        composition.lr_factors(),
-        t.learning_rate,
-        t.weight_decay,
-        owners=attached.owners() if composition.rates_by_site else None,
+        attached.trained(), composition.lr_factors(), t.learning_rate, t.weight_decay, owners=owners
     )
-    return optim.make_adamw(groups, t.optimizer)
+    if owner is None:
+        return optim.make_adamw(groups, t.optimizer)
+    ranks = {site.name: site.rank for site in attached.sites}
+    making = Making(t.optimizer.betas, t.optimizer.eps, t.seed, broadcast)
+    return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
 
 
 def make_look(
@@ -121,7 +129,7 @@ def make_look(
     """What parts may look at before adapters exist: the base, and the rows in the order in which they are trained."""
     rank, world, micro = accelerator.process_index, accelerator.num_processes, recipe.training.micro_batch_size
 
-    def batches(n: int) -> Iterator[dict[str, torch.Tensor]]:
+    def batches(n: int) -> Iterator[dict[str, Tensor]]:
         steps = range(plan.total_steps)
         ids = np.concatenate([plan.rows(step) for step in steps[: math.ceil(n / recipe.training.global_batch_size)]])
         mine = [int(i) for i in ids[:n][rank::world]]

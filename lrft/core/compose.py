@@ -64,6 +64,11 @@ class Composition:
         return {role for part in self.parts for role in part.resting}
 
     @property
+    def optimizer_owner(self) -> Part | None:
+        """The part that brings an optimiser of its own."""
+        return next((part for part in self.parts if "optimizer" in part.fills), None)
+
+    @property
     def rates_by_site(self) -> bool:
         """Whether some part sets the learning rate of each site during the run."""
         return any(type(part).rate is not Part.rate for part in self.parts)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,17 @@ class Run:
     """sum over all processes"""
 
 
+@dataclass(frozen=True)
+class Making:
+    """What an optimiser of a part may need beside its parameters."""
+
+    betas: tuple[float, float]
+    eps: float
+    seed: int
+    broadcast: Callable[[Tensor], Tensor]
+    """a tensor of the first process, on every process"""
+
+
 class Part:
     """Abstract. A part fills slots, needs properties of the method, and overrides the hooks that it uses."""
 
@@ -53,6 +64,8 @@ class Part:
     exports: ClassVar[str] = "as the method"
     evidence: ClassVar[str] = ""
     builds: ClassVar[bool] = False
+    on: ClassVar[str] = "lora"
+    """the method that a part works on when the recipe names none"""
     fills: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
@@ -104,6 +117,11 @@ class Part:
     def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
         """Sentences for the user about this composition: legal, but not what the paper does."""
         return []
+
+    def make_optimizer(self, groups: list[dict[str, Any]], making: Making) -> torch.optim.Optimizer:
+        """The slot "optimizer". groups: of named parameters, each of one site, with "site", "rank", "lr",
+        "weight_decay". Its state holds tensors only."""
+        raise NotImplementedError("abstract: only a part that fills the slot optimizer is asked")
 
     # every optimiser step
     def rate(self, run: Run, site: str) -> float:
