@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -82,13 +83,20 @@ class MovementCheck:
             self.start.clear()
 
 
+@contextmanager
+def as_base(attached: Attached, model: nn.Module) -> Iterator[None]:
+    """Inside, the model is the untouched base, in evaluation mode and without gradients."""
+    with measuring(model), attached.disabled():
+        yield
+
+
 def start_against_base(attached: Attached, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, float]:
     """(mean token loss of the adapted model, of the base) on one batch, without dropout. model: a `TokenLoss`."""
     tokens = trained_tokens(batch)
     with measuring(model):
         adapted = model(batch).item() / tokens
-        with attached.disabled():
-            base = model(batch).item() / tokens
+    with as_base(attached, model):
+        base = model(batch).item() / tokens
     return adapted, base
 
 

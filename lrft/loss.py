@@ -6,8 +6,9 @@ Logits are made only where a token is trained, some at a time: the tensor (token
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +20,41 @@ LOGITS_AT_ONCE = {"cpu": 2**24}
 MORE_LOGITS_AT_ONCE = 2**26
 
 
+class Outputs(NamedTuple):
+    """What a micro-batch was answered with, for terms of the loss that look at more than the token loss."""
+
+    logits: Tensor
+    """(n, vocabulary) float32: those that predict the n trained tokens"""
+    targets: Tensor
+    """(n,) the tokens"""
+    base_logits: Callable[[], Tensor]
+    """the same of the untouched base, without gradient: one more forward pass"""
+
+
 class TokenLoss(nn.Module):
     """A causal language model that answers a batch with its loss.
 
     A module, so that a distributed wrapper around it sees the whole pass. `direct` says that logits are the output
-    embedding's product with the decoder's last hidden states; `proves_direct` finds out. A model that does more
+    embedding's product with the decoder's last hidden states; `layout.find_layout` finds out. A model that does more
     (scales or caps its logits) makes all logits of the trained positions at once.
+
+    extra    in training, a mean over the micro-batch's trained tokens that is added to theirs, or None
+    as_base  the context in which `model` is the untouched base
     """
 
-    def __init__(self, model: nn.Module, *, direct: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        direct: bool = False,
+        as_base: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.direct = direct
+        self.as_base = as_base
+        self.extra: Callable[[Outputs], Tensor | None] | None = None
+        self.last_extra: Tensor | None = None
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Sum of the cross-entropy over the trained tokens of `batch`, float32, shape ().
@@ -38,14 +62,59 @@ class TokenLoss(nn.Module):
         batch["labels"] (B, T) holds token j at j where it is trained and -100 elsewhere, not shifted: the logits at
         j - 1 predict it. A sum, never a mean: who divides must know the tokens of the whole optimiser step.
         """
+        if self.extra is not None and self.training:
+            return self.with_extra(batch, self.extra)
         labels = batch["labels"]
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         if not self.direct:
             logits, targets = logits_before_labels(self.model, inputs, labels)
             return summed_cross_entropy(logits, targets)
-        row, column = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        hidden = decoder_of(self.model)(**inputs, use_cache=False).last_hidden_state[row, column]
-        return chunked_cross_entropy(head_of(self.model), hidden, labels[row, column + 1])
+        hidden, targets = hidden_before_labels(self.model, inputs, labels)
+        return chunked_cross_entropy(head_of(self.model), hidden, targets)
+
+    def with_extra(self, batch: Mapping[str, Tensor], extra: Callable[[Outputs], Tensor | None]) -> Tensor:
+        """The sum of the token losses and of the extra term for each of the tokens. Makes all their logits at once."""
+        logits, targets = self.answers(batch)
+        loss = summed_cross_entropy(logits, targets)
+        term = extra(Outputs(logits, targets, lambda: self.base_answers(batch))) if len(targets) else None
+        if term is None:
+            return loss
+        added = len(targets) * term
+        self.last_extra = added.detach()
+        return loss + added
+
+    def answers(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (n, vocabulary), float32, before each of the n trained tokens, and the tokens (n,)."""
+        labels = batch["labels"]
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        if self.direct:
+            hidden, targets = hidden_before_labels(self.model, inputs, labels)
+            logits = head_of(self.model)(hidden)
+        else:
+            logits, targets = logits_before_labels(self.model, inputs, labels)
+            chosen = targets != IGNORED
+            logits, targets = logits[chosen], targets[chosen]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), targets
+
+    @torch.no_grad()
+    def base_answers(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """`answers` of the untouched base, without dropout. Raises ValueError where nobody has said how."""
+        if self.as_base is None:
+            raise ValueError("a loss that compares with the base needs as_base")
+        with self.as_base():
+            return self.answers(batch)[0]
+
+    def take_extra(self) -> Tensor | float:
+        """What the extra term has added to the last answer."""
+        taken, self.last_extra = self.last_extra, None
+        return 0.0 if taken is None else taken
+
+
+def hidden_before_labels(model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The decoder's last hidden states (n, width) before each of the n trained tokens, and the tokens (n,)."""
+    row, column = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    hidden = decoder_of(model)(**inputs, use_cache=False).last_hidden_state[row, column]
+    return hidden, labels[row, column + 1]
 
 
 def logits_before_labels(model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:

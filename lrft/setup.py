@@ -54,6 +54,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     look = make_look(recipe, prepared.train, plan, accelerator, losses, found.form)
     resumed_from = resume_point(folder, options)
     attached, composition = attach(recipe, model, look, resumed_from)
+    losses.as_base = lambda: checks.as_base(attached, model)
     if t.gradient_checkpointing != "none":
         checkpointing.checkpoint(model, t.gradient_checkpointing)
     if t.compile and not compile_blocks(model):
@@ -79,6 +80,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
         attached=attached,
         composition=composition,
         model=wrapped,
+        losses=losses,
         layout=found,
         optimizer=optimizer,
         plan=plan,
@@ -88,7 +90,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
         resumed_from=resumed_from,
     )
     if resumed_from is None:
-        compare_start(trainer, losses)
+        compare_start(trainer)
     return trainer
 
 
@@ -113,9 +115,7 @@ def make_optimizer(
     t, owner = recipe.training, composition.optimizer_owner
     by_site = composition.rates_by_site or owner is not None
     owners = attached.owners() if by_site else None
-    groups = optim.grouped(
-        attached.trained(), composition.lr_factors(), t.learning_rate, t.weight_decay, owners=owners
-    )
+    groups = optim.grouped(attached.trained(), composition.lr_factors(), t.learning_rate, t.weight_decay, owners=owners)
     if owner is None:
         return optim.make_adamw(groups, t.optimizer)
     ranks = {site.name: site.rank for site in attached.sites}
@@ -185,12 +185,12 @@ def load_model(recipe: Recipe, source: Path, dtype: str) -> Any:
     )
 
 
-def compare_start(trainer: Trainer, losses: TokenLoss) -> None:
+def compare_start(trainer: Trainer) -> None:
     """Note what the fresh adapter does to the loss of the shortest rows; warn where that is anything unsaid."""
     rows, device = trainer.rows, trainer.accelerator.device
     batch = collate(rows, shortest(rows, START_ROWS), pad_id=0, form=trainer.layout.form)
     adapted, base_loss = checks.start_against_base(
-        trainer.attached, losses, {k: v.to(device) for k, v in batch.items()}
+        trainer.attached, trainer.losses, {k: v.to(device) for k, v in batch.items()}
     )
     words = f"before the first step the loss is {adapted:.4f}, the base's {base_loss:.4f}"
     same = abs(adapted - base_loss) <= START_TOLERANCE[trainer.compute] * max(abs(base_loss), 1e-3)

@@ -21,7 +21,7 @@ from lrft.core import linear, targets
 from lrft.core.adapter import Adapter, AdapterLinear, Anchored, Delta, Site
 from lrft.core.attached import SHARED, Attached
 from lrft.core.look import Look
-from lrft.core.part import Method, Part, Run, Seen
+from lrft.core.part import Method, Outputs, Part, Run, Seen
 from lrft.errors import Problem, RecipeError, UsageError
 
 
@@ -67,6 +67,16 @@ class Composition:
     def optimizer_owner(self) -> Part | None:
         """The part that brings an optimiser of its own."""
         return next((part for part in self.parts if "optimizer" in part.fills), None)
+
+    @property
+    def looks_at_outputs(self) -> bool:
+        """Whether some part adds a term of the loss that is made of logits."""
+        return any(type(part).output_loss is not Part.output_loss for part in self.parts)
+
+    def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
+        """The sum of the parts' terms for one micro-batch."""
+        terms = [term for part in self.parts if (term := part.output_loss(run, outputs)) is not None]
+        return torch.stack(terms).sum() if terms else None
 
     @property
     def rates_by_site(self) -> bool:

@@ -7,7 +7,7 @@ declaration: they are literals, read from the source without importing it, so th
 The training loop calls the hooks at fixed places and knows no method by name:
 
     once             plan, observe, allot; shared; build -> start, start_from -> (anchor) -> wrap, for every site
-    every step       rate (of each site), before_step, loss (added to the token loss),
+    every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
                      after_backward (gradients reduced and clipped), after_step
     checkpoints      state, load_state
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,22 @@ class Making:
     seed: int
     broadcast: Callable[[Tensor], Tensor]
     """a tensor of the first process, on every process"""
+
+
+class Outputs(Protocol):
+    """What a micro-batch was answered with (`lrft.loss.Outputs`)."""
+
+    @property
+    def logits(self) -> Tensor:
+        """(n, vocabulary) float32: those that predict the n trained tokens"""
+
+    @property
+    def targets(self) -> Tensor:
+        """(n,) the tokens"""
+
+    @property
+    def base_logits(self) -> Callable[[], Tensor]:
+        """the same of the untouched base, without gradient: one more forward pass"""
 
 
 class Part:
@@ -132,6 +148,11 @@ class Part:
 
     def loss(self, run: Run) -> Tensor | None:
         """A term added to the mean token loss of the step, or None."""
+        return None
+
+    def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
+        """A mean over a micro-batch's trained tokens that is added to their loss, or None. Micro-batches are weighted
+        by their numbers of tokens. Asked in the forward pass of each."""
         return None
 
     def after_backward(self, run: Run) -> None: ...

@@ -1,7 +1,7 @@
 """Adam on a projection of the gradient: what GaLore, Fira and FRUGAL have in common.
 
-A gradient G (m, n), turned so that m >= n, is seen in r directions of its smaller side: R = G P' (m, r) with orthonormal
-rows P (r, n). Adam's moments are those of R. Every `period` steps P is chosen anew. The family is a grid:
+A gradient G (m, n), turned so that m >= n, is seen in r directions of its smaller side: R = G P' (m, r), the rows of
+P (r, n) orthonormal. Adam's moments are those of R. Every `period` steps P is chosen anew. The family is a grid:
 
     projection   svd, randomized   the leading right singular vectors of the present gradient
                  random            orthonormal rows drawn at random
@@ -66,7 +66,7 @@ class ProjectedAdam(torch.optim.Optimizer):
         self.seed_of, self.broadcast = seed_of, broadcast
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for name, p in zip(group["param_names"], group["params"], strict=True):
                 if p.grad is not None:
