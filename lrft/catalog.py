@@ -28,6 +28,7 @@ SLOTS: dict[str, str] = {
     "pair-rates": "set the learning rates of A and B",
     "magnitude": "train the length of each output row",
     "optimizer": "choose the optimiser",
+    "restart": "begin anew",
 }
 
 # What one entry gives and another needs, as the end of "X needs ..." and of "Y has no ...".

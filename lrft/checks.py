@@ -39,7 +39,8 @@ class MovementCheck:
                 name: p.detach().clone() for name, p in self.trained.items() if name.rsplit(".", 1)[-1] not in resting
             }
         )
-        ours = {id(p) for p in self.trained.values()}
+        # Frozen tensors of the adapters may be set by their own parts: a gate, a mask.
+        ours = {id(p) for p in attached.tensors().values()}
         # torch counts the in-place writes to a tensor: a frozen one must not have any.
         self.frozen = {name: (p, p._version) for name, p in attached.model.named_parameters() if id(p) not in ours}
         self.steps = 0

@@ -17,6 +17,7 @@ from lrft import checks, diagnostics, evaluate, files, machine, optim, schedule,
 from lrft import recipe as recipes
 from lrft.core import compose
 from lrft.core.part import Run
+from lrft.data import Rows
 from lrft.data.batch import micro_batches
 from lrft.errors import CheckFailed, LrftError, NonFinite, Stopped
 from lrft.recipe import Recipe
@@ -30,6 +31,8 @@ from lrft.trainer import Options, Trainer
 
 # Overflowing steps in a row under fp16: the loss scale starts at 2^16 and halves each time.
 MOST_SKIPPED = 20
+# What parts that ask for a loss during a step are given: the paper that introduced it takes 32 rows.
+HELD_OUT_ROWS = 32
 
 
 def train(recipe: Recipe, options: Options) -> Path:
@@ -132,6 +135,8 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
         optimizer,
         settings.seed,
         trainer.reduce,
+        fresh=partial(compose.build_again, composition=trainer.composition, seed=settings.seed),
+        held_out=partial(held_out_loss, trainer),
     )
     optim.set_lr(optimizer, lr, lambda site: trainer.composition.rate(run, site))
     for part in parts:
@@ -287,16 +292,7 @@ def measure(trainer: Trainer) -> bool:
         raise ValueError("evaluation without validation rows")
     trainer.reporter.doing("evaluating")
     micro = recipe.evaluation.micro_batch_size or recipe.training.micro_batch_size
-    record: dict[str, Any] = {"step": progress.step} | evaluate.loss_of(
-        trainer.model,
-        rows,
-        micro=micro,
-        pad_id=evaluate.pad_token(trainer.tokenizer),
-        form=trainer.layout.form,
-        rank=trainer.accelerator.process_index,
-        world=trainer.accelerator.num_processes,
-        reduce=trainer.reduce,
-    )
+    record: dict[str, Any] = {"step": progress.step} | validation_loss(trainer, rows)
     asked = evaluate.with_prompts(rows)
     shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
     if len(shown) and trainer.accelerator.is_main_process:
@@ -315,6 +311,29 @@ def measure(trainer: Trainer) -> bool:
             "Lower training.learning_rate, or look at the base model and the validation rows.",
         )
     return improved
+
+
+def validation_loss(trainer: Trainer, rows: Rows) -> dict[str, float]:
+    """`evaluate.loss_of` for the model as it is now, over all processes."""
+    return evaluate.loss_of(
+        trainer.model,
+        rows,
+        micro=trainer.recipe.evaluation.micro_batch_size or trainer.recipe.training.micro_batch_size,
+        pad_id=evaluate.pad_token(trainer.tokenizer),
+        form=trainer.layout.form,
+        rank=trainer.accelerator.process_index,
+        world=trainer.accelerator.num_processes,
+        reduce=trainer.reduce,
+    )
+
+
+def held_out_loss(trainer: Trainer) -> float | None:
+    """Loss on the first few validation rows, over all processes; None without any."""
+    rows = trainer.prepared.validation
+    if rows is None:
+        return None
+    few = rows.slice(range(min(len(rows), HELD_OUT_ROWS)))
+    return validation_loss(trainer, few)["loss"]
 
 
 def note_loss(trainer: Trainer, loss: float) -> bool:

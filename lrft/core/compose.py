@@ -213,6 +213,13 @@ def build_site(
     return adapter
 
 
+def build_again(site: Site, restart: int, *, composition: Composition, seed: int) -> Adapter:
+    """The method's own adapter for a site as restart n >= 1 begins with it, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, site.name, restart))
+        return composition.method.build_again(site, restart)
+
+
 def build_shared(sites: Sequence[Site], composition: Composition, *, seed: int = 0) -> nn.Module | None:
     """What the adapters have in common. Raises ValueError when the sites' shapes do not go together."""
     with torch.random.fork_rng(devices=[]):

@@ -27,6 +27,10 @@ from lrft.core.look import Look
 Seen = Mapping[str, Mapping[str, Tensor]]
 
 
+def not_at_hand(*_: Any) -> Any:
+    raise ValueError("this run of the hooks is not that of the training loop")
+
+
 @dataclass
 class Run:
     """What the hooks of a step may look at and change."""
@@ -40,6 +44,10 @@ class Run:
     seed: int
     reduce: Callable[[Tensor], Tensor]
     """sum over all processes"""
+    fresh: Callable[[Site, int], Adapter] = not_at_hand
+    """the method's adapter for a site as it is before the first step, drawn anew for restart n >= 1"""
+    held_out: Callable[[], float | None] = not_at_hand
+    """loss on a few validation rows, the same on all processes; None when the run has no validation rows"""
 
 
 @dataclass(frozen=True)
@@ -175,6 +183,10 @@ class Method(Part):
         """What the adapters of all sites have in common: `Adapter.shared`. As for adapters, what is saved is its
         parameters, trained or frozen; buffers are made again. Its parameters' last words must be no adapter's."""
         return None
+
+    def build_again(self, site: Site, restart: int) -> Adapter:
+        """The adapter that follows restart n >= 1: of the same shapes."""
+        return self.build(site)
 
     def build(self, site: Site) -> Adapter:
         """A fresh adapter on the CPU. Raises ValueError with the reason when the site's shape does not fit."""

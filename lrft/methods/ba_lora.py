@@ -10,10 +10,10 @@ and their coefficients differ. With Z (n, V) the logits before the n trained tok
                 svd          -(s_1 + ... + s_k) / |Z|_F, s the singular values of Z
     version 1   consistency  mean KL(softmax(Z0) || softmax(Z));  diversity  mean of -entropy;  svd  -sum_k s / sum s
 
-The released codes look at the logits one position late, behind the labels, and version 1 at prompts and padding as well,
-dividing the consistency by the number of rows; its svd never ran. Here all terms see the logits that predict the trained
-tokens and nothing else. By Cauchy-Schwarz version 2's svd term is smallest for k equal singular values. The terms are
-means over a micro-batch: svd depends on its size by nature.
+The released codes look at the logits one position late, behind the labels, and version 1 at prompts and padding as
+well, dividing the consistency by the number of rows; its svd never ran. Here all terms see the logits that predict the
+trained tokens and nothing else. By Cauchy-Schwarz version 2's svd term is smallest for k equal singular values. The
+terms are means over a micro-batch: svd depends on its size by nature.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class BaLora(Part):
     paper: ClassVar[str] = "arXiv 2408.04556"
     equation: ClassVar[str] = "loss + l1 tau^2 KL(base || adapted) - l2 entropy - l3 (s_1 + ... + s_k) / |Z|"
     evidence: ClassVar[str] = "terms and gradients against the formulas of both released codes, positions corrected"
-    fills: ClassVar[tuple[str, ...]] = ("output-loss",)
 
     version: Literal[1, 2] = 2
     """2: the conference paper; 1: the first preprint."""
@@ -143,7 +142,7 @@ def leading_sum(Z: Tensor, k: int) -> Tensor:
     """s_1 + ... + s_k, whose gradient is U_k V_k': without the ill-conditioned one of equal singular values."""
     k = min(k, *Z.shape)
     with torch.no_grad():
-        U, _, V = spectrum.leading(Z.detach(), k) if k < min(Z.shape) else spectrum.exact(Z.detach(), k)
+        U, _, V = spectrum.leading(Z.detach(), k, iterations=2) if k < min(Z.shape) else spectrum.exact(Z.detach(), k)
     return (Z * (U @ V.T)).sum()
 
 
