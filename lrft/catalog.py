@@ -40,6 +40,44 @@ PROPERTIES: dict[str, tuple[str, str]] = {
 }
 NO_DROPOUT = "dropout=0"
 
+
+@dataclass(frozen=True)
+class Preset:
+    """A word for entries with chosen options: a paper's method that is a row of values of others."""
+
+    paper: str
+    summary: str
+    entries: tuple[tuple[str, dict[str, Any]], ...]
+
+    @property
+    def written(self) -> str:
+        """The entries as a recipe holds them."""
+        return f"[{', '.join(_entry(name, options) for name, options in self.entries)}]"
+
+
+def _entry(name: str, options: dict[str, Any]) -> str:
+    values = ", ".join(f"{key}: {value}" for key, value in options.items())
+    return f"{{{name}: {{{values}}}}}" if options else name
+
+
+PRESETS: dict[str, Preset] = {
+    "remora": Preset(
+        "arXiv 2405.12130",
+        "MoRA with restarts that switch between its four sharing operators.",
+        (("mora", {"type": 1, "switch": 4}), ("relora", {"moments": "forget"})),
+    ),
+    "cola": Preset(
+        "arXiv 2401.04151",
+        "A chain of three LoRAs, each trained for a third of the run with a fresh optimiser.",
+        (("lora", {}), ("relora", {"restarts": 2, "moments": "forget"})),
+    ),
+    "asymmetry": Preset(
+        "arXiv 2402.16842",
+        "LoRA whose A is random, orthonormal and frozen.",
+        (("lora-fa", {"init": "orthonormal"}),),
+    ),
+}
+
 _ANNOTATIONS: dict[str, Any] = {
     "__builtins__": {},
     **{"int": int, "float": float, "bool": bool, "str": str},

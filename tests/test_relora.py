@@ -104,9 +104,7 @@ def test_the_rate_rises_again_from_zero_after_each_restart() -> None:
     assert [step for step in range(42) if part.since(run_at(step, 42)) == 0] == [10, 20, 30]
 
 
-@pytest.mark.parametrize(
-    ("moments", "kept"), [("zero", (0, 5.0)), ("forget", (0, 0.0)), ("prune", (1, 5.0))], ids=str
-)
+@pytest.mark.parametrize(("moments", "kept"), [("zero", (0, 5.0)), ("forget", (0, 0.0)), ("prune", (1, 5.0))], ids=str)
 def test_what_becomes_of_adams_state(moments: Any, kept: tuple[int, float]) -> None:
     state = {"step": torch.tensor(5.0), "exp_avg": torch.arange(1.0, 11.0), "exp_avg_sq": torch.arange(1.0, 11.0)}
     Relora(moments=moments).forget(state)

@@ -223,6 +223,7 @@ class AdapterLinear(nn.Module):
         self.base = base
         self.adapter = adapter
         self.enabled = True
+        self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.adapter(x, self.base) if self.enabled else self.base(x)
