@@ -35,7 +35,7 @@ def run_at(step: int, total: int = 100) -> Run:
 
 
 def term(part: BaLora, Z: Tensor, Z0: Tensor, step: int = 99) -> float:
-    found = part.output_loss(run_at(step), Outputs(Z, torch.zeros(len(Z)), lambda: Z0))
+    found = part.output_loss(run_at(step), Outputs(torch.zeros(len(Z)), lambda: Z, lambda: Z0))
     return 0.0 if found is None else found.item()
 
 
@@ -82,7 +82,7 @@ def test_svd_is_the_share_of_the_leading_singular_values_and_its_gradient() -> N
         expected = -S[:k].sum() / (slow.norm() if version == 2 else S.sum())
         expected.backward()
         part = only("svd", version=version, leading=k)
-        found = part.output_loss(run_at(99), Outputs(Z, torch.zeros(N), lambda: Z))
+        found = part.output_loss(run_at(99), Outputs(torch.zeros(N), lambda: Z, lambda: Z))
         assert found is not None
         assert found.item() == pytest.approx(expected.item(), rel=1e-6)
         found.backward()
@@ -91,7 +91,7 @@ def test_svd_is_the_share_of_the_leading_singular_values_and_its_gradient() -> N
 
 def test_svd_of_equal_singular_values_of_one_row_and_of_nothing() -> None:
     Z = torch.eye(10, 12, dtype=torch.float64, requires_grad=True)
-    found = only("svd", leading=10).output_loss(run_at(99), Outputs(Z, torch.zeros(10), lambda: Z))
+    found = only("svd", leading=10).output_loss(run_at(99), Outputs(torch.zeros(10), lambda: Z, lambda: Z))
     assert found is not None
     found.backward()
     assert found.item() == pytest.approx(-math.sqrt(10), rel=1e-6)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core.adapter import Delta, Factors, Site
+from lrft.core.adapter import Delta, Factors, PeftForm, Site
 
 
 class GatedPair(Delta):
@@ -31,3 +31,9 @@ class GatedPair(Delta):
 
     def factors(self) -> Factors:
         return Factors(self.B * self.gate, self.A, self.site.scale)
+
+    def peft(self) -> PeftForm:
+        """Only the components whose gate is open; one at least, because PEFT knows no rank of zero."""
+        kept = self.gate.detach().nonzero().flatten()
+        kept = kept if len(kept) else torch.zeros(1, dtype=torch.long, device=self.gate.device)
+        return PeftForm(self.A[kept], (self.B * self.gate)[:, kept], self.site.scale)

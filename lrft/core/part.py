@@ -62,19 +62,17 @@ class Making:
 
 
 class Outputs(Protocol):
-    """What a micro-batch was answered with (`lrft.loss.Outputs`)."""
+    """What a micro-batch was answered with (`lrft.loss.Outputs`): the n trained tokens and the logits before them."""
+
+    targets: Tensor
+    """(n,)"""
 
     @property
     def logits(self) -> Tensor:
-        """(n, vocabulary) float32: those that predict the n trained tokens"""
+        """(n, vocabulary) float32. Asking for them makes them all at once, which needs memory."""
 
-    @property
-    def targets(self) -> Tensor:
-        """(n,) the tokens"""
-
-    @property
-    def base_logits(self) -> Callable[[], Tensor]:
-        """the same of the untouched base, without gradient: one more forward pass"""
+    def base_logits(self) -> Tensor:
+        """The same of the untouched base, without gradient: one more forward pass."""
 
 
 class Part:
