@@ -2,7 +2,7 @@
 
 The Python surface is four names; each loads torch only when it is used.
 
-    attach(model, adapter, *, seed=0)     put adapters into any module with linear layers
+    attach(model, adapter, ...)           put adapters into any module with linear layers
     load_adapter(model, folder)           the same from a saved adapter
     merge(adapter, out, ...)              adapter + base folder -> merged folder
     __version__
@@ -15,27 +15,42 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from lrft.core.attached import Attached
 
 __all__ = ["__version__", "attach", "load_adapter", "merge"]
 
 
-def attach(model: nn.Module, adapter: dict[str, Any], *, seed: int = 0) -> Attached:
+def attach(
+    model: nn.Module,
+    adapter: dict[str, Any],
+    *,
+    seed: int = 0,
+    batches: Sequence[Mapping[str, Tensor]] | None = None,
+) -> Attached:
     """Freeze `model` and put adapters beside its linear layers, in place.
 
     `adapter` has the keys of a recipe's `adapter` section: {"method": "lora", "rank": 8, "target_modules": ["q_proj"]}.
     Adapters are float32 whatever the base's dtype, float64 over a float64 base. Random values depend on `seed` and the
     layers' names only. Raises RecipeError with every mistake in `adapter`.
+
+    batches     for methods that look at data before they start: what a causal language model of transformers takes,
+                with "labels" (B, T); all of them are looked at
     """
     from lrft import recipe
     from lrft.core import compose
+    from lrft.core.look import Look
+    from lrft.loss import TokenLoss, trained_tokens
 
     section = recipe.parse_adapter(adapter)
-    return compose.attach_adapter(model, section, seed=seed)[0]
+    look = None
+    if batches is not None:
+        look = Look(model, batches=lambda rows: batches, loss=TokenLoss(model), tokens=trained_tokens, seed=seed)
+    return compose.attach_adapter(model, section, seed=seed, look=look)[0]
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> Attached:

@@ -30,6 +30,8 @@ SLOTS: dict[str, str] = {
     "pair-rates": "set the learning rates of A and B",
     "pair-gradient": "change the gradients of A and B",
     "magnitude": "decide how lengths and directions move",
+    "optimizer": "choose the optimiser",
+    "restart": "begin anew",
 }
 
 # What one entry gives and another needs, as the end of "X needs ..." and of "Y has no ...".
@@ -37,8 +39,47 @@ PROPERTIES: dict[str, tuple[str, str]] = {
     "delta": ("an update that is added to the weight", "such update"),
     "pair": ("a pair of factors A and B", "such pair"),
     "scale": ("a factor alpha/r", "factor alpha/r"),
+    "dense": ("an update as large as the weight", "such update"),
 }
 NO_DROPOUT = "dropout=0"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A word for entries with chosen options: a paper's method that is a row of values of others."""
+
+    paper: str
+    summary: str
+    entries: tuple[tuple[str, dict[str, Any]], ...]
+
+    @property
+    def written(self) -> str:
+        """The entries as a recipe holds them."""
+        return f"[{', '.join(_entry(name, options) for name, options in self.entries)}]"
+
+
+def _entry(name: str, options: dict[str, Any]) -> str:
+    values = ", ".join(f"{key}: {value}" for key, value in options.items())
+    return f"{{{name}: {{{values}}}}}" if options else name
+
+
+PRESETS: dict[str, Preset] = {
+    "remora": Preset(
+        "arXiv 2405.12130",
+        "MoRA with restarts that switch between its four sharing operators.",
+        (("mora", {"type": 1, "switch": 4}), ("relora", {"moments": "forget"})),
+    ),
+    "cola": Preset(
+        "arXiv 2401.04151",
+        "A chain of three LoRAs, each trained for a third of the run with a fresh optimiser.",
+        (("lora", {}), ("relora", {"restarts": 2, "moments": "forget"})),
+    ),
+    "asymmetry": Preset(
+        "arXiv 2402.16842",
+        "LoRA whose A is random, orthonormal and frozen.",
+        (("lora-fa", {"init": "orthonormal"}),),
+    ),
+}
 
 _ANNOTATIONS: dict[str, Any] = {
     "__builtins__": {},
@@ -74,6 +115,7 @@ class MethodCard:
     exports: str
     evidence: str
     builds: bool
+    on: str
     fills: tuple[str, ...]
     gives: tuple[str, ...]
     needs: tuple[str, ...]
@@ -141,6 +183,7 @@ def read_card(file: Path) -> MethodCard:
         exports=values.get("exports", "as the method"),
         evidence=values.get("evidence", ""),
         builds=values.get("builds", is_method),
+        on=values.get("on", DEFAULT_METHOD),
         fills=values.get("fills", ()),
         gives=values.get("gives", ()),
         needs=values.get("needs", ()),
@@ -203,9 +246,10 @@ def _annotation(item: ast.AnnAssign, file: Path) -> Any:
 
 
 def compose(entries: Sequence[str], folder: Path = FOLDER) -> tuple[str, ...]:
-    """The names with the one that builds first; the default method is added when none builds."""
+    """The names with the one that builds first; when none builds, the one that the first entry works on is added."""
     cards = methods(folder)
-    builders = [name for name in entries if cards[name].builds] or [DEFAULT_METHOD]
+    builders = [name for name in entries if cards[name].builds] or [cards[name].on for name in entries][:1]
+    builders = builders or [DEFAULT_METHOD]
     return (*builders, *(name for name in entries if not cards[name].builds))
 
 

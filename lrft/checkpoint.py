@@ -89,7 +89,7 @@ def save_adapter(
         written.append(PEFT_TENSORS)
         listed.append("adapter_config.json")
         same = attached.shared is None and all(
-            set(adapter.tensors()) <= PEFT_NAMES.keys() for adapter in attached.modules.values()
+            is_its_form(adapter, sayable[name]) for name, adapter in attached.modules.items()
         )
     if not same:
         files.write_tensors(folder / OWN_TENSORS, attached.state_dict())
@@ -106,6 +106,13 @@ def save_adapter(
     }
     files.write_json(folder / "lrft.json", info | {"checksum": _checksum(info)})
     _read_back(folder, written)
+
+
+def is_its_form(adapter: Adapter, form: PeftForm) -> bool:
+    """Whether PEFT's tensors are the adapter's own, and all of them."""
+    said = {"A": form.A, "B": form.B, "magnitude": form.magnitude}
+    own = adapter.tensors()
+    return own.keys() <= said.keys() and all(said[name] is tensor for name, tensor in own.items())
 
 
 def peft_tensors(forms: Mapping[str, PeftForm]) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ class MovementCheck:
                 name: p.detach().clone() for name, p in self.trained.items() if name.rsplit(".", 1)[-1] not in resting
             }
         )
-        ours = {id(p) for p in self.trained.values()}
+        # Frozen tensors of the adapters may be set by their own parts: a gate, a mask.
+        ours = {id(p) for p in attached.tensors().values()}
         # torch counts the in-place writes to a tensor: a frozen one must not have any.
         self.frozen = {name: (p, p._version) for name, p in attached.model.named_parameters() if id(p) not in ours}
         self.steps = 0
@@ -82,13 +84,20 @@ class MovementCheck:
             self.start.clear()
 
 
+@contextmanager
+def as_base(attached: Attached, model: nn.Module) -> Iterator[None]:
+    """Inside, the model is the untouched base, in evaluation mode and without gradients."""
+    with measuring(model), attached.disabled():
+        yield
+
+
 def start_against_base(attached: Attached, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, float]:
     """(mean token loss of the adapted model, of the base) on one batch, without dropout. model: a `TokenLoss`."""
     tokens = trained_tokens(batch)
     with measuring(model):
         adapted = model(batch).item() / tokens
-        with attached.disabled():
-            base = model(batch).item() / tokens
+    with as_base(attached, model):
+        base = model(batch).item() / tokens
     return adapted, base
 
 

@@ -42,10 +42,13 @@ def weight_squares(attached: Attached) -> dict[str, float]:
 def update_shares(attached: Attached, weights: Mapping[str, float]) -> dict[str, float]:
     """Norm of the update over the norm of the weight, by the layers' last words: {"q_proj": 0.0031, ...}.
 
-    Frobenius norms, over all layers of that name together. weights: from `weight_squares`.
+    Frobenius norms, over all layers of that name together; layers that have no weight to state are left out.
+    weights: from `weight_squares`.
     """
     updates: dict[str, float] = defaultdict(float)
     for name, layer in attached.layers().items():
+        if not layer.adapter.mergeable:
+            continue
         updates[name.rsplit(".", 1)[-1]] += squared_update(layer.adapter, layer.base)
     return {group: math.sqrt(updates[group] / weights[group]) if weights[group] else math.inf for group in updates}
 

@@ -82,6 +82,7 @@ def merge(
     saved, out = read_adapter(adapter), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty", "Name another folder with -o.")
+    refuse_unmergeable(saved)
     source = base_of(saved, base_model)
     refuse_other_base(saved, source, accept_other_base)
     weights = base.weight_files(source)
@@ -114,6 +115,16 @@ def base_of(saved: SavedAdapter, named: str | None) -> Path:
         return base.resolve(saved.info["base"]["name"], saved.info["base"].get("revision"), where="the adapter's base")
     except MissingError as error:
         raise MissingError(error.message, "Say where the base lies: --base FOLDER.") from error
+
+
+def refuse_unmergeable(saved: SavedAdapter) -> None:
+    """Raises UsageError for adapters that no weight can say."""
+    if not all(saved.build(site).mergeable for site in saved.sites):
+        names = ", ".join(entry["name"] for entry in saved.info["methods"])
+        raise UsageError(
+            f"{names}: what it adds to a layer is no linear function of the layer's input, so no weight can hold it",
+            "Use the adapter as it is: `lrft eval` and lrft.load_adapter take it.",
+        )
 
 
 def refuse_other_base(saved: SavedAdapter, source: Path, accepted: bool) -> None:

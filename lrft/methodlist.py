@@ -24,8 +24,10 @@ def render(action: str | None, name: str | None, *, kind: str | None, as_json: b
         raise UsageError(f"lrft methods {action}: did you mean `lrft methods show {action}`?")
     if name is None:
         raise UsageError("lrft methods show: say which, one of " + ", ".join(cards))
+    if name in catalog.PRESETS:
+        return preset_json(name) if as_json else preset_card(name)
     if name not in cards:
-        close = nearest(name, cards)
+        close = nearest(name, [*cards, *catalog.PRESETS])
         raise UsageError(f"there is no method {name}", f"Did you mean {close[0]}?" if close else "See `lrft methods`.")
     return as_text([cards[name]], as_json, lambda found: card(found[0], cards))
 
@@ -43,6 +45,18 @@ def as_text(cards: list[MethodCard], as_json: bool, write: Any) -> str:
     return json.dumps([to_dict(c) for c in cards], indent=1, ensure_ascii=False) + "\n"
 
 
+def preset_card(name: str) -> str:
+    """Everything about one preset."""
+    preset = catalog.PRESETS[name]
+    return f"{name}   preset   {preset.paper}\n\n{preset.summary}\n\nrecipe     method: {preset.written}\n"
+
+
+def preset_json(name: str) -> str:
+    preset = catalog.PRESETS[name]
+    facts = {"name": name, "kind": "preset", "paper": preset.paper, "summary": preset.summary}
+    return json.dumps([{**facts, "method": [dict([entry]) for entry in preset.entries]}], indent=1) + "\n"
+
+
 def to_dict(card: MethodCard) -> dict[str, Any]:
     """A card as JSON values: where it stands in the source does not belong to it."""
     facts = asdict(card)
@@ -54,11 +68,17 @@ def to_dict(card: MethodCard) -> dict[str, Any]:
 
 
 def table(cards: list[MethodCard]) -> str:
-    """One line per method."""
-    width = max(len(c.name) for c in cards)
-    kinds = max(len(c.kind) for c in cards)
-    lines = [f"{c.name:<{width}}  {c.kind:<{kinds}}  {c.paper:<16}  {c.equation}" for c in cards]
-    return "\n".join([*lines, "", f"{len(cards)} methods. lrft methods show NAME tells more.", ""])
+    """Two lines for each method, and one for each preset."""
+    names = [card.name for card in cards] + list(catalog.PRESETS)
+    width, kinds = max(map(len, names)), max(len(card.kind) for card in cards)
+    indent = " " * (width + 2)
+    lines = []
+    for card in cards:
+        lines.append(f"{card.name:<{width}}  {card.kind:<{kinds}}  {card.paper:<16}  {card.equation}")
+        lines.append(f"{indent}trains {card.parameters}; becomes {card.exports}; evidence: {card.evidence}")
+    lines += ["", *(f"{name:<{width}}  {preset.written}" for name, preset in catalog.PRESETS.items())]
+    found = f"{len(cards)} methods; the last {len(catalog.PRESETS)} words stand for others with chosen options."
+    return "\n".join([*lines, "", f"{found} lrft methods show NAME tells more.", ""])
 
 
 def card(found: MethodCard, cards: dict[str, MethodCard]) -> str:
@@ -102,7 +122,7 @@ def excluded(found: MethodCard, cards: dict[str, MethodCard]) -> list[str]:
 def markdown() -> str:
     """docs/methods.md."""
     rows = [
-        f"| `{c.name}` | {c.kind} | {c.paper} | {c.equation} | {c.parameters} | {c.exports} | {c.evidence} |"
+        cells(f"`{c.name}`", c.kind, c.paper, c.equation, c.parameters, c.exports, c.evidence)
         for c in catalog.methods().values()
     ]
     head = [
@@ -115,4 +135,20 @@ def markdown() -> str:
         "| name | kind | paper | equation | trained numbers per layer | becomes | evidence |",
         "|---|---|---|---|---|---|---|",
     ]
-    return "\n".join([*head, *(row.replace("|W + dW|", "&#124;W + dW&#124;") for row in rows), ""])
+    presets = [
+        cells(f"`{name}`", preset.paper, preset.summary, f"`{preset.written}`")
+        for name, preset in catalog.PRESETS.items()
+    ]
+    tail = [
+        "",
+        "Words for others with chosen options:",
+        "",
+        "| name | paper | what it is | the same as |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows, *tail, *presets, ""])
+
+
+def cells(*texts: str) -> str:
+    """A row of a table. A bar inside a formula must not end its cell."""
+    return f"| {' | '.join(text.replace('|', '&#124;') for text in texts)} |"

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 import lrft
 from lrft import files, optim
 from lrft import recipe as recipes
 from lrft.checkpoint import read_adapter, save_adapter
 from lrft.errors import CheckFailed, UsageError
-from lrft.trainer import Progress, Trainer
+from lrft.runfolder import RunFolder
+from lrft.trainer import Options, Progress, Trainer
 
 # Keys that say how a run fits the machine or what it tells, not what it learns: free to change when resuming.
 FREE_ON_RESUME = (
@@ -71,19 +74,21 @@ def write_checkpoint(trainer: Trainer, path: Path) -> None:
     )
 
 
+def resume_point(folder: RunFolder | None, options: Options) -> Path | None:
+    """The checkpoint that every process takes up, found by the first; None for a run from the start."""
+    if options.resume is None:
+        return None
+    found = None if folder is None else folder.resume_from(options.resume)
+    name = broadcast_object_list([None if found is None else str(found)])[0]
+    return None if name is None else Path(name)
+
+
 def restore(trainer: Trainer) -> None:
     """Take up a checkpoint again, after proving that recipe, data and base are those that it was made with."""
-    from accelerate.utils import broadcast_object_list
-
-    chosen: list[Any] = [None]
-    if trainer.folder is not None:
-        found = trainer.folder.resume_from(trainer.options.resume or "last")
-        chosen = [None if found is None else str(found)]
-    name = broadcast_object_list(chosen)[0]
-    if name is None:
+    path = trainer.resumed_from
+    if path is None:
         trainer.checks["resumed"] = "from the start: nothing was saved before"
         return
-    path = Path(name)
     saved = files.read_json(path / "trainer.json")
     if not trainer.options.accept_changes:
         refuse_changes(trainer, path, saved)

@@ -155,6 +155,9 @@ def norm(vector: Tensor) -> float:
 
 def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
     """Of the run's merged folder when there is one, else of one made for the purpose."""
+    saved = read_adapter(adapter)
+    if not all(saved.build(site).mergeable for site in saved.sites):
+        return Finding("merged", 0.0, 0.0, "not tested: no weight can hold this adapter", True)
     out = run / "merged"
     if not out.is_dir():
         out = folder / "merged"

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor
 
 from lrft import base, checks, data, layout, machine, optim
 from lrft.base.compiled import compile_blocks
+from lrft.checkpoint import read_adapter
 from lrft.core import checkpointing, compose
 from lrft.core.attached import Attached
+from lrft.core.look import Look
+from lrft.core.part import Making
 from lrft.data.batch import Form, collate
 from lrft.errors import Problem, RecipeError
+from lrft.loss import TokenLoss, trained_tokens
 from lrft.recipe import Recipe
+from lrft.runfolder import RunFolder
+from lrft.saving import resume_point
 from lrft.trainer import Options, Trainer
 
 # Relative difference of the loss between a fresh adapter and the base that rounding may make.
@@ -22,8 +32,11 @@ START_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
 START_ROWS = 4
 
 
-def set_up(recipe: Recipe, options: Options) -> Trainer:
-    """Base, data, adapters, optimiser. Raises LrftError in most of its kinds."""
+def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) -> Trainer:
+    """Base, data, adapters, optimiser. Raises LrftError in most of its kinds.
+
+    folder: that of the run to be resumed, on the first process; None for a new run.
+    """
     t = recipe.training
     compute = machine.computation(t.precision)
     dtype = machine.frozen_dtype(recipe.model.precision, compute)
@@ -31,31 +44,27 @@ def set_up(recipe: Recipe, options: Options) -> Trainer:
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     tokenizer = load_tokenizer(recipe, source)
     prepared = prepare_data(recipe, source, tokenizer)
+    plan = data.Schedule(len(prepared.train), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle)
     model = load_model(recipe, source, dtype)
     accelerator = machine.make_accelerator(compute)
     model.to(accelerator.device)
-    attached, composition = compose.attach_adapter(model, recipe.adapter, seed=t.seed, where=recipe.where)
     found = layout.find_layout(model, prepared.train, packing=recipe.data.packing, compute=compute)
     proven = {"packing": found.said} if found.said else {}
+    losses = found.loss(model)
+    look = make_look(recipe, prepared.train, plan, accelerator, losses, found.form)
+    resumed_from = resume_point(folder, options)
+    attached, composition = attach(recipe, model, look, resumed_from)
+    losses.as_base = lambda: checks.as_base(attached, model)
     if t.gradient_checkpointing != "none":
         checkpointing.checkpoint(model, t.gradient_checkpointing)
     if t.compile and not compile_blocks(model):
         text = "training.compile: this model has no blocks that transformers knows"
         raise RecipeError([Problem(recipe.where("training.compile"), text)])
-    groups = optim.grouped(
-        attached.trained(),
-        composition.lr_factors(),
-        t.learning_rate,
-        t.weight_decay,
-        owners=attached.owners() if composition.rates_by_site else None,
-    )
-    adamw = optim.make_adamw(groups, t.optimizer)
-    losses = found.loss(model)
-    wrapped, optimizer = accelerator.prepare(losses, adamw)
+    own = make_optimizer(recipe, attached, composition, broadcast)
+    wrapped, optimizer = accelerator.prepare(losses, own)
     warnings = compose.advice(composition, attached.sites, model)
     warnings += [found.warning] if found.warning else []
-    proven["start"], odd = compare_start(attached, losses, prepared.train, compute, found.form)
-    return Trainer(
+    trainer = Trainer(
         recipe=recipe,
         options=options,
         compute=compute,
@@ -71,13 +80,71 @@ def set_up(recipe: Recipe, options: Options) -> Trainer:
         attached=attached,
         composition=composition,
         model=wrapped,
+        losses=losses,
         layout=found,
         optimizer=optimizer,
-        plan=data.Schedule(
-            len(prepared.train), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle
-        ),
-        warnings=[*warnings, *odd],
+        plan=plan,
+        warnings=warnings,
         checks=proven,
+        folder=folder,
+        resumed_from=resumed_from,
+    )
+    if resumed_from is None:
+        compare_start(trainer)
+    return trainer
+
+
+def attach(recipe: Recipe, model: Any, look: Look, resumed_from: Path | None) -> tuple[Attached, compose.Composition]:
+    """The recipe's adapters in `model`: at their start, or of the shapes that a checkpoint has."""
+    section, seed = recipe.adapter, recipe.training.seed
+    if resumed_from is None:
+        return compose.attach_adapter(model, section, seed=seed, where=recipe.where, look=look)
+    composition = compose.compose((entry.name, entry.options) for entry in section.method)
+    # What was seen of the data before the first step is not looked at again: it is in the checkpoint's ranks.
+    if composition.observes:
+        sites = read_adapter(resumed_from / "adapter").sites
+    else:
+        sites = compose.plan(model, section, composition, recipe.where)
+    return compose.attach_sites(model, sites, composition, seed=seed, fresh=False, where=recipe.where), composition
+
+
+def make_optimizer(
+    recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
+) -> torch.optim.Optimizer:
+    """AdamW, or the optimiser of the part that brings one."""
+    t, owner = recipe.training, composition.optimizer_owner
+    by_site = composition.rates_by_site or owner is not None
+    owners = attached.owners() if by_site else None
+    groups = optim.grouped(attached.trained(), composition.lr_factors(), t.learning_rate, t.weight_decay, owners=owners)
+    if owner is None:
+        return optim.make_adamw(groups, t.optimizer)
+    ranks = {site.name: site.rank for site in attached.sites}
+    making = Making(t.optimizer.betas, t.optimizer.eps, t.seed, broadcast)
+    return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
+
+
+def make_look(
+    recipe: Recipe, rows: data.Rows, plan: data.Schedule, accelerator: Any, losses: TokenLoss, form: Form
+) -> Look:
+    """What parts may look at before adapters exist: the base, and the rows in the order in which they are trained."""
+    rank, world, micro = accelerator.process_index, accelerator.num_processes, recipe.training.micro_batch_size
+
+    def batches(n: int) -> Iterator[dict[str, Tensor]]:
+        steps = range(plan.total_steps)
+        ids = np.concatenate([plan.rows(step) for step in steps[: math.ceil(n / recipe.training.global_batch_size)]])
+        mine = [int(i) for i in ids[:n][rank::world]]
+        for at in range(0, len(mine), micro):
+            batch = collate(rows, mine[at : at + micro], pad_id=0, form=form)
+            yield {name: value.to(accelerator.device) for name, value in batch.items()}
+
+    return Look(
+        model=losses.model,
+        batches=batches,
+        loss=losses,
+        tokens=trained_tokens,
+        reduce=lambda tensor: accelerator.reduce(tensor, reduction="sum"),
+        agree=lambda value: broadcast_object_list([value])[0],
+        seed=recipe.training.seed,
     )
 
 
@@ -118,16 +185,18 @@ def load_model(recipe: Recipe, source: Path, dtype: str) -> Any:
     )
 
 
-def compare_start(
-    attached: Attached, losses: nn.Module, rows: data.Rows, compute: str, form: Form
-) -> tuple[str, list[str]]:
-    """What the fresh adapter does to the loss of the shortest rows: a sentence, and a warning if anything."""
-    device = next(attached.model.parameters()).device
-    batch = collate(rows, shortest(rows, START_ROWS), pad_id=0, form=form)
-    adapted, base_loss = checks.start_against_base(attached, losses, {k: v.to(device) for k, v in batch.items()})
+def compare_start(trainer: Trainer) -> None:
+    """Note what the fresh adapter does to the loss of the shortest rows; warn where that is anything unsaid."""
+    rows, device = trainer.rows, trainer.accelerator.device
+    batch = collate(rows, shortest(rows, START_ROWS), pad_id=0, form=trainer.layout.form)
+    adapted, base_loss = checks.start_against_base(
+        trainer.attached, trainer.losses, {k: v.to(device) for k, v in batch.items()}
+    )
     words = f"before the first step the loss is {adapted:.4f}, the base's {base_loss:.4f}"
-    same = abs(adapted - base_loss) <= START_TOLERANCE[compute] * max(abs(base_loss), 1e-3)
-    return words, [] if same else [f"the adapter does not start as the base: {words}"]
+    same = abs(adapted - base_loss) <= START_TOLERANCE[trainer.compute] * max(abs(base_loss), 1e-3)
+    trainer.checks["start"] = words
+    if not same and not trainer.composition.starts_off:
+        trainer.warnings.append(f"the adapter does not start as the base: {words}")
 
 
 def shortest(rows: data.Rows, n: int) -> list[int]:

@@ -42,7 +42,7 @@ def end(trainer: Trainer) -> list[Row]:
         ("done", [done]),
         ("saved", [f"best/ and last/ in {out}"]),
         ("checked", check_lines(trainer)),
-        ("next", [f"lrft merge {out}", f"lrft eval {out} --data test.jsonl"]),
+        ("next", [*([f"lrft merge {out}"] if merges(trainer) else []), f"lrft eval {out} --data test.jsonl"]),
     ]
 
 
@@ -76,8 +76,15 @@ def adapter_lines(trainer: Trainer) -> list[str]:
     ]
 
 
+def merges(trainer: Trainer) -> bool:
+    """Whether there are weights that say what the adapters do."""
+    return all(adapter.mergeable for adapter in trainer.attached.modules.values())
+
+
 def becomes(trainer: Trainer) -> str:
     """What the result can be exported to, by what the adapters themselves say."""
+    if not merges(trainer):
+        return "stays an adapter: no weight can hold it"
     forms = [form for adapter in trainer.attached.modules.values() if (form := adapter.peft()) is not None]
     if len(forms) < len(trainer.attached.modules):
         return "merged only"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lrft import checks, diagnostics, evaluate, files, machine, optim, schedule,
 from lrft import recipe as recipes
 from lrft.core import compose
 from lrft.core.part import Run
+from lrft.data import Rows
 from lrft.data.batch import micro_batches
 from lrft.errors import CheckFailed, LrftError, NonFinite, Stopped
 from lrft.recipe import Recipe
@@ -29,6 +31,8 @@ from lrft.trainer import Options, Trainer
 
 # Overflowing steps in a row under fp16: the loss scale starts at 2^16 and halves each time.
 MOST_SKIPPED = 20
+# What parts that ask for a loss during a step are given: the paper that introduced it takes 32 rows.
+HELD_OUT_ROWS = 32
 
 
 def train(recipe: Recipe, options: Options) -> Path:
@@ -39,12 +43,13 @@ def train(recipe: Recipe, options: Options) -> Path:
     if main:
         RunFolder.refuse(output, resume=resume, fresh=options.fresh)
     try:
-        trainer = set_up(recipe, options)
         with ExitStack() as stack:
-            if main:
-                trainer.folder = stack.enter_context(RunFolder.open(output, resume=resume, fresh=options.fresh))
+            folder = stack.enter_context(RunFolder.open(output, resume=True, fresh=False)) if main and resume else None
+            trainer = set_up(recipe, options, folder)
             if resume:
                 restore(trainer)
+            elif main:
+                trainer.folder = stack.enter_context(RunFolder.open(output, resume=False, fresh=options.fresh))
             reporter = Reporter(output if main else None, quiet=options.quiet, main=main)
             trainer.reporter = stack.enter_context(reporter)
             try:
@@ -130,15 +135,24 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
         optimizer,
         settings.seed,
         trainer.reduce,
+        fresh=partial(compose.build_again, composition=trainer.composition, seed=settings.seed),
+        held_out=partial(held_out_loss, trainer),
     )
     optim.set_lr(optimizer, lr, lambda site: trainer.composition.rate(run, site))
     for part in parts:
         part.before_step(run)
+    if trainer.composition.looks_at_outputs:
+        trainer.losses.extra = partial(trainer.composition.output_loss, run)
     local = backward(trainer, ids, tokens)
     penalties = [term for part in parts if (term := part.loss(run)) is not None]
-    if penalties:
-        accelerator.backward(torch.stack(penalties).sum())
-    loss, signal = over_ranks(trainer, local, signals)
+    penalty = torch.stack(penalties).sum() if penalties else None
+    if penalty is not None:
+        accelerator.backward(penalty)
+    sums, signal = over_ranks(trainer, local, signals)
+    loss = sums[0]
+    added = {}
+    if penalty is not None or trainer.losses.extra is not None:
+        added = {"regularisation": sums[1] / tokens + (0.0 if penalty is None else penalty.item())}
     unreached = movement.unreached()
     logged = step % trainer.recipe.logging.every == trainer.recipe.logging.every - 1 or step in (0, run.total_steps - 1)
     # Before clipping, which takes the loss scale of fp16 out of the gradients.
@@ -173,6 +187,7 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
             "seconds": round(seconds, 4),
             "tokens_per_second": round(seen / seconds, 1),
             "memory_gb": round(machine.memory_gb(accelerator.device), 3),
+            **added,
             **inside,
         },
         logged=logged,
@@ -192,21 +207,27 @@ def inside_adapters(trainer: Trainer, gradients: dict[str, float]) -> dict[str, 
 
 
 def backward(trainer: Trainer, ids: np.ndarray, tokens: int) -> Tensor:
-    """Forward and backward over this process's micro-batches. Returns its sum of token losses, float64."""
+    """Forward and backward over this process's micro-batches.
+
+    Returns the sums over this process of token losses and of what parts have added to them, float64 (2,).
+    """
     accelerator, settings, step = trainer.accelerator, trainer.recipe.training, trainer.progress.step
     rank, world = accelerator.process_index, accelerator.num_processes
     micros = micro_batches(ids, trainer.rows.lengths, micro=settings.micro_batch_size, rank=rank, world=world)
-    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    token_losses, added = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     for n, micro in enumerate(micros):
         # Dropout is a function of (seed, step, rank, micro-batch): a resumed run has nothing to restore.
         torch.manual_seed(compose.seed_of(settings.seed, "dropout", step, rank, n))
         # A rank without rows left goes through the motions with weight zero: the others wait for it.
+        weight = 1.0 if micro else 0.0
         batch = trainer.collate(micro or [int(ids[0])])
         with accelerator.no_sync(trainer.model) if n < len(micros) - 1 else nullcontext():
-            loss = trainer.model(batch) * (1.0 if micro else 0.0)
+            loss = trainer.model(batch) * weight
             accelerator.backward(loss * (world / tokens))  # DDP takes the mean over ranks: world undoes it
-        total += loss.detach().double()
-    return total
+        extra = trainer.losses.take_extra() * weight
+        added += extra
+        token_losses += loss.detach().double() - extra
+    return torch.stack([token_losses, added])
 
 
 def lr_factor(trainer: Trainer, step: int) -> float:
@@ -218,16 +239,16 @@ def lr_factor(trainer: Trainer, step: int) -> float:
     )
 
 
-def over_ranks(trainer: Trainer, local: Tensor, signals: StopSignals) -> tuple[float, int]:
-    """(loss summed over ranks, the largest signal number that any rank has received): the same on every rank."""
-    world = trainer.accelerator.num_processes
+def over_ranks(trainer: Trainer, local: Tensor, signals: StopSignals) -> tuple[list[float], int]:
+    """(`local` summed over ranks, the largest signal number that any rank has received): the same on every rank."""
+    world, size = trainer.accelerator.num_processes, len(local)
     if world == 1:
-        return local.item(), signals.received
-    sums = torch.zeros(1 + world, dtype=torch.float64, device=local.device)
-    sums[0] = local
-    sums[1 + trainer.accelerator.process_index] = signals.received
+        return local.tolist(), signals.received
+    sums = torch.zeros(size + world, dtype=torch.float64, device=local.device)
+    sums[:size] = local
+    sums[size + trainer.accelerator.process_index] = signals.received
     sums = trainer.reduce(sums)
-    return sums[0].item(), int(sums[1:].max().item())
+    return sums[:size].tolist(), int(sums[size:].max().item())
 
 
 def clipped_norm(trainer: Trainer) -> float:
@@ -271,16 +292,7 @@ def measure(trainer: Trainer) -> bool:
         raise ValueError("evaluation without validation rows")
     trainer.reporter.doing("evaluating")
     micro = recipe.evaluation.micro_batch_size or recipe.training.micro_batch_size
-    record: dict[str, Any] = {"step": progress.step} | evaluate.loss_of(
-        trainer.model,
-        rows,
-        micro=micro,
-        pad_id=evaluate.pad_token(trainer.tokenizer),
-        form=trainer.layout.form,
-        rank=trainer.accelerator.process_index,
-        world=trainer.accelerator.num_processes,
-        reduce=trainer.reduce,
-    )
+    record: dict[str, Any] = {"step": progress.step} | validation_loss(trainer, rows)
     asked = evaluate.with_prompts(rows)
     shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
     if len(shown) and trainer.accelerator.is_main_process:
@@ -299,6 +311,29 @@ def measure(trainer: Trainer) -> bool:
             "Lower training.learning_rate, or look at the base model and the validation rows.",
         )
     return improved
+
+
+def validation_loss(trainer: Trainer, rows: Rows) -> dict[str, float]:
+    """`evaluate.loss_of` for the model as it is now, over all processes."""
+    return evaluate.loss_of(
+        trainer.model,
+        rows,
+        micro=trainer.recipe.evaluation.micro_batch_size or trainer.recipe.training.micro_batch_size,
+        pad_id=evaluate.pad_token(trainer.tokenizer),
+        form=trainer.layout.form,
+        rank=trainer.accelerator.process_index,
+        world=trainer.accelerator.num_processes,
+        reduce=trainer.reduce,
+    )
+
+
+def held_out_loss(trainer: Trainer) -> float | None:
+    """Loss on the first few validation rows, over all processes; None without any."""
+    rows = trainer.prepared.validation
+    if rows is None:
+        return None
+    few = rows.slice(range(min(len(rows), HELD_OUT_ROWS)))
+    return validation_loss(trainer, few)["loss"]
 
 
 def note_loss(trainer: Trainer, loss: float) -> bool:

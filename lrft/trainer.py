@@ -14,6 +14,7 @@ from lrft.core.compose import Composition
 from lrft.data import Prepared, Rows, Schedule
 from lrft.data.batch import collate
 from lrft.layout import ROWWISE, Layout
+from lrft.loss import TokenLoss
 from lrft.report import Reporter
 from lrft.runfolder import RunFolder
 
@@ -70,7 +71,9 @@ class Trainer:
     attached: Attached
     composition: Composition
     model: nn.Module
-    """a `TokenLoss` as prepared by Accelerate; `attached.model` is the language model inside"""
+    """`losses` as prepared by Accelerate"""
+    losses: TokenLoss
+    """answers a batch with its loss; `attached.model` is the language model inside"""
     layout: Layout
     optimizer: Any
     plan: Schedule
@@ -84,6 +87,8 @@ class Trainer:
     """squared norms of the frozen weights, by layer; made at the first log"""
     folder: RunFolder | None = None
     """None on every process but the first"""
+    resumed_from: Path | None = None
+    """the checkpoint that is taken up"""
     reporter: Reporter = field(default_factory=lambda: Reporter(None, main=False))
 
     @property

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lrft import catalog
+from lrft import catalog, recipe
+from lrft.errors import RecipeError
 
 BUILDER = '''
 class {cls}(Method):
@@ -191,3 +192,32 @@ def test_reading_declarations_and_recipes_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", catalog.PRESETS)
+def test_a_preset_is_its_entries_written_out(name: str) -> None:
+    preset = catalog.PRESETS[name]
+    written = [{word: options} if options else word for word, options in preset.entries]
+    assert name not in catalog.methods()
+    assert recipe.parse_adapter({"method": name}) == recipe.parse_adapter({"method": written})
+    assert recipe.parse_adapter({"method": [name]}) == recipe.parse_adapter({"method": written})
+    with pytest.raises(RecipeError, match=rf"{name} has no options of its own: it is \["):
+        recipe.parse_adapter({"method": {name: {"rank": 3}}})
+
+
+def test_a_preset_combines_with_parts_and_a_typo_of_it_is_named() -> None:
+    both = recipe.parse_adapter({"method": ["cola", "lora+"]})
+    assert [entry.name for entry in both.method] == ["lora", "relora", "lora+"]
+    with pytest.raises(RecipeError, match="Did you mean remora"):
+        recipe.parse_adapter({"method": "remorra"})
+
+
+def test_a_part_brings_the_method_that_it_works_on(tmp_path: Path) -> None:
+    builder = BUILDER.format(cls="Big", name="big", gives='("delta", "dense")')
+    part = PART.format(cls="Small", name="small", needs='("dense",)').replace(
+        'kind: ClassVar[str] = "init', 'on: ClassVar[str] = "big"\n    kind: ClassVar[str] = "init'
+    )
+    (tmp_path / "big.py").write_text(builder)
+    (tmp_path / "small.py").write_text(part)
+    assert catalog.compose(["small"], tmp_path) == ("big", "small")
+    assert catalog.conflicts(["small"], dropout=0, alpha_given=False, folder=tmp_path) == []

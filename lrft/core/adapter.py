@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,13 @@ class PeftForm(NamedTuple):
 
 
 class Adapter(nn.Module):
-    """Abstract. A subclass states `weight`; it may state a faster `forward`."""
+    """Abstract. A subclass states `weight`; it may state a faster `forward`.
+
+    One whose output is no linear function of its input (experts behind a router) has no weight to state: it says so
+    with `mergeable = False`, and states `forward`.
+    """
+
+    mergeable: ClassVar[bool] = True
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -223,6 +229,7 @@ class AdapterLinear(nn.Module):
         self.base = base
         self.adapter = adapter
         self.enabled = True
+        self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.adapter(x, self.base) if self.enabled else self.base(x)

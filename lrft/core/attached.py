@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lrft.core import linear
 from lrft.core.adapter import Adapter, AdapterLinear, Delta, Site, load_tensors
 
-
 # Where the model holds what its adapters have in common; in files, the first word of those tensors' names.
 SHARED = "adapters_shared"
 
@@ -45,9 +44,15 @@ class Attached:
         found = {name: self.model.get_submodule(name) for name in self.modules}
         return {name: layer for name, layer in found.items() if isinstance(layer, AdapterLinear)}
 
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Every tensor that is saved, trained or frozen, as "site.tensor"."""
+        common = {} if self.shared is None else {f"{SHARED}.{name}": p for name, p in self.shared.named_parameters()}
+        own = {f"{site}.{name}": p for site, adapter in self.modules.items() for name, p in adapter.tensors().items()}
+        return {**common, **own}
+
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained tensor as "site.tensor"."""
-        return {name: p for name, p in self._tensors().items() if p.requires_grad}
+        return {name: p for name, p in self.tensors().items() if p.requires_grad}
 
     def owners(self) -> dict[str, str]:
         """The site of every trained tensor, by its name; `SHARED` for one that belongs to all."""
@@ -65,11 +70,11 @@ class Attached:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of every tensor of every adapter, trained and frozen, as "site.tensor"."""
-        return {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+        return {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put `state` back. Raises ValueError when a tensor is missing, not expected, misshapen or not finite."""
-        load_tensors("adapter", self._tensors(), state)
+        load_tensors("adapter", self.tensors(), state)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -92,8 +97,3 @@ class Attached:
         if self.shared is not None:
             delattr(self.model, SHARED)
         return self.model
-
-    def _tensors(self) -> dict[str, nn.Parameter]:
-        common = {} if self.shared is None else {f"{SHARED}.{name}": p for name, p in self.shared.named_parameters()}
-        own = {f"{site}.{name}": p for site, adapter in self.modules.items() for name, p in adapter.tensors().items()}
-        return {**common, **own}

@@ -1,7 +1,7 @@
 """From the words of a recipe to adapters in a model.
 
-The order inside one site is fixed here, not by the list in the recipe: build -> start, start_from -> anchor -> wrap. (A start after
-wrapping would look for A and B inside the wrapper.)
+The order inside one site is fixed here, not by the list in the recipe: build -> start, start_from -> anchor -> wrap.
+(A start after wrapping would look for A and B inside the wrapper.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lrft.core import linear, targets
 from lrft.core.adapter import Adapter, AdapterLinear, Anchored, Delta, Site
 from lrft.core.attached import SHARED, Attached
 from lrft.core.look import Look
-from lrft.core.part import Method, Part, Run, Seen
+from lrft.core.part import Method, Outputs, Part, Run, Seen
 from lrft.errors import Problem, RecipeError, UsageError
 
 
@@ -62,6 +62,21 @@ class Composition:
     def resting(self) -> set[str]:
         """Last words of trained tensors that may stand still in the first steps."""
         return {role for part in self.parts for role in part.resting}
+
+    @property
+    def optimizer_owner(self) -> Part | None:
+        """The part that brings an optimiser of its own."""
+        return next((part for part in self.parts if "optimizer" in part.fills), None)
+
+    @property
+    def looks_at_outputs(self) -> bool:
+        """Whether some part adds a term of the loss that is made of logits."""
+        return any(type(part).output_loss is not Part.output_loss for part in self.parts)
+
+    def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
+        """The sum of the parts' terms for one micro-batch."""
+        terms = [term for part in self.parts if (term := part.output_loss(run, outputs)) is not None]
+        return torch.stack(terms).sum() if terms else None
 
     @property
     def rates_by_site(self) -> bool:
@@ -196,6 +211,13 @@ def build_site(
     for part in composition.parts:
         adapter = part.wrap(adapter, W0)
     return adapter
+
+
+def build_again(site: Site, restart: int, *, composition: Composition, seed: int) -> Adapter:
+    """The method's own adapter for a site as restart n >= 1 begins with it, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, site.name, restart))
+        return composition.method.build_again(site, restart)
 
 
 def build_shared(sites: Sequence[Site], composition: Composition, *, seed: int = 0) -> nn.Module | None:

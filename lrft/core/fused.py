@@ -154,3 +154,33 @@ class _LinearPlus(torch.autograd.Function):
                 of_x += through
         of_trained = [found.pop(0) if t.requires_grad else None for t in trained]
         return of_x, None, None, None, *of_trained
+
+
+def linear_sum(x: Tensor, W: Tensor, bias: Tensor | None, D: Tensor) -> Tensor:
+    """(W + D) x + bias for x (..., k), W frozen. The sum is made for each pass and not kept."""
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    return _LinearSum.apply(x, W, bias, D)
+
+
+class _LinearSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, D: Tensor) -> Tensor:
+        y = replay.played()
+        if y is None:
+            with torch.autocast(x.device.type, enabled=False):
+                y = linear(x, (W + D).to(x.dtype), bias)
+        replay.record(x, y)
+        ctx.save_for_backward(x, W, D)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        x, W, D = ctx.saved_tensors
+        of_x = of_D = None
+        if ctx.needs_input_grad[0]:
+            of_x = slope @ (W + D).to(slope.dtype)
+        if ctx.needs_input_grad[3]:
+            of_D = (slope.flatten(0, -2).T @ x.flatten(0, -2)).to(D.dtype)
+        return of_x, None, None, of_D

@@ -1,8 +1,8 @@
 """A sum of r rank-one components, each with a gate: dW = s B diag(g) A.
 
 What decides on ranks during a run needs no more than this: tensors keep their shapes, so that a distributed wrapper
-and an optimiser stay as they are; a component is taken out by its gate. With a gate the scale of a component is a number
-of its own, so methods differ in who sets it: the optimiser, a threshold, a budget.
+and an optimiser stay as they are; a component is taken out by its gate. Methods differ in who sets the gates: the
+optimiser, a threshold, a budget.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core.adapter import Delta, Factors, Site
+from lrft.core.adapter import Delta, Factors, PeftForm, Site
 
 
 class GatedPair(Delta):
@@ -31,3 +31,9 @@ class GatedPair(Delta):
 
     def factors(self) -> Factors:
         return Factors(self.B * self.gate, self.A, self.site.scale)
+
+    def peft(self) -> PeftForm:
+        """Only the components whose gate is open; one at least, because PEFT knows no rank of zero."""
+        kept = self.gate.detach().nonzero().flatten()
+        kept = kept if len(kept) else torch.zeros(1, dtype=torch.long, device=self.gate.device)
+        return PeftForm(self.A[kept], (self.B * self.gate)[:, kept], self.site.scale)

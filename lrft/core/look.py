@@ -68,7 +68,7 @@ class Look:
             for site in self.sites:
                 module = self.model.get_submodule(site.name)
                 hooks.callback(
-                    module.register_forward_pre_hook(lambda _, given, site=site: seen(site, given[0].detach())).remove
+                    module.register_forward_pre_hook(lambda _, given, site=site: seen(site, given[0])).remove
                 )
             for batch in self.batches(rows):
                 mask = batch.get("attention_mask")

@@ -7,8 +7,8 @@ declaration: they are literals, read from the source without importing it, so th
 The training loop calls the hooks at fixed places and knows no method by name:
 
     once             plan, observe, allot; shared; build -> start, start_from -> (anchor) -> wrap, for every site
-    every step       rate (of each site), before_step, loss (added to the token loss), after_backward (gradients reduced and clipped),
-                     after_step
+    every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
+                     after_backward (gradients reduced and clipped), after_step
     checkpoints      state, load_state
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ from lrft.core.adapter import Adapter, Site
 from lrft.core.look import Look
 
 Seen = Mapping[str, Mapping[str, Tensor]]
+
+
+def not_at_hand(*_: Any) -> Any:
+    raise ValueError("this run of the hooks is not that of the training loop")
 
 
 @dataclass
@@ -40,6 +44,35 @@ class Run:
     seed: int
     reduce: Callable[[Tensor], Tensor]
     """sum over all processes"""
+    fresh: Callable[[Site, int], Adapter] = not_at_hand
+    """the method's adapter for a site as it is before the first step, drawn anew for restart n >= 1"""
+    held_out: Callable[[], float | None] = not_at_hand
+    """loss on a few validation rows, the same on all processes; None when the run has no validation rows"""
+
+
+@dataclass(frozen=True)
+class Making:
+    """What an optimiser of a part may need beside its parameters."""
+
+    betas: tuple[float, float]
+    eps: float
+    seed: int
+    broadcast: Callable[[Tensor], Tensor]
+    """a tensor of the first process, on every process"""
+
+
+class Outputs(Protocol):
+    """What a micro-batch was answered with (`lrft.loss.Outputs`): the n trained tokens and the logits before them."""
+
+    targets: Tensor
+    """(n,)"""
+
+    @property
+    def logits(self) -> Tensor:
+        """(n, vocabulary) float32. Asking for them makes them all at once, which needs memory."""
+
+    def base_logits(self) -> Tensor:
+        """The same of the untouched base, without gradient: one more forward pass."""
 
 
 class Part:
@@ -53,6 +86,8 @@ class Part:
     exports: ClassVar[str] = "as the method"
     evidence: ClassVar[str] = ""
     builds: ClassVar[bool] = False
+    on: ClassVar[str] = "lora"
+    """the method that a part works on when the recipe names none"""
     fills: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
@@ -105,6 +140,11 @@ class Part:
         """Sentences for the user about this composition: legal, but not what the paper does."""
         return []
 
+    def make_optimizer(self, groups: list[dict[str, Any]], making: Making) -> torch.optim.Optimizer:
+        """The slot "optimizer". groups: of named parameters, each of one site, with "site", "rank", "lr",
+        "weight_decay". Its state holds tensors only."""
+        raise NotImplementedError("abstract: only a part that fills the slot optimizer is asked")
+
     # every optimiser step
     def rate(self, run: Run, site: str) -> float:
         """Learning rate of one site's tensors over the scheduled one, in this step. Asked before `before_step`."""
@@ -114,6 +154,11 @@ class Part:
 
     def loss(self, run: Run) -> Tensor | None:
         """A term added to the mean token loss of the step, or None."""
+        return None
+
+    def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
+        """A mean over a micro-batch's trained tokens that is added to their loss, or None. Micro-batches are weighted
+        by their numbers of tokens. Asked in the forward pass of each."""
         return None
 
     def after_backward(self, run: Run) -> None: ...
@@ -136,6 +181,10 @@ class Method(Part):
         """What the adapters of all sites have in common: `Adapter.shared`. As for adapters, what is saved is its
         parameters, trained or frozen; buffers are made again. Its parameters' last words must be no adapter's."""
         return None
+
+    def build_again(self, site: Site, restart: int) -> Adapter:
+        """The adapter that follows restart n >= 1: of the same shapes."""
+        return self.build(site)
 
     def build(self, site: Site) -> Adapter:
         """A fresh adapter on the CPU. Raises ValueError with the reason when the site's shape does not fit."""

@@ -46,11 +46,15 @@ class Mora(Method):
 
     type: Literal["auto", 1, 2, 3, 4, 6] = "auto"
     """The operator. auto rotates blocks (6) up to rank 32 and shares rows and columns (1) above."""
+    switch: Literal[0, 2, 4] = 0
+    """With restarts (ReMoRA): each takes the next of so many sharing operators, 1, 2, ..., and around. 0: none does."""
 
     def build(self, site: Site) -> Delta:
         operator = self.type
         if operator == "auto":
-            operator = 6 if site.rank <= ROTATION_UP_TO_RANK else 1
+            operator = 6 if site.rank <= ROTATION_UP_TO_RANK and not self.switch else 1
+        if operator == 6 and self.switch:
+            raise ValueError("mora switches between types 1 to 4: leave type 6 out, or switch")
         side = math.floor(math.sqrt((site.d + site.k) * site.rank) + 0.5)
         if operator == 6:
             side -= side % 2
@@ -59,7 +63,17 @@ class Mora(Method):
                 f"mora's matrix would be {side} x {side} for {site.k} inputs; its side must be 1 to {2 * site.k}: "
                 f"change rank {site.rank}"
             )
+        if self.switch:
+            return SwitchingAdapter(site, side, operator)
         return RotationAdapter(site, side) if operator == 6 else SharingAdapter(site, side, operator)
+
+    def build_again(self, site: Site, restart: int) -> Delta:
+        adapter = self.build(site)
+        if isinstance(adapter, SwitchingAdapter):
+            first = int(adapter.operator) - 1
+            with torch.no_grad():
+                adapter.operator.fill_(1 + (first + restart) % self.switch)
+        return adapter
 
 
 class SharingAdapter(Delta):
@@ -79,6 +93,23 @@ class SharingAdapter(Delta):
         side = self.M.shape[0]
         groups = strided_sum(x, side) if self.strided_input else contiguous_sum(x, side)
         return linear(groups, self.M).index_select(-1, self.group_of_output)
+
+
+class SwitchingAdapter(Delta):
+    """Types 1 to 4, whichever `operator` () says: it is saved with M, which means nothing without it."""
+
+    def __init__(self, site: Site, side: int, operator: int) -> None:
+        super().__init__(site)
+        self.M = nn.Parameter(torch.zeros(side, side, dtype=site.dtype))
+        self.operator = nn.Parameter(torch.tensor(float(operator), dtype=site.dtype), requires_grad=False)
+
+    def delta(self, x: Tensor) -> Tensor:
+        side, operator = self.M.shape[0], int(self.operator)
+        groups = strided_sum(x, side) if operator in (1, 4) else contiguous_sum(x, side)
+        y = linear(groups, self.M)
+        if operator in (1, 3):
+            return y[..., torch.arange(self.site.d, device=x.device) % side]
+        return y[..., contiguous_groups(self.site.d, side).to(x.device)]
 
 
 class RotationAdapter(Delta):

@@ -93,7 +93,7 @@ def _is_known(entry: Node, problems: Problems) -> bool:
     if name in VALUES["adapter.method"]:
         problems.add(node.place, f"adapter.method: {VALUES['adapter.method'][name]}")
         return False
-    close = nearest(name.lower(), cards)
+    close = nearest(name.lower(), [*cards, *catalog.PRESETS])
     shown = node.reference or (name if len(name) <= 60 else f"{name[:57]}...")
     hint = f"Did you mean {close[0]}? " if close and node.reference is None else ""
     problems.add(node.place, f"adapter.method: '{shown}' is not a method. {hint}`lrft methods` lists them")

@@ -65,7 +65,9 @@ def _write(prop: Schema, form: Schema, default: Any = None) -> None:
 
 
 def _method_names() -> Schema:
-    return {"oneOf": [{"const": card.name, "description": card.summary} for card in catalog.methods().values()]}
+    words = {card.name: card.summary for card in catalog.methods().values()}
+    words |= {name: preset.summary for name, preset in catalog.PRESETS.items()}
+    return {"oneOf": [{"const": name, "description": summary} for name, summary in words.items()]}
 
 
 def _method_options(definitions: dict[str, Schema]) -> dict[str, Schema]:

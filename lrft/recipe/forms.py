@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from lrft.catalog import DEFAULT_METHOD
+from lrft.catalog import DEFAULT_METHOD, PRESETS
 from lrft.recipe.problems import Problems
 from lrft.recipe.schema import CHOICE_OPTIONS
-from lrft.recipe.tree import DEFAULT, Node, Path, dotted, mapping
+from lrft.recipe.tree import DEFAULT, Node, Path, Place, dotted, mapping
 
 
 def expand(root: Node) -> Node:
@@ -69,10 +71,36 @@ def with_methods(adapter: Node, problems: Problems) -> Node:
     """An adapter section whose method is a list of {name, options}."""
     method = adapter.child("method") or Node(DEFAULT_METHOD, DEFAULT)
     items = method.value if isinstance(method.value, list) else [method]
-    entries = [_method(item, problems) for item in items]
+    entries = [part for item in items for part in _parts(_method(item, problems), problems)]
     if not items:
         problems.add(method.place, "adapter.method: the list is empty; name a method, or leave the key out")
-    return adapter.with_child("method", Node([entry for entry in entries if entry], method.place))
+    targets = adapter.child("target_modules")
+    if targets is not None and targets.value in ("plop", [Node("plop", targets.place)]):
+        # How its paper is used: the part that chooses among all layers, said as the layers that are chosen.
+        adapter = adapter.with_child("target_modules", Node("all-linear", targets.place))
+        if not any(entry.value["name"].value == "plop" for entry in entries):
+            entries.append(mapping({"name": Node("plop", targets.place), "options": mapping({}, DEFAULT)}, DEFAULT))
+    return adapter.with_child("method", Node(entries, method.place))
+
+
+def _parts(entry: Node | None, problems: Problems) -> list[Node]:
+    """The entry itself, or those that a preset stands for."""
+    if entry is None:
+        return []
+    name, options = entry.value["name"], entry.value["options"]
+    preset = PRESETS.get(name.value) if isinstance(name.value, str) else None
+    if preset is None:
+        return [entry]
+    if options.value:
+        problems.add(name.place, f"adapter.method: {name.value} has no options of its own: it is {preset.written}")
+    return [
+        mapping({"name": Node(word, name.place), "options": _written(values, name.place)}, name.place)
+        for word, values in preset.entries
+    ]
+
+
+def _written(values: Mapping[str, Any], place: Place) -> Node:
+    return mapping({key: Node(value, place) for key, value in values.items()}, place)
 
 
 def _method(item: Node, problems: Problems) -> Node | None:

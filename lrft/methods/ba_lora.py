@@ -1,0 +1,153 @@
+"""BA-LoRA. Chang, Chang, Wu, arXiv 2408.04556: three terms beside the token loss, made of the logits.
+
+    loss + l1 consistency + l2 diversity + l3 svd
+
+Version 2 is that of the conference paper (2026) and its code, version 1 that of the first preprint (2024); their losses
+and their coefficients differ. With Z (n, V) the logits before the n trained tokens of a micro-batch, Z0 the base's:
+
+    version 2   consistency  tau^2 mean KL(softmax(Z0 / tau) || softmax(Z / tau))
+                diversity    mean of -entropy of the softmax over the `top` largest logits of each row
+                svd          -(s_1 + ... + s_k) / |Z|_F, s the singular values of Z
+    version 1   consistency  mean KL(softmax(Z0) || softmax(Z));  diversity  mean of -entropy;  svd  -sum_k s / sum s
+
+The released codes look at the logits one position late, behind the labels, and version 1 at prompts and padding as
+well, dividing the consistency by the number of rows; its svd never ran. Here all terms see the logits that predict the
+trained tokens and nothing else. By Cauchy-Schwarz version 2's svd term is smallest for k equal singular values. The
+terms are means over a micro-batch: svd depends on its size by nature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lrft.core import spectrum
+from lrft.core.adapter import Site
+from lrft.core.part import Outputs, Part, Run
+
+# Coefficients of consistency, diversity and svd, and the number of singular values, by version.
+COEFFICIENTS = {2: (0.025, 0.005, 0.005), 1: (1e-4, 3e-4, 1e-4)}
+LEADING = {2: 10, 1: 3}
+# Where the consistency's schedule ends, and when the others begin and how long they rise, as shares of the run.
+LAST_CONSISTENCY, BEGIN, RISE = 0.1, 0.2, 0.05
+
+
+@dataclass(frozen=True)
+class BaLora(Part):
+    """Keeps the answers near the base's, varied, and carried by few directions. The paper starts from pissa."""
+
+    name: ClassVar[str] = "ba-lora"
+    kind: ClassVar[str] = "regulariser"
+    paper: ClassVar[str] = "arXiv 2408.04556"
+    equation: ClassVar[str] = "loss + l1 tau^2 KL(base || adapted) - l2 entropy - l3 (s_1 + ... + s_k) / |Z|"
+    evidence: ClassVar[str] = "terms and gradients against the formulas of both released codes, positions corrected"
+
+    version: Literal[1, 2] = 2
+    """2: the conference paper; 1: the first preprint."""
+    consistency: Annotated[float, Field(ge=0)] | None = None
+    """l1, of the distance from the base; null: 0.025 (version 1: 1e-4). 0 saves the base's forward pass."""
+    diversity: Annotated[float, Field(ge=0)] | None = None
+    """l2, of the entropy; null: 0.005 (version 1: 3e-4)."""
+    svd: Annotated[float, Field(ge=0)] | None = None
+    """l3, of the leading singular values; null: 0.005 (version 1: 1e-4)."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """tau of version 2's consistency."""
+    top: Annotated[int, Field(ge=0)] = 20
+    """Logits of each row that version 2's diversity sees; 0: all."""
+    leading: Annotated[int, Field(ge=1)] | None = None
+    """k, leading singular values; null: 10 (version 1: 3)."""
+    schedule: bool = True
+    """Version 2: consistency falls to a tenth by a cosine; the others wait for a fifth of the run, then rise."""
+    adaptive: bool = False
+    """Version 2: instead of the cosine, consistency between a tenth and all of l1, by how sure the base is."""
+
+    def coefficients(self) -> tuple[float, float, float]:
+        """(l1, l2, l3) before any schedule."""
+        given = (self.consistency, self.diversity, self.svd)
+        l1, l2, l3 = (
+            default if own is None else own for own, default in zip(given, COEFFICIENTS[self.version], strict=True)
+        )
+        return l1, l2, l3
+
+    def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
+        l1, l2, l3 = self.coefficients()
+        rises = 1.0
+        Z = outputs.logits
+        Z0 = outputs.base_logits() if l1 else Z
+        if self.version == 2:
+            if self.schedule:
+                rises = rising(run.step, run.total_steps)
+            if self.adaptive:
+                l1 *= LAST_CONSISTENCY + (1 - LAST_CONSISTENCY) * sureness(Z0, self.temperature)
+            elif self.schedule:
+                l1 *= falling(run.step, run.total_steps)
+        terms = []
+        if l1:
+            terms.append(l1 * consistency(Z, Z0, self.temperature if self.version == 2 else 1.0))
+        if l2 * rises:
+            terms.append(l2 * rises * negative_entropy(Z, self.top if self.version == 2 else 0))
+        if l3 * rises and min(Z.shape) > 1:
+            k = self.leading or LEADING[self.version]
+            term = leading_share(Z, k) if self.version == 2 else nuclear_share(Z, k)
+            terms.append(l3 * rises * term)
+        return torch.stack(terms).sum() if terms else None
+
+    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
+        return [] if anchored else ["ba-lora: the paper starts from pissa. Consider method: [pissa, ba-lora]."]
+
+
+def falling(step: int, total: int) -> float:
+    """From 1 to LAST_CONSISTENCY by half a cosine."""
+    return LAST_CONSISTENCY + (1 - LAST_CONSISTENCY) * (1 + math.cos(math.pi * step / total)) / 2
+
+
+def rising(step: int, total: int) -> float:
+    """0 for a share BEGIN of the run, then linearly to 1 within a share RISE of it."""
+    begin, length = math.floor(BEGIN * total), max(1, math.floor(RISE * total))
+    return min(1.0, max(0.0, (step - begin) / length))
+
+
+def consistency(Z: Tensor, Z0: Tensor, tau: float) -> Tensor:
+    """tau^2 mean KL(softmax(Z0 / tau) || softmax(Z / tau)) over rows: towards the base, forward."""
+    now, then = (Z / tau).log_softmax(-1), (Z0 / tau).log_softmax(-1)
+    return tau**2 * (then.exp() * (then - now)).sum(-1).mean()
+
+
+def negative_entropy(Z: Tensor, top: int) -> Tensor:
+    """Mean over rows of -entropy of the softmax over the `top` largest logits, 0 for all. In [-log top, 0]."""
+    chosen = Z.topk(min(top, Z.shape[1]), dim=-1).values if top else Z
+    logs = chosen.log_softmax(-1)
+    return (logs.exp() * logs).sum(-1).mean()
+
+
+def leading_share(Z: Tensor, k: int) -> Tensor:
+    """-(s_1 + ... + s_k) / |Z|_F, 0 for no Z at all."""
+    norm = Z.norm()
+    return -leading_sum(Z, k) / norm if norm > 1e-8 else 0.0 * norm
+
+
+def nuclear_share(Z: Tensor, k: int) -> Tensor:
+    """-(s_1 + ... + s_k) / (sum of all s)."""
+    everything = leading_sum(Z, min(Z.shape))
+    return -leading_sum(Z, k) / everything if everything > 1e-8 else 0.0 * everything
+
+
+def leading_sum(Z: Tensor, k: int) -> Tensor:
+    """s_1 + ... + s_k, whose gradient is U_k V_k': without the ill-conditioned one of equal singular values."""
+    k = min(k, *Z.shape)
+    with torch.no_grad():
+        U, _, V = spectrum.leading(Z.detach(), k, iterations=2) if k < min(Z.shape) else spectrum.exact(Z.detach(), k)
+    return (Z * (U @ V.T)).sum()
+
+
+def sureness(Z0: Tensor, tau: float) -> float:
+    """1 - mean entropy of softmax(Z0 / tau) over log V: 1 when the base is sure of every token."""
+    logs = (Z0 / tau).log_softmax(-1)
+    entropy = -(logs.exp() * logs).sum(-1).mean().item()
+    return 1 - min(1.0, max(0.0, entropy / math.log(Z0.shape[1])))

@@ -1,0 +1,53 @@
+"""Full fine-tuning of the chosen layers, as a change beside the frozen weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core import fused
+from lrft.core.adapter import Delta, Site
+from lrft.core.part import Method
+
+
+@dataclass(frozen=True)
+class Full(Method):
+    """Trains a change as large as the weight: the yardstick for low-rank methods, and what galore and others project.
+
+    The rank is that of the optimiser's projection where there is one; without, it says nothing.
+    """
+
+    name: ClassVar[str] = "full"
+    kind: ClassVar[str] = "full weight"
+    paper: ClassVar[str] = "-"
+    equation: ClassVar[str] = "W + D"
+    parameters: ClassVar[str] = "d k"
+    exports: ClassVar[str] = "merged only"
+    evidence: ClassVar[str] = "training of the weight itself by stock torch"
+    fills: ClassVar[tuple[str, ...]] = ("update",)
+    gives: ClassVar[tuple[str, ...]] = ("delta", "dense")
+    needs: ClassVar[tuple[str, ...]] = ("dropout=0",)
+
+    def build(self, site: Site) -> Delta:
+        return FullAdapter(site)
+
+
+class FullAdapter(Delta):
+    """D (d, k) zero."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.D = nn.Parameter(torch.zeros(site.d, site.k, dtype=site.dtype))
+
+    def delta_weight(self) -> Tensor:
+        return 1.0 * self.D
+
+    def forward(self, x: Tensor, base: Any) -> Tensor:
+        """One product with W + D; where the base is stored otherwise than plainly, two."""
+        if self.is_fast(x, base):
+            W, bias = fused.parts_of(base)
+            return fused.linear_sum(x, W, bias, self.D)
+        return self.eager(x, x, base)

@@ -1,0 +1,84 @@
+"""ReLoRA, merge and restart. Lialin et al., 2023, arXiv 2307.05695; COLA: Xia et al., 2024, arXiv 2401.04151.
+
+After each of `restarts` + 1 equal parts of the run the update is frozen and a fresh one is begun. The base is not
+written to: the frozen updates are kept as they are, which is exact in every precision.
+
+Where the released code differs: its first cycle trains nothing (A starts at zero as well as B), and processes draw
+their new A each for itself. After a restart the learning rate rises from zero to where the schedule then is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lrft.core.adapter import Adapter, Delta
+from lrft.core.folded import Folded
+from lrft.core.part import Part, Run
+
+
+@dataclass(frozen=True)
+class Relora(Part):
+    """Freezes the update and begins a fresh one, several times in a run: the sum reaches a higher rank."""
+
+    name: ClassVar[str] = "relora"
+    kind: ClassVar[str] = "restart"
+    paper: ClassVar[str] = "arXiv 2307.05695"
+    equation: ClassVar[str] = "W + dW_1 + ... + dW_n + dW"
+    exports: ClassVar[str] = "PEFT LoRA of rank (restarts + 1) r where the method is a LoRA, or merged"
+    evidence: ClassVar[str] = "rules of the released code; its dead first cycle is not kept"
+    fills: ClassVar[tuple[str, ...]] = ("start", "restart")
+    needs: ClassVar[tuple[str, ...]] = ("delta",)
+
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """How many. The paper restarts every 1000 to 5000 steps."""
+    moments: Literal["zero", "prune", "forget"] = "zero"
+    """Adam's moments at a restart: zero; the smallest nine tenths zero; zero and counting steps anew, as in COLA."""
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of each part of the run in which the learning rate rises again from zero."""
+
+    def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
+        if not isinstance(adapter, Delta):
+            raise ValueError("relora restarts an update that is added to the weight: name it before dora")
+        return Folded(adapter, self.restarts)
+
+    def period(self, run: Run) -> int:
+        """Steps between restarts."""
+        return max(1, run.total_steps // (self.restarts + 1))
+
+    def since(self, run: Run) -> int | None:
+        """Steps since the last restart, None before the first."""
+        number = min(run.step // self.period(run), self.restarts)
+        return run.step - number * self.period(run) if number else None
+
+    def rate(self, run: Run, site: str) -> float:
+        steps, length = self.since(run), round(self.warmup * self.period(run))
+        return 1.0 if steps is None or steps >= length else steps / length
+
+    @torch.no_grad()
+    def before_step(self, run: Run) -> None:
+        if self.since(run) != 0:
+            return
+        for adapter in run.adapters.values():
+            for module in adapter.modules():
+                if isinstance(module, Folded):
+                    fresh = run.fresh(module.site, len(module.terms()))
+                    if not isinstance(fresh, Delta):
+                        raise TypeError("a fresh update is no update")
+                    module.fold(fresh)
+                    for parameter in module.inner.parameters():
+                        self.forget(run.optimizer.state[parameter])
+
+    def forget(self, state: dict[str, Any]) -> None:
+        for name, tensor in state.items():
+            if name == "step":
+                tensor.mul_(0.0 if self.moments == "forget" else 1.0)
+            elif self.moments == "prune":
+                small = tensor.abs().float().flatten().sort().values[int(0.9 * (tensor.numel() - 1))]
+                tensor.masked_fill_(tensor.abs() <= small, 0)
+            else:
+                tensor.zero_()
