@@ -94,6 +94,7 @@ def save_adapter(
     if not same:
         files.write_tensors(folder / OWN_TENSORS, attached.state_dict())
         written.append(OWN_TENSORS)
+    save_members(attached, folder, base)
     info = {
         "format": FORMAT,
         "methods": list(attached.methods),
@@ -106,6 +107,17 @@ def save_adapter(
     }
     files.write_json(folder / "lrft.json", info | {"checksum": _checksum(info)})
     _read_back(folder, written)
+
+
+def save_members(attached: Attached, folder: Path, base: Mapping[str, Any]) -> None:
+    """Each member of an ensemble in a folder of its own, as stock PEFT reads it: member-1, member-2, ..."""
+    forms = {name: adapter.members() for name, adapter in attached.modules.items()}
+    for number in range(min(len(found) for found in forms.values())):
+        member = folder / f"member-{number + 1}"
+        member.mkdir(exist_ok=True)
+        mine = {name: found[number] for name, found in forms.items()}
+        files.write_tensors(member / PEFT_TENSORS, peft_tensors(mine))
+        files.write_json(member / "adapter_config.json", peft_config(attached, mine, base))
 
 
 def is_its_form(adapter: Adapter, form: PeftForm) -> bool:

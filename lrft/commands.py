@@ -14,6 +14,7 @@ from rich.console import Console
 from lrft import base, checkpoint, data, evaluate, merging, setup
 from lrft import recipe as recipes
 from lrft.core import compose, linear, targets
+from lrft.core.copies import copying
 from lrft.errors import UsageError
 from lrft.layout import find_layout
 from lrft.machine import DTYPES
@@ -133,8 +134,10 @@ def evaluate_target(
             rows = rows.slice(range(min(limit, len(rows))))
         result: dict[str, Any] = {"target": target, "rows": len(rows)}
         found = find_layout(model, rows, packing="auto", compute="fp32" if model.dtype.itemsize > 2 else "bf16")
+        losses = found.loss(model)
+        losses.copies = copying(model)
         result |= evaluate.loss_of(
-            found.loss(model), rows, micro=batch_size, pad_id=evaluate.pad_token(tokenizer), form=found.form
+            losses, rows, micro=batch_size, pad_id=evaluate.pad_token(tokenizer), form=found.form
         )
         answers = []
         asked = evaluate.with_prompts(rows) if generate else rows.slice([])
@@ -145,6 +148,7 @@ def evaluate_target(
                 asked,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
+                copies=losses.copies,
                 progress=telling(reporter, len(asked)),
             )
             result["exact_match"] = sum(answer["match"] for answer in answers) / len(answers)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LogitsProcessor
 
 from lrft.data.batch import Form, collate
 
@@ -52,12 +53,13 @@ def loss_of(
     order = sorted(range(len(rows)), key=lambda i: -int(rows.lengths[i]))
     mine = [i for i in order[rank::world] if rows.trained(i).any()]
     sums = torch.zeros(2, dtype=torch.float64, device=device)
+    # Through a distributed wrapper's inner module: ranks may have unequal numbers of batches here.
+    losses: Any = getattr(model, "module", model)
     with measuring(model):
         for at in range(0, len(mine), micro):
             ids = mine[at : at + micro]
-            batch = {k: v.to(device) for k, v in collate(rows, ids, pad_id=pad_id, form=form).items()}
-            # Through a distributed wrapper's inner module: ranks may have unequal numbers of batches here.
-            sums[0] += getattr(model, "module", model)(batch).double()
+            given = collate(rows, ids * losses.copies(), pad_id=pad_id, form=form)
+            sums[0] += losses({k: v.to(device) for k, v in given.items()}).double()
             sums[1] += sum(int(rows.trained(i).sum()) for i in ids)
     total, tokens = reduce(sums).tolist()
     mean = total / tokens if tokens else math.nan
@@ -72,18 +74,21 @@ def generate(
     stop_ids: Sequence[int],
     max_new_tokens: int,
     batch_size: int = 8,
+    copies: Callable[[], int] = lambda: 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
     """Greedy answers (token ids, without the stop token) for prompts of token ids, in the order given.
 
     Prompts of a batch are padded on the left, masked, with positions counted from their own first token, so that a
-    batch answers as each prompt does alone.
+    batch answers as each prompt does alone. With copies each token is the likeliest by the mean of the copies'
+    probabilities.
     """
     inner: Any = getattr(model, "module", model)
     device = next(inner.parameters()).device
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     with measuring(inner):
+        many = copies()
         for at in range(0, len(order), batch_size):
             chosen = order[at : at + batch_size]
             width = max(len(prompts[i]) for i in chosen)
@@ -93,8 +98,9 @@ def generate(
                 ids[row, width - len(prompts[i]) :] = torch.from_numpy(prompts[i].astype("int64"))
                 mask[row, width - len(prompts[i]) :] = 1
             out = inner.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
+                input_ids=ids.to(device).repeat(many, 1),
+                attention_mask=mask.to(device).repeat(many, 1),
+                logits_processor=[MeanOfCopies(many)] if many > 1 else [],
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 num_beams=1,
@@ -106,10 +112,22 @@ def generate(
                 pad_token_id=pad_id,
                 eos_token_id=list(stop_ids) or None,
             )
-            for row, i in enumerate(chosen):
+            for row, i in enumerate(chosen):  # of the first copy: the others have the same
                 answers[i] = until_stop(out[row, width:].tolist(), stop_ids)
             progress(at + len(chosen))
     return answers
+
+
+class MeanOfCopies(LogitsProcessor):
+    """Gives every copy the logarithm of the mean of all copies' probabilities."""
+
+    def __init__(self, copies: int) -> None:
+        self.copies = copies
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores (copies rows, vocabulary)"""
+        logs = scores.log_softmax(-1).unflatten(0, (self.copies, -1))
+        return (logs.logsumexp(dim=0) - math.log(self.copies)).repeat(self.copies, 1)
 
 
 def with_prompts(rows: Rows) -> Rows:
@@ -136,6 +154,7 @@ def answer_rows(
     *,
     max_new_tokens: int,
     batch_size: int,
+    copies: Callable[[], int] = lambda: 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
     """[{"prompt", "expected", "answer", "match"}] for every row: the answer to all before its last trained span.
@@ -149,6 +168,7 @@ def answer_rows(
         stop_ids=stop_tokens(model, tokenizer),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        copies=copies,
         progress=progress,
     )
     results = []

@@ -6,6 +6,7 @@ Logits are made only where a token is trained, some at a time: the tensor (token
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -52,6 +53,8 @@ class TokenLoss(nn.Module):
 
     extra    in training, a mean over the micro-batch's trained tokens that is added to theirs, or None
     as_base  the context in which `model` is the untouched base
+    copies   in how many copies rows are to come: the loss is then the mean over them in training, and that of the mean
+             of their probabilities in evaluation
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class TokenLoss(nn.Module):
         self.direct = direct
         self.as_base = as_base
         self.extra: Callable[[Outputs], Tensor | None] | None = None
+        self.copies: Callable[[], int] = lambda: 1
         self.last_extra: Tensor | None = None
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -75,17 +79,20 @@ class TokenLoss(nn.Module):
         j - 1 predict it. A sum, never a mean: who divides must know the tokens of the whole optimiser step.
         """
         targets, logits, loss = self.answer(batch)
-        if self.extra is None or not self.training or not len(targets):
-            return loss()
+        copies = self.copies()
+        if not self.training:
+            return loss() if copies == 1 else mixed_cross_entropy(logits(), targets, copies)
+        if self.extra is None or not len(targets):
+            return loss() / copies
         outputs = Outputs(targets, logits, lambda: self.base_answer(batch))
         term = self.extra(outputs)
         # Who has asked for the logits has them whole: then they serve the token loss too.
         total = loss() if outputs.made is None else summed_cross_entropy(outputs.made, targets)
         if term is None:
-            return total
-        added = len(targets) * term
+            return total / copies
+        added = len(targets) * term / copies
         self.last_extra = added.detach()
-        return total + added
+        return total / copies + added
 
     def answer(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Callable[[], Tensor], Callable[[], Tensor]]:
         """The n trained tokens, and what makes the logits (n, vocabulary) before them and the sum of their losses."""
@@ -141,6 +148,12 @@ def logits_before_labels(model: nn.Module, inputs: Mapping[str, Tensor], labels:
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The definition: logits (..., vocabulary), targets (...) -> sum over targets that are not ignored."""
     return cross_entropy(wide(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def mixed_cross_entropy(logits: Tensor, targets: Tensor, copies: int) -> Tensor:
+    """Of the mean of the copies' probabilities. logits (copies n, vocabulary), targets (copies n): all rows, again."""
+    logs = logits.log_softmax(-1).gather(1, targets[:, None]).view(copies, -1)
+    return -(logs.logsumexp(dim=0) - math.log(copies)).sum()
 
 
 def chunked_cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ import torch
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
-from lrft import base, checks, data, layout, machine, optim
+from lrft import base, checks, data, evaluate, layout, machine, optim
 from lrft.base.compiled import compile_blocks
 from lrft.checkpoint import read_adapter
 from lrft.core import checkpointing, compose
 from lrft.core.attached import Attached
+from lrft.core.copies import copying
 from lrft.core.look import Look
 from lrft.core.part import Making
 from lrft.data.batch import Form, collate
@@ -54,6 +55,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     look = make_look(recipe, prepared.train, plan, accelerator, losses, found.form)
     resumed_from = resume_point(folder, options)
     attached, composition = attach(recipe, model, look, resumed_from)
+    losses.copies = copying(model)
     losses.as_base = lambda: checks.as_base(attached, model)
     if t.gradient_checkpointing != "none":
         checkpointing.checkpoint(model, t.gradient_checkpointing)
@@ -188,7 +190,9 @@ def load_model(recipe: Recipe, source: Path, dtype: str) -> Any:
 def compare_start(trainer: Trainer) -> None:
     """Note what the fresh adapter does to the loss of the shortest rows; warn where that is anything unsaid."""
     rows, device = trainer.rows, trainer.accelerator.device
-    batch = collate(rows, shortest(rows, START_ROWS), pad_id=0, form=trainer.layout.form)
+    with evaluate.measuring(trainer.losses):
+        ids = shortest(rows, START_ROWS) * trainer.losses.copies()
+    batch = collate(rows, ids, pad_id=0, form=trainer.layout.form)
     adapted, base_loss = checks.start_against_base(
         trainer.attached, trainer.losses, {k: v.to(device) for k, v in batch.items()}
     )

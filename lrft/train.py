@@ -302,6 +302,7 @@ def measure(trainer: Trainer) -> bool:
             shown,
             max_new_tokens=recipe.evaluation.max_new_tokens,
             batch_size=micro,
+            copies=trainer.losses.copies,
         )
     improved = note_loss(trainer, record["loss"])
     trainer.reporter.evaluation(record | {"best": improved})

@@ -119,7 +119,9 @@ class Trainer:
 
     def collate(self, ids: list[int]) -> dict[str, Tensor]:
         """A micro-batch on this process's device."""
-        batch = collate(self.rows, ids, pad_id=evaluate.pad_token(self.tokenizer), form=self.layout.form)
+        batch = collate(
+            self.rows, ids * self.losses.copies(), pad_id=evaluate.pad_token(self.tokenizer), form=self.layout.form
+        )
         return {name: value.to(self.accelerator.device) for name, value in batch.items()}
 
     def describe(self) -> None:

@@ -1,4 +1,4 @@
-"""What a start may find out about the base: exact inputs and gradients, whatever the batches and the number of ranks."""
+"""What a start may find out about the base: exact inputs and gradients, whatever the batches and number of ranks."""
 
 from __future__ import annotations
 

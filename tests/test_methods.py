@@ -79,6 +79,7 @@ CASES: dict[str, tuple[Any, Count]] = {
     "milora+dora": (["milora", "dora"], lambda d, k, r: pair(d, k, r) + d),
     "lora-xs": ("lora-xs", lambda d, k, r: r * r),
     "lora-xs-exact": ({"lora-xs": {"svd": "exact"}}, lambda d, k, r: r * r),
+    "lora-ensemble": ({"lora-ensemble": {"members": 3}}, lambda d, k, r: 3 * pair(d, k, r)),
     "full": ("full", lambda d, k, r: d * k),
     "full+dora": (["full", "dora"], lambda d, k, r: d * k + d),
     "relora": (["lora", "relora"], pair),
@@ -126,9 +127,9 @@ CASES: dict[str, tuple[Any, Count]] = {
     "aflora": ("aflora", lambda d, k, r: pair(d, k, r) + r + d),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
-NOT_A_LORA = ("full", "remora", "mora", "bone", "fourierft", "c3a", "hra", "lorma", "flora-batched")
+NOT_A_LORA = ("full", "lora-ensemble", "remora", "mora", "bone", "fourierft", "c3a", "hra", "lorma", "flora-batched")
 # What no weight can say: the output is no linear function of the input.
-NOT_MERGEABLE = ("goat",)
+NOT_MERGEABLE = ("goat", "lora-ensemble")
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 EVERY_MODEL = pytest.mark.parametrize("model_name", tiny.MODELS)
 

@@ -79,6 +79,17 @@ class Adapter(nn.Module):
         self.site = site
         self.dropout = site.dropout
         """share of the input that is dropped now: a schedule may change it between steps"""
+        self.in_copies = False
+        """rows come in as many copies as `copies` says, one for each member (`lrft.core.copies`)"""
+
+    @property
+    def copies(self) -> int:
+        """Members that want a copy of the rows each, in the present mode of training or evaluation."""
+        return 1
+
+    def members(self) -> list[PeftForm]:
+        """Each member as a LoRA of its own, where there are several."""
+        return []
 
     @property
     def shared(self) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lrft.core import linear
-from lrft.core.adapter import Site
+from lrft.core.adapter import Adapter, Site
 from lrft.errors import Problem, RecipeError, nearest
 
 Where = Callable[[str], str]
@@ -94,10 +94,11 @@ def decoder_prefix(model: nn.Module) -> str:
 
 
 def stacked_share(model: nn.Module) -> float:
-    """Share of the model's numbers in tensors of three or more dimensions: experts, which no linear layer holds."""
-    total = sum(p.numel() for p in model.parameters())
-    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
-    stacked = sum(p.numel() for p in model.parameters() if p.ndim > 2 and id(p) not in convolutions)
+    """Share of the base's numbers in tensors of three or more dimensions: experts, which no linear layer holds."""
+    known = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
+    ours = {id(p) for m in model.modules() if isinstance(m, Adapter) for p in m.parameters()}
+    total = sum(p.numel() for p in model.parameters() if id(p) not in ours)
+    stacked = sum(p.numel() for p in model.parameters() if p.ndim > 2 and id(p) not in known | ours)
     return stacked / total if total else 0.0
 
 

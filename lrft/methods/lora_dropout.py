@@ -4,8 +4,9 @@
     otherwise:     dW = (1 - p)^2 s B A, the mean over the masks
 
 One pair of masks for each forward pass. Whole rows and columns of dW are zero together, a share 2p - p^2 of its
-entries. (Dropout of `adapter.dropout` is another thing: of the inputs, of each token by itself.) The average over
-several masked models that the paper takes for its answers is not offered.
+entries. (Dropout of `adapter.dropout` is another thing: of the inputs, of each token by itself.) With `ensemble` the
+answers are, as in the paper, the mean of the probabilities of several masked models; merged and exported is the mean
+update all the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch.nn.functional import linear
 
 from lrft.core import fused
 from lrft.core.adapter import Adapter, Delta, Factors, PeftForm
+from lrft.core.compose import seed_of
+from lrft.core.copies import by_copy
 from lrft.core.part import Part
 
 
@@ -40,24 +43,43 @@ class LoraDropout(Part):
     """none: the paper's formula, the update shrinks to its mean after training; inverted: it is divided by that
     factor in training instead, as in ordinary dropout."""
 
+    ensemble: Annotated[int, Field(ge=0)] = 0
+    """Masked models whose probabilities are averaged in `lrft eval` and validation, with masks of their own that stay;
+    0: one model, the mean update."""
+
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if not isinstance(adapter, Delta) or adapter.factors() is None:
             raise ValueError("lora-dropout does not go together with a part that changes more than A and B (dora)")
-        return MaskedAdapter(adapter, 1 - self.p, inverted=self.rescale == "inverted")
+        return MaskedAdapter(adapter, 1 - self.p, inverted=self.rescale == "inverted", ensemble=self.ensemble)
 
 
 class MaskedAdapter(Adapter):
     """Not a Delta: what reads the update of one, as DoRA does for its norms, would need to know the masks."""
 
-    def __init__(self, inner: Delta, keep: float, *, inverted: bool) -> None:
+    def __init__(self, inner: Delta, keep: float, *, inverted: bool, ensemble: int) -> None:
         super().__init__(inner.site)
         self.inner = inner
+        self.ensemble = ensemble
         self.keep = keep
         self.in_training = keep**-2 if inverted else 1.0
         self.afterwards = 1.0 if inverted else keep**2
 
     def weight(self, W0: Tensor) -> Tensor:
         return W0 + self.afterwards * self.inner.delta_weight()
+
+    @property
+    def copies(self) -> int:
+        return max(1, self.ensemble) if not self.training else 1
+
+    def many(self, x: Tensor) -> Tensor:
+        """What each masked model adds to its copy of the rows, (..., d) for x (..., k)."""
+        B, A, s = self.factors()
+        generator = torch.Generator().manual_seed(seed_of(0, self.site.name, "masks"))
+        size = (self.ensemble, 1, self.site.k + self.site.d)
+        masks = (torch.rand(size, generator=generator) < self.keep).to(x)
+        m_in, m_out = masks.split([self.site.k, self.site.d], dim=-1)
+        parts = linear(linear(by_copy(x, self.ensemble) * m_in, A), B) * m_out
+        return (s * self.in_training * parts).view(*x.shape[:-1], self.site.d)
 
     def masked(self) -> Factors:
         """With the masks of one forward pass, from the global generator: recomputation restores it."""
@@ -74,7 +96,10 @@ class MaskedAdapter(Adapter):
         return factors
 
     def forward(self, x: Tensor, base: nn.Module) -> Tensor:
-        if base.training:  # the layer is in the model's mode from the start, an adapter that is added later is not
+        if self.copies > 1 and self.in_copies:
+            y = base(x)
+            return y + self.many(self.cast(x)).to(y.dtype)
+        if self.training:
             B, A, s = self.masked()
         else:
             B, A, s = self.factors()

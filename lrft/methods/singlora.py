@@ -33,7 +33,7 @@ class Singlora(Method):
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "from the paper"
     fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("scale",)
+    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     ramp: Annotated[float, Field(gt=0)] = 0.1
     """T, the steps until the update has its full factor: up to 1 a share of the run, above 1 a number of steps. The
@@ -48,6 +48,7 @@ class Singlora(Method):
     def build(self, site: Site) -> Delta:
         return SingloraAdapter(site)
 
+    @torch.no_grad()
     def before_step(self, run: Run) -> None:
         steps = self.ramp * run.total_steps if self.ramp <= 1 else self.ramp
         reached = min((run.step + 1) / steps, 1.0)
@@ -60,17 +61,11 @@ class Singlora(Method):
 class SingloraAdapter(Delta):
     """A (max(d, k), r) uniform in +-1/sqrt(r), which is Kaiming's rule with a = sqrt(5); ramp () is u."""
 
-    ramp: Tensor
-
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.A = nn.Parameter(torch.empty(max(site.d, site.k), site.rank, dtype=site.dtype))
-        self.register_buffer("ramp", torch.zeros((), dtype=site.dtype), persistent=False)
+        self.ramp = nn.Parameter(torch.zeros((), dtype=site.dtype), requires_grad=False)
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-
-    def tensors(self) -> dict[str, nn.Parameter]:
-        """The ramp is saved too. It is no parameter, because those that are frozen never change in a run."""
-        return {**super().tensors(), "ramp": nn.Parameter(self.ramp, requires_grad=False)}
 
     def delta_weight(self) -> Tensor:
         return self.site.scale * self.ramp * self.A[: self.site.d] @ self.A[: self.site.k].T

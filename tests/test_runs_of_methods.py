@@ -1,0 +1,102 @@
+"""What every method must keep in a run: resumed is straight to the bit, and two processes train what one trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+from runs import Place
+from test_methods import CASES
+
+EVERY_CASE = pytest.mark.parametrize("case", CASES)
+# 9 rows in steps of 4: the last step of an epoch has fewer rows than two processes with micro-batches of 2 have places.
+KEYS = (
+    "training.epochs=2",
+    "training.optimizer={adamw: {eps: 1e-3}}",  # else Adam blows up the rounding of gradients that are nearly zero
+    "checkpoint.every=3",
+    "checkpoint.keep=9",
+)
+# Largest difference over the largest value. Sums of two processes round otherwise than those of one.
+TOLERANCE = 1e-4
+WORKER = """
+import json, sys, warnings
+warnings.simplefilter("error")
+sys.path[:0] = sys.argv[1].split(":")
+from pathlib import Path
+from lrft import recipe
+from lrft.train import train
+from lrft.trainer import Options
+
+root, *keys = sys.argv[2:]
+for number, words in enumerate(json.load(open(f"{root}/cases.json"))):
+    more = (f"output_dir={root}/two-{number}", f"adapter.method={json.dumps(words)}")
+    train(recipe.load(Path(root) / "recipe.yaml", (*keys, *more)), Options(quiet=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place.make(tmp_path_factory.mktemp("methods"), train_rows=9)
+
+
+def straight(place: Place, case: str) -> Path:
+    """The case's run, made once."""
+    out = place.root / f"one-{list(CASES).index(case)}"
+    if not out.exists():
+        place.train(*KEYS, method_of(case), out=out.name)
+    return out
+
+
+def method_of(case: str) -> str:
+    return f"adapter.method={json.dumps(CASES[case][0])}"
+
+
+@EVERY_CASE
+def test_a_resumed_run_ends_in_the_bits_of_a_straight_one(case: str, place: Place) -> None:
+    """Trust 13."""
+    whole = straight(place, case)
+    cut = runs.cut(whole, 3, place.root / f"cut-{list(CASES).index(case)}")
+    place.train(*KEYS, method_of(case), out=cut.name, resume="last")
+    assert runs.differing(runs.tensors(whole), runs.tensors(cut)) == []
+    assert runs.records(whole) == runs.records(cut)
+
+
+@pytest.fixture(scope="module")
+def two(place: Place) -> Path:
+    """All cases, each trained by two processes that talk through gloo. One pair serves all: starting it is slow."""
+    (place.root / "cases.json").write_text(json.dumps([words for words, _ in CASES.values()]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, paths, str(place.root), *KEYS, "training.micro_batch_size=1"],
+            env={
+                **os.environ,
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=1500)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said[0][-3000:]
+    return place.root
+
+
+@pytest.mark.slow
+@EVERY_CASE
+def test_two_processes_train_what_one_trains(case: str, place: Place, two: Path) -> None:
+    one, other = straight(place, case), two / f"two-{list(CASES).index(case)}"
+    assert runs.distance(runs.tensors(one), runs.tensors(other), "adapter") < TOLERANCE
+    for mine, theirs in zip(runs.records(one), runs.records(other), strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
