@@ -40,6 +40,7 @@ PROPERTIES: dict[str, tuple[str, str]] = {
     "delta": ("an update that is added to the weight", "such update"),
     "pair": ("a pair of factors A and B", "such pair"),
     "scale": ("a factor alpha/r", "factor alpha/r"),
+    "anew": ("a start of zero that can be drawn again", "such start"),
     "dense": ("an update as large as the weight", "such update"),
 }
 NO_DROPOUT = "dropout=0"
@@ -120,6 +121,7 @@ class MethodCard:
     fills: tuple[str, ...]
     gives: tuple[str, ...]
     needs: tuple[str, ...]
+    excludes: tuple[str, ...]
     knobs: tuple[Knob, ...]
 
     @cached_property
@@ -188,12 +190,13 @@ def read_card(file: Path) -> MethodCard:
         fills=values.get("fills", ()),
         gives=values.get("gives", ()),
         needs=values.get("needs", ()),
+        excludes=values.get("excludes", ()),
         knobs=tuple(_knobs(node, file)),
     )
 
 
 def _check_words(file: Path, node: ast.ClassDef, values: dict[str, Any]) -> None:
-    allowed = {"fills": {*SLOTS}, "gives": {*PROPERTIES}, "needs": {*PROPERTIES, NO_DROPOUT}}
+    allowed = {"fills": {*SLOTS}, "gives": {*PROPERTIES}, "needs": {*PROPERTIES, NO_DROPOUT}, "excludes": {*SLOTS}}
     for key, words in allowed.items():
         unknown = set(values.get(key, ())) - words
         if unknown:
@@ -254,35 +257,49 @@ def compose(entries: Sequence[str], folder: Path = FOLDER) -> tuple[str, ...]:
     return (*builders, *(name for name in entries if not cards[name].builds))
 
 
-def conflicts(
-    names: Sequence[str], *, dropout: float, alpha_given: bool, folder: Path = FOLDER
-) -> list[tuple[int | None, str]]:
-    """Why these entries do not go together: (index into `names`, or None for the whole list; a sentence)."""
+@dataclass(frozen=True)
+class Conflict:
+    """Why some entries do not go together."""
+
+    index: int | None
+    """of the entry to be blamed, None for the whole list"""
+    about: str
+    """the slot or property, "twice" or NO_DROPOUT"""
+    text: str
+
+
+def conflicts(names: Sequence[str], *, dropout: float, alpha_given: bool, folder: Path = FOLDER) -> list[Conflict]:
+    """Why these entries do not go together, if they do not."""
     cards = methods(folder)
-    found: list[tuple[int | None, str]] = []
     first = {name: names.index(name) for name in set(names)}
-    found += [(i, f"{name} is listed twice") for i, name in enumerate(names) if i != first[name]]
+    found = [Conflict(i, "twice", f"{name} is listed twice") for i, name in enumerate(names) if i != first[name]]
     composed = compose(list(dict.fromkeys(names)), folder)
     builders = [name for name in composed if cards[name].builds]
-    found += [(first[b], f"{builders[0]} and {b} both build the update: keep one") for b in builders[1:]]
+    for other in builders[1:]:
+        found.append(Conflict(first[other], "update", f"{builders[0]} and {other} both build the update: keep one"))
     found += _slots_twice(names, cards)
+    for i, name in enumerate(names):
+        for other in names:
+            for slot in set(cards[name].excludes) & set(cards[other].fills) if other != name else ():
+                text = f"{name} cannot work beside {other}, which is to {SLOTS[slot]}"
+                found.append(Conflict(i, slot, text))
     given = {gift for name in composed for gift in cards[name].gives}
     for i, name in enumerate(names):
         for need in cards[name].needs:
             if need == NO_DROPOUT and dropout > 0:
-                found.append((i, f"{name} needs adapter.dropout: 0, got {dropout:g}"))
+                found.append(Conflict(i, need, f"{name} needs adapter.dropout: 0, got {dropout:g}"))
             elif need != NO_DROPOUT and need not in given:
                 wanted, lacking = PROPERTIES[need]
-                found.append((i, f"{name} needs {wanted}; {builders[0]} has no {lacking}"))
+                found.append(Conflict(i, need, f"{name} needs {wanted}; {builders[0]} has no {lacking}"))
     if alpha_given and "scale" not in given:
-        found.append((None, f"{builders[0]} has no factor alpha/r: remove alpha and scale"))
+        found.append(Conflict(None, "scale", f"{builders[0]} has no factor alpha/r: remove alpha and scale"))
     return found
 
 
-def _slots_twice(names: Sequence[str], cards: dict[str, MethodCard]) -> Iterator[tuple[int, str]]:
+def _slots_twice(names: Sequence[str], cards: dict[str, MethodCard]) -> Iterator[Conflict]:
     owners: dict[str, str] = {}
     for i, name in enumerate(names):
         for slot in cards[name].fills:
             owner = owners.setdefault(slot, name)
             if owner != name and not (cards[owner].builds and cards[name].builds):
-                yield i, f"{owner} and {name} both {SLOTS[slot]}: keep one"
+                yield Conflict(i, slot, f"{owner} and {name} both {SLOTS[slot]}: keep one")

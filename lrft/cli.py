@@ -195,9 +195,22 @@ def methods(
     action: Annotated[str | None, typer.Argument(metavar="[show]")] = None,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
     kind: Annotated[str | None, typer.Option(help="Only methods of this kind.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Count what each would train on this recipe's model, layers and rank.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the adapter methods, or show one: its equation, options, and what it combines with."""
+    if recipe is not None:
+        if action is not None:
+            raise UsageError("lrft methods show and --recipe exclude each other")
+        loaded = read_recipe(recipe, None)
+        with loading():
+            from lrft.commands import count_methods
+
+        with as_written(loaded):
+            count_methods(loaded, kind=kind, as_json=as_json)
+        return
     from lrft import methodlist
 
     typer.echo(methodlist.render(action, name, kind=kind, as_json=as_json), nl=False)

@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
-from lrft import base, checkpoint, data, evaluate, merging, setup
+from lrft import base, catalog, checkpoint, data, evaluate, merging, methodlist, setup
 from lrft import recipe as recipes
 from lrft.core import compose, linear, targets
 from lrft.core.copies import copying
-from lrft.errors import UsageError
+from lrft.errors import RecipeError, UsageError
 from lrft.layout import find_layout
 from lrft.machine import DTYPES
 from lrft.recipe import DataEntry, DataSection, Recipe
@@ -287,6 +287,31 @@ def check(recipe: Recipe, path: Path) -> None:
         for text in compose.advice(composition, sites, skeleton):
             reporter.warn(text)
         reporter.line(f"{path}: nothing wrong was found")
+
+
+def count_methods(recipe: Recipe, *, kind: str | None, as_json: bool) -> None:
+    """`lrft methods --recipe`: what each method would train in the place of the recipe's own."""
+    source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    skeleton = base.skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
+    everything = sum(p.numel() for p in skeleton.parameters())
+    found: dict[str, int | str] = {}
+    for card in methodlist.of_kind(catalog.methods(), kind):
+        composition = compose.compose([(card.name, {})])
+        adapter = recipe.adapter.model_copy(update={} if composition.scale_owner else {"alpha": "auto", "scale": None})
+        try:
+            sites = compose.plan(skeleton, adapter, composition, recipe.where)
+            found[card.name] = compose.count_trained(sites, composition, recipe.where)
+        except RecipeError as error:
+            found[card.name] = error.problems[0].text.removeprefix("adapter: ")
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    width = max(map(len, found))
+    for name, count in found.items():
+        if isinstance(count, int):
+            print(f"{name:<{width}}  {count / 1e6:>10,.3f} M  {count / (everything + count):>7.2%}")
+        else:
+            print(f"{name:<{width}}  not here: {count}")
 
 
 def preview(recipe: Recipe, *, n: int, split: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lrft import catalog, files, methodlist
+from lrft import catalog, combinations, files, methodlist
 from lrft import recipe as recipes
 
 BEGIN, END = "<!-- methods: written by scripts/docs -->", "<!-- end -->"
@@ -19,14 +19,19 @@ def pages(root: Path) -> dict[Path, str]:
     return {
         root / "docs" / "recipe.md": recipes.reference(),
         root / "docs" / "methods.md": methodlist.markdown(),
+        root / "docs" / "combinations.md": combinations.page(),
         readme: marked,
     }
 
 
 def table() -> str:
-    """The README's table of methods."""
-    rows = [f"| `{c.name}` | {c.kind} | {c.summary} |" for c in catalog.methods().values()]
-    return "\n".join(["| method | kind | in one sentence |", "|---|---|---|", *rows])
+    """The README's table of methods: the words of each kind."""
+    words: dict[str, list[str]] = {}
+    for card in catalog.methods().values():
+        words.setdefault(card.kind, []).append(f"`{card.name}`")
+    words["preset"] = [f"`{name}`" for name in catalog.PRESETS]
+    rows = [f"| {kind} | {' '.join(named)} |" for kind, named in sorted(words.items(), key=lambda one: -len(one[1]))]
+    return "\n".join(["| kind | words |", "|---|---|", *rows])
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ def excluded(found: MethodCard, cards: dict[str, MethodCard]) -> list[str]:
         if other.name == found.name:
             continue
         conflicts = catalog.conflicts([found.name, other.name], dropout=0.0, alpha_given=False)
-        sentences += [f"{other.name}: {sentence}" for _, sentence in conflicts]
+        sentences += [f"{other.name}: {conflict.text}" for conflict in conflicts]
     return sentences
 
 

@@ -170,7 +170,23 @@ def test_compose_puts_the_builder_first_and_adds_the_default(folder: Path) -> No
     ],
 )
 def test_conflicts(folder: Path, names: list[str], dropout: float, alpha: bool, expected: object) -> None:
-    assert catalog.conflicts(names, dropout=dropout, alpha_given=alpha, folder=folder) == expected
+    found = catalog.conflicts(names, dropout=dropout, alpha_given=alpha, folder=folder)
+    assert [(conflict.index, conflict.text) for conflict in found] == expected
+
+
+def test_a_part_that_excludes_what_another_does_is_refused_beside_it(folder: Path) -> None:
+    path = folder / "b_start.py"
+    needs = "    needs: ClassVar"
+    path.write_text(
+        path.read_text().replace(needs, f'    excludes: ClassVar[tuple[str, ...]] = ("scale",)\n{needs}', 1)
+    )
+    other = folder / "a_start.py"
+    other.write_text(other.read_text().replace('("start",)', '("scale",)', 1))
+    catalog.methods.cache_clear()
+    for names in (["a+", "b-start"], ["b-start", "a+"]):
+        (found,) = catalog.conflicts(names, dropout=0, alpha_given=False, folder=folder)
+        assert found.about == "scale"
+        assert found.text == "b-start cannot work beside a+, which is to set the factor of the update"
 
 
 def test_the_real_methods_are_readable_and_described() -> None:

@@ -22,7 +22,7 @@ TIERS = (
     "errors",
     "files text loss schedule signals figures",
     "catalog metrics machine optim tensorfile runfolder",
-    "recipe methodlist",
+    "recipe methodlist combinations",
     "data base documents starter report",
     "core",
     "methods summary diagnostics runreport",

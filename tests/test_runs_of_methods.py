@@ -22,8 +22,12 @@ KEYS = (
     "checkpoint.every=3",
     "checkpoint.keep=9",
 )
-# Largest difference over the largest value. Sums of two processes round otherwise than those of one.
+# Largest difference over the largest value. Sums of two processes round otherwise than those of one, and a large factor
+# makes more of that in a few steps.
 TOLERANCE = 1e-4
+WIDER = {"singlora+rslora": 1e-2}
+# What depends on how a batch is cut into passes: masks drawn in each pass, singular values of its logits.
+BY_PASS = ("lora-dropout", "ba-lora")
 WORKER = """
 import json, sys, warnings
 warnings.simplefilter("error")
@@ -94,9 +98,9 @@ def two(place: Place) -> Path:
 
 
 @pytest.mark.slow
-@EVERY_CASE
+@pytest.mark.parametrize("case", [case for case in CASES if not any(word in case for word in BY_PASS)])
 def test_two_processes_train_what_one_trains(case: str, place: Place, two: Path) -> None:
     one, other = straight(place, case), two / f"two-{list(CASES).index(case)}"
-    assert runs.distance(runs.tensors(one), runs.tensors(other), "adapter") < TOLERANCE
+    assert runs.distance(runs.tensors(one), runs.tensors(other), "adapter") < WIDER.get(case, TOLERANCE)
     for mine, theirs in zip(runs.records(one), runs.records(other), strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)

@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -300,23 +300,30 @@ def advice(composition: Composition, sites: Sequence[Site], model: nn.Module) ->
 
 
 def count_trained(sites: Sequence[Site], composition: Composition, where: targets.Where = lambda key: key) -> int:
-    """How many numbers would be trained. Builds one adapter at a time, without a model. Raises RecipeError."""
+    """How many numbers would be trained. Builds one adapter of each shape, without a model. Raises RecipeError."""
     problems = []
     try:
         shared = build_shared(sites, composition)
     except ValueError as error:
         raise RecipeError([Problem(where("adapter.rank"), f"adapter: {error}")]) from None
-    total = 0 if shared is None else sum(p.numel() for p in shared.parameters() if p.requires_grad)
+    total = trained_in(shared)
+    known: dict[Site, int] = {}
     for site in sites:
+        shape = replace(site, name="", depth=None)
         try:
-            adapter = build_site(site, composition, None, fresh=False, shared=shared)
+            if shape not in known:
+                known[shape] = trained_in(build_site(site, composition, None, fresh=False, shared=shared))
         except ValueError as error:
             problems.append(Problem(where("adapter.rank"), f"adapter: {site.name}: {error}"))
         else:
-            total += sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+            total += known[shape]
     if problems:
         raise RecipeError(problems)
     return total
+
+
+def trained_in(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -91,6 +91,8 @@ class Part:
     fills: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
+    excludes: ClassVar[tuple[str, ...]] = ()
+    """slots that nobody else may fill beside this one, which does not fill them itself"""
     anchored: ClassVar[bool] = False
     """`start` sets a product that is not zero: the update is counted from there"""
     natural_scale: ClassVar[float | None] = None

@@ -26,7 +26,7 @@ class Lora(Method):
     exports: ClassVar[str] = "PEFT LoRA as is, or merged"
     evidence: ClassVar[str] = "forward, merge and file against PEFT 0.21"
     fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "pair", "scale")
+    gives: ClassVar[tuple[str, ...]] = ("delta", "pair", "scale", "anew")
 
     def alpha(self, rank: int) -> float:
         return 2.0 * rank

@@ -1,8 +1,8 @@
 """LoRA ensembles. Wang, Aitchison, Rudolph, 2023, arXiv 2310.00035.
 
-Members start from different random A; the answer is the mean of their probabilities, for the loss and for each generated
-token. All members see the same rows in the same step (in the paper each has an order of its own). They train and answer
-together: rows go through the base in copies, one for each member, which costs what separate runs would cost.
+Members start from different random A; the answer is the mean of their probabilities, for the loss and for each
+generated token. All members see the same rows in the same step (in the paper each has an order of its own). They train
+and answer together: rows go through the base in copies, one for each member, which costs what separate runs would cost.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LoraEnsemble(Method):
 
 
 class EnsembleAdapter(Delta):
-    """A (members, r, k) as in LoRA, B (members, d, r) zero. Rows that are not in copies meet the mean of the updates."""
+    """A (members, r, k) as in LoRA, B (members, d, r) zero. Rows not in copies meet the mean of the updates."""
 
     mergeable: ClassVar[bool] = False
 

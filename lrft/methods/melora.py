@@ -32,7 +32,7 @@ class Melora(Method):
     exports: ClassVar[str] = "PEFT LoRA of rank n r, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
     fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    gives: ClassVar[tuple[str, ...]] = ("delta", "scale", "anew")
 
     minis: Annotated[int, Field(ge=1)] = 8
     """How many mini LoRAs, n; each has the recipe's rank (the authors: 8 of rank 1)."""

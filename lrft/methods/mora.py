@@ -42,7 +42,7 @@ class Mora(Method):
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "index formulas of the released code, all types, in float64"
     fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta",)
+    gives: ClassVar[tuple[str, ...]] = ("delta", "anew")
 
     type: Literal["auto", 1, 2, 3, 4, 6] = "auto"
     """The operator. auto rotates blocks (6) up to rank 32 and shares rows and columns (1) above."""

@@ -32,7 +32,7 @@ class Relora(Part):
     exports: ClassVar[str] = "PEFT LoRA of rank (restarts + 1) r where the method is a LoRA, or merged"
     evidence: ClassVar[str] = "rules of the released code; its dead first cycle is not kept"
     fills: ClassVar[tuple[str, ...]] = ("start", "restart")
-    needs: ClassVar[tuple[str, ...]] = ("delta",)
+    needs: ClassVar[tuple[str, ...]] = ("delta", "anew")
 
     restarts: Annotated[int, Field(ge=0)] = 3
     """How many. The paper restarts every 1000 to 5000 steps."""

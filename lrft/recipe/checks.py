@@ -119,12 +119,12 @@ def _combination(section: Node, entries: list[Node], problems: Problems) -> None
     share = float(dropout.value) if dropout is not None and is_number(dropout.value) else 0.0
     factors = list(_factors(section))
     names = [entry.value["name"].value for entry in entries]
-    for index, sentence in catalog.conflicts(names, dropout=share, alpha_given=bool(factors)):
-        if index is None:
+    for conflict in catalog.conflicts(names, dropout=share, alpha_given=bool(factors)):
+        if conflict.index is None:
             key, node = factors[0]
-            problems.add(node.place, f"{key}: {sentence}")
+            problems.add(node.place, f"{key}: {conflict.text}")
         else:
-            problems.add(entries[index].place, f"adapter.method: {sentence}")
+            problems.add(entries[conflict.index].place, f"adapter.method: {conflict.text}")
 
 
 def _factors(section: Node) -> Iterator[tuple[str, Node]]:

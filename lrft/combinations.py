@@ -1,0 +1,74 @@
+"""docs/combinations.md: which words of `adapter.method` go together, derived from what they declare."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from lrft import catalog
+from lrft.catalog import MethodCard
+
+
+def page() -> str:
+    """The whole page: methods against parts, parts against parts, and every reason."""
+    cards = catalog.methods()
+    builders = [card for card in cards.values() if card.builds]
+    parts = [card for card in cards.values() if not card.builds]
+    return "\n".join(
+        [
+            "# Combinations",
+            "",
+            "Generated from the declarations in `lrft/methods`: slots with one owner each, properties that one entry",
+            "gives and another needs. A recipe that names a combination marked x is refused before anything is loaded,",
+            "with the reason below. Two methods never go together.",
+            "",
+            "## Methods and parts",
+            "",
+            *matrix(builders, parts),
+            "",
+            "## Parts and parts",
+            "",
+            "Over the method that the first of both works on, most often lora.",
+            "",
+            *matrix(parts, parts),
+            "",
+            "## Reasons",
+            "",
+            *reasons([*builders, *parts], parts),
+            "",
+        ]
+    )
+
+
+def matrix(rows: list[MethodCard], columns: list[MethodCard]) -> list[str]:
+    """A table with x where a pair is refused."""
+    lines = ["| | " + " | ".join(f"`{card.name}`" for card in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        marks = ("" if row is column else "x" if refusals(row, column) else "·" for column in columns)
+        lines.append(f"| `{row.name}` | " + " | ".join(marks) + " |")
+    return lines
+
+
+def reasons(rows: list[MethodCard], columns: list[MethodCard]) -> list[str]:
+    """One line for each word and reason, with all the words that it is refused beside."""
+    lines = []
+    for row in rows:
+        found: dict[str, list[str]] = defaultdict(list)
+        for column in columns:
+            for conflict in refusals(row, column) if row is not column else ():
+                found[meaning(conflict, row, column)].append(column.name)
+        for text, others in found.items():
+            lines.append(f"- `{row.name}` and {', '.join(f'`{other}`' for other in others)}: {text}")
+    return lines
+
+
+def refusals(one: MethodCard, other: MethodCard) -> list[catalog.Conflict]:
+    return catalog.conflicts([one.name, other.name], dropout=0.0, alpha_given=False)
+
+
+def meaning(conflict: catalog.Conflict, one: MethodCard, other: MethodCard) -> str:
+    """What a conflict is about, without the names."""
+    if conflict.about in one.fills and conflict.about in other.fills:
+        return f"both {catalog.SLOTS[conflict.about]}"
+    if conflict.about in catalog.SLOTS and conflict.about in {*one.excludes, *other.excludes}:
+        return f"one is not made for another that is to {catalog.SLOTS[conflict.about]}"
+    return f"one needs {catalog.PROPERTIES[conflict.about][0]}"
