@@ -169,6 +169,22 @@ def check(
 
 
 @app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    devices: Annotated[int, typer.Option(min=1, help="Divide the run over this many devices.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run will take: parameters, memory by part, steps, tokens and time. Loads no weights."""
+    loaded = read_recipe(recipe, overrides)
+    with loading():
+        from lrft.commands import plan as run
+
+    with as_written(loaded):
+        run(loaded, devices=devices, as_json=as_json)
+
+
+@app.command()
 def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the resolved recipe: every key, its value and where that comes from."""
     loaded = read_recipe(recipe, overrides)

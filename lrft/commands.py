@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from lrft import base, catalog, checkpoint, data, evaluate, merging, methodlist, setup
+from lrft import plan as planning
 from lrft import recipe as recipes
 from lrft.core import compose, linear, targets
 from lrft.core.copies import copying
@@ -287,6 +288,18 @@ def check(recipe: Recipe, path: Path) -> None:
         for text in compose.advice(composition, sites, skeleton):
             reporter.warn(text)
         reporter.line(f"{path}: nothing wrong was found")
+
+
+def plan(recipe: Recipe, *, devices: int, as_json: bool) -> None:
+    """`lrft plan`."""
+    source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    prepared = setup.prepare_data(recipe, source, setup.load_tokenizer(recipe, source))
+    made = planning.make_plan(recipe, source, prepared, devices)
+    if as_json:
+        print(json.dumps(planning.to_dict(made), indent=1))
+        return
+    with Reporter(None) as reporter:
+        reporter.table(planning.rows(made, recipe))
 
 
 def count_methods(recipe: Recipe, *, kind: str | None, as_json: bool) -> None:

@@ -7,12 +7,13 @@ safetensors. Everything else takes that folder and never touches the network.
 from __future__ import annotations
 
 from .find import resolve
-from .load import importing, load_config, load_model, load_tokenizer, position_limit, skeleton
+from .load import imagined, importing, load_config, load_model, load_tokenizer, position_limit, skeleton
 from .weights import cache_dir, fingerprint, weight_files
 
 __all__ = [
     "cache_dir",
     "fingerprint",
+    "imagined",
     "importing",
     "load_config",
     "load_model",

@@ -80,6 +80,25 @@ def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+@contextlib.contextmanager
+def imagined(folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Iterator[PreTrainedModel]:
+    """The model of `folder` in `dtype`, of fake tensors: on the CPU by their own account, with shapes and no content.
+
+    Inside, everything that is made of tensors is as fake. Nothing is read but the config.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModelForCausalLM
+
+    from .rowwise import use_rowwise
+
+    config = load_config(folder, trust_remote_code)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with quiet(), _readable(folder, "configuration"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        use_rowwise(model)
+        yield model.eval().requires_grad_(False)
+
+
 def position_limit(config: PretrainedConfig) -> int | None:
     """The longest sequence in tokens that the model's positions allow, or None when its config names none.
 

@@ -11,7 +11,7 @@ import importlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from lrft.core.attached import SHARED, Attached
 from lrft.core.look import Look
 from lrft.core.part import Method, Outputs, Part, Run, Seen
 from lrft.errors import Problem, RecipeError, UsageError
+
+Built = TypeVar("Built", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ def attach_sites(
     except ValueError as error:
         raise RecipeError([Problem(where("adapter.rank"), f"adapter: {error}")]) from None
     if shared is not None:
-        shared.to(modules[sites[0].name].weight.device)
+        shared = _beside(modules[sites[0].name], shared)
     for site in sites:
         base = modules[site.name]
         try:
@@ -263,7 +265,7 @@ def attach_sites(
         except ValueError as error:
             problems.append(Problem(where("adapter.rank"), f"adapter: {site.name}: {error}"))
         else:
-            adapters[site.name] = adapter.to(base.weight.device)
+            adapters[site.name] = _beside(base, adapter)
     if problems:
         raise RecipeError(problems)
     model.requires_grad_(False)
@@ -324,6 +326,12 @@ def count_trained(sites: Sequence[Site], composition: Composition, where: target
 
 def trained_in(module: nn.Module | None) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _beside(base: nn.Module, built: Built) -> Built:
+    """What was built on the CPU on the device of `base`. (Tensors without content cannot be asked to stay.)"""
+    device: torch.device = base.weight.device  # type: ignore[assignment]
+    return built if device.type == "cpu" else built.to(device)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

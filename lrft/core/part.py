@@ -147,6 +147,10 @@ class Part:
         "weight_decay". Its state holds tensors only."""
         raise NotImplementedError("abstract: only a part that fills the slot optimizer is asked")
 
+    def optimizer_numbers(self, d: int, k: int, rank: int) -> int:
+        """The slot "optimizer": how many numbers its state holds for a matrix (d, k)."""
+        raise NotImplementedError("abstract: only a part that fills the slot optimizer is asked")
+
     # every optimiser step
     def rate(self, run: Run, site: str) -> float:
         """Learning rate of one site's tensors over the scheduled one, in this step. Asked before `before_step`."""

@@ -1,0 +1,304 @@
+"""What a run will take: parameters, memory by part, steps, tokens, time, and how that divides over devices.
+
+Nothing is loaded but the config, the tokenizer and the data: the model is made of fake tensors (`footprint`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrft import base, data, footprint, machine
+from lrft.core import compose, linear
+from lrft.core.adapter import Adapter, AdapterLinear
+from lrft.core.targets import depth_of
+from lrft.data.batch import micro_batches
+from lrft.recipe import Recipe
+from lrft.text import Row
+
+# Steps whose micro-batches are looked at to find the largest.
+STEPS_SEEN = 2000
+STRATEGIES = ("one device", "ddp", "zero-2", "fsdp2 or zero-3")
+# Share of the measured speed of matrix products at which a whole step runs: what lies between them takes the rest.
+EFFICIENCY = 0.75
+MEASURED_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device during a step, by part."""
+
+    process: int
+    """Python, its libraries, tokenizer and data; none on a GPU"""
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    moment: int
+    """for a moment of the backward pass"""
+
+    @property
+    def total(self) -> int:
+        # The logits are gone when the backward pass through the blocks begins.
+        parts = asdict(self)
+        logits, moment = parts.pop("logits"), parts.pop("moment")
+        return sum(parts.values()) + max(logits, moment)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `lrft plan` says."""
+
+    modules: list[dict[str, Any]]
+    """by last word: layers, d, k, trained"""
+    parameters: int
+    trained: int
+    steps: int
+    tokens: int
+    """seen in the run, prompts included"""
+    largest: int
+    """tokens of the largest micro-batch"""
+    memory: dict[str, Memory]
+    """by strategy"""
+    communication: dict[str, float]
+    """bytes that a device sends in a step, by strategy"""
+    flops: float
+    """of the run, on all devices together"""
+    speed: float
+    """operations a second of matrix products, measured here"""
+    devices: int
+
+    @property
+    def seconds(self) -> float:
+        return self.flops / (self.speed * EFFICIENCY * self.devices)
+
+
+def make_plan(recipe: Recipe, source: Path, prepared: data.Prepared, devices: int) -> Plan:
+    """The plan of a recipe whose data are prepared. Raises RecipeError."""
+    t = recipe.training
+    compute = machine.computation(t.precision)
+    active = machine.DTYPES[machine.OF_COMPUTATION[compute]]
+    # What a process needs before it trains: the libraries, also those that are loaded by their first use.
+    machine.make_accelerator(compute)
+    speed = speed_here(active)
+    process = resident() if not torch.cuda.is_available() else 0
+    frozen = machine.DTYPES[machine.frozen_dtype(recipe.model.precision, compute)]
+    schedule = data.Schedule(
+        len(prepared.train), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle
+    )
+    composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
+    with base.imagined(source, dtype=frozen, trust_remote_code=recipe.model.trust_remote_code) as model:
+        parameters = sum(p.numel() for p in model.parameters())
+        sites = compose.plan(model, recipe.adapter, composition, recipe.where)
+        attached = compose.attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
+        model.train()
+        copies = max(adapter.copies for adapter in attached.modules.values())
+        largest = copies * largest_batch(recipe, prepared.train, schedule, devices)
+        trained = attached.trained()
+        numbers = sum(p.numel() for p in trained.values())
+        kept = footprint.activations(
+            model,
+            largest,
+            kind=t.gradient_checkpointing,
+            dtype=active,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            direct=True,
+        )
+        adapter = sum(p.numel() * p.element_size() for p in attached.tensors().values())
+        state = optimizer_bytes(composition, attached)
+        weights = sum(p.numel() * p.element_size() for p in model.parameters()) - adapter
+        modules = by_module(model)
+        blocks = max(1, len({depth_of(site.name) for site in sites} - {None}))
+        matrix = sum(d * k for d, k in (linear.shape(module) for _, module in linear.named_linears(model)))
+    whole = Memory(process, weights, adapter, numbers * 4, state, kept.kept, kept.logits, kept.moment)
+    tokens = copies * tokens_of(prepared.train, schedule)
+    passes = -(-t.global_batch_size // (t.micro_batch_size * devices))
+    return Plan(
+        modules=modules,
+        parameters=parameters,
+        trained=numbers,
+        steps=schedule.total_steps,
+        tokens=tokens,
+        largest=largest,
+        memory=over_devices(whole, blocks, devices),
+        communication=sent(whole, passes, devices),
+        flops=operations(tokens, matrix, numbers, t.gradient_checkpointing),
+        speed=speed,
+        devices=devices,
+    )
+
+
+def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.Schedule, devices: int) -> int:
+    """Tokens of the largest micro-batch, padding included where rows are padded."""
+    most = 0
+    for step in range(min(schedule.total_steps, STEPS_SEEN)):
+        batches = micro_batches(
+            schedule.rows(step), rows.lengths, micro=recipe.training.micro_batch_size, rank=0, world=devices
+        )
+        for ids in batches:
+            lengths = rows.lengths[ids]
+            if len(ids):
+                padded = len(ids) * int(lengths.max())
+                most = max(most, padded if recipe.data.packing is False else int(lengths.sum()))
+    return most
+
+
+def tokens_of(rows: data.Rows, schedule: data.Schedule) -> int:
+    """Tokens of the whole run."""
+    whole, rest = divmod(schedule.total_steps, schedule.steps_per_epoch)
+    last = sum(int(rows.lengths[schedule.rows(whole * schedule.steps_per_epoch + step)].sum()) for step in range(rest))
+    return whole * int(rows.lengths.sum()) + last
+
+
+def optimizer_bytes(composition: compose.Composition, attached: Any) -> int:
+    """AdamW keeps two numbers for each trained one; a part with an optimiser of its own says what it keeps."""
+    owner = composition.optimizer_owner
+    if owner is None:
+        return sum(2 * p.numel() * p.element_size() for p in attached.trained().values())
+    return sum(4 * owner.optimizer_numbers(site.d, site.k, site.rank) for site in attached.sites)
+
+
+def by_module(model: nn.Module) -> list[dict[str, Any]]:
+    """Linear layers by their last word and shape: how many, and what is trained beside them."""
+    counted: Counter[tuple[str, int, int]] = Counter()
+    trained: Counter[tuple[str, int, int]] = Counter()
+    for name, module in model.named_modules():
+        if linear.is_linear(module):
+            word = name.removesuffix(".base").rsplit(".", 1)[-1]
+            counted[(word, *linear.shape(module))] += 1
+        if isinstance(module, AdapterLinear):
+            word = name.rsplit(".", 1)[-1]
+            adapter: Adapter = module.adapter
+            trained[(word, adapter.site.d, adapter.site.k)] += sum(
+                p.numel() for p in adapter.parameters() if p.requires_grad
+            )
+    return [
+        {"module": word, "layers": n, "d": d, "k": k, "trained": trained[word, d, k]}
+        for (word, d, k), n in counted.items()
+    ]
+
+
+def over_devices(whole: Memory, blocks: int, devices: int) -> dict[str, Memory]:
+    """Memory of each device. Adapters are never divided: they are small, and methods need their factors whole."""
+    n = devices
+    # A block is gathered while it is used and the next one while it is waited for.
+    gathered = min(whole.weights, whole.weights // n + 2 * whole.weights // blocks)
+    changed = {
+        "ddp": {},
+        "zero-2": {"gradients": whole.gradients // n, "optimizer": whole.optimizer // n},
+        "fsdp2 or zero-3": {"weights": gathered},
+    }
+    found = {"one device": whole}
+    if n > 1:
+        found |= {name: Memory(**{**asdict(whole), **parts}) for name, parts in changed.items()}
+    return found
+
+
+def sent(whole: Memory, passes: int, devices: int) -> dict[str, float]:
+    """Bytes that each device sends in an optimiser step: gradients once, weights once for each pass and direction."""
+    share = (devices - 1) / devices
+    gradients = 2 * share * whole.gradients
+    if devices == 1:
+        return {}
+    return {
+        "ddp": gradients,
+        "zero-2": gradients,
+        "fsdp2 or zero-3": gradients + 2 * passes * share * whole.weights,
+    }
+
+
+def operations(tokens: int, matrix: int, trained: int, kind: str) -> float:
+    """Of linear layers: two for each weight and token forward, as many backward for the inputs, and the adapters'."""
+    again = {"none": 0.0, "light": 0.0, "medium": 1.0, "full": 2.0}[kind]
+    return tokens * ((4.0 + again) * (matrix - trained) + 6.0 * trained)
+
+
+def speed_here(dtype: torch.dtype) -> float:
+    """Operations a second of matrix products as large as those of a small model, on the device that will train."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((1024, 1024), (1024, 4096)))
+    a @ b
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < MEASURED_SECONDS:
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        done += 1
+    return done * 2 * 1024 * 1024 * 4096 / (time.perf_counter() - began)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 if Path("/proc/self/statm").exists() else 0
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON values, with totals."""
+    facts = asdict(plan) | {"seconds": plan.seconds}
+    facts["memory"] = {name: asdict(part) | {"total": part.total} for name, part in plan.memory.items()}
+    return facts
+
+
+def rows(plan: Plan, recipe: Recipe) -> list[Row]:
+    """The plan as `lrft plan` shows it."""
+    whole = plan.memory["one device"]
+    width = max(len(m["module"]) for m in plan.modules)
+    modules = [
+        f"{m['module']:<{width}} {m['layers']:>4} x {m['d']:>6} x {m['k']:<6}"
+        + (f" {m['trained'] / 1e6:>9.3f} M trained" if m["trained"] else "")
+        for m in plan.modules
+    ]
+    parts = [
+        ("process", whole.process, "Python, libraries, tokenizer, data"),
+        ("weights", whole.weights, "frozen"),
+        ("adapter", whole.adapter, ""),
+        ("gradients", whole.gradients, ""),
+        ("optimizer", whole.optimizer, ""),
+        ("activations", whole.activations, f"{plan.largest:,} tokens, {recipe.training.gradient_checkpointing} "
+         "checkpointing"),
+        ("at its end", max(whole.logits, whole.moment), "the larger of logits and one layer's gradients"),
+    ]  # fmt: skip
+    shown = [f"{name:<12}{gigabytes(size):>10}   {text}".rstrip() for name, size, text in parts if size]
+    said: list[Row] = [
+        ("model", [recipe.masked(recipe.model.name), f"{plan.parameters / 1e6:,.1f} M parameters"]),
+        ("modules", modules),
+        ("trained", [f"{plan.trained / 1e6:,.3f} M ({plan.trained / (plan.parameters + plan.trained):.2%})"]),
+        ("run", [f"{plan.steps:,} steps", f"{plan.tokens:,} tokens", f"largest pass {plan.largest:,} tokens"]),
+        ("memory", [*shown, f"{'together':<12}{gigabytes(whole.total):>10}"]),
+        ("time", [time_line(plan)]),
+    ]
+    if plan.devices > 1:
+        lines = [
+            f"{name:<16}{gigabytes(part.total):>10} each"
+            + (f"   sends {gigabytes(plan.communication[name])} a step" if name in plan.communication else "")
+            for name, part in plan.memory.items()
+        ]
+        said.append((f"{plan.devices} devices", lines))
+    return said
+
+
+def time_line(plan: Plan) -> str:
+    each = plan.seconds / plan.steps
+    return (
+        f"about {duration(plan.seconds)}, {each:.3g} s a step: {plan.flops / plan.steps / 1e12:,.3g} TFLOP each, at "
+        f"{EFFICIENCY:.0%} of the {plan.speed * plan.devices / 1e9:,.0f} GFLOP/s of products measured here"
+    )
+
+
+def duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.3f} GB"
