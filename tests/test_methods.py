@@ -125,6 +125,16 @@ CASES: dict[str, tuple[Any, Count]] = {
     "roselora+rslora+lora+": (["roselora", "rslora", "lora+"], pair),
     "lori": ("lori", lambda d, k, r: r * d),
     "aflora": ("aflora", lambda d, k, r: pair(d, k, r) + r + d),
+    "lora-ga": ("lora-ga", pair),
+    "lora-ga+rslora+dora": (["lora-ga", "rslora", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    # A start that is a step, made so small that half precision is told apart from it.
+    "lora-one": ({"lora-one": {"gamma": 4096.0}}, pair),
+    "lora-one+rslora+preconditioned": ([{"lora-one": {"gamma": 8192.0}}, "rslora", "preconditioned"], pair),
+    "lora-one+dora": ([{"lora-one": {"gamma": 4096.0}}, "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "lora-sb": ("lora-sb", lambda d, k, r: r * r),
+    "lora-sb-exact": ({"lora-sb": {"svd": "exact"}}, lambda d, k, r: r * r),
+    "gora": ({"gora": {"least": 1.0, "most": 1.0, "step": 0.001}}, pair),
+    "gora+lora+": ([{"gora": {"least": 1.0, "most": 1.0, "step": 0.001}}, "lora+"], pair),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = ("full", "lora-ensemble", "remora", "mora", "bone", "fourierft", "c3a", "hra", "lorma", "flora-batched")

@@ -1,0 +1,59 @@
+"""LoRA-One. Zhang, Liu, Chen, 2025, arXiv 2502.01235: its start.
+
+The released code divides the singular values by the largest, its read-me does not: as in the code. The paper's
+preconditioned steps, of which no code was released, are those of [lora-one, preconditioned].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lrft.core import spectrum
+from lrft.core.compose import seed_of
+from lrft.core.look import Look
+from lrft.core.part import Part, Seen
+from lrft.methods.lora_ga import gradient_triplets
+
+
+@dataclass(frozen=True)
+class LoraOne(Part):
+    """Starts with one small step against the leading part of the gradient, split evenly between A and B.
+
+    The step's size is the factor s over gamma, whatever the size of the gradient. The paper has the factor of rslora
+    beside it: [lora-one, rslora].
+    """
+
+    name: ClassVar[str] = "lora-one"
+    kind: ClassVar[str] = "initialisation"
+    paper: ClassVar[str] = "arXiv 2502.01235"
+    equation: ClassVar[str] = "-G = U S V', A0 = sqrt(S / (gamma S_1)) V', B0 = U sqrt(S / (gamma S_1))"
+    evidence: ClassVar[str] = "index formulas of the released code"
+    fills: ClassVar[tuple[str, ...]] = ("start",)
+    needs: ClassVar[tuple[str, ...]] = ("pair",)
+    starts_off: ClassVar[bool] = True
+
+    rows: Annotated[int, Field(ge=1)] = 8
+    """Rows of the training data whose gradient is looked at. 8 as in the released recipe."""
+    rounds: Annotated[int, Field(ge=0)] = 1
+    """Power rounds that sharpen the directions; each passes twice over these rows. 1 is nearly the decomposition."""
+    gamma: Annotated[float, Field(gt=0)] = 128.0
+    """The first step is as large as s / gamma: more is smaller. 128 as in the released recipe."""
+
+    def observe(self, look: Look) -> Seen:
+        found = gradient_triplets(look, self.rows, self.rounds, seed_of(look.seed, self.name), times=1)
+        return {name: {"U": U, "S": S, "V": V} for name, (U, S, V) in found.items()}
+
+    def start_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+        spectrum.refuse_beyond(W0, adapter.site.rank)
+        U, S, V = seen["U"], seen["S"], seen["V"]
+        root = (S / (self.gamma * S[0])).sqrt()
+        # Where G has no such direction, both sides would be zero and never move: A takes v at full length, B zero.
+        none = torch.finfo(S.dtype).eps * S[0] >= S
+        adapter.A.copy_(root.masked_fill(none, self.gamma**-0.5)[:, None] * V.T)
+        adapter.B.copy_(-U * root.masked_fill(none, 0.0))
