@@ -47,11 +47,10 @@ def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, devic
     if kind == "none":
         kept, moment = everything, widest(model) * tokens * dtype.itemsize * 2
     else:  # the input of each block, what is played back, and one block made again
-        played = (
-            replayed(model, checkpointing.KEPT[kind]) * tokens * dtype.itemsize if kind in checkpointing.KEPT else 0
-        )
-        kept, moment = blocks * row + played, one_block + widest(model) * tokens * dtype.itemsize * 2
-    vocabulary = head_of(model).weight.shape[0]
+        played = replayed(model, checkpointing.KEPT[kind]) if kind in checkpointing.KEPT else 0
+        kept = blocks * row + played * tokens * dtype.itemsize
+        moment = one_block + widest(model) * tokens * dtype.itemsize * 2
+    vocabulary, _ = shape(head_of(model))
     most = LOGITS_AT_ONCE.get(device, MORE_LOGITS_AT_ONCE)
     at_once = min(tokens, max(64, most // vocabulary)) if direct else tokens
     # The logits, their logarithms in float32 and the slope; and the gradient of the hidden states.

@@ -125,3 +125,11 @@ def test_seed_words_reach_no_global_generator() -> None:
     torch.manual_seed(3)
     assert torch.equal(torch.rand(1), expected)
     assert compose.seed_of(1, "a") != compose.seed_of(1, "b")
+
+
+def test_gradients_that_are_not_finite_are_said_with_the_layer() -> None:
+    model, given = tiny.make("llama"), batches()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.inf
+    with pytest.raises(ValueError, match="q_proj is not finite"):
+        look_at(model, given).left_products(4, {NAMES[0]: torch.ones(24, 1)})

@@ -6,7 +6,6 @@ The order inside one site is fixed here, not by the list in the recipe: build ->
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,7 @@ from lrft.core.adapter import Adapter, AdapterLinear, Anchored, Delta, Site
 from lrft.core.attached import SHARED, Attached
 from lrft.core.look import Look
 from lrft.core.part import Method, Outputs, Part, Run, Seen
+from lrft.core.seeds import seed_of
 from lrft.errors import Problem, RecipeError, UsageError
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -161,10 +161,15 @@ def factor_of(composition: Composition, rank: int, alpha: float | str, scale: fl
     return owner.scale(float(alpha), rank)
 
 
-def observe(sites: Sequence[Site], composition: Composition, look: Look | None) -> tuple[list[Site], list[Seen]]:
+def observe(
+    sites: Sequence[Site],
+    composition: Composition,
+    look: Look | None,
+    where: targets.Where = lambda key: key,
+) -> tuple[list[Site], list[Seen]]:
     """The sites that follow from what the parts see of the data, and what each part has seen.
 
-    Raises UsageError when a part wants to look and there is nothing to look at.
+    Raises UsageError when a part wants to look and there is nothing to look at, RecipeError when it sees nothing.
     """
     if not composition.observes:
         return list(sites), [{} for _ in composition.parts]
@@ -172,7 +177,10 @@ def observe(sites: Sequence[Site], composition: Composition, look: Look | None) 
         names = ", ".join(part.name for part in composition.parts if type(part).observe is not Part.observe)
         raise UsageError(f"{names} looks at rows of the data before it starts", "Give some: attach(..., batches=...).")
     look.sites = sites
-    seen = [part.observe(look) for part in composition.parts]
+    try:
+        seen = [part.observe(look) for part in composition.parts]
+    except ValueError as error:
+        raise RecipeError([Problem(where("adapter.method"), f"adapter.method: {error}")]) from error
     for part, found in zip(composition.parts, seen, strict=True):
         sites = part.allot(sites, found)
     # Ranks are shapes, and a decomposition may round otherwise on another machine: the first process decides.
@@ -229,12 +237,6 @@ def build_shared(sites: Sequence[Site], composition: Composition, *, seed: int =
         return composition.method.shared(sites)
 
 
-def seed_of(seed: int, *words: object) -> int:
-    """A 63-bit seed for one purpose: the same everywhere, whatever was drawn before."""
-    digest = hashlib.sha256(repr((seed, *words)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def attach_sites(
     model: nn.Module,
     sites: Sequence[Site],
@@ -286,7 +288,7 @@ def attach_adapter(
 ) -> tuple[Attached, Composition]:
     """Attach what a recipe's adapter section describes."""
     composition = compose((entry.name, entry.options) for entry in adapter.method)
-    sites, seen = observe(plan(model, adapter, composition, where), composition, look)
+    sites, seen = observe(plan(model, adapter, composition, where), composition, look, where)
     return attach_sites(model, sites, composition, seed=seed, seen=seen, where=where), composition
 
 

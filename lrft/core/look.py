@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core import linear
+from lrft.core import linear, spectrum
 from lrft.core.adapter import Site
+from lrft.core.seeds import seed_of
 
 Batch = Mapping[str, Tensor]
 # Numbers of whole gradients held at once.
@@ -139,7 +140,11 @@ class Look:
         silent = [site.name for site in sites if site.name not in sums]
         if silent or not total or not math.isfinite(total):
             raise ValueError(f"no gradient reaches {', '.join(silent[:3]) or 'any layer: no trained tokens'}")
-        return {site.name: self.reduce(sums[site.name]) / total for site in sites}
+        found = {site.name: self.reduce(sums[site.name]) / total for site in sites}
+        odd = [name for name, made in found.items() if not made.isfinite().all()]
+        if odd:
+            raise ValueError(f"the gradient of {odd[0]} is not finite on the first {rows} rows: look at these rows")
+        return found
 
 
 @contextmanager
@@ -157,3 +162,30 @@ def quiet(model: nn.Module) -> Iterator[None]:
             module.training = training
         for p in trained:
             p.requires_grad_()
+
+
+def gradient_triplets(look: Look, rows: int, rounds: int, seed: int, *, times: int) -> dict[str, spectrum.Triplets]:
+    """By site, nearly the `times` r leading singular triplets of the gradient of the mean token loss of `rows` rows.
+
+    The gradient itself is never made: a basis of 4r vectors is multiplied with it from both sides, 2 (1 + rounds)
+    passes over the rows in all. Exact where the gradient's rank is 4r or less.
+    """
+    probes = {}
+    for site in look.sites:
+        generator = torch.Generator().manual_seed(seed_of(seed, site.name))
+        drawn = torch.randn(site.k, min(4 * site.rank, site.d, site.k), dtype=site.dtype, generator=generator)
+        probes[site.name] = drawn.to(next(look.model.get_submodule(site.name).parameters()).device)
+    # The products are sums over all processes, the same bits on each, and so are the bases made of them.
+    for _ in range(1 + rounds):
+        columns = {name: torch.linalg.qr(made).Q for name, made in look.right_products(rows, probes).items()}
+        images = look.left_products(rows, columns)
+        probes = {name: torch.linalg.qr(image).Q for name, image in images.items()}
+    found = {}
+    for site in look.sites:
+        basis, image = columns[site.name], images[site.name].T
+        U, S, V = spectrum.largest(image, min(times * site.rank, len(image)))
+        U = basis @ U
+        # A and B are of different triplets: the sign of each decides on a run. The largest of u is positive.
+        sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()
+        found[site.name] = (U * sign, S, V * sign)
+    return found

@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core import compose
 from lrft.core.adapter import Delta, Factors, Site
 from lrft.core.part import Method, Run
+from lrft.core.seeds import seed_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Dylora(Method):
 
     def drawn(self, run: Run, rank: int) -> int:
         """How many components a layer of `rank` uses in this step: the same share of all in every layer."""
-        generator = torch.Generator().manual_seed(compose.seed_of(run.seed, self.name, run.step))
+        generator = torch.Generator().manual_seed(seed_of(run.seed, self.name, run.step))
         return 1 + int(torch.rand((), generator=generator, dtype=torch.float64).item() * rank)
 
     def before_step(self, run: Run) -> None:

@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.core.adapter import Delta, Site
-from lrft.core.compose import seed_of
 from lrft.core.gated import GatedPair
 from lrft.core.part import Method, Run
+from lrft.core.seeds import seed_of
 
 BETA = 0.85
 STD = 0.02

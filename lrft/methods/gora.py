@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.core.adapter import Site
-from lrft.core.compose import seed_of
 from lrft.core.look import Look
 from lrft.core.part import Part, Seen
+from lrft.core.seeds import seed_of
 
 
 @dataclass(frozen=True)

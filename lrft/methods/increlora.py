@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lrft.core.adapter import Delta, Site
-from lrft.core.compose import seed_of
 from lrft.core.gated import GatedPair
 from lrft.core.part import Method, Run
+from lrft.core.seeds import seed_of
 from lrft.methods.elalora import STD, asked, smoothed
 
 RESERVE = 1e-5

@@ -21,9 +21,9 @@ from torch.nn.functional import linear
 
 from lrft.core import fused
 from lrft.core.adapter import Adapter, Delta, Factors, PeftForm
-from lrft.core.compose import seed_of
 from lrft.core.copies import by_copy
 from lrft.core.part import Part
+from lrft.core.seeds import seed_of
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core import spectrum
-from lrft.core.compose import seed_of
-from lrft.core.look import Look
+from lrft.core.look import Look, gradient_triplets
 from lrft.core.part import Part, Seen
+from lrft.core.seeds import seed_of
 
 
 @dataclass(frozen=True)
@@ -58,30 +56,3 @@ class LoraGa(Part):
         size = len(W0) ** 0.25 / math.sqrt(self.gamma)
         adapter.A.copy_(size * seen["V"][:, :r].T)
         adapter.B.copy_(size * seen["U"][:, r : 2 * r])
-
-
-def gradient_triplets(look: Look, rows: int, rounds: int, seed: int, *, times: int) -> dict[str, spectrum.Triplets]:
-    """By site, nearly the `times` r leading singular triplets of the gradient of the mean token loss of `rows` rows.
-
-    The gradient itself is never made: a basis of 4r vectors is multiplied with it from both sides, 2 (1 + rounds)
-    passes over the rows in all. Exact where the gradient's rank is 4r or less.
-    """
-    probes = {}
-    for site in look.sites:
-        generator = torch.Generator().manual_seed(seed_of(seed, site.name))
-        drawn = torch.randn(site.k, min(4 * site.rank, site.d, site.k), dtype=site.dtype, generator=generator)
-        probes[site.name] = drawn.to(next(look.model.get_submodule(site.name).parameters()).device)
-    # The products are sums over all processes, the same bits on each, and so are the bases made of them.
-    for _ in range(1 + rounds):
-        columns = {name: torch.linalg.qr(made).Q for name, made in look.right_products(rows, probes).items()}
-        images = look.left_products(rows, columns)
-        probes = {name: torch.linalg.qr(image).Q for name, image in images.items()}
-    found = {}
-    for site in look.sites:
-        basis, image = columns[site.name], images[site.name].T
-        U, S, V = spectrum.largest(image, min(times * site.rank, len(image)))
-        U = basis @ U
-        # A and B are of different triplets: the sign of each decides on a run. The largest of u is positive.
-        sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()
-        found[site.name] = (U * sign, S, V * sign)
-    return found

@@ -15,10 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.core import spectrum
-from lrft.core.compose import seed_of
-from lrft.core.look import Look
+from lrft.core.look import Look, gradient_triplets
 from lrft.core.part import Part, Seen
-from lrft.methods.lora_ga import gradient_triplets
+from lrft.core.seeds import seed_of
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch.nn.functional import linear
 
 from lrft.core import spectrum
 from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.compose import seed_of
 from lrft.core.look import Look
 from lrft.core.part import Method, Run, Seen
+from lrft.core.seeds import seed_of
 
 
 @dataclass(frozen=True)

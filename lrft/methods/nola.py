@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.compose import seed_of
 from lrft.core.part import Method
+from lrft.core.seeds import seed_of
 
 BLOCK = 2**22  # entries of the basis that exist at one time
 
