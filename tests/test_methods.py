@@ -124,9 +124,11 @@ CASES: dict[str, tuple[Any, Count]] = {
     "roselora+rslora+lora+": (["roselora", "rslora", "lora+"], pair),
     "lori": ("lori", lambda d, k, r: r * d),
     "aflora": ("aflora", lambda d, k, r: pair(d, k, r) + r + d),
+    "goat": ({"goat": {"experts": 2}}, lambda d, k, r: pair(d, k, r) + 2 * k),
+    "goat-lora": ({"goat": {"experts": 2, "init": "lora"}}, lambda d, k, r: pair(d, k, r) + 2 * k),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
-NOT_A_LORA = ("full", "remora", "mora", "bone", "fourierft", "c3a", "hra", "lorma", "flora-batched")
+NOT_A_LORA = ("full", "remora", "mora", "bone", "fourierft", "c3a", "hra", "lorma", "flora-batched", "goat")
 # What no weight can say: the output is no linear function of the input.
 NOT_MERGEABLE = ("goat",)
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
