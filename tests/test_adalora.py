@@ -177,6 +177,12 @@ def test_the_plan_builds_more_and_the_factor_is_alpha_over_what_is_built() -> No
         assert attached.modules[site.name].A.shape == (site.rank, site.k)
 
 
+@pytest.mark.parametrize(("words", "s"), [({}, 16 / 12), ({"alpha": 6.0}, 0.5), ({"scale": 0.3}, 0.3)])
+def test_alpha_is_twice_the_recipes_rank_when_it_is_left_out(words: dict[str, Any], s: float) -> None:
+    attached = lrft.attach(nn.Sequential(nn.Linear(30, 20)), {"method": "adalora", "rank": 8, **words})
+    assert attached.modules["0"].site.scale == pytest.approx(s)
+
+
 def stepped(method: AdaLora, attached: Any, scores: list[float], done: int, total: int = 10) -> Any:
     """`after_step` with given scores of the components, all layers one after another."""
     tiny.disturb([adapter.gate for adapter in attached.modules.values()])

@@ -73,6 +73,21 @@ def test_dropout_falls_on_the_input_of_the_update_only() -> None:
     assert torch.allclose(y, x @ W.T + model[0].bias + dropped @ deconvolved(adapter, 32.0).T, atol=1e-12)
 
 
+@pytest.mark.parametrize(("words", "s"), [({"rank": 3}, 32.0), ({"rank": 4, "alpha": 6.0}, 6.0), ({"scale": 0.5}, 0.5)])
+def test_the_factor_is_alpha_whatever_the_rank(words: dict[str, Any], s: float) -> None:
+    model = nn.Sequential(nn.Linear(8, 6))
+    assert lrft.attach(model, {"method": "dcft", **words}).modules["0"].site.scale == s
+
+
+def test_first_values() -> None:
+    torch.manual_seed(0)
+    words = {"method": {"dcft": {"kernel": 40}}}
+    adapter: Any = lrft.attach(nn.Sequential(nn.Linear(16000, 40)), words).modules["0"]
+    assert adapter.a.std().item() == pytest.approx(0.02, rel=0.15)
+    assert adapter.C.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not adapter.b.any()
+
+
 def test_only_b_starts_at_zero() -> None:
     model = nn.Sequential(nn.Linear(8, 6))
     adapter = lrft.attach(model, {"method": "dcft"}).modules["0"]
@@ -87,3 +102,6 @@ def test_a_kernel_that_does_not_divide_is_refused_with_one_that_does() -> None:
     with pytest.raises(RecipeError, match="kernel 4 does not divide 18 outputs and 12 inputs: take a divisor of 6"):
         lrft.attach(model, {"method": {"dcft": {"kernel": 4}}})
     lrft.attach(model, {"method": {"dcft": {"kernel": 6}}})
+    for d, k in ((12, 10), (10, 12)):  # either side alone
+        with pytest.raises(RecipeError, match=f"kernel 4 does not divide {d} outputs and {k} inputs"):
+            lrft.attach(nn.Sequential(nn.Linear(k, d)), {"method": {"dcft": {"kernel": 4}}})

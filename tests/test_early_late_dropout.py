@@ -55,6 +55,10 @@ def test_the_share_at_each_step(options: dict[str, Any], expected: list[float], 
     assert shares(options, method=method) == [{share} for share in expected]
 
 
+def test_by_default_the_first_15_percent_drop() -> None:
+    assert shares({}, steps=20) == [{0.2}] * 3 + [{0.0}] * 17
+
+
 def test_evaluation_drops_nothing() -> None:
     model, ids = tiny.make("llama"), tiny.tokens()
     attached = lrft.attach(model, {"method": "early-late-dropout", "rank": 2, "dropout": 0.5})

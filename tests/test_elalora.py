@@ -53,6 +53,20 @@ def ranks(adapters: Any) -> list[int]:
     return [len(in_use(adapter.tensors()["A"])) for adapter in adapters.values()]
 
 
+@pytest.mark.parametrize(("words", "s"), [({}, 2.0), ({"alpha": 6.0}, 2.0 / 3), ({"scale": 0.3}, 0.3)])
+def test_the_start_and_the_factor_are_those_of_the_recipes_rank(words: dict[str, Any], s: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 200))
+    attached = lrft.attach(model, {"method": {"elalora": {"over": 1.5}}, "rank": 9, **words})
+    adapter: Any = attached.modules["0"]
+    assert (adapter.site.rank, adapter.site.scale) == (14, pytest.approx(s)), "13.5 is rounded up"
+    for rows in (adapter.A, adapter.B.T):
+        assert rows[:9].std().item() == pytest.approx(0.02, rel=0.1)
+        assert not rows[9:].any()
+    assert not adapter.gate.any()
+    assert adapter.gate.requires_grad
+
+
 def test_the_total_rank_stays_and_no_layer_is_emptied(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[int]] = []
     dead: list[bool] = []

@@ -62,6 +62,20 @@ def test_the_start_is_the_base_and_weight_decay_leads_back_to_it(rank: int) -> N
     assert torch.allclose(adapter.weight(W), W, atol=1e-12)
 
 
+def test_first_values_and_the_dtype_of_the_output() -> None:
+    """Kaiming's rule with a = sqrt(5): within +-1/sqrt(k). The first row is the start's, the others see the data."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(400, 5))
+    adapter: Any = lrft.attach(model, {"method": "flora-batched", "rank": 9}).modules["0"]
+    assert not adapter.A[0].any()
+    assert not adapter.B.any()
+    assert 0.99 * 400**-0.5 < adapter.A.abs().max() <= 400**-0.5
+    assert adapter.A[1:].std().item() == pytest.approx(1200**-0.5, rel=0.05)
+    x = torch.randn(3, 400)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16
+
+
 def test_a_weight_of_zero_stays_zero() -> None:
     model, adapter, _, _ = layer(5, 8, 2)
     with torch.no_grad():

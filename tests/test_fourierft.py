@@ -66,6 +66,12 @@ def test_layer_and_merged_weight_are_those_of_peft(d: int, k: int, n: int) -> No
     assert (adapter.weight(attached.layers()["0"].base.weight) - merged).abs().max() <= 1e-5
 
 
+def test_by_default_a_thousand_frequencies() -> None:
+    adapter: Any = lrft.attach(nn.Sequential(nn.Linear(50, 40)), {"method": "fourierft"}).modules["0"]
+    assert adapter.c.shape == (1000,)
+    assert not adapter.c.any()
+
+
 def test_gradients_of_both_paths_are_one() -> None:
     adapter = adapter_of(12, 18, 20)
     x = torch.randn(5, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()

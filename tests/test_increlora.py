@@ -53,6 +53,20 @@ def one_step(part: Any, attached: Any, run: Run) -> None:
     run.step += 1
 
 
+@pytest.mark.parametrize(("words", "s"), [({}, 2.0), ({"alpha": 6.0}, 2.0 / 3), ({"scale": 0.3}, 0.3)])
+def test_the_start_and_the_factor_are_those_of_the_recipes_rank(words: dict[str, Any], s: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 200))
+    attached = lrft.attach(model, {"method": {"increlora": {"over": 1.5, "grow": 3}}, "rank": 9, **words})
+    adapter: Any = attached.modules["0"]
+    assert (adapter.site.rank, adapter.site.scale) == (14, pytest.approx(s)), "13.5 is rounded up"
+    for rows in (adapter.A, adapter.B.T):
+        assert rows[:4].std().item() == pytest.approx(0.02, rel=0.1)
+        assert not rows[4:].any()
+    assert not adapter.gate.any()
+    assert adapter.gate.requires_grad
+
+
 def test_the_total_grows_evenly_to_the_recipes_rank(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     method = compose.compose([("increlora", {"interval": 0.1, "begin": 0.2, "end": 0.8, "warmup": 0.2})]).method
     active: list[list[int]] = []

@@ -109,6 +109,23 @@ def test_numbers_trained() -> None:
             assert sum(p.numel() for p in adapter.parameters()) == 2 * 3 * n
 
 
+@pytest.mark.parametrize(("words", "s"), [({}, 2.0), ({"alpha": 6.0}, 1.5), ({"scale": 0.3}, 0.3)])
+def test_the_factor_is_alpha_over_the_rank(words: dict[str, Any], s: float) -> None:
+    attached = lrft.attach(nn.Sequential(nn.Linear(8, 5)), {"method": "lorma", "rank": 4, **words})
+    assert attached.modules["0"].site.scale == s
+
+
+@VARIANTS
+def test_random_first_values_are_those_of_kaimings_rule(variant: str) -> None:
+    """A factor of n rows or columns and r: uniform, bounded by one over the square root of what it sums over."""
+    torch.manual_seed(0)
+    words = {"method": {"lorma": {"variant": variant}}, "rank": 9, "scale": 4.0}
+    adapter: Any = lrft.attach(nn.Sequential(nn.Linear(3, 400)), words).modules["0"]
+    found, bound = (adapter.A, 400**-0.5) if variant == "plus" else (2 * adapter.B[:, 1:], 9**-0.5)
+    assert 0.99 * bound < found.abs().max() <= bound * (1 + 1e-6)
+    assert found.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     model = nn.Sequential(nn.Linear(8, 5))
     with pytest.raises(RecipeError, match=r"lorma needs adapter\.dropout: 0"):

@@ -135,9 +135,23 @@ CASES: dict[str, tuple[Any, Count]] = {
     "lora-sb-exact": ({"lora-sb": {"svd": "exact"}}, lambda d, k, r: r * r),
     "gora": ({"gora": {"least": 1.0, "most": 1.0, "step": 0.001}}, pair),
     "gora+lora+": ([{"gora": {"least": 1.0, "most": 1.0, "step": 0.001}}, "lora+"], pair),
+    "goat": ({"goat": {"experts": 2}}, lambda d, k, r: pair(d, k, r) + 2 * k),
+    "goat-lora": ({"goat": {"experts": 2, "init": "lora"}}, lambda d, k, r: pair(d, k, r) + 2 * k),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
-NOT_A_LORA = ("full", "lora-ensemble", "remora", "mora", "bone", "fourierft", "c3a", "hra", "lorma", "flora-batched")
+NOT_A_LORA = (
+    "bone",
+    "c3a",
+    "flora-batched",
+    "fourierft",
+    "full",
+    "goat",
+    "hra",
+    "lora-ensemble",
+    "lorma",
+    "mora",
+    "remora",
+)
 # What no weight can say: the output is no linear function of the input.
 NOT_MERGEABLE = ("goat", "lora-ensemble")
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
