@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,10 @@ def square(d: int, k: int, r: int) -> int:
 
 def even_square(d: int, k: int, r: int) -> int:
     return (2 * (round(((d + k) * r) ** 0.5) // 2)) ** 2
+
+
+def randlora(d: int, k: int, r: int) -> int:
+    return math.ceil(min(d, k) / r) * (r + min(d, k))
 
 
 # method as in a recipe -> numbers trained for a layer of d outputs, k inputs at rank r
@@ -124,9 +129,18 @@ CASES: dict[str, tuple[Any, Count]] = {
     "roselora+rslora+lora+": (["roselora", "rslora", "lora+"], pair),
     "lori": ("lori", lambda d, k, r: r * d),
     "aflora": ("aflora", lambda d, k, r: pair(d, k, r) + r + d),
+    "vera": ("vera", lambda d, k, r: r + d),
+    "vera-saved": ({"vera": {"save_projection": True, "seed": 5}}, lambda d, k, r: r + d),
+    "vera+dora": (["vera", "dora"], lambda d, k, r: r + 2 * d),
+    "vera+relora": (["vera", "relora"], lambda d, k, r: r + d),
+    "randlora": ("randlora", randlora),
+    "randlora-sparse": ({"randlora": {"bases": "sparse", "by_count": True}}, randlora),
+    "randlora-very-sparse+rslora": ([{"randlora": {"bases": "very-sparse"}}, "rslora"], randlora),
+    "lotr": ("lotr", lambda d, k, r: r * r),
+    "lotr+dora": ([{"lotr": {"init": "norm"}}, "dora"], lambda d, k, r: r * r + d),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
-NOT_A_LORA = ("full", "remora", "mora", "bone", "fourierft", "c3a", "hra", "lorma", "flora-batched")
+NOT_A_LORA = ("full", "remora", "mora", "bone", "fourierft", "c3a", "hra", "lorma", "flora-batched", "randlora")
 # What no weight can say: the output is no linear function of the input.
 NOT_MERGEABLE = ("goat",)
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
