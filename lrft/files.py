@@ -103,7 +103,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """A safetensors file of contiguous CPU copies. {"format": "pt"} is in the metadata, as other tools expect."""
     from safetensors.torch import save_file
 
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    flat: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        mine = tensor.detach().cpu().contiguous()
+        place = mine.untyped_storage().data_ptr()
+        flat[name] = mine.clone() if place in places else mine  # the format has no tensors that share memory
+        places.add(place)
     with room_for(path, sum(t.numel() * t.element_size() for t in flat.values())):
         write_whole(path, lambda temporary: save_file(flat, temporary, {"format": "pt", **(metadata or {})}))
 

@@ -16,7 +16,7 @@ from lrft import base, checks, data, evaluate, layout, machine, optim
 from lrft.base.compiled import compile_blocks
 from lrft.checkpoint import read_adapter
 from lrft.core import checkpointing, compose
-from lrft.core.attached import Attached
+from lrft.core.attached import SHARED, Attached
 from lrft.core.copies import copying
 from lrft.core.look import Look
 from lrft.core.part import Making
@@ -121,6 +121,7 @@ def make_optimizer(
     if owner is None:
         return optim.make_adamw(groups, t.optimizer)
     ranks = {site.name: site.rank for site in attached.sites}
+    ranks[SHARED] = max(ranks.values())
     making = Making(t.optimizer.betas, t.optimizer.eps, t.seed, broadcast)
     return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,10 @@ def square(d: int, k: int, r: int) -> int:
 
 def even_square(d: int, k: int, r: int) -> int:
     return (2 * (round(((d + k) * r) ** 0.5) // 2)) ** 2
+
+
+def randlora(d: int, k: int, r: int) -> int:
+    return math.ceil(min(d, k) / r) * (r + min(d, k))
 
 
 # method as in a recipe -> numbers trained for a layer of d outputs, k inputs at rank r
@@ -137,6 +142,14 @@ CASES: dict[str, tuple[Any, Count]] = {
     "gora+lora+": ([{"gora": {"least": 1.0, "most": 1.0, "step": 0.001}}, "lora+"], pair),
     "goat": ({"goat": {"experts": 2}}, lambda d, k, r: pair(d, k, r) + 2 * k),
     "goat-lora": ({"goat": {"experts": 2, "init": "lora"}}, lambda d, k, r: pair(d, k, r) + 2 * k),
+    "vera": ("vera", lambda d, k, r: r + d),
+    "vera-saved": ({"vera": {"save_projection": True, "seed": 5}}, lambda d, k, r: r + d),
+    "vera+dora": (["vera", "dora"], lambda d, k, r: r + 2 * d),
+    "randlora": ("randlora", randlora),
+    "randlora-sparse": ({"randlora": {"bases": "sparse", "by_count": True}}, randlora),
+    "randlora-very-sparse+rslora": ([{"randlora": {"bases": "very-sparse"}}, "rslora"], randlora),
+    "lotr": ("lotr", lambda d, k, r: r * r),
+    "lotr+dora": ([{"lotr": {"init": "norm"}}, "dora"], lambda d, k, r: r * r + d),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = (
@@ -150,6 +163,7 @@ NOT_A_LORA = (
     "lora-ensemble",
     "lorma",
     "mora",
+    "randlora",
     "remora",
 )
 # What no weight can say: the output is no linear function of the input.

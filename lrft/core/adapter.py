@@ -65,6 +65,16 @@ class PeftForm(NamedTuple):
     magnitude: Tensor | None = None
 
 
+class Lent:
+    """A module that is used and not owned: a copy of its user uses the same one."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: Any) -> Lent:
+        return self
+
+
 class Adapter(nn.Module):
     """Abstract. A subclass states `weight`; it may state a faster `forward`.
 
@@ -94,11 +104,25 @@ class Adapter(nn.Module):
     @property
     def shared(self) -> Any:
         """What all adapters of the model have in common (`Method.shared`). It belongs to the model, not to this one."""
-        return self.__dict__.get("_shared")
+        return self.__dict__.get("_shared", Lent(None)).module
 
     def share(self, shared: nn.Module | None) -> None:
-        """Let this adapter use `shared` without owning it: it is saved, moved and counted once, not per layer."""
-        self.__dict__["_shared"] = shared
+        """Let this adapter, and those inside it, use `shared` without owning it: it is saved and counted once."""
+        for module in self.modules():
+            if isinstance(module, Adapter):
+                module.__dict__["_shared"] = Lent(shared)
+
+    def read_from(self) -> list[nn.Parameter]:
+        """Every parameter that the output depends on: its own, and those that all adapters have in common."""
+        return [*self.parameters(), *(() if self.shared is None else self.shared.parameters())]
+
+    def refuse_copies(self) -> None:
+        """Raises ValueError when a copy of this adapter would not stay what it is: tensors in common are trained on."""
+        if self.shared is not None and any(p.requires_grad for p in self.shared.parameters()):
+            raise ValueError(
+                "its update is made of tensors that other layers train too, so it cannot be kept as it is now: "
+                "leave out what restarts or anchors the update"
+            )
 
     def weight(self, W0: Tensor) -> Tensor:
         """The adapted weight (d, k) from the base's (d, k), both in the adapter's dtype. No randomness."""
@@ -178,8 +202,7 @@ class Delta(Adapter):
 
     def inputs(self) -> list[Tensor]:
         """The tensors that `delta` depends on and that may be trained."""
-        common = () if self.shared is None else self.shared.parameters()
-        return [p for p in (*self.parameters(), *common) if p.requires_grad]
+        return [p for p in self.read_from() if p.requires_grad]
 
     def peft(self) -> PeftForm | None:
         factors = self.factors()
@@ -197,6 +220,7 @@ class Anchored(Delta):
 
     def __init__(self, inner: Delta) -> None:
         super().__init__(inner.site)
+        inner.refuse_copies()
         self.inner = inner
         self.start = copy.deepcopy(inner).requires_grad_(False)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lrft.core import linear
 from lrft.core.adapter import Adapter, AdapterLinear, Delta, Site, load_tensors
 
-# Where the model holds what its adapters have in common; in files, the first word of those tensors' names.
+# What the first adapted layer calls the module that all adapters have in common; in files, the first word of the
+# names of its tensors.
 SHARED = "adapters_shared"
 
 
@@ -94,6 +95,4 @@ class Attached:
         for name, layer in self.layers().items():
             parent, _, word = name.rpartition(".")
             setattr(self.model.get_submodule(parent), word, layer.base)
-        if self.shared is not None:
-            delattr(self.model, SHARED)
         return self.model

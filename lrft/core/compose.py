@@ -220,6 +220,7 @@ def build_site(
         adapter = Anchored(adapter)
     for part in composition.parts:
         adapter = part.wrap(adapter, W0)
+    adapter.share(shared)  # the wrappers too
     return adapter
 
 
@@ -274,7 +275,8 @@ def attach_sites(
     for name, adapter in adapters.items():
         _put(model, name, AdapterLinear(modules[name], adapter))
     if shared is not None:
-        model.add_module(SHARED, shared)
+        # In the first adapted layer: the model itself may be a container that calls whatever it holds.
+        model.get_submodule(sites[0].name).add_module(SHARED, shared.train(model.training))
     return Attached(model, adapters, composition.words, list(sites), shared)
 
 

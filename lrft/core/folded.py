@@ -21,6 +21,7 @@ class Folded(Delta):
 
     def __init__(self, inner: Delta, links: int) -> None:
         super().__init__(inner.site)
+        inner.refuse_copies()
         self.inner = inner
         self.links = nn.ModuleList(copy.deepcopy(inner).requires_grad_(False) for _ in range(links))
         self.folds = nn.Parameter(torch.zeros((), dtype=inner.site.dtype), requires_grad=False)

@@ -144,7 +144,8 @@ class Part:
 
     def make_optimizer(self, groups: list[dict[str, Any]], making: Making) -> torch.optim.Optimizer:
         """The slot "optimizer". groups: of named parameters, each of one site, with "site", "rank", "lr",
-        "weight_decay". Its state holds tensors only."""
+        "weight_decay"; what all sites have in common is a site too, `SHARED`, of their largest rank. Its state holds
+        tensors only."""
         raise NotImplementedError("abstract: only a part that fills the slot optimizer is asked")
 
     def optimizer_numbers(self, d: int, k: int, rank: int) -> int:
@@ -153,7 +154,8 @@ class Part:
 
     # every optimiser step
     def rate(self, run: Run, site: str) -> float:
-        """Learning rate of one site's tensors over the scheduled one, in this step. Asked before `before_step`."""
+        """Learning rate of one site's tensors over the scheduled one, in this step; `SHARED` is a site too. Asked
+        before `before_step`."""
         return 1.0
 
     def before_step(self, run: Run) -> None: ...

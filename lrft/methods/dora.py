@@ -84,7 +84,7 @@ class DoraAdapter(Adapter):
 
     def norms(self, base: nn.Module) -> Tensor:
         """Row norms of V = W + dW (d,), kept until a tensor of the update is written to."""
-        written = tuple(p._version for p in self.inner.parameters())
+        written = tuple(p._version for p in self.inner.read_from())
         if self.kept is None or self.kept[0] != written or self.kept[1].device != self.magnitude.device:
             self.kept = written, self.measured_norms(base)
         return self.kept[1]

@@ -1,0 +1,115 @@
+"""RandLoRA. Albert et al., 2025, arXiv 2502.00987.
+
+    C = sum_j B_j diag(Lambda[:, j]) A diag(Gamma[j]) (M, m),    m = min(d, k), M = max(d, k), n = ceil(m / r) bases,
+    dW = s C for k = m, else s C'
+
+One A (r, m) and one long B (M, n r) are random and the same for all layers, sliced to each. As in both released codes,
+B_j is columns j, n + j, 2 n + j, ... of B. The factor is PEFT's; the authors' own divides by sqrt(n) as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lrft.core.adapter import Delta, Site
+from lrft.core.part import Method
+
+
+@dataclass(frozen=True)
+class Randlora(Method):
+    """An update of full rank: a sum of random low-rank matrices of which only the scalings are trained."""
+
+    name: ClassVar[str] = "randlora"
+    kind: ClassVar[str] = "parametrization"
+    paper: ClassVar[str] = "arXiv 2502.00987"
+    equation: ClassVar[str] = "W + (alpha / r) sum_j B_j diag(L_j) A diag(G_j), A and B random, the same for all layers"
+    parameters: ClassVar[str] = "ceil(m / r) (r + m), m = min(d, k)"
+    exports: ClassVar[str] = "merged"
+    evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    fills: ClassVar[tuple[str, ...]] = ("update",)
+    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+
+    bases: Literal["dense", "sparse", "very-sparse"] = "dense"
+    """Entries uniform; or -1, 0, 1, of which two thirds, or all but 1 / sqrt(m), are 0. Of variance one in each case.
+    Where a sparse A has r zeros below one another, no base reaches that input or output."""
+    by_count: bool = False
+    """Divide the update by sqrt(n) as well, as the authors' code does; their alpha is then 2 r."""
+    seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 0
+    """Of A and B, apart from the run's: part of the trained adapter."""
+
+    def alpha(self, rank: int) -> float:
+        return 20.0 * rank
+
+    def scale(self, alpha: float, rank: int) -> float:
+        return alpha / rank
+
+    def shared(self, sites: Sequence[Site]) -> nn.Module:
+        return Bases(sites, self.bases, self.seed)
+
+    def build(self, site: Site) -> Delta:
+        most = min(site.d, site.k)
+        if site.rank > most:
+            raise ValueError(
+                f"randlora's bases for a {site.d} x {site.k} layer have rank {most}: lower rank {site.rank}"
+            )
+        return RandloraAdapter(site, by_count=self.by_count)
+
+
+def bases_of(site: Site) -> int:
+    return math.ceil(min(site.d, site.k) / site.rank)
+
+
+class Bases(nn.Module):
+    """A (r, m), then B (M, n r), each as large as the layer that needs most of it, from one generator."""
+
+    A: Tensor
+    B: Tensor
+
+    def __init__(self, sites: Sequence[Site], kind: str, seed: int) -> None:
+        super().__init__()
+        m = max(min(site.d, site.k) for site in sites)
+        M = max(max(site.d, site.k) for site in sites)
+        columns = max(bases_of(site) * site.rank for site in sites)
+        generator = torch.Generator().manual_seed(seed)
+        share = {"dense": 1.0, "sparse": 1 / 3, "very-sparse": m**-0.5}[kind]
+        for name, shape in (("A", (max(site.rank for site in sites), m)), ("B", (M, columns))):
+            drawn = torch.empty(shape).uniform_(-1, 1, generator=generator)  # float32: the same for every base
+            if kind != "dense":
+                drawn = drawn.sign() * (drawn.abs() > 1 - share)
+            self.register_buffer(name, (drawn / drawn.std()).to(sites[0].dtype), persistent=False)
+
+
+class RandloraAdapter(Delta):
+    """Lambda (r, n) zero; Gamma (n, m) constant, 1 / its longer side."""
+
+    def __init__(self, site: Site, *, by_count: bool) -> None:
+        super().__init__(site)
+        n, m = bases_of(site), min(site.d, site.k)
+        self.Lambda = nn.Parameter(torch.zeros(site.rank, n, dtype=site.dtype))
+        self.Gamma = nn.Parameter(torch.full((n, m), 1 / max(n, m), dtype=site.dtype))
+        self.factor = site.scale / math.sqrt(n) if by_count else site.scale
+
+    def scaled(self) -> tuple[Tensor, Tensor]:
+        """C = P Q: P (M, n r), a view, and Q (n r, m), as large as the smaller square of the weight."""
+        n, m, r = bases_of(self.site), min(self.site.d, self.site.k), self.site.rank
+        P = self.shared.B[: max(self.site.d, self.site.k), : n * r]
+        Q = self.shared.A[:r, None, :m] * self.Lambda[:, :, None] * self.Gamma
+        return P, Q.flatten(0, 1)
+
+    def delta_weight(self) -> Tensor:
+        P, Q = self.scaled()
+        core = self.factor * P @ Q
+        return core if self.site.k == Q.shape[1] else core.T
+
+    def delta(self, x: Tensor) -> Tensor:
+        P, Q = self.scaled()
+        thin = linear(linear(x, Q), P) if self.site.k == Q.shape[1] else linear(linear(x, P.T), Q.T)
+        return self.factor * thin

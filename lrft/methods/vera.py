@@ -1,0 +1,102 @@
+"""VeRA. Kopiczko et al., 2024, arXiv 2310.11454; random values as PEFT draws them from the same seed.
+
+A layer takes the first rows and columns of one A (r, K) and one B (D, r), with K and D the largest numbers of inputs
+and outputs among the adapted layers, and r the largest rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lrft.core.adapter import Delta, Factors, Site
+from lrft.core.part import Method
+
+
+@dataclass(frozen=True)
+class Vera(Method):
+    """Trains two vectors per layer, around two random matrices that all layers have in common."""
+
+    name: ClassVar[str] = "vera"
+    kind: ClassVar[str] = "parametrization"
+    paper: ClassVar[str] = "arXiv 2310.11454"
+    equation: ClassVar[str] = "W + diag(b) B diag(d) A, A and B random, the same for all layers"
+    parameters: ClassVar[str] = "r + d"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
+    evidence: ClassVar[str] = "forward, merge and random values against PEFT 0.21"
+    fills: ClassVar[tuple[str, ...]] = ("update",)
+    gives: ClassVar[tuple[str, ...]] = ("delta",)
+
+    d_initial: Annotated[float, Field(gt=0)] = 0.1
+    """Start of every entry of d. PEFT's, which advises 0.1 or less."""
+    seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 0
+    """Of A and B, apart from the run's: part of the trained adapter."""
+    save_projection: bool = False
+    """Save A and B too, r (D + K) numbers. Without, they are drawn again from the seed, which asks of torch that its
+    generator stays what it is."""
+
+    def shared(self, sites: Sequence[Site]) -> nn.Module:
+        return Projections(sites, self.seed, trust_the_seed=not self.save_projection)
+
+    def build(self, site: Site) -> Delta:
+        return VeraAdapter(site, self.d_initial)
+
+    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
+        largest = max(site.rank for site in sites)
+        if largest >= 64:
+            return []
+        return [f"vera: a rank costs one number per layer, and 256 is usual; {largest} is few."]
+
+
+class Projections(nn.Module):
+    """A (r, K), then B (D, r), uniform in +-sqrt(6 / columns), which is Kaiming's rule with a = 0."""
+
+    A: Tensor
+    B: Tensor
+
+    def __init__(self, sites: Sequence[Site], seed: int, *, trust_the_seed: bool) -> None:
+        super().__init__()
+        d, k, r = (max(getattr(site, size) for site in sites) for size in ("d", "k", "rank"))
+        generator = torch.Generator().manual_seed(seed)
+        for name, shape in (("A", (r, k)), ("B", (d, r))):
+            bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(shape[1]))
+            # In float32 for every base: the same seed means the same matrices.
+            drawn = torch.empty(shape).uniform_(-bound, bound, generator=generator).to(sites[0].dtype)
+            if trust_the_seed:
+                self.register_buffer(name, drawn, persistent=False)
+            else:
+                self.register_parameter(name, nn.Parameter(drawn, requires_grad=False))
+
+
+class VeraAdapter(Delta):
+    """b (d,) zero and d (r,) constant."""
+
+    def __init__(self, site: Site, d_initial: float) -> None:
+        super().__init__(site)
+        self.b = nn.Parameter(torch.zeros(site.d, dtype=site.dtype))
+        self.d = nn.Parameter(torch.full((site.rank,), d_initial, dtype=site.dtype))
+
+    def projections(self) -> tuple[Tensor, Tensor]:
+        """This layer's B (d, r) and A (r, k): views."""
+        d, k, r = self.site.d, self.site.k, self.site.rank
+        return self.shared.B[:d, :r], self.shared.A[:r, :k]
+
+    def delta_weight(self) -> Tensor:
+        B, A = self.projections()
+        return (self.b[:, None] * B) @ (self.d[:, None] * A)
+
+    def delta(self, x: Tensor) -> Tensor:
+        B, A = self.projections()
+        return self.b * linear(self.d * linear(x, A), B)
+
+    def factors(self) -> Factors:
+        """Both vectors beside B: A is then frozen, and training keeps the thin product instead of the input."""
+        B, A = self.projections()
+        return Factors(self.b[:, None] * B * self.d, A, 1.0)
