@@ -33,6 +33,7 @@ SLOTS: dict[str, str] = {
     "optimizer": "choose the optimiser",
     "restart": "begin anew",
     "copies": "average several answers",
+    "steps": "decide how far a step goes",
 }
 
 # What one entry gives and another needs, as the end of "X needs ..." and of "Y has no ...".
@@ -75,6 +76,11 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2401.04151",
         "A chain of three LoRAs, each trained for a third of the run with a fresh optimiser.",
         (("lora", {}), ("relora", {"restarts": 2, "moments": "forget"})),
+    ),
+    "dct-adamw": Preset(
+        "arXiv 2505.17967",
+        "GaLore in fixed directions, the cosines that hold most of each step's gradient.",
+        (("galore", {"projection": "dct", "every": 1.0, "factor": 1.0, "moments": "rotate"}),),
     ),
     "asymmetry": Preset(
         "arXiv 2402.16842",

@@ -119,3 +119,24 @@ def test_two_processes_resume_and_add_a_term_once(nine: Place) -> None:
     cut = runs.cut(two, 2, nine.root / "cut")
     launch(nine, "cut", resume="last", penalty="0.5")
     assert runs.differing(runs.tensors(cut), runs.tensors(two)) == []
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "{galore: {projection: randomized, every: 3}}",
+        "{fira: {every: 3}}",
+        "{frugal: {every: 3, density: 0.5, inactive: sgd}}",  # a sign would show the rounding of what is nearly zero
+        "{flora: {every: 3}}",
+        "lora, {fast-forward: {every: 2, after: 0}}",
+    ],
+)
+def test_two_processes_take_the_steps_that_one_takes(nine: Place, method: str) -> None:
+    """Projections, choices and decisions are the same on both; a resume in the middle of a period is exact."""
+    keys = (f"adapter.method=[{method}]", "evaluation.samples=0")
+    one = nine.train(*KEYS, *keys, out="one")
+    two = launch(nine, "two", *keys)
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-4
+    cut = runs.cut(two, 2, nine.root / "cut")
+    launch(nine, "cut", *keys, resume="last")
+    assert runs.differing(runs.tensors(cut), runs.tensors(two)) == []

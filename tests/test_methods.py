@@ -150,14 +150,26 @@ CASES: dict[str, tuple[Any, Count]] = {
     "randlora-very-sparse+rslora": ([{"randlora": {"bases": "very-sparse"}}, "rslora"], randlora),
     "lotr": ("lotr", lambda d, k, r: r * r),
     "lotr+dora": ([{"lotr": {"init": "norm"}}, "dora"], lambda d, k, r: r * r + d),
+    "galore": ("galore", lambda d, k, r: d * k),
+    "dct-adamw": ("dct-adamw", lambda d, k, r: d * k),
+    "fira": ("fira", lambda d, k, r: d * k),
+    "frugal": ("frugal", lambda d, k, r: d * k),
+    "flora": ("flora", lambda d, k, r: d * k),
+    "fast-forward": ("fast-forward", pair),
+    "fast-forward+dora": ([{"fast-forward": {"every": 1, "after": 0.0}}, "dora"], lambda d, k, r: pair(d, k, r) + d),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = (
     "bone",
     "c3a",
+    "dct-adamw",
+    "fira",
+    "flora",
     "flora-batched",
     "fourierft",
+    "frugal",
     "full",
+    "galore",
     "goat",
     "hra",
     "lora-ensemble",
@@ -267,7 +279,7 @@ def test_gradients_reach_every_trained_tensor_by_the_second_step(case: str, mode
     composition = composed(attached)
     for step in range(2):
         optimizer.zero_grad()
-        run = Run(step, 100, model, attached.modules, optimizer, 0, lambda t: t)
+        run = Run(step, 100, model, attached.modules, optimizer, 0, lambda t: t, held_out=lambda: 1.0)
         for part in composition.parts:
             part.before_step(run)
         model(input_ids=ids, labels=ids).loss.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -11,16 +12,18 @@ from torch import Tensor, nn
 
 from lrft import optim
 from lrft.core.compose import seed_of
-from lrft.core.projected import Grid, ProjectedAdam
+from lrft.core.projected import Grid, ProjectedAdam, cosines
 
 BETAS, EPS, LR = (0.9, 0.999), 1e-8, 0.01
 PROJECTIONS = ("svd", "randomized", "random", "dct", "coordinate")
 
 
-def make(p: nn.Parameter, rank: int, *, decay: float = 0.0, **grid: Any) -> ProjectedAdam:
-    group = {"params": [("site.D", p)], "site": "site", "rank": rank, "lr": LR, "weight_decay": decay}
+def make(*tensors: Any, decay: float = 0.0, period: int = 200, **grid: Any) -> ProjectedAdam:
+    """tensors: parameters, then the rank."""
+    *parameters, rank = tensors
+    given = {"rank": rank, "lr": LR, "weight_decay": decay, "period": period}
     return ProjectedAdam(
-        [group],
+        [{"params": [(f"{i}.D", p)], **given} for i, p in enumerate(parameters)],
         Grid(**grid),
         betas=BETAS,
         eps=EPS,
@@ -88,6 +91,7 @@ def test_the_first_directions_are_the_leading_ones_of_the_gradient(projection: s
     V = torch.linalg.svd(g).Vh[:3]
     P = optimizer.state[p]["P"]
     assert torch.allclose(P.T @ P, V.T @ V, atol=1e-9)
+    assert (P.sum(dim=1) >= 0).all(), "of the two signs, the same in every process and after every change"
 
 
 def test_cosines_are_those_with_most_of_the_gradient() -> None:
@@ -111,6 +115,7 @@ def test_adam_by_hand_through_two_projections_with_moments_kept_and_reset() -> N
         for number, g in enumerate(given):
             if number % 2 == 0:
                 P = torch.linalg.svd(g).Vh[:3]
+                P = P * P.sum(dim=1, keepdim=True).sign()
                 if moments == "reset":
                     M, V, t = 0.0, 0.0, 0
             t += 1
@@ -118,8 +123,7 @@ def test_adam_by_hand_through_two_projections_with_moments_kept_and_reset() -> N
             M, V = 0.9 * M + 0.1 * R, 0.999 * V + 0.001 * R**2
             bias = math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
             w = w - LR * 0.25 * bias * (M / (V.sqrt() + EPS)) @ P
-            if number < 2 or moments == "reset":  # signs of new vectors are arbitrary; kept moments see them
-                assert torch.allclose(found[number], w, atol=1e-10), (moments, number)
+            assert torch.allclose(found[number], w, atol=1e-10), (moments, number)
 
 
 def test_fira_by_hand() -> None:
@@ -174,3 +178,154 @@ def test_the_state_is_small() -> None:
     optimizer = make(p, 4, projection="svd")
     run(optimizer, p, gradients((64, 48), 1))
     assert sum(t.numel() for t in optimizer.state[p].values()) == 2 * 4 * 64 + 4 * 48 + 2
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12)])
+def test_the_whole_space_in_cosines_is_adam_in_turned_coordinates(shape: tuple[int, int]) -> None:
+    """G C' for the orthonormal cosine basis C is what stock Adam then sees, and its step is turned back."""
+    n = min(shape)
+    at = torch.arange(n, dtype=torch.float64)
+    C = torch.stack([torch.cos(math.pi * j * (2 * at + 1) / (2 * n)) for j in range(n)])
+    C /= C.norm(dim=1, keepdim=True)
+    given, ours = gradients(shape, 5), zeros(shape)
+    upright = [g if shape[0] >= shape[1] else g.T for g in given]
+    turned = zeros((max(shape), n))
+    stock = torch.optim.Adam([turned], lr=LR, betas=BETAS, eps=1e-30)
+    own = make(ours, n, projection="dct", period=1)
+    own.eps = 1e-30
+    expected = run(stock, turned, [g @ C.T for g in upright])
+    for found, wanted in zip(run(own, ours, given), expected, strict=True):
+        back = wanted @ C
+        assert torch.allclose(found, back if shape[0] >= shape[1] else back.T, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5])
+def test_no_other_cosines_leave_less_of_the_gradient(rank: int) -> None:
+    p, (g,) = zeros((9, 6)), gradients((9, 6), 1)
+    optimizer = make(p, rank, projection="dct", residual="sgd")
+    run(optimizer, p, [g])
+    everything = cosines(torch.arange(6), g)
+    assert torch.allclose(everything @ everything.T, torch.eye(6, dtype=torch.float64), atol=1e-12)
+    left = {
+        chosen: (g - g @ everything[list(chosen)].T @ everything[list(chosen)]).norm().item()
+        for chosen in itertools.combinations(range(6), rank)
+    }
+    assert min(left, key=left.__getitem__) == tuple(optimizer.state[p]["cosines"].tolist())
+
+
+def test_the_first_step_is_the_projected_sign_scaled() -> None:
+    """Adam's first direction is the sign of what it sees."""
+    p, (g,) = zeros((12, 8)), gradients((12, 8), 1)
+    optimizer = make(p, 3, projection="svd", scale=0.25)
+    optimizer.eps = 1e-30
+    run(optimizer, p, [g])
+    P = torch.linalg.svd(g).Vh[:3]
+    assert torch.allclose(p.detach(), -LR * 0.25 * (g @ P.T).sign() @ P, atol=1e-12)
+
+
+@pytest.mark.parametrize("projection", ["dct", "coordinate"])
+def test_rotated_moments_of_columns_that_stay_are_kept_in_their_bits(projection: str) -> None:
+    p, given = zeros((12, 8)), gradients((12, 8), 2)
+    optimizer = make(p, 5, projection=projection, period=1, moments="rotate")
+    word = "cosines" if projection == "dct" else "columns"
+    run(optimizer, p, given[:1])
+    before = {name: t.clone() for name, t in optimizer.state[p].items()}
+    optimizer.choose("0.D", 1, optimizer.state[p], given[1], 5)
+    now = optimizer.state[p]
+    stayed = set(before[word].tolist()) & set(now[word].tolist())
+    assert 0 < len(stayed) < 5
+    for j, column in enumerate(now[word].tolist()):
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if column in stayed:
+                assert torch.equal(now[moment][:, j], before[moment][:, before[word].tolist().index(column)])
+            else:
+                assert not now[moment][:, j].any()
+
+
+def test_rotated_moments_are_the_same_momentum_in_a_new_basis() -> None:
+    """Where both projections span the same space, the momentum in the full space stays and the variances stay >= 0."""
+    p = zeros((12, 8))
+    g = torch.zeros(12, 8, dtype=torch.float64)
+    g[:, :3] = gradients((12, 3), 1)[0]
+    optimizer = make(p, 3, projection="svd", period=1, moments="rotate")
+    run(optimizer, p, [g])
+    state = optimizer.state[p]
+    full = state["exp_avg"] @ state["P"]
+    other = torch.zeros_like(g)
+    other[:, :3] = gradients((12, 3), 2)[1]
+    optimizer.choose("0.D", 1, state, other, 3)
+    assert not torch.allclose(state["P"], torch.linalg.svd(g).Vh[:3])
+    assert torch.allclose(state["exp_avg"] @ state["P"], full, atol=1e-12)
+    assert (state["exp_avg_sq"] >= 0).all()
+
+
+def test_the_rest_may_grow_after_a_step_without_any() -> None:
+    """A first gradient that lies wholly in the projection must not hold later ones at zero."""
+    p, (g,) = zeros((12, 8)), gradients((12, 8), 1)
+    flat = torch.zeros_like(g)
+    optimizer = make(p, 3, projection="svd", residual="fira")
+    run(optimizer, p, [flat])
+    assert optimizer.state[p]["residual_norm"] == 0
+    run(optimizer, p, [g])
+    first = optimizer.state[p]["residual_norm"].item()
+    assert first > 1e-3
+    run(optimizer, p, [10 * g])
+    assert optimizer.state[p]["residual_norm"].item() == pytest.approx(1.01 * first, rel=1e-12)
+
+
+def test_without_any_rest_fira_is_its_projection() -> None:
+    given, one, two = gradients((12, 8), 4), zeros((12, 8)), zeros((12, 8))
+    run(make(one, 8, projection="svd", residual="fira"), one, given)
+    run(make(two, 8, projection="svd"), two, given)
+    assert torch.allclose(one, two, atol=1e-12)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (300, 250)])
+def test_without_a_rank_everything_moves_by_its_sign(projection: str, shape: tuple[int, int]) -> None:
+    p, (g,) = zeros(shape), gradients(shape, 1)
+    run(make(p, 0, projection=projection, residual="sign"), p, [g])
+    assert torch.allclose(p.detach(), -LR * g.sign(), atol=1e-15)
+
+
+def test_blocks_are_whole_tensors_that_change_and_the_others_keep_no_moments() -> None:
+    parameters = [zeros((4, 3 + i)) for i in range(8)]
+    optimizer = make(*parameters, 0, projection="block", density=0.25, period=2, moments="reset", residual="sign")
+    chosen = []
+    for step in range(12):
+        for i, p in enumerate(parameters):
+            p.grad = gradients((4, 3 + i), step + 1)[step]
+        optimizer.step()
+        active = {i for i, p in enumerate(parameters) if optimizer.state[p]["exp_avg"].numel()}
+        assert len(active) == 2
+        assert {f"{i}.D" for i in active} == optimizer.active(step // 2)
+        for i in active:
+            assert optimizer.state[parameters[i]]["exp_avg"].numel() == 4 * (3 + i)
+            assert int(optimizer.state[parameters[i]]["count"]) == step % 2 + 1
+        chosen.append(frozenset(active))
+    assert chosen[::2] == chosen[1::2], "within a period"
+    assert len(set(chosen)) > 2
+    assert [len(optimizer.active(0))] == [2]
+
+
+def test_blocks_go_on_in_the_same_bits() -> None:
+    shapes: list[tuple[int, int]] = [(6, 4), (4, 6), (5, 5), (7, 3)]
+    grid: dict[str, Any] = {"projection": "block", "density": 0.5, "period": 3, "moments": "reset", "residual": "sign"}
+
+    def go(optimizer: ProjectedAdam, parameters: list[nn.Parameter], steps: range) -> None:
+        for step in steps:
+            for p in parameters:
+                p.grad = gradients((p.shape[0], p.shape[1]), step + 1)[step]
+            optimizer.step()
+
+    straight = [zeros(shape) for shape in shapes]
+    go(make(*straight, 0, **grid), straight, range(8))
+    for cut in (1, 3, 5):
+        parameters = [zeros(shape) for shape in shapes]
+        first = make(*parameters, 0, **grid)
+        go(first, parameters, range(cut))
+        saved = {name: t.clone() for name, t in optim.state_tensors(first).items()}
+        second = make(*parameters, 0, **grid)
+        optim.load_state_tensors(second, saved, optim.with_state(first))
+        go(second, parameters, range(cut, 8))
+        assert all(torch.equal(a, b) for a, b in zip(parameters, straight, strict=True))

@@ -18,6 +18,7 @@ class Full(Method):
     """Trains a change as large as the weight: the yardstick for low-rank methods, and what galore and others project.
 
     The rank is that of the optimiser's projection where there is one; without, it says nothing.
+    Weight decay draws the change to zero: towards the base's weight, not towards no weight.
     """
 
     name: ClassVar[str] = "full"

@@ -1,0 +1,51 @@
+"""Fira. Chen et al., 2024, arXiv 2410.01623: GaLore's step, and what its projection leaves of the gradient.
+
+G (m, n), m >= n: R = G P' (m, r), N = Adam(R) before the correction of its start; S = (G - R P), row i times
+|N_i| / |R_i|; W <- W - lr bias (factor N P + S). |S| grows by at most the share `growth` from step to step.
+
+The rest is that of the paper, orthogonal to P. The released code subtracts factor R P, the same for its factor of 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from lrft.core.projected import Grid, Projecting
+
+
+@dataclass(frozen=True)
+class Fira(Projecting):
+    """GaLore with the rest of the gradient added, scaled row by row as Adam scales the projected part."""
+
+    name: ClassVar[str] = "fira"
+    kind: ClassVar[str] = "optimisation"
+    paper: ClassVar[str] = "arXiv 2410.01623"
+    equation: ClassVar[str] = "W <- W - lr (factor Adam(R) P + |Adam(R)| / |R| (G - R P)), R = G P'"
+    evidence: ClassVar[str] = "index formulas of the released code; the rest as in the paper"
+    on: ClassVar[str] = "full"
+    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps", "magnitude", "restart")
+    needs: ClassVar[tuple[str, ...]] = ("dense",)
+
+    projection: Literal["svd", "randomized", "random", "dct", "coordinate"] = "svd"
+    """The directions: leading singular vectors, exact or randomized; random ones; the strongest cosines; random
+    columns. randomized is faster for large layers."""
+    every: Annotated[float, Field(gt=0)] = 200.0
+    """Steps from one projection to the next, or a share of the run when below 1. The paper takes 200."""
+    factor: Annotated[float, Field(gt=0)] = 1.0
+    """On the projected part: 1 in the paper's fine-tuning, 0.25 in its pretraining."""
+    moments: Literal["keep", "rotate", "reset"] = "keep"
+    """Adam's moments when the directions change: kept as they are; turned into the new ones; begun anew."""
+    growth: Annotated[float, Field(ge=0)] = 0.01
+    """Share by which the rest may grow from one step to the next, which keeps spikes out of the loss. The paper's."""
+
+    def grid(self) -> Grid:
+        return Grid(
+            projection=self.projection,
+            scale=self.factor,
+            moments=self.moments,
+            residual="fira",
+            growth=1 + self.growth,
+        )

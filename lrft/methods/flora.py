@@ -1,0 +1,111 @@
+"""Flora. Hao, Cao, Mou, 2024, arXiv 2402.03293: momentum kept as a random projection. (Not FLoRA: `flora-batched`.)
+
+G (m, n), m >= n, else its transpose. Adafactor's normalised gradient U; the momentum C (m, r) of U A, for A (n, r) with
+entries from N(0, 1/r), so that E[A A'] = 1; W <- W - lr clip((1 - b) U + b C A'). Every so many steps A is drawn anew
+and C carried over, C <- C A' A_new. A is made from its seed when it is needed and never kept.
+
+b is the first of the recipe's betas; 0 is Adafactor alone. Left out of the released code: learning rates in proportion
+to the weight's size, and gradients accumulated in projected form.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lrft.core import compose
+from lrft.core.part import Making, Part, Run
+from lrft.core.projected import upright
+
+TINY = 1e-30  # Adafactor's, on the square of the gradient
+
+
+@dataclass(frozen=True)
+class Flora(Part):
+    """Trains whole weights by Adafactor, with a momentum that is kept as a small random projection."""
+
+    name: ClassVar[str] = "flora"
+    kind: ClassVar[str] = "optimisation"
+    paper: ClassVar[str] = "arXiv 2402.03293"
+    equation: ClassVar[str] = "C <- b C + (1 - b) U A, W <- W - lr ((1 - b) U + b C A'), U = Adafactor(G)"
+    evidence: ClassVar[str] = "index formulas of the released code; without momentum, transformers' Adafactor"
+    on: ClassVar[str] = "full"
+    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps", "magnitude", "restart")
+    needs: ClassVar[tuple[str, ...]] = ("dense",)
+
+    every: Annotated[float, Field(gt=0)] = 1000.0
+    """Steps from one random projection to the next, or a share of the run when below 1. The released code has 1000."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest root mean square of a step over its learning rate."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """At step t the mean square of the gradient forgets t to the power of minus this: Adafactor's 0.8."""
+
+    def make_optimizer(self, groups: list[dict[str, Any]], making: Making) -> torch.optim.Optimizer:
+        return ProjectedMomentum(groups, self, making.betas[0], making.seed)
+
+    def before_step(self, run: Run) -> None:
+        period = max(1, round(self.every if self.every >= 1 else self.every * run.total_steps))
+        for group in run.optimizer.param_groups if run.optimizer else ():
+            group["period"] = period
+
+
+class ProjectedMomentum(torch.optim.Optimizer):
+    """groups: as `optim.grouped` makes them, with "rank". Matrices only."""
+
+    def __init__(self, groups: list[dict[str, Any]], part: Flora, momentum: float, seed: int) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "period": 1000})
+        self.part, self.momentum, self.seed = part, momentum, seed
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for name, p in zip(group["param_names"], group["params"], strict=True):
+                if p.grad is not None:
+                    G, state = upright(p.grad), self.state[p]
+                    change = self.normalised(state, G)
+                    if self.momentum:
+                        change = self.carried(name, state, change, min(group["rank"], G.shape[1]), group["period"])
+                    change /= (rms(change) / self.part.clip).clamp_min(1.0)
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(change if G.shape == p.shape else change.T, alpha=-group["lr"])
+
+    def normalised(self, state: dict[str, Tensor], G: Tensor) -> Tensor:
+        """Adafactor's U (m, n): G over the root of its mean square, known by its rows' and columns' means."""
+        if not state:
+            state["step"] = torch.zeros(())
+            state["rows"], state["columns"] = G.new_zeros(G.shape[0]), G.new_zeros(G.shape[1])
+        state["step"] += 1
+        new = math.pow(int(state["step"]), -self.part.decay)
+        squares = G.square() + TINY
+        state["rows"].lerp_(squares.mean(dim=1), new)
+        state["columns"].lerp_(squares.mean(dim=0), new)
+        rows = (state["rows"] / state["rows"].mean()).rsqrt()
+        return G * rows[:, None] * state["columns"].rsqrt()
+
+    def carried(self, name: str, state: dict[str, Tensor], U: Tensor, rank: int, period: int) -> Tensor:
+        """U with the momentum (m, n). The momentum's next value, and its next projection, are set."""
+        done = int(state["step"]) - 1
+        A = self.drawn(name, done // period, U, rank)
+        C = state.setdefault("momentum", U.new_zeros(U.shape[0], rank))
+        change = (1 - self.momentum) * U + self.momentum * C @ A.T
+        if (done + 1) % period == 0:
+            new = self.drawn(name, (done + 1) // period, U, rank)
+            C.copy_(C @ (A.T @ new))
+            A = new
+        C.lerp_(U @ A, 1 - self.momentum)
+        return change
+
+    def drawn(self, name: str, number: int, like: Tensor, rank: int) -> Tensor:
+        """A (n, r) number so much. On the CPU, whose random numbers no other device has."""
+        generator = torch.Generator().manual_seed(compose.seed_of(self.seed, name, number))
+        A = torch.randn(like.shape[1], rank, generator=generator, dtype=like.dtype) / math.sqrt(rank)
+        return A.to(like.device)
+
+
+def rms(t: Tensor) -> Tensor:
+    return t.norm() / math.sqrt(t.numel())
