@@ -45,6 +45,7 @@ PROPERTIES: dict[str, tuple[str, str]] = {
     "dense": ("an update as large as the weight", "such update"),
 }
 NO_DROPOUT = "dropout=0"
+VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,12 @@ def read_card(file: Path) -> MethodCard:
 
 
 def _check_words(file: Path, node: ast.ClassDef, values: dict[str, Any]) -> None:
-    allowed = {"fills": {*SLOTS}, "gives": {*PROPERTIES}, "needs": {*PROPERTIES, NO_DROPOUT}, "excludes": {*SLOTS}}
+    allowed = {
+        "fills": {*SLOTS},
+        "gives": {*PROPERTIES},
+        "needs": {*PROPERTIES, NO_DROPOUT, VALIDATION},
+        "excludes": {*SLOTS},
+    }
     for key, words in allowed.items():
         unknown = set(values.get(key, ())) - words
         if unknown:
@@ -270,7 +276,7 @@ class Conflict:
     index: int | None
     """of the entry to be blamed, None for the whole list"""
     about: str
-    """the slot or property, "twice" or NO_DROPOUT"""
+    """the slot or property, "twice", NO_DROPOUT or VALIDATION"""
     text: str
 
 
@@ -294,7 +300,9 @@ def conflicts(names: Sequence[str], *, dropout: float, alpha_given: bool, folder
         for need in cards[name].needs:
             if need == NO_DROPOUT and dropout > 0:
                 found.append(Conflict(i, need, f"{name} needs adapter.dropout: 0, got {dropout:g}"))
-            elif need != NO_DROPOUT and need not in given:
+            elif need == VALIDATION and not validation:
+                found.append(Conflict(i, need, f"{name} needs validation rows; data.validation is none"))
+            elif need in PROPERTIES and need not in given:
                 wanted, lacking = PROPERTIES[need]
                 found.append(Conflict(i, need, f"{name} needs {wanted}; {builders[0]} has no {lacking}"))
     if alpha_given and "scale" not in given:

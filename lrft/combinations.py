@@ -70,5 +70,5 @@ def meaning(conflict: catalog.Conflict, one: MethodCard, other: MethodCard) -> s
     if conflict.about in one.fills and conflict.about in other.fills:
         return f"both {catalog.SLOTS[conflict.about]}"
     if conflict.about in catalog.SLOTS and conflict.about in {*one.excludes, *other.excludes}:
-        return f"one is not made for another that is to {catalog.SLOTS[conflict.about]}"
+        return f"nobody beside the one may {catalog.SLOTS[conflict.about]}, as the other does"
     return f"one needs {catalog.PROPERTIES[conflict.about][0]}"

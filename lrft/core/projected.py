@@ -236,6 +236,14 @@ class Projecting(Part):
             broadcast=making.broadcast,
         )
 
+    def optimizer_numbers(self, d: int, k: int, rank: int) -> int:
+        m, n = max(d, k), min(d, k)
+        r = min(self.rank(rank, torch.Size((d, k))), n)
+        projection = self.grid().projection
+        if projection == "block":
+            return round(2 * self.grid().density * d * k)
+        return 2 * m * r + (r if projection in ("dct", "coordinate") else r * n)
+
     def before_step(self, run: Run) -> None:
         period = max(1, round(self.every if self.every >= 1 else self.every * run.total_steps))
         for group in run.optimizer.param_groups if run.optimizer else ():

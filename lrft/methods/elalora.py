@@ -32,7 +32,7 @@ class Elalora(Method):
     """Components move from layers where they matter least to layers where they matter most; their number stays."""
 
     name: ClassVar[str] = "elalora"
-    kind: ClassVar[str] = "rank allocation"
+    kind: ClassVar[str] = "ranks"
     paper: ClassVar[str] = "arXiv 2504.00254"
     equation: ClassVar[str] = "W + (alpha / r) B diag(g) A; components with a low score make room for others elsewhere"
     parameters: ClassVar[str] = "r' (d + k + 1), r' = over * rank; r (d + k + 1) at a time"

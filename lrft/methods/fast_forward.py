@@ -32,7 +32,7 @@ class FastForward(Part):
     equation: ClassVar[str] = "theta_t + k (theta_t - theta_(t-1)), the first k of least validation loss"
     evidence: ClassVar[str] = "from the paper; two slips of the released code are not kept"
     fills: ClassVar[tuple[str, ...]] = ("steps",)
-    needs: ClassVar[tuple[str, ...]] = ("delta",)
+    needs: ClassVar[tuple[str, ...]] = ("delta", "validation")
 
     every: Annotated[float, Field(gt=0)] = 6.0
     """Steps from one attempt to the next, or a share of the run when below 1. 6 is the paper's."""

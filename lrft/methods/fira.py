@@ -21,13 +21,14 @@ class Fira(Projecting):
     """GaLore with the rest of the gradient added, scaled row by row as Adam scales the projected part."""
 
     name: ClassVar[str] = "fira"
-    kind: ClassVar[str] = "optimisation"
+    kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2410.01623"
     equation: ClassVar[str] = "W <- W - lr (factor Adam(R) P + |Adam(R)| / |R| (G - R P)), R = G P'"
     evidence: ClassVar[str] = "index formulas of the released code; the rest as in the paper"
     on: ClassVar[str] = "full"
-    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps", "magnitude", "restart")
+    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     needs: ClassVar[tuple[str, ...]] = ("dense",)
+    excludes: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     projection: Literal["svd", "randomized", "random", "dct", "coordinate"] = "svd"
     """The directions: leading singular vectors, exact or randomized; random ones; the strongest cosines; random

@@ -30,13 +30,14 @@ class Flora(Part):
     """Trains whole weights by Adafactor, with a momentum that is kept as a small random projection."""
 
     name: ClassVar[str] = "flora"
-    kind: ClassVar[str] = "optimisation"
+    kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2402.03293"
     equation: ClassVar[str] = "C <- b C + (1 - b) U A, W <- W - lr ((1 - b) U + b C A'), U = Adafactor(G)"
     evidence: ClassVar[str] = "index formulas of the released code; without momentum, transformers' Adafactor"
     on: ClassVar[str] = "full"
-    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps", "magnitude", "restart")
+    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     needs: ClassVar[tuple[str, ...]] = ("dense",)
+    excludes: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     every: Annotated[float, Field(gt=0)] = 1000.0
     """Steps from one random projection to the next, or a share of the run when below 1. The released code has 1000."""
@@ -47,6 +48,9 @@ class Flora(Part):
 
     def make_optimizer(self, groups: list[dict[str, Any]], making: Making) -> torch.optim.Optimizer:
         return ProjectedMomentum(groups, self, making.betas[0], making.seed)
+
+    def optimizer_numbers(self, d: int, k: int, rank: int) -> int:
+        return d + k + max(d, k) * min(rank, d, k)
 
     def before_step(self, run: Run) -> None:
         period = max(1, round(self.every if self.every >= 1 else self.every * run.total_steps))

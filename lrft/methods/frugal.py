@@ -21,13 +21,14 @@ class Frugal(Projecting):
     """Trains whole weights: a changing share of them by AdamW, the others by the sign of their gradient."""
 
     name: ClassVar[str] = "frugal"
-    kind: ClassVar[str] = "optimisation"
+    kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2411.07837"
     equation: ClassVar[str] = "W <- W - lr (AdamW of the chosen part of G, sign of the other)"
     evidence: ClassVar[str] = "index formulas of the released code"
     on: ClassVar[str] = "full"
-    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps", "magnitude", "restart")
+    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     needs: ClassVar[tuple[str, ...]] = ("dense",)
+    excludes: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     projection: Literal["block", "coordinate", "svd", "randomized", "random", "dct"] = "block"
     """What is chosen: whole layers; columns; the gradient's leading directions, exact or randomized; random directions;

@@ -22,7 +22,7 @@ class Full(Method):
     """
 
     name: ClassVar[str] = "full"
-    kind: ClassVar[str] = "full weight"
+    kind: ClassVar[str] = "parametrization"
     paper: ClassVar[str] = "-"
     equation: ClassVar[str] = "W + D"
     parameters: ClassVar[str] = "d k"

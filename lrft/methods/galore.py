@@ -23,13 +23,14 @@ class Galore(Projecting):
     """Trains whole weights by Adam in the gradient's leading directions only, which change now and then."""
 
     name: ClassVar[str] = "galore"
-    kind: ClassVar[str] = "optimisation"
+    kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2403.03507"
     equation: ClassVar[str] = "W <- W - lr factor Adam(G P') P"
     evidence: ClassVar[str] = "index formulas of the released code"
     on: ClassVar[str] = "full"
-    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps", "magnitude", "restart")
+    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     needs: ClassVar[tuple[str, ...]] = ("dense",)
+    excludes: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     projection: Literal["svd", "randomized", "random", "dct", "coordinate"] = "svd"
     """The directions: leading singular vectors, exact or randomized; random ones; the strongest cosines; random

@@ -37,7 +37,7 @@ class Goat(Method):
     """Experts of low rank, a few of them chosen for each token by a router. No weight can say this."""
 
     name: ClassVar[str] = "goat"
-    kind: ClassVar[str] = "experts"
+    kind: ClassVar[str] = "group"
     paper: ClassVar[str] = "arXiv 2502.16894"
     equation: ClassVar[str] = "W x + s sum_i w_i(x) (B_i A_i - their start) x, w = top of softmax(R x)"
     parameters: ClassVar[str] = "r (d + k) + E k"

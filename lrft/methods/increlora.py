@@ -32,7 +32,7 @@ class Increlora(Method):
     """Each layer starts with one component; the layers whose update matters most to the loss get more."""
 
     name: ClassVar[str] = "increlora"
-    kind: ClassVar[str] = "rank allocation"
+    kind: ClassVar[str] = "ranks"
     paper: ClassVar[str] = "arXiv 2308.12043"
     equation: ClassVar[str] = (
         "W + (alpha / r) B diag(g) A, growing where the smoothed sum of |dW * dL/dW| / sqrt(d k) is large"

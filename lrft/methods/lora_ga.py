@@ -34,6 +34,7 @@ class LoraGa(Part):
     evidence: ClassVar[str] = "index formulas of the released code; directions against PEFT 0.21"
     fills: ClassVar[tuple[str, ...]] = ("start",)
     needs: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
+    excludes: ClassVar[tuple[str, ...]] = ("pair-rates",)
     anchored: ClassVar[bool] = True
 
     rows: Annotated[int, Field(ge=1)] = 8

@@ -29,9 +29,10 @@ class Sorsa(Method):
     parameters: ClassVar[str] = "r (d + k + 1)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("update", "magnitude")
+    fills: ClassVar[tuple[str, ...]] = ("update",)
     gives: ClassVar[tuple[str, ...]] = ("delta",)
     needs: ClassVar[tuple[str, ...]] = ("dropout=0",)
+    excludes: ClassVar[tuple[str, ...]] = ("magnitude",)
     anchored: ClassVar[bool] = True
 
     penalty: Annotated[float, Field(ge=0)] = 13.3

@@ -60,7 +60,7 @@ def adapter(root: Node, problems: Problems) -> Node:
         return root
     known = [entry for entry in method.value if _is_known(entry, problems)]
     if len(known) == len(method.value):
-        _combination(section, known, problems)
+        _combination(section, known, problems, validation=_has_validation(root))
     filled = [_with_options(entry, problems) for entry in known]
     return root.with_child("adapter", section.with_child("method", replace(method, value=filled)))
 
@@ -114,12 +114,19 @@ def _with_options(entry: Node, problems: Problems) -> Node:
     return entry.with_child("options", Node(nodes, given.place, keys))
 
 
-def _combination(section: Node, entries: list[Node], problems: Problems) -> None:
+def _has_validation(root: Node) -> bool:
+    data = root.child("data")
+    node = data.child("validation") if data is not None else None
+    return node is None or node.value != "none"
+
+
+def _combination(section: Node, entries: list[Node], problems: Problems, *, validation: bool) -> None:
     dropout = section.child("dropout")
     share = float(dropout.value) if dropout is not None and is_number(dropout.value) else 0.0
     factors = list(_factors(section))
     names = [entry.value["name"].value for entry in entries]
-    for conflict in catalog.conflicts(names, dropout=share, alpha_given=bool(factors)):
+    found = catalog.conflicts(names, dropout=share, alpha_given=bool(factors), validation=validation)
+    for conflict in found:
         if conflict.index is None:
             key, node = factors[0]
             problems.add(node.place, f"{key}: {conflict.text}")
