@@ -280,8 +280,10 @@ class Conflict:
     text: str
 
 
-def conflicts(names: Sequence[str], *, dropout: float, alpha_given: bool, folder: Path = FOLDER) -> list[Conflict]:
-    """Why these entries do not go together, if they do not."""
+def conflicts(
+    names: Sequence[str], *, dropout: float, alpha_given: bool, validation: bool = True, folder: Path = FOLDER
+) -> list[Conflict]:
+    """Why these entries do not go together, or not with a recipe's dropout, alpha and validation rows."""
     cards = methods(folder)
     first = {name: names.index(name) for name in set(names)}
     found = [Conflict(i, "twice", f"{name} is listed twice") for i, name in enumerate(names) if i != first[name]]
