@@ -32,6 +32,7 @@ SLOTS: dict[str, str] = {
     "magnitude": "decide how lengths and directions move",
     "optimizer": "choose the optimiser",
     "restart": "begin anew",
+    "placement": "choose the layers",
 }
 
 # What one entry gives and another needs, as the end of "X needs ..." and of "Y has no ...".

@@ -124,6 +124,12 @@ CASES: dict[str, tuple[Any, Count]] = {
     "roselora+rslora+lora+": (["roselora", "rslora", "lora+"], pair),
     "lori": ("lori", lambda d, k, r: r * d),
     "aflora": ("aflora", lambda d, k, r: pair(d, k, r) + r + d),
+    "eva": ({"eva": {"rho": 1.0}}, pair),
+    "eva+rslora+dora": ([{"eva": {"rho": 1.0}}, "rslora", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "corda": ("corda", pair),
+    "corda-kpm": ({"corda": {"mode": "kpm", "normalise": "max"}}, pair),
+    "plop": ({"plop": {"kinds": 99}}, pair),
+    "lamda++": ({"lamda++": {"spread": 0.0}}, pair),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = ("full", "remora", "mora", "bone", "fourierft", "c3a", "hra", "lorma", "flora-batched")
