@@ -34,6 +34,7 @@ SLOTS: dict[str, str] = {
     "restart": "begin anew",
     "copies": "average several answers",
     "steps": "decide how far a step goes",
+    "placement": "choose the layers",
 }
 
 # What one entry gives and another needs, as the end of "X needs ..." and of "Y has no ...".

@@ -157,6 +157,12 @@ CASES: dict[str, tuple[Any, Count]] = {
     "flora": ("flora", lambda d, k, r: d * k),
     "fast-forward": ("fast-forward", pair),
     "fast-forward+dora": ([{"fast-forward": {"every": 1, "after": 0.0}}, "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "eva": ({"eva": {"rho": 1.0}}, pair),
+    "eva+rslora+dora": ([{"eva": {"rho": 1.0}}, "rslora", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "corda": ("corda", pair),
+    "corda-kpm": ({"corda": {"mode": "kpm", "normalise": "max"}}, pair),
+    "plop": ({"plop": {"kinds": 99}}, pair),
+    "lamda++": ({"lamda++": {"spread": 0.0}}, pair),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = (

@@ -164,27 +164,27 @@ def factor_of(composition: Composition, rank: int, alpha: float | str, scale: fl
 def observe(
     sites: Sequence[Site],
     composition: Composition,
-    look: Look | None,
+    look: Look,
     where: targets.Where = lambda key: key,
 ) -> tuple[list[Site], list[Seen]]:
     """The sites that follow from what the parts see of the data, and what each part has seen.
 
-    Raises UsageError when a part wants to look and there is nothing to look at, RecipeError when it sees nothing.
+    Raises RecipeError when a part wants to look and there is nothing to look at, or nothing that it can use.
     """
-    if not composition.observes:
-        return list(sites), [{} for _ in composition.parts]
-    if look is None:
-        names = ", ".join(part.name for part in composition.parts if type(part).observe is not Part.observe)
-        raise UsageError(f"{names} looks at rows of the data before it starts", "Give some: attach(..., batches=...).")
     look.sites = sites
-    try:
-        seen = [part.observe(look) for part in composition.parts]
-    except ValueError as error:
-        raise RecipeError([Problem(where("adapter.method"), f"adapter.method: {error}")]) from error
-    for part, found in zip(composition.parts, seen, strict=True):
+    seen = []
+    for part in composition.parts:
+        try:
+            seen.append(part.observe(look))
+        except ValueError as error:
+            raise RecipeError([Problem(where("adapter.method"), f"adapter.method: {part.name}: {error}")]) from error
+    # Who chooses the layers comes first: ranks are shared out among those that stay.
+    for part, found in sorted(
+        zip(composition.parts, seen, strict=True), key=lambda one: "placement" not in one[0].fills
+    ):
         sites = part.allot(sites, found)
     # Ranks are shapes, and a decomposition may round otherwise on another machine: the first process decides.
-    return look.agree(list(sites)), seen
+    return (look.agree(list(sites)) if composition.observes else list(sites)), seen
 
 
 def build_site(
@@ -290,7 +290,7 @@ def attach_adapter(
 ) -> tuple[Attached, Composition]:
     """Attach what a recipe's adapter section describes."""
     composition = compose((entry.name, entry.options) for entry in adapter.method)
-    sites, seen = observe(plan(model, adapter, composition, where), composition, look, where)
+    sites, seen = observe(plan(model, adapter, composition, where), composition, look or Look(model, seed=seed), where)
     return attach_sites(model, sites, composition, seed=seed, seen=seen, where=where), composition
 
 

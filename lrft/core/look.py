@@ -6,7 +6,6 @@ pass; whole gradients are made for a few layers at a time, with one pass over th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,16 +23,20 @@ Batch = Mapping[str, Tensor]
 GRADIENTS_AT_ONCE = 2**29
 
 
+def no_rows(_: Any) -> Any:
+    raise ValueError("looks at rows of the data before it starts: give some, as in attach(..., batches=...)")
+
+
 @dataclass
 class Look:
     """The base `model` and rows of the data that it will be trained on. All figures are those of all processes."""
 
     model: nn.Module
-    batches: Callable[[int], Iterable[Batch]]
+    batches: Callable[[int], Iterable[Batch]] = no_rows
     """micro-batches of this process's share of the first n rows: the same ones whenever they are asked for"""
-    loss: Callable[[Batch], Tensor]
+    loss: Callable[[Batch], Tensor] = no_rows
     """sum of the cross-entropy over a batch's trained tokens"""
-    tokens: Callable[[Batch], int]
+    tokens: Callable[[Batch], int] = no_rows
     """how many those are"""
     reduce: Callable[[Tensor], Tensor] = lambda t: t
     """sum over all processes"""
@@ -123,6 +126,7 @@ class Look:
             out.register_hook(add)
 
         tokens = 0
+        reached: list[float] = []
         embedding: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
         with quiet(self.model), torch.enable_grad(), ExitStack() as hooks:
             # No weight is trained here: gradients flow because the first hidden states ask for them.
@@ -136,9 +140,14 @@ class Look:
                 tokens += self.tokens(batch)
                 self.loss(batch).backward()
         device = next(self.model.parameters()).device
-        total = self.reduce(torch.tensor([tokens], dtype=torch.float64, device=device)).item()
-        silent = [site.name for site in sites if site.name not in sums]
-        if silent or not total or not math.isfinite(total):
+        for site in sites:  # a process without rows, or without a token for one expert, adds nothing
+            reached.append(1.0 if site.name in sums else 0.0)
+            x, g = (torch.zeros(0, size, dtype=site.dtype, device=device) for size in (site.k, site.d))
+            sums.setdefault(site.name, product(site.name, x, g))
+        counts = self.reduce(torch.tensor([tokens, *reached], dtype=torch.float64, device=device)).tolist()
+        total = counts[0]
+        silent = [site.name for site, times in zip(sites, counts[1:], strict=True) if not times]
+        if silent or not total:
             raise ValueError(f"no gradient reaches {', '.join(silent[:3]) or 'any layer: no trained tokens'}")
         found = {site.name: self.reduce(sums[site.name]) / total for site in sites}
         odd = [name for name, made in found.items() if not made.isfinite().all()]

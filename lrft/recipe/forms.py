@@ -9,7 +9,7 @@ from typing import Any
 from lrft.catalog import DEFAULT_METHOD, PRESETS
 from lrft.recipe.problems import Problems
 from lrft.recipe.schema import CHOICE_OPTIONS
-from lrft.recipe.tree import DEFAULT, Node, Path, Place, dotted, mapping
+from lrft.recipe.tree import DEFAULT, Node, Path, Place, dotted, mapping, plain
 
 
 def expand(root: Node) -> Node:
@@ -75,7 +75,7 @@ def with_methods(adapter: Node, problems: Problems) -> Node:
     if not items:
         problems.add(method.place, "adapter.method: the list is empty; name a method, or leave the key out")
     targets = adapter.child("target_modules")
-    if targets is not None and targets.value in ("plop", [Node("plop", targets.place)]):
+    if targets is not None and plain(targets) in ("plop", ["plop"]):
         # How its paper is used: the part that chooses among all layers, said as the layers that are chosen.
         adapter = adapter.with_child("target_modules", Node("all-linear", targets.place))
         if not any(entry.value["name"].value == "plop" for entry in entries):

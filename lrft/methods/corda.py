@@ -1,0 +1,130 @@
+"""CorDA. Yang et al., 2024, arXiv 2406.05223, section 3: the singular vectors of W C, C = X' X of the inputs X (n, k).
+
+    W C = U S V';  A0 = sqrt(S / s) V' C^-1 (r, k),  B0 = U sqrt(S / s) (d, r)
+
+for the first r triplets (ipm) or the last (kpm). The diagonal of C is raised as in the released code. The size of C
+shifts length from A to B and leaves B A alone. The paper has X' X as it is; the code divides each sample by its largest
+entry and by their number, which depends on the batches; here the mean of the diagonal is set to 1, unless asked for the
+code's. A layer that no row reaches keeps LoRA's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lrft.core import spectrum
+from lrft.core.adapter import Site
+from lrft.core.compose import seed_of
+from lrft.core.look import Look
+from lrft.core.part import Part, Seen
+
+# Numbers of covariances held at once: there is one pass over the rows for each few layers.
+COVARIANCES_AT_ONCE = 2**29
+
+
+@dataclass(frozen=True)
+class Corda(Part):
+    """Starts A and B from the directions of the weight that the data use most, or least."""
+
+    name: ClassVar[str] = "corda"
+    kind: ClassVar[str] = "initialisation"
+    paper: ClassVar[str] = "arXiv 2406.05223"
+    equation: ClassVar[str] = "W C = U S V'; A0 = sqrt(S/s) V' C^-1, B0 = U sqrt(S/s); W + s (B A - B0 A0)"
+    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
+    evidence: ClassVar[str] = "first values and forward against PEFT 0.21, both modes"
+    fills: ClassVar[tuple[str, ...]] = ("start",)
+    needs: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
+    anchored: ClassVar[bool] = True
+    natural_scale: ClassVar[float | None] = 1.0
+
+    mode: Literal["ipm", "kpm"] = "ipm"
+    """ipm: the first r, which the rows ask most of; kpm: the last r, which leaves what the rows ask for as it is (the
+    authors look at data whose knowledge shall survive; a run looks at the rows it trains on)."""
+    rows: Annotated[int, Field(ge=1)] = 256
+    """Rows of the data to look at. Their tokens should outnumber a layer's inputs. The authors': 256 of 2048 tokens."""
+    normalise: Literal["rms", "max"] = "rms"
+    """rms: inputs over their root mean square (ours); max: over the largest entry of each micro-batch, as the code."""
+    svd: Literal["randomized", "exact"] = "randomized"
+    """Of ipm; randomized: within 2 % of the leading energy; exact: the full decomposition, as kpm always needs."""
+
+    def observe(self, look: Look) -> Seen:
+        """For each site "A" (r, k) and "B" (d, r) of the factor s = 1."""
+        return {name: found for few in portions(look.sites) for name, found in self.decompose(replace(look, sites=few))}
+
+    def decompose(self, look: Look) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        grams: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+
+        def add(name: str, x: Tensor) -> None:
+            if self.normalise == "max":
+                x = x / x.max().abs()
+            if name not in grams:
+                grams[name] = x.new_zeros(x.shape[1], x.shape[1])
+            grams[name].addmm_(x.T, x)
+            counts[name] = counts.get(name, 0) + 1
+
+        leaders = look.agree(look.inputs(self.rows, add))
+        for leader in dict.fromkeys(leaders.values()):
+            sites = [site for site in look.sites if leaders.get(site.name) == leader]
+            if leader not in grams:  # a process may have no row at all
+                k, dtype = sites[0].k, sites[0].dtype
+                grams[leader] = torch.zeros(k, k, dtype=dtype, device=next(look.model.parameters()).device)
+            gram = look.reduce(grams.pop(leader))
+            size = look.reduce(gram.new_tensor([counts.get(leader, 0)]))
+            size = size if self.normalise == "max" else gram.diagonal().mean()
+            C, inverse = invertible(gram / size, leader)
+            for site in sites:
+                U, S, V = self.triplets(look.weight(site) @ C, site, look.seed)
+                yield site.name, {"A": S.sqrt()[:, None] * (V.T @ inverse), "B": U * S.sqrt()}
+
+    def triplets(self, WC: Tensor, site: Site, seed: int) -> spectrum.Triplets:
+        r = min(site.rank, site.d, site.k)
+        if self.mode == "kpm":
+            return spectrum.trailing(WC, r)
+        if self.svd == "exact":
+            return spectrum.exact(WC, r)
+        with torch.random.fork_rng(devices=[WC.device] if WC.is_cuda else []):
+            torch.manual_seed(seed_of(seed, "corda", site.name))
+            return spectrum.leading(WC, r)
+
+    def start_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+        A, B, rank, root = seen["A"], seen["B"], adapter.site.rank, adapter.site.scale**-0.5
+        if rank > len(A):
+            raise ValueError(
+                f"corda: rank {rank} where {len(A)} directions of a layer {tuple(W0.shape)} were decomposed: "
+                "lower the rank, or leave out the entry that raised it"
+            )
+        kept = slice(rank) if self.mode == "ipm" else slice(len(A) - rank, None)
+        adapter.A.copy_(A[kept] * root)
+        adapter.B.copy_(B[:, kept] * root)
+
+
+def portions(sites: Sequence[Site]) -> Iterator[list[Site]]:
+    """The sites in runs whose covariances fit in together."""
+    few: list[Site] = []
+    for site in sites:
+        if few and sum(s.k**2 for s in (*few, site)) > COVARIANCES_AT_ONCE:
+            yield few
+            few = []
+        few.append(site)
+    yield few
+
+
+def invertible(C: Tensor, place: str) -> tuple[Tensor, Tensor]:
+    """C (k, k) with a share of its mean diagonal added, as small as lets it be inverted, and its inverse."""
+    one, mean = torch.eye(len(C), dtype=C.dtype, device=C.device), C.diagonal().mean()
+    if not (mean.isfinite() and mean > 0):
+        raise ValueError(f"{place}: its inputs are zero or not finite, and corda divides by them")
+    share = 0.01
+    while True:
+        raised = C + share * mean * one
+        inverse = torch.linalg.inv(raised)
+        if torch.dist(raised @ inverse, one) < 0.05:
+            return raised, inverse
+        share *= 2

@@ -1,0 +1,75 @@
+"""PLoP. Hayou et al., 2025, arXiv 2506.20629: adapters where the weights are aligned least with the data.
+
+    score of a layer = mean over inputs x of |W x| / |x|, over what random inputs give
+
+The released code draws the random inputs; here it is |W|_F / sqrt(k), which is their quadratic mean. The code prints
+the scores of the kinds of layers (queries, keys, ...) for the questions of a task, padding included; here whole rows
+are looked at, padding is not, and the kinds with the lowest scores, the paper's choice, get the adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import linear, normalize
+
+from lrft.core.adapter import Site
+from lrft.core.look import Look
+from lrft.core.part import Part, Seen
+
+
+@dataclass(frozen=True)
+class Plop(Part):
+    """Leaves adapters only on the kinds of layers whose weights are aligned least with the data."""
+
+    name: ClassVar[str] = "plop"
+    kind: ClassVar[str] = "placement"
+    paper: ClassVar[str] = "arXiv 2506.20629"
+    equation: ClassVar[str] = "layers with the lowest mean of |W x| / |x| sqrt(k) / |W|"
+    evidence: ClassVar[str] = "formula of the released code, its random baseline in closed form"
+    fills: ClassVar[tuple[str, ...]] = ("placement",)
+
+    kinds: Annotated[int, Field(ge=1)] = 3
+    """How many kinds of layers, of those that the recipe targets, get adapters (ours: the paper leaves it open)."""
+    rows: Annotated[int, Field(ge=1)] = 100
+    """Rows of the data to look at. The authors': 100."""
+
+    def observe(self, look: Look) -> Seen:
+        """For each site its "score" ()."""
+        # One row says who is given the same inputs; these are then collected once for all of them.
+        leaders = look.agree(look.inputs(1, lambda name, x: None))
+        device = next(look.model.parameters()).device
+        reached = [site for site in look.sites if site.name in leaders]
+        sums = {site.name: torch.zeros(2, dtype=site.dtype, device=device) for site in reached}
+
+        def add(name: str, x: Tensor) -> None:
+            unit = normalize(x, dim=-1)
+            for site in reached:
+                if leaders[site.name] == name:
+                    lengths = linear(unit, look.weight(site)).norm(dim=-1)
+                    sums[site.name] += torch.stack([lengths.sum(), lengths.new_tensor(len(lengths))])
+
+        look.inputs(self.rows, add)
+        found = {}
+        for site in reached:
+            total, count = look.reduce(sums[site.name])
+            found[site.name] = {"score": total / count * site.k**0.5 / look.weight(site).norm()}
+        return found
+
+    def allot(self, sites: Sequence[Site], seen: Seen) -> list[Site]:
+        scores: dict[str, list[float]] = {}
+        for site in sites:
+            if site.name in seen:
+                scores.setdefault(kind_of(site.name), []).append(seen[site.name]["score"].item())
+        ordered = sorted(scores, key=lambda kind: sum(scores[kind]) / len(scores[kind]))
+        return [site for site in sites if kind_of(site.name) in ordered[: self.kinds]]
+
+
+def kind_of(name: str) -> str:
+    """What the same layer of every block is called: "layers.3.mlp.up_proj" without its number."""
+    return ".".join("*" if word.isdigit() else word for word in name.split("."))
