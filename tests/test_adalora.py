@@ -18,6 +18,7 @@ import lrft
 from lrft import files
 from lrft.core import compose
 from lrft.core.adapter import Site
+from lrft.core.gated import asked, built
 from lrft.core.part import Run
 from lrft.errors import RecipeError
 from lrft.methods.adalora import AdaLora
@@ -121,8 +122,8 @@ def test_every_step_of_a_run_is_that_of_peft(every: int, over: float) -> None:
             for ours_is, theirs_is in (("mean", "exp_avg_ipt"), ("spread", "exp_avg_unc")):
                 for key, value in getattr(theirs.rankallocator, theirs_is).items():
                     site, _, word = key.removesuffix(".default").rpartition(".lora_")
-                    name = f"{site.rpartition('.')[2]}.{'gate' if word == 'E' else word}/{ours_is}"
-                    assert torch.allclose(method.averages[name], value.view_as(method.averages[name]), rtol=1e-6), name
+                    name = f"{ours_is}/{site.rpartition('.')[2]}.{'gate' if word == 'E' else word}"
+                    assert torch.allclose(method.memory[name], value.view_as(method.memory[name]), rtol=1e-6), name
         counts.append(sum(int((adapter.gate != 0).sum()) for adapter in attached.modules.values()))
     first, last = method.phases(total)
     assert (first, last) == (3, 10)
@@ -164,7 +165,7 @@ def test_any_run_of_three_steps_or_more_spares_two_and_ends_with_the_rank_asked_
 def test_the_rank_asked_for_is_read_back_from_the_rank_built(over: float) -> None:
     method = AdaLora(over=over)
     for rank in range(1, 300):
-        assert method.asked(method.built(rank)) == rank
+        assert asked(built(rank, method.over), method.over) == rank
     assert [AdaLora().built(rank) for rank in (1, 2, 8)] == [2, 3, 12]
 
 
@@ -190,9 +191,9 @@ def stepped(method: AdaLora, attached: Any, scores: list[float], done: int, tota
     for name, adapter in attached.modules.items():
         for word, p in (("A", adapter.A), ("gate", adapter.gate), ("B", adapter.B)):
             p.grad = torch.zeros_like(p)
-            method.averages[f"{name}.{word}/mean"] = torch.zeros_like(p)
-            method.averages[f"{name}.{word}/spread"] = torch.ones_like(p)
-        method.averages[f"{name}.gate/mean"] += torch.tensor([next(values) for _ in adapter.gate])
+            method.memory[f"mean/{name}.{word}"] = torch.zeros_like(p)
+            method.memory[f"spread/{name}.{word}"] = torch.ones_like(p)
+        method.memory[f"mean/{name}.gate"] += torch.tensor([next(values) for _ in adapter.gate])
     method.after_step(Run(done - 1, total, attached.model, attached.modules, None, 0, lambda t: t))  # type: ignore[arg-type]
     return [(adapter.gate != 0).tolist() for adapter in attached.modules.values()]
 
@@ -218,8 +219,8 @@ def test_a_score_is_that_of_the_gate_and_the_means_of_row_and_column() -> None:
     for name, adapter in attached.modules.items():
         for word, p in (("A", adapter.A), ("gate", adapter.gate), ("B", adapter.B)):
             for kind in ("mean", "spread"):
-                method.averages[f"{name}.{word}/{kind}"] = torch.rand(p.shape, generator=generator)
-    A, gate, B = (method.averages[f"0.{w}/mean"] * method.averages[f"0.{w}/spread"] for w in ("A", "gate", "B"))
+                method.memory[f"{kind}/{name}.{word}"] = torch.rand(p.shape, generator=generator)
+    A, gate, B = (method.memory[f"mean/0.{w}"] * method.memory[f"spread/0.{w}"] for w in ("A", "gate", "B"))
     for i in range(3):
         expected = gate[i] + sum(A[i]) / len(A[i]) + sum(B[:, i]) / len(B)
         assert method.scores("0")[i].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -255,8 +256,8 @@ def test_a_run_takes_components_away_keeps_the_rest_and_resumes_exactly(place: P
         gates.append(torch.cat([tensor != 0 for name, tensor in saved.items() if name.endswith(".gate")]))
     method = AdaLora(initial=0.2, final=0.3)
     first, last = method.phases(9)
-    built, asked = len(gates[0]), len(gates[0]) * 4 // 6
-    assert [int(alive.sum()) for alive in gates] == [method.budget(done, 9, built, asked) for done in range(1, 10)]
+    most, least = len(gates[0]), len(gates[0]) * 4 // 6
+    assert [int(alive.sum()) for alive in gates] == [method.budget(done, 9, most, least) for done in range(1, 10)]
     for alive in gates[last - 1 :]:
         assert torch.equal(alive, gates[-1])
     assert len({tuple(alive.tolist()) for alive in gates[first:last]}) > 1

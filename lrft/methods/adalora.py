@@ -6,7 +6,6 @@ is that of its gate plus the means of those of its row of A and column of B (equ
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lrft.core.adapter import Delta, Site
-from lrft.core.gated import GatedPair
+from lrft.core.gated import GatedPair, asked, built, smoothed
 from lrft.core.part import Method, Run
 
 FIRST = 2  # steps without a mask in any run: averages of one gradient say nothing
@@ -56,17 +55,10 @@ class AdaLora(Method):
         return 2.0 * rank
 
     def scale(self, alpha: float, rank: int) -> float:
-        return alpha / self.built(rank)
-
-    def built(self, rank: int) -> int:
-        return math.floor(self.over * rank + 0.5)
-
-    def asked(self, built: int) -> int:
-        """The recipe's rank again: `built` is within a half of its multiple, and `over` is at least 1."""
-        return math.floor(built / self.over + 0.5)
+        return alpha / built(rank, self.over)
 
     def plan(self, sites: Sequence[Site]) -> list[Site]:
-        return [replace(site, rank=self.built(site.rank)) for site in sites]
+        return [replace(site, rank=built(site.rank, self.over)) for site in sites]
 
     def build(self, site: Site) -> Delta:
         adapter = GatedPair(site, trains_gate=True)
@@ -96,7 +88,7 @@ class AdaLora(Method):
                     self.follow(f"{site}.{word}", tensors[word])
         if done >= last or (done > first and done % self.every == 0):
             ranks = [len(tensors["gate"]) for tensors in pairs.values()]
-            keep = self.budget(done, run.total_steps, sum(ranks), sum(map(self.asked, ranks)))
+            keep = self.budget(done, run.total_steps, sum(ranks), sum(asked(rank, self.over) for rank in ranks))
             scores = torch.cat([self.scores(site) for site in pairs])
             gone = torch.zeros_like(scores, dtype=torch.bool)
             gone[scores.argsort(stable=True)[: len(scores) - keep]] = True  # ties too: exactly so many
@@ -121,31 +113,21 @@ class AdaLora(Method):
         """Move the averages of one tensor: sensitivity |p dL/dp|, and its distance from its own average."""
         if p.grad is None:
             raise ValueError(f"{key} has no gradient")
-        now = (p * p.grad).abs()
-        mean, spread = self.average(f"{key}/mean", now), self.average(f"{key}/spread", now)
-        mean.mul_(self.beta1).add_(now, alpha=1 - self.beta1)
-        spread.mul_(self.beta2).add_((now - mean).abs(), alpha=1 - self.beta2)
+        smoothed(self.memory, key, (p * p.grad).abs(), self.beta1, self.beta2)
 
     def scores(self, site: str) -> Tensor:
         """(r,) for one layer."""
-        A, gate, B = (
-            self.averages[f"{site}.{w}/mean"] * self.averages[f"{site}.{w}/spread"] for w in ("A", "gate", "B")
-        )
+        A, gate, B = (self.memory[f"mean/{site}.{w}"] * self.memory[f"spread/{site}.{w}"] for w in ("A", "gate", "B"))
         return gate + A.mean(dim=1) + B.mean(dim=0)
 
     @cached_property
-    def averages(self) -> dict[str, Tensor]:
-        """All that a run carries from step to step. Once they stand still, in the last phase, so does the choice."""
+    def memory(self) -> dict[str, Tensor]:
+        """All that a run carries from step to step. Once it stands still, in the last phase, so does the choice."""
         return {}
 
-    def average(self, key: str, like: Tensor) -> Tensor:
-        before = self.averages.get(key)
-        self.averages[key] = torch.zeros_like(like) if before is None else before.to(like.device)
-        return self.averages[key]
-
     def state(self) -> dict[str, Tensor]:
-        return dict(self.averages)
+        return dict(self.memory)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.averages.clear()
-        self.averages.update({key: value.clone() for key, value in state.items()})
+        self.memory.clear()
+        self.memory.update({key: value.clone() for key, value in state.items()})

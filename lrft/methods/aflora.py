@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lrft.core.adapter import Delta, Factors, Site
+from lrft.core.gated import smoothed
 from lrft.core.part import Method, Run
-from lrft.methods.elalora import smoothed
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ their length.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,11 +18,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.core.adapter import Delta, Site
-from lrft.core.gated import GatedPair
+from lrft.core.gated import GatedPair, asked, built, smoothed
 from lrft.core.part import Method, Run
 from lrft.core.seeds import seed_of
 
-BETA = 0.85
 STD = 0.02
 
 
@@ -66,7 +64,7 @@ class Elalora(Method):
         return alpha / rank
 
     def plan(self, sites: Sequence[Site]) -> list[Site]:
-        return [replace(site, rank=math.floor(self.over * site.rank + 0.5)) for site in sites]
+        return [replace(site, rank=built(site.rank, self.over)) for site in sites]
 
     def build(self, site: Site) -> Delta:
         """A component that is not in use is zero in A, B and gate: it then has no gradient and stays zero."""
@@ -136,20 +134,6 @@ class Elalora(Method):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.memory.update({name: tensor.clone() for name, tensor in state.items()})
-
-
-def smoothed(memory: dict[str, Tensor], name: str, now: Tensor) -> Tensor:
-    """M1 * M2 of what is `now`: the moving average M1 and that of the distance from it, kept in `memory`."""
-    mean, spread = (memory.get(f"{kind}/{name}", torch.zeros_like(now)).to(now.device) for kind in ("mean", "spread"))
-    mean = mean.lerp(now, 1 - BETA)
-    spread = spread.lerp((now - mean).abs(), 1 - BETA)
-    memory[f"mean/{name}"], memory[f"spread/{name}"] = mean, spread
-    return mean * spread
-
-
-def asked(built: int, over: float) -> int:
-    """The recipe's rank, of which `built` is the multiple `over`, rounded."""
-    return math.floor(built / over + 0.5)
 
 
 def in_use(A: Tensor) -> list[int]:

@@ -7,7 +7,6 @@ micro-batch of one process; here those of the whole step, for as many layers at 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,13 +17,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lrft.core.adapter import Delta, Site
-from lrft.core.gated import GatedPair
+from lrft.core.gated import GatedPair, asked, built, smoothed
+from lrft.core.look import GRADIENTS_AT_ONCE
 from lrft.core.part import Method, Run
 from lrft.core.seeds import seed_of
-from lrft.methods.elalora import STD, asked, smoothed
 
 RESERVE = 1e-5
-GRADIENTS_AT_ONCE = 2**29
+STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Increlora(Method):
         return alpha / rank
 
     def plan(self, sites: Sequence[Site]) -> list[Site]:
-        return [replace(site, rank=math.floor(self.over * site.rank + 0.5)) for site in sites]
+        return [replace(site, rank=built(site.rank, self.over)) for site in sites]
 
     def build(self, site: Site) -> Delta:
         """One component whose gate is 0, and the reserve. All others are zero: without gradient they stay so."""
