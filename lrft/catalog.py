@@ -263,10 +263,12 @@ def _annotation(item: ast.AnnAssign, file: Path) -> Any:
 
 
 def compose(entries: Sequence[str], folder: Path = FOLDER) -> tuple[str, ...]:
-    """The names with the one that builds first; when none builds, the one that the first entry works on is added."""
+    """The names with the one that builds first; when none builds, the one that some entry works on is added."""
     cards = methods(folder)
-    builders = [name for name in entries if cards[name].builds] or [cards[name].on for name in entries][:1]
-    builders = builders or [DEFAULT_METHOD]
+    builders = [name for name in entries if cards[name].builds]
+    if not builders:
+        wanted = [cards[name].on for name in entries if cards[name].on != DEFAULT_METHOD]
+        builders = [*wanted, DEFAULT_METHOD][:1]
     return (*builders, *(name for name in entries if not cards[name].builds))
 
 
@@ -299,7 +301,8 @@ def conflicts(
                 text = f"{name} cannot work beside {other}, which is to {SLOTS[slot]}"
                 found.append(Conflict(i, slot, text))
     given = {gift for name in composed for gift in cards[name].gives}
-    for i, name in enumerate(names):
+    for name in dict.fromkeys([*names, *composed]):
+        i = first.get(name, 0)  # who brought along a method is to be blamed for it
         for need in cards[name].needs:
             if need == NO_DROPOUT and dropout > 0:
                 found.append(Conflict(i, need, f"{name} needs adapter.dropout: 0, got {dropout:g}"))

@@ -18,7 +18,8 @@ import lrft
 from lrft import files
 from lrft.core import compose
 from lrft.core.adapter import Site
-from lrft.core.gated import asked, built
+from lrft.core.gated import asked
+from lrft.core.gated import built as at_first
 from lrft.core.part import Run
 from lrft.errors import RecipeError
 from lrft.methods.adalora import AdaLora
@@ -43,7 +44,7 @@ def twins(method: AdaLora, rank: int, total: int, make: Callable[[], nn.Module],
     from peft import AdaLoraConfig, get_peft_model
 
     options = {name: getattr(method, name) for name in ("over", "initial", "final", "every", "orthogonality")}
-    built = method.built(rank)
+    built = at_first(rank, method.over)
     ours = make()
     section = {"method": {"adalora": options}, "rank": rank, "scale": 8.0 / (built + 1e-5), "target_modules": words}
     attached = lrft.attach(ours, section)
@@ -127,11 +128,11 @@ def test_every_step_of_a_run_is_that_of_peft(every: int, over: float) -> None:
         counts.append(sum(int((adapter.gate != 0).sum()) for adapter in attached.modules.values()))
     first, last = method.phases(total)
     assert (first, last) == (3, 10)
-    assert counts[:first] == [sites * method.built(4)] * first
+    assert counts[:first] == [sites * at_first(4, method.over)] * first
     assert counts[last - 1 :] == [sites * 4] * (total - last + 1)
     for done in range(first + 1, last):
         if done % every == 0:
-            assert counts[done - 1] == method.budget(done, total, sites * method.built(4), sites * 4)
+            assert counts[done - 1] == method.budget(done, total, sites * at_first(4, method.over), sites * 4)
     if every == 3:  # between two decisions, at 6 and 9, what was taken away comes back
         assert counts[7 - 1] > counts[6 - 1]
 
@@ -165,8 +166,8 @@ def test_any_run_of_three_steps_or_more_spares_two_and_ends_with_the_rank_asked_
 def test_the_rank_asked_for_is_read_back_from_the_rank_built(over: float) -> None:
     method = AdaLora(over=over)
     for rank in range(1, 300):
-        assert asked(built(rank, method.over), method.over) == rank
-    assert [AdaLora().built(rank) for rank in (1, 2, 8)] == [2, 3, 12]
+        assert asked(at_first(rank, method.over), method.over) == rank
+    assert [at_first(rank, AdaLora().over) for rank in (1, 2, 8)] == [2, 3, 12]
 
 
 def test_the_plan_builds_more_and_the_factor_is_alpha_over_what_is_built() -> None:

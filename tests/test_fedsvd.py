@@ -160,8 +160,14 @@ def test_a_resumed_run_is_the_run(place: Place) -> None:
 def test_refused_without_a_pair_or_where_rates_are_set_or_beyond_the_layer() -> None:
     model = nn.Sequential(nn.Linear(14, 9))
     for words, sentence in (
-        ({"method": ["fedsvd", "lora+"]}, "both set the learning rates of A and B"),
-        ({"method": ["fedsvd", "lora-pro"]}, "both set the learning rates of A and B"),
+        (
+            {"method": ["fedsvd", "lora+"]},
+            "set the learning rates of A and B|change the gradients of A and B",
+        ),
+        (
+            {"method": ["fedsvd", "lora-pro"]},
+            "set the learning rates of A and B|change the gradients of A and B",
+        ),
         ({"method": ["fedsvd", "mora"]}, "fedsvd needs a pair of factors A and B; mora has no such pair"),
         ({"method": "fedsvd", "rank": 10}, "a 9 x 14 layer has no 10 singular vectors: lower the rank"),
     ):

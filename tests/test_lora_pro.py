@@ -247,9 +247,9 @@ def test_float32_is_near_float64_with_a_small_B() -> None:
 def test_refused_where_the_update_is_no_plain_product_or_another_sets_the_gradients() -> None:
     model = nn.Sequential(nn.Linear(14, 9))
     for others, sentence in (
-        (["lora+"], "both set the learning rates of A and B"),
+        (["lora+"], "to set the learning rates of A and B"),
         (["preconditioned"], "both change the gradients of A and B"),
-        (["dora"], "both decide how lengths and directions move"),
+        (["dora"], "to decide how lengths and directions move"),
         (["mora"], "lora-pro needs a pair of factors A and B; mora has no such pair"),
         (["sorsa"], "lora-pro needs a pair of factors A and B; sorsa has no such pair"),
         (["lora-fa"], "lora-pro needs a pair of factors A and B; lora-fa has no such pair"),

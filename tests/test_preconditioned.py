@@ -130,7 +130,10 @@ def test_where_B_is_zero_the_gradient_of_A_stays_zero() -> None:
 
 def test_one_change_of_the_gradients_at_a_time_and_only_of_a_pair() -> None:
     for others, sentence in (
-        (["lora+"], "both set the learning rates of A and B"),
+        (
+            ["lora+"],
+            "set the learning rates of A and B|change the gradients of A and B",
+        ),
         (["lora-pro"], "both change the gradients of A and B"),
         (["mora"], "preconditioned needs a pair of factors A and B; mora has no such pair"),
         (["sorsa"], "preconditioned needs a pair of factors A and B; sorsa has no such pair"),

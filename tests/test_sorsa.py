@@ -172,7 +172,7 @@ def test_a_resumed_run_is_the_run(place: Place) -> None:
 def test_refused_with_what_it_does_not_go_with() -> None:
     model = nn.Sequential(nn.Linear(14, 9))
     for words, sentence in (
-        ({"method": ["sorsa", "dora"]}, "both decide how lengths and directions move"),
+        ({"method": ["sorsa", "dora"]}, "which is to decide how lengths and directions move"),
         ({"method": ["sorsa", "rslora"]}, "rslora needs a factor alpha/r; sorsa has no"),
         ({"method": ["sorsa", "pissa"]}, "pissa needs a pair of factors A and B; sorsa has no such pair"),
         ({"method": ["sorsa", "lora+"]}, "lora\\+ needs a pair of factors A and B; sorsa has no such pair"),

@@ -193,8 +193,5 @@ def gradient_triplets(look: Look, rows: int, rounds: int, seed: int, *, times: i
     for site in look.sites:
         basis, image = columns[site.name], images[site.name].T
         U, S, V = spectrum.largest(image, min(times * site.rank, len(image)))
-        U = basis @ U
-        # A and B are of different triplets: the sign of each decides on a run. The largest of u is positive.
-        sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()
-        found[site.name] = (U * sign, S, V * sign)
+        found[site.name] = (basis @ U, S, V)
     return found

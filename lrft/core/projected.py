@@ -114,11 +114,11 @@ class ProjectedAdam(torch.optim.Optimizer):
         n, before = G.shape[1], dict(state)
         match self.grid.projection:
             case "svd":
-                state["P"] = self.broadcast(signed(spectrum.exact(G, rank)[2].T))
+                state["P"] = self.broadcast(spectrum.exact(G, rank)[2].T.contiguous())
             case "randomized":
                 with torch.random.fork_rng(devices=[G.device] if G.is_cuda else []):
                     torch.manual_seed(generator.initial_seed())
-                    state["P"] = self.broadcast(signed(spectrum.leading(G, rank)[2].T))
+                    state["P"] = self.broadcast(spectrum.leading(G, rank)[2].T.contiguous())
             case "random":
                 drawn = torch.randn(n, rank, generator=generator, dtype=G.dtype)
                 state["P"] = self.broadcast(torch.linalg.qr(drawn).Q.T.contiguous().to(G.device))
@@ -164,11 +164,6 @@ def upright(G: Tensor) -> Tensor:
     """G or its transpose, at least float32, with no fewer rows than columns."""
     G = G if G.dtype == torch.float64 else G.float()
     return G if G.shape[0] >= G.shape[1] else G.T
-
-
-def signed(rows: Tensor) -> Tensor:
-    """Singular vectors have no sign of their own, but moments that are kept see it: each sums to no less than zero."""
-    return torch.where(rows.sum(dim=1, keepdim=True) < 0, -rows, rows).contiguous()
 
 
 def down(state: dict[str, Tensor], G: Tensor) -> Tensor:

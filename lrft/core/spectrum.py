@@ -1,8 +1,8 @@
 """The singular vectors of a weight that a start is made from: the leading ones, or the trailing ones.
 
 Every function takes W (d, k) in float32 or float64 on any device and returns (U, S, V) of the same dtype and device,
-with W ~ U diag(S) V.T: U (d, r) and V (k, r) have orthonormal columns, S (r,) descends. All raise ValueError when
-r is larger than min(d, k).
+with W ~ U diag(S) V.T: U (d, r) and V (k, r) have orthonormal columns, S (r,) descends, and the largest entry of each
+column of V is positive. All raise ValueError when r is larger than min(d, k).
 
 `leading` is randomized: Halko, Martinsson, Tropp, 2011 (arXiv 0909.4061), with the block Krylov basis of Musco, Musco,
 2015 (arXiv 1504.05477, algorithm 2) in place of power iteration. A weight's spectrum is nearly flat, the worst case of
@@ -21,7 +21,7 @@ def exact(W: Tensor, r: int) -> Triplets:
     """The r leading singular triplets by the full decomposition."""
     refuse_beyond(W, r)
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    return U[:, :r], S[:r], Vh[:r].T
+    return signed(U[:, :r], S[:r], Vh[:r].T)
 
 
 def trailing(W: Tensor, r: int) -> Triplets:
@@ -29,7 +29,7 @@ def trailing(W: Tensor, r: int) -> Triplets:
     refuse_beyond(W, r)
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     first = len(S) - r
-    return U[:, first:], S[first:], Vh[first:].T
+    return signed(U[:, first:], S[first:], Vh[first:].T)
 
 
 def leading(W: Tensor, r: int, *, iterations: int = 6, oversample: int = 8) -> Triplets:
@@ -43,7 +43,7 @@ def leading(W: Tensor, r: int, *, iterations: int = 6, oversample: int = 8) -> T
     d, k = W.shape
     if d > k:  # the basis lies in the smaller space
         V, S, U = leading(W.T, r, iterations=iterations, oversample=oversample)
-        return U, S, V
+        return signed(U, S, V)
     width = r + oversample
     if 2 * (1 + iterations) * width >= d:
         return largest(W, r)
@@ -53,7 +53,7 @@ def leading(W: Tensor, r: int, *, iterations: int = 6, oversample: int = 8) -> T
         blocks.append(orthonormal(blocks[-1] @ W @ W.T))
     basis = orthonormal(torch.cat(blocks))
     U, S, V = largest(basis @ W, r)
-    return basis.T @ U, S, V
+    return signed(basis.T @ U, S, V)
 
 
 def largest(image: Tensor, r: int) -> Triplets:
@@ -64,7 +64,17 @@ def largest(image: Tensor, r: int) -> Triplets:
     # What is seen of W from the chosen ones is decomposed as it is: U and V are orthonormal to rounding.
     Q, R = torch.linalg.qr((chosen.T @ image).T)
     U, S, Vh = torch.linalg.svd(R.T)
-    return chosen @ U, S, Q @ Vh.T
+    return signed(chosen @ U, S, Q @ Vh.T)
+
+
+def signed(U: Tensor, S: Tensor, V: Tensor) -> Triplets:
+    """A pair of singular vectors has no sign of its own, and rounding may choose either: the largest of v is positive.
+
+    Else two processes, or a run and its repetition, could go different ways.
+    """
+    sign = V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()
+    sign = torch.where(sign == 0, torch.ones_like(sign), sign)
+    return U * sign, S, V * sign
 
 
 def orthonormal(rows: Tensor) -> Tensor:

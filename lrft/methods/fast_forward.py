@@ -19,7 +19,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lrft.core.part import Part, Run
-from lrft.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class FastForward(Part):
     equation: ClassVar[str] = "theta_t + k (theta_t - theta_(t-1)), the first k of least validation loss"
     evidence: ClassVar[str] = "from the paper; two slips of the released code are not kept"
     fills: ClassVar[tuple[str, ...]] = ("steps",)
+    excludes: ClassVar[tuple[str, ...]] = ("restart",)
     needs: ClassVar[tuple[str, ...]] = ("delta", "validation")
 
     every: Annotated[float, Field(gt=0)] = 6.0
@@ -49,13 +49,6 @@ class FastForward(Part):
     def is_due(self, run: Run) -> bool:
         every = max(1, round(self.every if self.every >= 1 else self.every * run.total_steps))
         return (run.step + 1) % every == 0 and run.step + 1 > self.after * run.total_steps
-
-    def before_step(self, run: Run) -> None:
-        if run.step == 0 and run.held_out() is None:
-            raise UsageError(
-                "fast-forward repeats a step while the loss on validation rows falls, and this run has none",
-                "Set data.validation, or leave fast-forward out.",
-            )
 
     def after_backward(self, run: Run) -> None:
         self.before.clear()  # those of a step that fp16 has skipped

@@ -39,6 +39,7 @@ class LoraSb(Method):
     evidence: ClassVar[str] = "index formulas of the released code"
     fills: ClassVar[tuple[str, ...]] = ("update", "start")
     gives: ClassVar[tuple[str, ...]] = ("delta",)
+    excludes: ClassVar[tuple[str, ...]] = ("magnitude",)
 
     rows: Annotated[int, Field(ge=1)] = 50
     """Rows of the training data whose gradient is looked at. 50 as in the released recipe for mathematics."""

@@ -35,7 +35,7 @@ class Randlora(Method):
     exports: ClassVar[str] = "merged"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
     fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    gives: ClassVar[tuple[str, ...]] = ("delta", "scale", "anew")
 
     bases: Literal["dense", "sparse", "very-sparse"] = "dense"
     """Entries uniform; or -1, 0, 1, of which two thirds, or all but 1 / sqrt(m), are 0. Of variance one in each case.

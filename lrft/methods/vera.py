@@ -32,7 +32,7 @@ class Vera(Method):
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "forward, merge and random values against PEFT 0.21"
     fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta",)
+    gives: ClassVar[tuple[str, ...]] = ("delta", "anew")
 
     d_initial: Annotated[float, Field(gt=0)] = 0.1
     """Start of every entry of d. PEFT's, which advises 0.1 or less."""

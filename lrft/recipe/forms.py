@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lrft import catalog
 from lrft.catalog import DEFAULT_METHOD, PRESETS
 from lrft.recipe.problems import Problems
 from lrft.recipe.schema import CHOICE_OPTIONS
@@ -75,12 +76,19 @@ def with_methods(adapter: Node, problems: Problems) -> Node:
     if not items:
         problems.add(method.place, "adapter.method: the list is empty; name a method, or leave the key out")
     targets = adapter.child("target_modules")
-    if targets is not None and plain(targets) in ("plop", ["plop"]):
-        # How its paper is used: the part that chooses among all layers, said as the layers that are chosen.
+    chooser = None if targets is None else _chooser(plain(targets))
+    if targets is not None and chooser is not None:
         adapter = adapter.with_child("target_modules", Node("all-linear", targets.place))
-        if not any(entry.value["name"].value == "plop" for entry in entries):
-            entries.append(mapping({"name": Node("plop", targets.place), "options": mapping({}, DEFAULT)}, DEFAULT))
+        if not any(entry.value["name"].value == chooser for entry in entries):
+            entries.append(mapping({"name": Node(chooser, targets.place), "options": mapping({}, DEFAULT)}, DEFAULT))
     return adapter.with_child("method", Node(entries, method.place))
+
+
+def _chooser(targets: Any) -> str | None:
+    """The part that chooses among all layers, when it stands in the place of the layers that are to be chosen."""
+    word = targets[0] if isinstance(targets, list) and len(targets) == 1 else targets
+    card = catalog.methods().get(word) if isinstance(word, str) else None
+    return card.name if card is not None and "placement" in card.fills else None
 
 
 def _parts(entry: Node | None, problems: Problems) -> list[Node]:
