@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState
-from benchmarks import contestants, curves, gpu, lrft_step, methods, report, rounds, rows, steps, tables
+from benchmarks import contestants, curves, equal, gpu, lrft_step, methods, report, rounds, rows, steps, tables
 from benchmarks.job import Job
 from benchmarks.limit import Llama, SwiGlu, passes
 from benchmarks.models import word_tokenizer
@@ -163,16 +163,28 @@ def test_the_page_is_made_from_the_saved_figures(tmp_path: Path) -> None:
     report.keep(tmp_path, "steps:small", measured)
     losses = [{"contestant": name, "losses": [2.0, 1.0 + x]} for name, x in (("lrft", 0.0), ("peft-loop", 0.0005))]
     report.keep(tmp_path, "curves", section(shape=SHAPE.facts(), runs=losses))
-    kinds = {"lora": "parametrization", "dora": "wrapper"}
+    known = {
+        "lora": {"kind": "parametrization", "rank": 16, "trained": 4_000_000},
+        "dora": {"kind": "wrapper", "rank": 16, "trained": 4_100_000},
+    }
     compared = [run("lora", 1.0, 1.0), run("dora", 1.0, 1.5)]
-    report.keep(tmp_path, "methods", section(shape=SHAPE.facts(), kinds=kinds, runs=compared))
+    report.keep(tmp_path, "methods", section(shape=SHAPE.facts(), methods=known, runs=compared))
     text = report.write(tmp_path).read_text()
     assert "| lrft | 2.00 | 4.00 | 30 | 2.00 | 10 | 1.0 |" in text
     assert "`trl` failed: no such thing" in text
     assert "| lrft | 2.00000 | 1.00000 | 5.0e-04 |" in text
-    assert "| dora | wrapper | 1.50 | 3.00 | 1.00 | 10 | 1.0 |" in text
+    assert "| dora | wrapper | 16 | 4.100 M | 1.50 | 3.00 | 1.00 | 10 | 1.0 |" in text
     assert (tmp_path / "performance.svg").read_text().count("<svg") == 1
-    assert methods.entry("dora").options == {"recipe": ["adapter.method=dora"]}
+    assert methods.entry("dora", 8).options == {"recipe": ["adapter.method=dora", "adapter.rank=8"]}
+
+
+def test_ranks_are_chosen_for_equal_numbers(tmp_path: Path) -> None:
+    tiny.save(tiny.make("llama"), tmp_path)
+    found = equal.ranks(tmp_path, 4)
+    assert found["lora"]["rank"] == 4
+    assert found["rslora"] == {"kind": "scaling", "rank": 4, "trained": found["lora"]["trained"]}
+    assert found["lora-fa"]["rank"] == 8
+    assert found["full"]["rank"] == 4, "the rank says nothing here"
 
 
 def test_curves_of_unequal_length_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Mode `methods`: what a step of every method costs, against lora at the same rank on the small model."""
+"""Mode `methods`: what a step of every method costs, against lora, at equal numbers to train on the small model."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from benchmarks.tables import count, noisy, ratio, spread, table, whole
 
 MODEL = "small"
 REFERENCE = "lora"
-_LIST = "import json; from lrft import catalog; print(json.dumps({n: c.kind for n, c in catalog.methods().items()}))"
 
 
 def measure(place: Place, options: argparse.Namespace) -> dict[str, Any]:
     facts = place.facts()
-    kinds = known(place.python, place.threads)
     shape = rows.Shape(8, options.method_tokens)
     vocabulary = place.origin(MODEL)["config"]["vocab_size"]
     made = rows.batches(shape, vocabulary=vocabulary, seed=options.seed)
     path = rows.save(made, place.work / "rows" / "methods.json")
     plan = Plan(MODEL, path, options.steps, options.rounds, seed=options.seed)
-    runs = rounds.measure(place, [entry(name) for name in kinds], plan)
+    methods = known(place.python, place.model(MODEL), plan.rank, place.threads)
+    runs = rounds.measure(place, [entry(name, facts["rank"]) for name, facts in methods.items()], plan)
     return facts | {
         "model": MODEL,
-        "kinds": kinds,
+        "methods": methods,
         "shape": shape.facts(),
         "seed": options.seed,
         "rounds": options.rounds,
@@ -39,36 +38,39 @@ def measure(place: Place, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def known(python: Path, threads: int) -> dict[str, str]:
-    """Every method that this lrft has, with its kind. Raises RuntimeError."""
-    asked = processes.run([python, "-c", _LIST], threads=threads)
+def known(python: Path, model: Path, rank: int, threads: int) -> dict[str, dict[str, Any]]:
+    """Every method that this lrft has: its kind, rank and trained numbers. Raises RuntimeError."""
+    asked = processes.run([python, "-m", "benchmarks.equal", model, str(rank)], threads=threads)
     if asked.code:
         raise RuntimeError(asked.reason())
     return json.loads(asked.out)
 
 
-def entry(name: str) -> Contestant:
+def entry(name: str, rank: int) -> Contestant:
     """The method with its default options; a part that builds nothing goes onto lora."""
-    return lrft(name, "", f"adapter.method={name}")
+    return lrft(name, "", f"adapter.method={name}", f"adapter.rank={rank}")
 
 
 def page(section: dict[str, Any]) -> str:
-    runs = section["runs"]
+    runs, methods = section["runs"], section["methods"]
     reference = rounds.counted(runs, REFERENCE, "cpu"), rounds.of_runs(runs, REFERENCE, memory)
     text = [
-        f"Rank {section['rank']}, default options, the {section['model']} model, {section['shape']['rows']} rows with "
+        f"Default options, each method at the rank at which it trains most nearly what lora of rank {section['rank']} "
+        f"does, the {section['model']} model, {section['shape']['rows']} rows with "
         f"{section['shape']['tokens']:,} tokens, {count(section['rounds'], 'round')} by turns, "
         f"{count(section['steps'], 'step')} counted. Parts that build nothing stand over lora. `rslora` does lora's "
         "own arithmetic: how far its ratios are from 1 is the noise of all.",
         "",
     ]
     lines = []
-    for name in rounds.names(runs, list(section["kinds"])):
+    for name in rounds.names(runs, list(methods)):
         cpu, peak = rounds.counted(runs, name, "cpu"), rounds.of_runs(runs, name, memory)
         lines.append(
             [
                 name,
-                section["kinds"][name],
+                methods[name]["kind"],
+                str(methods[name]["rank"]),
+                f"{(methods[name]['trained'] or 0) / 1e6:.3f} M",
                 ratio(cpu, reference[0]),
                 spread(cpu),
                 ratio(peak, reference[1]),
@@ -76,10 +78,20 @@ def page(section: dict[str, Any]) -> str:
                 spread(rounds.of_runs(runs, name, lambda run: run["set_up"]), "{:.1f}".format),
             ]
         )
-    head = ["", "kind", "time over lora's", "CPU seconds a step", "memory over lora's", "MB", "set-up, s"]
+    head = [
+        "",
+        "kind",
+        "rank",
+        "trained",
+        "time over lora's",
+        "CPU seconds a step",
+        "memory over lora's",
+        "MB",
+        "set-up, s",
+    ]
     text.append(table(head, lines))
     text += [f"- `{name}` was not measured: {reason}" for name, reason in rounds.failures(runs).items()]
-    return "\n".join([*text, noisy(rounds.times(runs, list(section["kinds"])), section["rounds"])])
+    return "\n".join([*text, noisy(rounds.times(runs, list(methods)), section["rounds"])])
 
 
 def memory(run: dict[str, Any]) -> float:
