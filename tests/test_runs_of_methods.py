@@ -25,9 +25,10 @@ KEYS = (
 # Largest difference over the largest value. Sums of two processes round otherwise than those of one, and a large factor
 # makes more of that in a few steps.
 TOLERANCE = 1e-4
-WIDER = {"singlora+rslora": 1e-2, "gora+lora+": 1e-2, "fast-forward+dora": 2e-2}
-# What depends on how a batch is cut into passes: masks drawn in each pass, singular values of its logits.
-BY_PASS = ("lora-dropout", "ba-lora")
+WIDER = {"singlora+rslora": 1e-2, "corda": 1e-2, "gora+lora+": 1e-2, "fast-forward+dora": 2e-2}
+# What depends on how a batch is cut into passes: masks drawn in each pass, singular values of its logits, inputs scaled
+# by the largest of each pass.
+BY_PASS = ("lora-dropout", "ba-lora", "corda-kpm")
 WORKER = """
 import json, sys, warnings
 warnings.simplefilter("error")
