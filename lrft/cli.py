@@ -335,7 +335,7 @@ def run_command(arguments: list[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except LrftError as error:
-        say("\n".join(error.lines()))
+        tell(error)
         return exit_code(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -352,6 +352,14 @@ def run_command(arguments: list[str]) -> int:
             return MemoryExhausted.exit_code
         return unexpected(error)
     return 0
+
+
+def tell(error: LrftError) -> None:
+    """Say what went wrong: once for all processes where each finds the same mistake, else with the process's number."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank and error.exit_code in (2, 3):
+        return
+    say("\n".join([*([f"process {rank + 1}:"] if rank else []), *error.lines()]))
 
 
 def memory_ran_out(error: Exception) -> bool:
