@@ -300,6 +300,10 @@ def conflicts(
             for slot in set(cards[name].excludes) & set(cards[other].fills) if other != name else ():
                 text = f"{name} cannot work beside {other}, which is to {SLOTS[slot]}"
                 found.append(Conflict(i, slot, text))
+    builder = builders[0]
+    if builder not in names:
+        whose = next((name for name in names if cards[name].on == builder), None)
+        builder = f"{builder}, which {whose} works on," if whose and builder != DEFAULT_METHOD else builder
     given = {gift for name in composed for gift in cards[name].gives}
     for name in dict.fromkeys([*names, *composed]):
         i = first.get(name, 0)  # who brought along a method is to be blamed for it
@@ -310,7 +314,7 @@ def conflicts(
                 found.append(Conflict(i, need, f"{name} needs validation rows; data.validation is none"))
             elif need in PROPERTIES and need not in given:
                 wanted, lacking = PROPERTIES[need]
-                found.append(Conflict(i, need, f"{name} needs {wanted}; {builders[0]} has no {lacking}"))
+                found.append(Conflict(i, need, f"{name} needs {wanted}; {builder} has no {lacking}"))
     if alpha_given and "scale" not in given:
         found.append(Conflict(None, "scale", f"{builders[0]} has no factor alpha/r: remove alpha and scale"))
     return found

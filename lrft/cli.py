@@ -56,11 +56,30 @@ def train(
         typer.Option("--accept-changes", help="With --resume: go on although recipe, data or base have changed."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings only.")] = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on this machine, one for each device. Left out: one for each GPU."),
+    ] = None,
 ) -> None:
     """Fine-tune what a recipe says."""
     if resume and fresh:
         raise UsageError("--resume and --fresh exclude each other")
     loaded = read_recipe(recipe, overrides)
+    from lrft import launch
+
+    launch.adopt_slurm()
+    if launch.is_launched():
+        if devices is not None:
+            raise UsageError("--devices: a launcher has started this process as one of several", "Leave --devices out.")
+    else:
+        with loading():
+            gpus = launch.gpus()
+        count = devices or max(1, gpus)
+        if count > 1:
+            flags = {"--fresh": fresh, "--accept-changes": accept_changes, "--quiet": quiet}
+            more = [*([f"--resume={resume}"] if resume else []), *(flag for flag, given in flags.items() if given)]
+            code = launch.run_on(count, ["train", str(recipe), *(overrides or []), *more], gpu=gpus >= count)
+            raise typer.Exit(code)
     with loading():
         from lrft.train import Options
         from lrft.train import train as run
@@ -316,7 +335,7 @@ def run_command(arguments: list[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except LrftError as error:
-        say("\n".join(error.lines()))
+        tell(error)
         return exit_code(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -333,6 +352,14 @@ def run_command(arguments: list[str]) -> int:
             return MemoryExhausted.exit_code
         return unexpected(error)
     return 0
+
+
+def tell(error: LrftError) -> None:
+    """Say what went wrong: once for all processes where each finds the same mistake, else with the process's number."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank and error.exit_code in (2, 3):
+        return
+    say("\n".join([*([f"process {rank + 1}:"] if rank else []), *error.lines()]))
 
 
 def memory_ran_out(error: Exception) -> bool:

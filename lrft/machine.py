@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,21 +55,34 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def out_of_memory(error: BaseException, recipe: Any) -> MemoryExhausted | None:
-    """The error with advice, when `error` says that memory ran out; else None."""
-    words = str(error)
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in words:
+def says_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def available() -> int | None:
+    """Bytes of memory that this machine could still give to a process, None where nobody says."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if found is None else int(found) * 1024
+
+
+def out_of_memory(error: BaseException, recipe: Any, parts: str = "") -> MemoryExhausted | None:
+    """The error with advice, when `error` says that memory ran out; else None. parts: where the memory went."""
+    if not says_out_of_memory(error):
         return None
+    words = str(error)
     t = recipe.training
     keys = []
-    if t.micro_batch_size > 1:
-        keys.append(f"training.micro_batch_size: {t.micro_batch_size // 2} (same result, a little slower)")
+    if t.micro_batch_size == "auto" or t.micro_batch_size > 1:
+        fewer = 1 if t.micro_batch_size == "auto" else t.micro_batch_size // 2
+        keys.append(f"training.micro_batch_size: {fewer} (same result, a little slower)")
     slower = {"none": ("light", "a few percent"), "light": ("medium", "a fifth"), "medium": ("full", "a third")}
     if t.gradient_checkpointing in slower:
         word, cost = slower[t.gradient_checkpointing]
         keys.append(f"training.gradient_checkpointing: {word} (same result, about {cost} slower)")
     keys.append("data.max_length: a smaller number")
     return MemoryExhausted(
-        f"out of memory: {(words.splitlines() or ['nothing more can be allocated'])[0]}",
+        f"out of memory: {(words.splitlines() or ['nothing more can be allocated'])[0]}{parts}",
         "Cheapest first: " + "; ".join(keys),
     )

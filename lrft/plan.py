@@ -5,6 +5,7 @@ Nothing is loaded but the config, the tokenizer and the data: the model is made 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -46,11 +47,15 @@ class Memory:
     """for a moment of the backward pass"""
 
     @property
+    def at_the_end(self) -> int:
+        """Logits, and what one layer's backward pass takes. A GPU's allocator gives the memory of the one to the other;
+        a process keeps small pieces for small pieces, and asks for the large ones anew."""
+        return self.logits + self.moment if self.process else max(self.logits, self.moment)
+
+    @property
     def total(self) -> int:
-        # The logits are gone when the backward pass through the blocks begins.
         parts = asdict(self)
-        logits, moment = parts.pop("logits"), parts.pop("moment")
-        return sum(parts.values()) + max(logits, moment)
+        return sum(parts.values()) - self.logits - self.moment + self.at_the_end
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,11 @@ class Plan:
         return self.flops / (self.speed * EFFICIENCY * self.devices)
 
 
-def make_plan(recipe: Recipe, source: Path, prepared: data.Prepared, devices: int) -> Plan:
-    """The plan of a recipe whose data are prepared. Raises RecipeError."""
+def make_plan(recipe: Recipe, source: Path, prepared: data.Prepared, devices: int, micro: int | None = None) -> Plan:
+    """The plan of a recipe whose data are prepared. Raises RecipeError.
+
+    micro: rows of a pass, where the recipe leaves them open and they have been found.
+    """
     t = recipe.training
     compute = machine.computation(t.precision)
     active = machine.DTYPES[machine.OF_COMPUTATION[compute]]
@@ -101,7 +109,8 @@ def make_plan(recipe: Recipe, source: Path, prepared: data.Prepared, devices: in
         attached = compose.attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
         model.train()
         copies = max(adapter.copies for adapter in attached.modules.values())
-        largest = copies * largest_batch(recipe, prepared.train, schedule, devices)
+        micro = micro or rows_of_a_pass(recipe, devices)
+        largest = copies * largest_batch(recipe, prepared.train, schedule, devices, micro)
         trained = attached.trained()
         numbers = sum(p.numel() for p in trained.values())
         kept = footprint.activations(
@@ -120,7 +129,7 @@ def make_plan(recipe: Recipe, source: Path, prepared: data.Prepared, devices: in
         matrix = sum(d * k for d, k in (linear.shape(module) for _, module in linear.named_linears(model)))
     whole = Memory(process, weights, adapter, numbers * 4, state, kept.kept, kept.logits, kept.moment)
     tokens = copies * tokens_of(prepared.train, schedule)
-    passes = -(-t.global_batch_size // (t.micro_batch_size * devices))
+    passes = -(-t.global_batch_size // (micro * devices))
     return Plan(
         modules=modules,
         parameters=parameters,
@@ -136,13 +145,17 @@ def make_plan(recipe: Recipe, source: Path, prepared: data.Prepared, devices: in
     )
 
 
-def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.Schedule, devices: int) -> int:
+def rows_of_a_pass(recipe: Recipe, devices: int) -> int:
+    """The recipe's micro-batch; for auto, all that a device gets of a step."""
+    wanted = recipe.training.micro_batch_size
+    return math.ceil(recipe.training.global_batch_size / devices) if wanted == "auto" else wanted
+
+
+def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.Schedule, devices: int, micro: int) -> int:
     """Tokens of the largest micro-batch, padding included where rows are padded."""
     most = 0
     for step in range(min(schedule.total_steps, STEPS_SEEN)):
-        batches = micro_batches(
-            schedule.rows(step), rows.lengths, micro=recipe.training.micro_batch_size, rank=0, world=devices
-        )
+        batches = micro_batches(schedule.rows(step), rows.lengths, micro=micro, rank=0, world=devices)
         for ids in batches:
             lengths = rows.lengths[ids]
             if len(ids):
@@ -264,7 +277,7 @@ def rows(plan: Plan, recipe: Recipe) -> list[Row]:
         ("optimizer", whole.optimizer, ""),
         ("activations", whole.activations, f"{plan.largest:,} tokens, {recipe.training.gradient_checkpointing} "
          "checkpointing"),
-        ("at its end", max(whole.logits, whole.moment), "the larger of logits and one layer's gradients"),
+        ("at its end", whole.at_the_end, "logits, and one layer's gradients"),
     ]  # fmt: skip
     shown = [f"{name:<12}{gigabytes(size):>10}   {text}".rstrip() for name, size, text in parts if size]
     said: list[Row] = [
@@ -283,6 +296,13 @@ def rows(plan: Plan, recipe: Recipe) -> list[Row]:
         ]
         said.append((f"{plan.devices} devices", lines))
     return said
+
+
+def parts_line(plan: Plan) -> str:
+    """The parts of one device's memory, largest first."""
+    whole = next(iter(plan.memory.values()))
+    parts = sorted(asdict(whole).items(), key=lambda part: -part[1])
+    return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts if size >= 1e6)
 
 
 def time_line(plan: Plan) -> str:

@@ -22,6 +22,7 @@ from lrft.core.look import Look
 from lrft.core.part import Making
 from lrft.data.batch import Form, collate
 from lrft.errors import Problem, RecipeError
+from lrft.fitting import largest_that_fits
 from lrft.loss import TokenLoss, trained_tokens
 from lrft.recipe import Recipe
 from lrft.runfolder import RunFolder
@@ -90,9 +91,12 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
         checks=proven,
         folder=folder,
         resumed_from=resumed_from,
+        micro=1 if t.micro_batch_size == "auto" else t.micro_batch_size,
     )
     if resumed_from is None:
         compare_start(trainer)
+    if t.micro_batch_size == "auto":
+        trainer.micro = largest_that_fits(trainer)
     return trainer
 
 
@@ -130,7 +134,8 @@ def make_look(
     recipe: Recipe, rows: data.Rows, plan: data.Schedule, accelerator: Any, losses: TokenLoss, form: Form
 ) -> Look:
     """What parts may look at before adapters exist: the base, and the rows in the order in which they are trained."""
-    rank, world, micro = accelerator.process_index, accelerator.num_processes, recipe.training.micro_batch_size
+    rank, world, wanted = accelerator.process_index, accelerator.num_processes, recipe.training.micro_batch_size
+    micro = 1 if wanted == "auto" else wanted
 
     def batches(n: int) -> Iterator[dict[str, Tensor]]:
         steps = range(plan.total_steps)

@@ -96,12 +96,12 @@ def becomes(trainer: Trainer) -> str:
 def training_lines(trainer: Trainer) -> list[str]:
     t, plan = trainer.recipe.training, trainer.plan
     world = trainer.accelerator.num_processes
-    passes = -(-t.global_batch_size // (t.micro_batch_size * world))
+    passes = -(-t.global_batch_size // (trainer.micro * world))
     epochs = plan.total_steps / plan.steps_per_epoch
     again = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
     return [
         f"{epochs:.4g} epochs = {plan.total_steps:,} steps of {t.global_batch_size} rows: "
-        f"{t.micro_batch_size} per pass x {passes} passes x {world} process{'es' * (world > 1)}",
+        f"{trainer.micro} per pass x {passes} passes x {world} process{'es' * (world > 1)}",
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {trainer.compute}   seed {t.seed}"
         f"{'   packed' if trainer.packed else ''}{again}",
     ]

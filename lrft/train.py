@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrft import checks, diagnostics, evaluate, files, machine, optim, schedule, summary, verify
+from lrft import base, checks, diagnostics, evaluate, files, machine, optim, plan, schedule, summary, verify
 from lrft import recipe as recipes
 from lrft.core import compose
 from lrft.core.part import Run
@@ -42,6 +42,7 @@ def train(recipe: Recipe, options: Options) -> Path:
     resume = options.resume is not None
     if main:
         RunFolder.refuse(output, resume=resume, fresh=options.fresh)
+    trainer: Trainer | None = None
     try:
         with ExitStack() as stack:
             folder = stack.enter_context(RunFolder.open(output, resume=True, fresh=False)) if main and resume else None
@@ -61,11 +62,22 @@ def train(recipe: Recipe, options: Options) -> Path:
                 trainer.reporter.note(recipe.masked("\n".join(error.lines())))
                 raise
     except (RuntimeError, MemoryError) as error:
-        advice = machine.out_of_memory(error, recipe)
+        advice = machine.out_of_memory(error, recipe, "" if trainer is None else where_memory_went(trainer))
         if advice is None:
             raise
         raise advice from error
     return output
+
+
+def where_memory_went(trainer: Trainer) -> str:
+    """The plan's memory by part, for a message; "" when there is no plan to be had."""
+    recipe, world = trainer.recipe, trainer.accelerator.num_processes
+    try:
+        source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+        made = plan.make_plan(recipe, source, trainer.prepared, world, micro=trainer.micro)
+    except (LrftError, RuntimeError, ValueError, TypeError):
+        return ""
+    return f"\nA step takes about: {plan.parts_line(made)}"
 
 
 def tell_start(trainer: Trainer) -> None:
@@ -213,7 +225,7 @@ def backward(trainer: Trainer, ids: np.ndarray, tokens: int) -> Tensor:
     """
     accelerator, settings, step = trainer.accelerator, trainer.recipe.training, trainer.progress.step
     rank, world = accelerator.process_index, accelerator.num_processes
-    micros = micro_batches(ids, trainer.rows.lengths, micro=settings.micro_batch_size, rank=rank, world=world)
+    micros = micro_batches(ids, trainer.rows.lengths, micro=trainer.micro, rank=rank, world=world)
     token_losses, added = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     for n, micro in enumerate(micros):
         # Dropout is a function of (seed, step, rank, micro-batch): a resumed run has nothing to restore.
@@ -291,7 +303,6 @@ def measure(trainer: Trainer) -> bool:
     if rows is None:
         raise ValueError("evaluation without validation rows")
     trainer.reporter.doing("evaluating")
-    micro = recipe.evaluation.micro_batch_size or recipe.training.micro_batch_size
     record: dict[str, Any] = {"step": progress.step} | validation_loss(trainer, rows)
     asked = evaluate.with_prompts(rows)
     shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
@@ -301,7 +312,7 @@ def measure(trainer: Trainer) -> bool:
             trainer.tokenizer,
             shown,
             max_new_tokens=recipe.evaluation.max_new_tokens,
-            batch_size=micro,
+            batch_size=trainer.evaluation_micro,
             copies=trainer.losses.copies,
         )
     improved = note_loss(trainer, record["loss"])
@@ -319,7 +330,7 @@ def validation_loss(trainer: Trainer, rows: Rows) -> dict[str, float]:
     return evaluate.loss_of(
         trainer.model,
         rows,
-        micro=trainer.recipe.evaluation.micro_batch_size or trainer.recipe.training.micro_batch_size,
+        micro=trainer.evaluation_micro,
         pad_id=evaluate.pad_token(trainer.tokenizer),
         form=trainer.layout.form,
         rank=trainer.accelerator.process_index,

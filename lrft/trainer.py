@@ -77,6 +77,8 @@ class Trainer:
     layout: Layout
     optimizer: Any
     plan: Schedule
+    micro: int
+    """rows of a pass: the recipe's, or as many as fit"""
     warnings: list[str]
     checks: dict[str, str]
     """what was proven, in words"""
@@ -107,6 +109,7 @@ class Trainer:
             "model.precision": self.base_info["dtype"],
             "model.attention": attention_of(self.attached.model),
             "data.packing": self.layout.packed,
+            "training.micro_batch_size": self.micro,
         }
         if self.recipe.where("data.max_length") == "default":  # the model can have fewer positions
             decided["data.max_length"] = self.prepared.report.max_length
@@ -123,6 +126,10 @@ class Trainer:
             self.rows, ids * self.losses.copies(), pad_id=evaluate.pad_token(self.tokenizer), form=self.layout.form
         )
         return {name: value.to(self.accelerator.device) for name, value in batch.items()}
+
+    @property
+    def evaluation_micro(self) -> int:
+        return self.recipe.evaluation.micro_batch_size or self.micro
 
     def describe(self) -> None:
         """Write run.json: what is known of the run so far."""

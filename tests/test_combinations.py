@@ -61,6 +61,11 @@ def test_the_matrix_follows_from_the_declarations(word: str, other: str, refused
                 recipe.parse_adapter({"method": list(order), "dropout": dropout})
 
 
+def test_a_method_that_was_not_written_is_named_with_the_word_that_brought_it() -> None:
+    (found,) = catalog.conflicts(["lora-ga", "galore"], dropout=0.0, alpha_given=False)
+    assert found.text == "lora-ga needs a pair of factors A and B; full, which galore works on, has no such pair"
+
+
 def test_every_reason_names_both_words_or_the_key() -> None:
     cards = catalog.methods()
     for one, other in itertools.combinations(cards.values(), 2):

@@ -20,7 +20,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # A file or folder of lrft imports only from the lines above its own. A new one gets a place here.
 TIERS = (
     "errors",
-    "files text loss schedule signals figures",
+    "files text loss schedule signals figures launch",
     "catalog metrics machine optim tensorfile runfolder",
     "recipe methodlist combinations",
     "data base documents starter report",
@@ -29,7 +29,9 @@ TIERS = (
     "checkpoint",
     "evaluate pieces",
     "merging verify checks layout footprint",
-    "trainer plan",
+    "trainer",
+    "plan",
+    "fitting",
     "saving",
     "setup",
     "train",

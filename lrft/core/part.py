@@ -49,6 +49,16 @@ class Run:
     held_out: Callable[[], float | None] = not_at_hand
     """loss on a few validation rows, the same on all processes; None when the run has no validation rows"""
 
+    def pairs(self) -> list[list[Any]]:
+        """The modules that hold factors A and B with gradients, those of one rank together."""
+        by_rank: dict[int, list[Any]] = {}
+        module: Any
+        for adapter in self.adapters.values():
+            for module in adapter.modules():
+                if getattr(getattr(module, "A", None), "grad", None) is not None:
+                    by_rank.setdefault(module.site.rank, []).append(module)
+        return list(by_rank.values())
+
 
 @dataclass(frozen=True)
 class Making:

@@ -40,13 +40,7 @@ class LoraPro(Part):
 
     @torch.no_grad()
     def after_backward(self, run: Run) -> None:
-        by_rank: dict[int, list[Any]] = {}
-        module: Any
-        for adapter in run.adapters.values():
-            for module in adapter.modules():
-                if getattr(getattr(module, "A", None), "grad", None) is not None:
-                    by_rank.setdefault(module.site.rank, []).append(module)
-        for pairs in by_rank.values():  # small decompositions are made together: one by one they would take as long
+        for pairs in run.pairs():  # small decompositions are made together: one by one they would take as long
             closest(pairs, self.cutoff)
 
 

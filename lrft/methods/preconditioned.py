@@ -7,7 +7,7 @@ P_A and P_B project on the rows of A and the columns of B.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -34,13 +34,7 @@ class Preconditioned(Part):
 
     @torch.no_grad()
     def after_backward(self, run: Run) -> None:
-        by_rank: dict[int, list[Any]] = {}
-        module: Any
-        for adapter in run.adapters.values():
-            for module in adapter.modules():
-                if getattr(getattr(module, "A", None), "grad", None) is not None:
-                    by_rank.setdefault(module.site.rank, []).append(module)
-        for pairs in by_rank.values():  # small inverses are made together: one by one they would take as long
+        for pairs in run.pairs():  # small inverses are made together: one by one they would take as long
             of_A = self.inverses([pair.B.T for pair in pairs])
             of_B = self.inverses([pair.A for pair in pairs])
             for pair, left, right in zip(pairs, of_A, of_B, strict=True):

@@ -194,7 +194,11 @@ class TrainingSection(Section):
     )
     max_steps: Count | None = Field(default=None, description="Optimiser steps; with epochs, whichever ends first.")
     global_batch_size: Count = Field(default=32, description="Rows per optimiser step, over all devices.")
-    micro_batch_size: Count = Field(default=4, description="Rows per device and forward pass: memory, not the result.")
+    micro_batch_size: Literal["auto"] | Count = Field(
+        default=4,
+        description="Rows per device and forward pass: memory, not the result. auto: as many as fit, tried before the "
+        "first step.",
+    )
     learning_rate: Positive = Field(default=2e-4, description="Highest learning rate.")
     lr_scheduler: LrScheduler = Field(default=LrScheduler(), description="Shape of the learning rate over the run.")
     warmup_ratio: BelowOne = Field(default=0.03, description="Share of the run in which the learning rate rises.")

@@ -129,7 +129,6 @@ _NOT_YET = "is not supported in this version"
 VALUES: Mapping[str, Mapping[str, str]] = {
     "adapter.method": {
         "qlora": f"qlora is lora on a quantised base model: {_NO_QUANTIZATION}",
-        "full": "training of all weights is not supported in this version",
     },
     "adapter.target_modules": {
         **dict.fromkeys(("all", "all_linear"), "Here: all-linear, which leaves out the output head"),
@@ -139,7 +138,6 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **{"bfloat16": "Here: bf16", "float16": "Here: fp16", "float32": "Here: fp32"},
         "no": "Here: fp32",
     },
-    "training.micro_batch_size": {"auto": f"auto {_NOT_YET}; give a number"},
     "training.gradient_checkpointing": {
         "auto": f"auto {_NOT_YET}; give none, light, medium or full",
         "true": "Here: full, or light, which costs a few percent",

@@ -1,0 +1,182 @@
+"""`lrft plan`: counts against the real model, memory against measured peaks, and nothing loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+import tiny
+import torch
+from runs import Place
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import lrft
+from lrft import base, footprint, plan
+from lrft.cli import run_command
+from lrft.core import compose
+from lrft.setup import load_tokenizer, prepare_data
+
+ROOT = Path(lrft.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place.make(tmp_path_factory.mktemp("plan"))
+
+
+def planned(place: Place, *keys: str, devices: int = 1) -> plan.Plan:
+    recipe = place.recipe(*keys)
+    prepared = prepare_data(recipe, place.root / "base", load_tokenizer(recipe, place.root / "base"))
+    return plan.make_plan(recipe, place.root / "base", prepared, devices)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "mora", "vera", "lotr", "full", "galore", "lora-ensemble"])
+def test_counts_are_those_of_the_real_model(place: Place, method: str) -> None:
+    made = planned(place, f"adapter.method={method}")
+    model: Any = base.load_model(place.root / "base", dtype=torch.float32)
+    parameters = sum(p.numel() for p in model.parameters())
+    attached = lrft.attach(model, {"method": method, "rank": 4})
+    trained = attached.trained()
+    assert made.parameters == parameters
+    assert made.trained == sum(p.numel() for p in trained.values())
+    whole = made.memory["one device"]
+    assert whole.weights == 4 * parameters
+    assert whole.adapter == sum(4 * p.numel() for p in attached.tensors().values())
+    assert whole.gradients == 4 * made.trained
+    assert sum(m["trained"] for m in made.modules) <= made.trained
+
+
+def test_the_optimiser_is_counted_by_what_it_keeps(place: Place) -> None:
+    for method in ("lora", "galore", "fira", "frugal", "flora", {"galore": {"projection": "dct"}}):
+        keys = (f"adapter.method={json.dumps(method)}", "training.max_steps=1")
+        made = planned(place, *keys)
+        run = place.train(*keys, out=f"state-{json.dumps(method)[2:8].strip()}-{len(json.dumps(method))}")
+        state = {n: t for n, t in runs.tensors(run).items() if n.startswith("optimizer.safetensors")}
+        kept = sum(t.numel() * t.element_size() for t in state.values() if t.ndim)
+        assert made.memory["one device"].optimizer == pytest.approx(kept, rel=0.4 if method == "frugal" else 0.02), (
+            method
+        )
+
+
+def test_steps_tokens_and_the_largest_pass_are_those_of_the_run(place: Place) -> None:
+    made = planned(place)
+    records = runs.records(place.train(out="counted"))
+    assert made.steps == len(records) == runs.STEPS
+    assert made.tokens == records[-1]["tokens"]
+    recipe = place.recipe()
+    rows = prepare_data(recipe, place.root / "base", load_tokenizer(recipe, place.root / "base")).train
+    two = sorted(rows.lengths.tolist())[-2:]
+    assert max(two) < made.largest <= sum(two)
+    assert planned(place, "data.packing=false").largest >= made.largest
+
+
+def test_what_autograd_keeps_is_what_it_keeps_with_real_tensors() -> None:
+    """The same count on a real model; attention apart, which a plan takes as fused."""
+    for method in ("lora", "dora", "mora", "hra"):
+        model = tiny.make("llama").train()
+        lrft.attach(model, {"method": method, "rank": 4})
+        _, real = footprint.kept_by(model, 40, torch.float32)
+        with torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+            fake_model = tiny.MODELS["llama"]().requires_grad_(False).train()
+            composition = compose.compose([(method, {})])
+            sites = lrft.attach(tiny.make("llama"), {"method": method, "rank": 4}).sites
+            compose.attach_sites(fake_model, sites, composition, seed=0, fresh=False)
+            _, fake = footprint.kept_by(fake_model, 40, torch.float32)
+        assert fake == pytest.approx(real, rel=0.02), method
+
+
+def test_devices_divide_what_they_can(place: Place) -> None:
+    made = planned(place, devices=4)
+    ddp, zero, sharded = (made.memory[name] for name in plan.STRATEGIES[1:])
+    assert zero.optimizer == ddp.optimizer // 4
+    assert sharded.adapter == ddp.adapter
+    assert made.communication["ddp"] == pytest.approx(2 * 0.75 * ddp.gradients)
+    assert made.communication["fsdp2 or zero-3"] > made.communication["ddp"]
+    deep = plan.over_devices(ddp, 32, 4)["fsdp2 or zero-3"]
+    assert deep.weights == ddp.weights // 4 + 2 * ddp.weights // 32
+
+
+def test_the_command_shows_it_and_gives_json(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(place.root / "recipe.yaml")
+    assert run_command(["plan", recipe, "--devices", "2"]) == 0
+    said = capsys.readouterr().out
+    for word in ("q_proj", "activations", "together", "ddp", "TFLOP", "steps"):
+        assert word in said
+    assert run_command(["plan", recipe, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["memory"]["one device"]["total"] > facts["memory"]["one device"]["weights"]
+    assert run_command(["plan", recipe, "--devices", "0"]) == 2
+    assert run_command(["plan", recipe, "adapter.rank=0"]) == 2
+
+
+# --- measured ---
+
+RECIPES = {
+    "lora": (),
+    "lora-light": ("training.gradient_checkpointing=light",),
+    "lora-full": ("training.gradient_checkpointing=full",),
+    "dora": ("adapter.method=dora",),
+    "mora": ("adapter.method=mora",),
+    "full": ("adapter.method=full",),
+    "padded": ("data.packing=false",),
+}
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A model whose activations are more than the process itself."""
+    place = Place.make(tmp_path_factory.mktemp("larger"), train_rows=1)
+    config = json.loads((place.root / "base" / "config.json").read_text())
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=8192,
+            hidden_size=512,
+            intermediate_size=1408,
+            num_hidden_layers=5,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            max_position_embeddings=4096,
+            **{key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        )
+    )
+    model.save_pretrained(place.root / "base")
+    said = {"role": "assistant", "content": "forty two time " * 60}
+    rows = [{"messages": [{"role": "user", "content": "hello world " * 3}, said]}] * 8
+    runs.write_rows(place.root / "train.jsonl", rows)
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_forecast_is_within_15_percent_of_the_measured_peak(larger: Place, name: str) -> None:
+    keys = (
+        *(
+            "training.global_batch_size=8",
+            "training.micro_batch_size=8",
+            "training.max_steps=2",
+            "training.epochs=null",
+        ),
+        *("data.validation=none", f"output_dir={larger.root / name}", *RECIPES[name]),
+    )
+    recipe = str(larger.root / "recipe.yaml")
+    facts = json.loads(process("plan", recipe, "--json", *keys))
+    process("train", recipe, *keys)
+    lines = (larger.root / name / "metrics.jsonl").read_text().splitlines()
+    peak = max(json.loads(line)["memory_gb"] for line in lines) * 1e9
+    assert facts["memory"]["one device"]["total"] == pytest.approx(peak, rel=0.15)
+
+
+def process(*arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "lrft", *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
