@@ -136,7 +136,7 @@ def test_two_processes_take_the_steps_that_one_takes(nine: Place, method: str) -
     keys = (f"adapter.method=[{method}]", "evaluation.samples=0")
     one = nine.train(*KEYS, *keys, out="one")
     two = launch(nine, "two", *keys)
-    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-4
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-3
     cut = runs.cut(two, 2, nine.root / "cut")
     launch(nine, "cut", *keys, resume="last")
     assert runs.differing(runs.tensors(cut), runs.tensors(two)) == []
