@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lrft import machine
+from lrft.footprint import keeping, size_of
 from lrft.trainer import Trainer
 
 # Of the memory that a machine without a GPU still has: it kills who asks for more than there is, without a word.
@@ -82,25 +80,10 @@ def expected_to_fit(trainer: Trainer, most: int) -> int:
         return most
     (one,) = longest(trainer, 1)
     trainer.model.train()
-    with counting() as kept:
+    with keeping(trainer.losses) as kept:
         trainer.model(trainer.collate([one]))
     trainer.losses.take_extra()
-    weights = {t.untyped_storage().data_ptr() for t in trainer.losses.parameters()}
-    each = max(1, sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights))
-    return max(1, min(most, int(SHARE_OF_MEMORY * available / each)))
-
-
-@contextmanager
-def counting() -> Iterator[dict[int, Tensor]]:
-    """What autograd keeps inside, each storage once."""
-    kept: dict[int, Tensor] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield kept
+    return max(1, min(most, int(SHARE_OF_MEMORY * available / max(1, size_of(kept)))))
 
 
 def longest(trainer: Trainer, n: int) -> list[int]:

@@ -32,13 +32,14 @@ class Activations:
     moment: int
 
 
-def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, device: str, direct: bool) -> Activations:
+def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, device: str) -> Activations:
     """Of one micro-batch of `tokens` tokens laid end to end, on a fake `model` with its adapters.
 
     kind     gradient checkpointing: none, light, medium or full
     dtype    in which activations are computed
     device   "cpu" or "cuda": how many logits are made at once
-    direct   whether the loss goes from hidden states to chunks of logits
+
+    Logits are taken to be made in chunks, as they are where a model's own are no more than a product.
     """
     hidden, everything = kept_by(model, tokens, dtype)
     blocks = max(1, len({depth for name, _ in named_linears(model) if (depth := depth_of(name)) is not None}))
@@ -52,37 +53,48 @@ def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, devic
         moment = one_block + widest(model) * tokens * dtype.itemsize * 2
     vocabulary, _ = shape(head_of(model))
     most = LOGITS_AT_ONCE.get(device, MORE_LOGITS_AT_ONCE)
-    at_once = min(tokens, max(64, most // vocabulary)) if direct else tokens
+    at_once = min(tokens, max(64, most // vocabulary))
     # The logits, their logarithms in float32 and the slope; and the gradient of the hidden states.
     logits = at_once * vocabulary * (2 * dtype.itemsize + 4) + row
     return Activations(kept, logits, moment)
 
 
 def kept_by(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, int]:
-    """The last hidden states and the bytes that autograd keeps for them, each storage once, weights not."""
-    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    seen: dict[int, Tensor] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            seen.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
+    """The last hidden states and the bytes that autograd keeps for them."""
     ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
     # A mask of four dimensions is handed on as it is: transformers would look into another one, or make one.
     inputs = {"input_ids": ids, "attention_mask": ids.new_zeros(1, 1, 1, 1)}
     trained = [p for p in model.parameters() if p.requires_grad]
-    hook = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
     with (
         planned_attention(model),
-        hook,
+        keeping(model) as kept,
         torch.enable_grad(),
         torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
     ):
         hidden = decoder_of(model)(**inputs, use_cache=False).last_hidden_state
     if trained and not hidden.requires_grad:
         raise ValueError("no adapter is reached")
-    return hidden, sum(t.untyped_storage().nbytes() for t in seen.values())
+    return hidden, size_of(kept)
+
+
+@contextmanager
+def keeping(model: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """What autograd keeps for the backward pass inside, each storage once, without what belongs to `model`."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        yield kept
+
+
+def size_of(kept: dict[int, Tensor]) -> int:
+    """Bytes."""
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
 def replayed(model: nn.Module, widest_kept: float) -> int:

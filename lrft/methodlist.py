@@ -90,7 +90,7 @@ def card(found: MethodCard, cards: dict[str, MethodCard]) -> str:
         lines += [f"  {knob.name} = {knob.default!r}   {knob.help}" for knob in found.knobs]
     lines += [
         "",
-        f"recipe     method: {found.name}" if found.builds else f"recipe     method: [lora, {found.name}]",
+        f"recipe     method: {found.name}" if found.builds else f"recipe     method: [{found.on}, {found.name}]",
     ]
     refused = excluded(found, cards)
     if refused:

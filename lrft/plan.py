@@ -25,7 +25,6 @@ from lrft.text import Row
 
 # Steps whose micro-batches are looked at to find the largest.
 STEPS_SEEN = 2000
-STRATEGIES = ("one device", "ddp", "zero-2", "fsdp2 or zero-3")
 # Share of the measured speed of matrix products at which a whole step runs: what lies between them takes the rest.
 EFFICIENCY = 0.75
 MEASURED_SECONDS = 0.5
@@ -119,7 +118,6 @@ def make_plan(recipe: Recipe, source: Path, prepared: data.Prepared, devices: in
             kind=t.gradient_checkpointing,
             dtype=active,
             device="cuda" if torch.cuda.is_available() else "cpu",
-            direct=True,
         )
         adapter = sum(p.numel() * p.element_size() for p in attached.tensors().values())
         state = optimizer_bytes(composition, attached)
@@ -209,10 +207,9 @@ def over_devices(whole: Memory, blocks: int, devices: int) -> dict[str, Memory]:
         "zero-2": {"gradients": whole.gradients // n, "optimizer": whole.optimizer // n},
         "fsdp2 or zero-3": {"weights": gathered},
     }
-    found = {"one device": whole}
-    if n > 1:
-        found |= {name: Memory(**{**asdict(whole), **parts}) for name, parts in changed.items()}
-    return found
+    if n == 1:
+        return {"one device": whole}
+    return {name: Memory(**{**asdict(whole), **parts}) for name, parts in changed.items()}
 
 
 def sent(whole: Memory, passes: int, devices: int) -> dict[str, float]:
@@ -262,7 +259,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 def rows(plan: Plan, recipe: Recipe) -> list[Row]:
     """The plan as `lrft plan` shows it."""
-    whole = plan.memory["one device"]
+    whole = next(iter(plan.memory.values()))  # what every device holds where nothing is divided
     width = max(len(m["module"]) for m in plan.modules)
     modules = [
         f"{m['module']:<{width}} {m['layers']:>4} x {m['d']:>6} x {m['k']:<6}"
@@ -294,7 +291,9 @@ def rows(plan: Plan, recipe: Recipe) -> list[Row]:
             + (f"   sends {gigabytes(plan.communication[name])} a step" if name in plan.communication else "")
             for name, part in plan.memory.items()
         ]
-        said.append((f"{plan.devices} devices", lines))
+        said.append(
+            (f"{plan.devices} devices", [*lines, "`lrft train` runs ddp; the others are what dividing would save"])
+        )
     return said
 
 

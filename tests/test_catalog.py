@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from lrft import catalog, recipe
+from lrft import catalog, methodlist, recipe
 from lrft.errors import RecipeError
 
 BUILDER = '''
@@ -237,3 +238,12 @@ def test_a_part_brings_the_method_that_it_works_on(tmp_path: Path) -> None:
     (tmp_path / "small.py").write_text(part)
     assert catalog.compose(["small"], tmp_path) == ("big", "small")
     assert catalog.conflicts(["small"], dropout=0, alpha_given=False, folder=tmp_path) == []
+
+
+def test_the_recipe_line_of_every_card_is_accepted() -> None:
+    cards = catalog.methods()
+    for card in cards.values():
+        lines = methodlist.card(card, cards).splitlines()
+        (line,) = [line for line in lines if line.startswith("recipe ")]
+        section = yaml.safe_load(line.removeprefix("recipe").strip())
+        assert card.name in [entry.name for entry in recipe.parse_adapter(section).method], line

@@ -11,6 +11,7 @@ from runs import Place
 
 from lrft import fitting, machine, recipe
 from lrft.errors import MemoryExhausted
+from lrft.footprint import keeping, size_of
 from lrft.loss import TokenLoss
 from lrft.setup import set_up
 from lrft.trainer import Options
@@ -71,10 +72,10 @@ def test_memory_without_a_gpu_is_counted_not_tried(place: Place, monkeypatch: py
     trainer = set_up(place.recipe(AUTO), Options())
     (one,) = fitting.longest(trainer, 1)
     trainer.model.train()
-    with fitting.counting() as kept:
+    with keeping(trainer.losses) as kept:
         trainer.model(trainer.collate([one]))
-    weights = {p.untyped_storage().data_ptr() for p in trainer.losses.parameters()}
-    each = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
+    each = size_of(kept)
+    assert each > 100 * int(trainer.rows.lengths[one])
     for rows in (1, 2, 3, 100):
         monkeypatch.setattr(machine, "available", lambda rows=rows: int(each * (rows + 0.5) / fitting.SHARE_OF_MEMORY))
         assert fitting.expected_to_fit(trainer, 4) == min(4, rows)

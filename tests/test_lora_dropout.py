@@ -12,7 +12,10 @@ from runs import Place
 from torch import Tensor, nn
 
 import lrft
+from lrft.core.copies import copying
 from lrft.errors import RecipeError
+from lrft.loss import TokenLoss
+from lrft.merging import merge
 
 
 def layer(options: dict[str, Any], d: int = 9, k: int = 11, **more: Any) -> tuple[nn.Module, Any]:
@@ -143,3 +146,61 @@ def test_a_resumed_run_draws_the_same_masks(place: Place) -> None:
     place.train(*keys, out=part.name, resume="last")
     assert runs.differing(runs.tensors(part), runs.tensors(whole)) == []
     assert runs.differing(runs.tensors(place.train(*keys, "training.seed=1", out="other")), runs.tensors(whole))
+
+
+def ensemble_of(n: int) -> tuple[Any, Any]:
+    model = tiny.make("llama")
+    attached = lrft.attach(model, {"method": {"lora-dropout": {"p": 0.3, "ensemble": n}}, "rank": 4})
+    tiny.disturb(list(attached.trained().values()))
+    return model, attached
+
+
+def test_masked_models_have_masks_of_their_own_that_stay() -> None:
+    model, _ = ensemble_of(3)
+    ids = tiny.tokens()
+    mean = tiny.logits(model, ids)
+    assert copying(model)() == 3
+    first, second, third = tiny.logits(model, ids.repeat(3, 1)).chunk(3)
+    assert torch.equal(tiny.logits(model, ids.repeat(3, 1)), torch.cat([first, second, third]))
+    for one, other in ((first, second), (second, third), (first, mean)):
+        assert (one - other).abs().max() > 1e-2
+    model.train()
+    assert copying(model)() == 1, "training draws masks, one pair a pass"
+
+
+def test_a_masked_model_leaves_out_whole_rows_and_columns_without_the_factor_of_the_mean() -> None:
+    model, attached = ensemble_of(1)
+    copying(model)
+    name, layer = next(iter(attached.layers().items()))
+    site = layer.adapter.site
+    eye = torch.eye(site.k)
+    found = (layer(eye) - layer.base(eye)).T
+    own = layer.adapter.tensors()
+    full = site.scale * (own["B"] @ own["A"]).detach()
+    rows, columns = (found.abs() > 1e-5).any(dim=1), (found.abs() > 1e-5).any(dim=0)
+    assert torch.allclose(found, full * rows[:, None] * columns, atol=1e-4), name
+    assert 0 < rows.sum() < len(rows)
+    assert 0 < columns.sum() < len(columns)
+
+
+def test_the_ensemble_answers_with_the_mean_of_probabilities() -> None:
+    model, _ = ensemble_of(3)
+    ids = tiny.tokens()
+    losses = TokenLoss(model).eval()
+    losses.copies = copying(model)
+    again = ids.repeat(3, 1)
+    found = losses({"input_ids": again, "labels": again}).item()
+    each = torch.stack(list(tiny.logits(model, again).softmax(-1).chunk(3)))
+    mean = each.mean(0)[:, :-1].gather(2, ids[:, 1:, None])
+    assert found == pytest.approx(-mean.log().sum().item(), rel=1e-5)
+
+
+def test_a_run_measures_its_ensemble_and_merges_the_mean_update(place: Place) -> None:
+    keys = ("evaluation.every=6", "training.learning_rate=0.05")
+    one = place.train("adapter.method={lora-dropout: {p: 0.3}}", *keys, out="one")
+    many = place.train("adapter.method={lora-dropout: {p: 0.3, ensemble: 4}}", *keys, out="many")
+    assert [r["loss"] for r in runs.records(one)] == [r["loss"] for r in runs.records(many)]
+    alone, together = (runs.records(run, "eval")[-1]["loss"] for run in (one, many))
+    assert alone != pytest.approx(together, rel=1e-4)
+    merge(many / "last", place.root / "merged")
+    assert lrft.base.load_model(place.root / "merged", dtype=torch.float32) is not None

@@ -172,3 +172,18 @@ def test_two_processes_close_the_gates_that_one_closes(place: Place) -> None:
     for name in gates:
         assert torch.equal(one[name] == 0, two[name] == 0), name
     assert runs.distance(one, two, "adapter") < 1e-4
+
+
+def test_closed_components_are_not_exported() -> None:
+    attached = lrft.attach(tiny.make("llama"), {"method": "sora", "rank": 4})
+    tiny.disturb(list(attached.trained().values()))
+    adapter = next(iter(attached.modules.values()))
+    with torch.no_grad():
+        adapter.gate[[0, 2]] = 0
+    form = adapter.peft()
+    assert form.A.shape[0] == 2
+    assert torch.allclose(form.scale * form.B @ form.A, adapter.delta_weight(), atol=1e-6)
+    with torch.no_grad():
+        adapter.gate.zero_()
+    assert adapter.peft().A.shape[0] == 1, "PEFT knows no rank of zero"
+    assert not adapter.peft().B.any()

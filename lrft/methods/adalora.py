@@ -31,7 +31,7 @@ class AdaLora(Method):
     paper: ClassVar[str] = "arXiv 2303.10512"
     equation: ClassVar[str] = "W + (alpha / r0) B diag(g) A; g = 0 where the score is low"
     parameters: ClassVar[str] = "r0 (d + k + 1), r0 = over * rank"
-    exports: ClassVar[str] = "PEFT LoRA of rank r0, or merged"
+    exports: ClassVar[str] = "PEFT LoRA of the components that are left, or merged"
     evidence: ClassVar[str] = "forward, merge, penalty, budget and every step of a run against PEFT 0.21"
     fills: ClassVar[tuple[str, ...]] = ("update", "ranks")
     gives: ClassVar[tuple[str, ...]] = ("delta", "scale")

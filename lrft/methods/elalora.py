@@ -34,7 +34,7 @@ class Elalora(Method):
     paper: ClassVar[str] = "arXiv 2504.00254"
     equation: ClassVar[str] = "W + (alpha / r) B diag(g) A; components with a low score make room for others elsewhere"
     parameters: ClassVar[str] = "r' (d + k + 1), r' = over * rank; r (d + k + 1) at a time"
-    exports: ClassVar[str] = "PEFT LoRA of rank r', or merged"
+    exports: ClassVar[str] = "PEFT LoRA of the components in use, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
     fills: ClassVar[tuple[str, ...]] = ("update", "ranks")
     gives: ClassVar[tuple[str, ...]] = ("delta", "scale")

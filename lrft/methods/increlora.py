@@ -37,7 +37,7 @@ class Increlora(Method):
         "W + (alpha / r) B diag(g) A, growing where the smoothed sum of |dW * dL/dW| / sqrt(d k) is large"
     )
     parameters: ClassVar[str] = "r' (d + k + 1), r' = over * rank; r (d + k + 1) at the end"
-    exports: ClassVar[str] = "PEFT LoRA of rank r', or merged"
+    exports: ClassVar[str] = "PEFT LoRA of the components in use, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
     fills: ClassVar[tuple[str, ...]] = ("update", "ranks")
     gives: ClassVar[tuple[str, ...]] = ("delta", "scale")

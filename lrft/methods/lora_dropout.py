@@ -97,7 +97,7 @@ class MaskedAdapter(Adapter):
         return factors
 
     def forward(self, x: Tensor, base: nn.Module) -> Tensor:
-        if self.copies > 1 and self.in_copies:
+        if self.ensemble and self.in_copies and not self.training:
             y = base(x)
             return y + self.many(self.cast(x)).to(y.dtype)
         if self.training:

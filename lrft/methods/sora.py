@@ -28,7 +28,7 @@ class Sora(Method):
     paper: ClassVar[str] = "arXiv 2311.11696"
     equation: ClassVar[str] = "W + (alpha / r) B diag(g) A; g <- sign(g) max(|g| - lr strength, 0)"
     parameters: ClassVar[str] = "r (d + k + 1)"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
+    exports: ClassVar[str] = "PEFT LoRA of the components that are left, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
     fills: ClassVar[tuple[str, ...]] = ("update", "ranks")
     gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
