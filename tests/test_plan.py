@@ -168,13 +168,9 @@ def test_the_forecast_is_within_15_percent_of_the_measured_peak(larger: Place, n
     )
     recipe = str(larger.root / "recipe.yaml")
     forecast = json.loads(process("plan", recipe, "--json", *keys))["memory"]["one device"]["total"]
-    peaks: list[float] = []
-    # On a busy machine the system may hold back a process's freed pages: once more then.
-    while not peaks or (len(peaks) < 3 and min(peaks) > forecast / 0.85):
-        process("train", recipe, "--fresh", *keys)
-        lines = (larger.root / name / "metrics.jsonl").read_text().splitlines()
-        peaks.append(max(json.loads(line)["memory_gb"] for line in lines) * 1e9)
-    assert forecast == pytest.approx(min(peaks), rel=0.15)
+    process("train", recipe, "--fresh", *keys)
+    lines = (larger.root / name / "metrics.jsonl").read_text().splitlines()
+    assert forecast == pytest.approx(max(json.loads(line)["memory_gb"] for line in lines) * 1e9, rel=0.15)
 
 
 def process(*arguments: str) -> str:
