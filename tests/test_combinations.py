@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
+import tiny
+import torch
 
-from lrft import catalog, combinations, recipe
+import lrft
+from lrft import catalog, combinations, optim, recipe
+from lrft.core import compose
+from lrft.core.folded import Folded
+from lrft.core.part import Making, Run
 from lrft.errors import RecipeError
+from lrft.loss import TokenLoss
 
 # Words that go together with the first one, and words that do not. "dropout" is `adapter.dropout: 0.1`.
 MATRIX = {
@@ -84,3 +92,75 @@ def test_the_page_says_what_a_recipe_is_told() -> None:
     marks = dict(zip(columns, (cell.strip() for cell in mora.split("|")[2:-1]), strict=True))
     assert (marks["dora"], marks["pissa"]) == ("·", "x")
     assert any(line.startswith("- `mora` and ") and "`pissa`" in line and "a pair of factors" in line for line in lines)
+
+
+def together() -> list[tuple[str, str]]:
+    """Every pair that is allowed, at least one of them a part."""
+    cards = catalog.methods()
+    return [
+        (one, other)
+        for one, other in itertools.combinations(cards, 2)
+        if not (cards[one].builds and cards[other].builds)
+        and not catalog.conflicts([one, other], dropout=0.0, alpha_given=False)
+    ]
+
+
+# What a rank of 4, or layers as small as these, need.
+OPTIONS = {
+    **{"fourierft": {"frequencies": 50}, "goat": {"experts": 2}, "c3a": {"block": 4}, "bone": {"block": 4}},
+    **{"dcft": {"kernel": 4}, "lora-ensemble": {"members": 2}, "plop": {"kinds": 99}, "nola": {"basis": 16}},
+    "melora": {"minis": 4},
+}
+
+
+@pytest.mark.parametrize(("one", "other"), together())
+def test_what_is_allowed_trains(one: str, other: str) -> None:
+    model, ids = tiny.make("llama").train(), tiny.tokens()
+    words = [{word: OPTIONS[word]} if word in OPTIONS else word for word in (one, other)]
+    batches = [{"input_ids": ids, "labels": ids}]
+    attached = lrft.attach(model, {"method": words, "rank": 4, "layers": [0]}, batches=batches)
+    composition = compose.compose((entry["name"], entry["options"]) for entry in attached.methods)
+    trained = attached.trained()
+    owners = attached.owners() if composition.rates_by_site or composition.optimizer_owner else None
+    groups = optim.grouped(trained, composition.lr_factors(), 1e-3, 0.0, owners=owners)
+    owner = composition.optimizer_owner
+    if owner is None:
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups)
+    else:
+        making = Making((0.9, 0.999), 1e-8, 0, lambda t: t)
+        optimizer = owner.make_optimizer([{**group, "rank": 4} for group in groups], making)
+    losses = TokenLoss(model, as_base=attached.disabled)
+    for step in range(8):
+        run = Run(
+            step,
+            8,
+            model,
+            attached.modules,
+            optimizer,
+            0,
+            lambda t: t,
+            fresh=partial(compose.build_again, composition=composition, seed=0),
+            held_out=lambda: 1.0,
+        )
+        optim.set_lr(optimizer, 1e-3, partial(composition.rate, run))
+        for part in composition.parts:
+            part.before_step(run)
+        losses.extra = partial(composition.output_loss, run)
+        loss = losses(batches[0]) / ids.numel()
+        terms = [term for part in composition.parts if (term := part.loss(run)) is not None]
+        torch.stack([loss, *terms]).sum().backward()
+        for part in composition.parts:
+            part.after_backward(run)
+        optimizer.step()
+        for part in composition.parts:
+            part.after_step(run)
+        optimizer.zero_grad()
+    for name, tensor in attached.state_dict().items():
+        assert torch.isfinite(tensor).all(), name
+
+
+@pytest.mark.parametrize("outer", ["dora", "lora-dropout"])
+def test_the_order_in_the_recipe_does_not_matter_to_what_lies_inside(outer: str) -> None:
+    for words in ([outer, "relora"], ["relora", outer]):
+        attached = lrft.attach(tiny.make("llama"), {"method": words, "rank": 4, "layers": [0]})
+        assert all(type(adapter.inner) is Folded for adapter in attached.modules.values())

@@ -106,8 +106,12 @@ def test_the_rate_rises_again_from_zero_after_each_restart() -> None:
 
 @pytest.mark.parametrize(("moments", "kept"), [("zero", (0, 5.0)), ("forget", (0, 0.0)), ("prune", (1, 5.0))], ids=str)
 def test_what_becomes_of_adams_state(moments: Any, kept: tuple[int, float]) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(10))
+    run, optimizer = run_at(0, 42), torch.optim.AdamW([parameter])
+    run.optimizer = optimizer
     state = {"step": torch.tensor(5.0), "exp_avg": torch.arange(1.0, 11.0), "exp_avg_sq": torch.arange(1.0, 11.0)}
-    Relora(moments=moments).forget(state)
+    optimizer.state[parameter] = state
+    Relora(moments=moments).forget(run, parameter)
     assert (int((state["exp_avg"] > 0).sum()), state["step"].item()) == kept
 
 

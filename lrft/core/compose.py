@@ -171,20 +171,18 @@ def observe(
 
     Raises RecipeError when a part wants to look and there is nothing to look at, or nothing that it can use.
     """
-    look.sites = sites
-    seen = []
-    for part in composition.parts:
+    seen: dict[str, Seen] = {}
+    # First the layers, then the ranks that are shared out among those that stay, then starts of those ranks.
+    for part in sorted(composition.parts, key=lambda part: ("placement" not in part.fills, "ranks" not in part.fills)):
+        look.sites = sites
         try:
-            seen.append(part.observe(look))
+            seen[part.name] = part.observe(look)
         except ValueError as error:
             raise RecipeError([Problem(where("adapter.method"), f"adapter.method: {part.name}: {error}")]) from error
-    # Who chooses the layers comes first: ranks are shared out among those that stay.
-    for part, found in sorted(
-        zip(composition.parts, seen, strict=True), key=lambda one: "placement" not in one[0].fills
-    ):
-        sites = part.allot(sites, found)
-    # Ranks are shapes, and a decomposition may round otherwise on another machine: the first process decides.
-    return (look.agree(list(sites)) if composition.observes else list(sites)), seen
+        sites = part.allot(sites, seen[part.name])
+        # Ranks are shapes, and a decomposition may round otherwise on another machine: the first process decides.
+        sites = look.agree(list(sites)) if composition.observes else list(sites)
+    return list(sites), [seen[part.name] for part in composition.parts]
 
 
 def build_site(
@@ -218,7 +216,8 @@ def build_site(
         if not isinstance(adapter, Delta):
             raise TypeError(f"{composition.method.name} is declared to give a delta but does not")
         adapter = Anchored(adapter)
-    for part in composition.parts:
+    # What freezes the update and begins it anew lies inside of what changes the whole of it.
+    for part in sorted(composition.parts, key=lambda part: "restart" not in part.fills):
         adapter = part.wrap(adapter, W0)
     adapter.share(shared)  # the wrappers too
     return adapter

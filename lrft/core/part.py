@@ -49,6 +49,17 @@ class Run:
     held_out: Callable[[], float | None] = not_at_hand
     """loss on a few validation rows, the same on all processes; None when the run has no validation rows"""
 
+    def steps(self, every: float) -> int:
+        """`every` as optimiser steps, at least one: a share of the run below 1."""
+        return max(1, round(every if every >= 1 else every * self.total_steps))
+
+    @torch.no_grad()
+    def forget(self, parameter: Tensor) -> None:
+        """The optimiser's state of a parameter as before the first step: running means, and the count of steps that
+        corrects them."""
+        for tensor in self.optimizer.state.get(parameter, {}).values():
+            tensor.zero_()
+
     def pairs(self) -> list[list[Any]]:
         """The modules that hold factors A and B with gradients, those of one rank together."""
         by_rank: dict[int, list[Any]] = {}

@@ -240,6 +240,6 @@ class Projecting(Part):
         return 2 * m * r + (r if projection in ("dct", "coordinate") else r * n)
 
     def before_step(self, run: Run) -> None:
-        period = max(1, round(self.every if self.every >= 1 else self.every * run.total_steps))
+        period = run.steps(self.every)
         for group in run.optimizer.param_groups if run.optimizer else ():
             group["period"] = period

@@ -47,7 +47,7 @@ class FastForward(Part):
         return {}
 
     def is_due(self, run: Run) -> bool:
-        every = max(1, round(self.every if self.every >= 1 else self.every * run.total_steps))
+        every = run.steps(self.every)
         return (run.step + 1) % every == 0 and run.step + 1 > self.after * run.total_steps
 
     def after_backward(self, run: Run) -> None:

@@ -46,13 +46,15 @@ class FedSvd(Part):
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
-        every = max(1, round(self.every if self.every >= 1 else self.every * run.total_steps))
+        every = run.steps(self.every)
         if (run.step + 1) % every == 0:
+            module: Any
             for adapter in run.adapters.values():
                 for module in adapter.modules():
                     if getattr(getattr(module, "A", None), "requires_grad", False):
                         factorise(module)
-                        begin_anew(run.optimizer, module)
+                        run.forget(module.A)
+                        run.forget(module.B)
 
 
 def factorise(pair: Any) -> None:
@@ -64,9 +66,3 @@ def factorise(pair: Any) -> None:
     signs = torch.where(rows.sum(dim=1) < 0, -1.0, 1.0)
     pair.A.copy_(signs[:, None] * rows)
     pair.B.copy_(left @ (U * S * signs))
-
-
-def begin_anew(optimizer: torch.optim.Optimizer, pair: Any) -> None:
-    for factor in (pair.A, pair.B):
-        for moment in optimizer.state[factor].values():
-            moment.zero_()

@@ -53,7 +53,7 @@ class Flora(Part):
         return d + k + max(d, k) * min(rank, d, k)
 
     def before_step(self, run: Run) -> None:
-        period = max(1, round(self.every if self.every >= 1 else self.every * run.total_steps))
+        period = run.steps(self.every)
         for group in run.optimizer.param_groups if run.optimizer else ():
             group["period"] = period
 

@@ -70,8 +70,7 @@ class Lori(Method):
         for site, B in trained.items():
             self.masks[site] = B.abs() >= smallest
             B.zero_()
-            for moment in run.optimizer.state.get(B, {}).values():
-                moment.zero_()
+            run.forget(B)
 
     def after_backward(self, run: Run) -> None:
         for site, mask in self.masks.items():

@@ -35,7 +35,7 @@ class Pego(Part):
     equation: ClassVar[str] = "loss + c (sum_i |W dW_i'|_1 + sum_{i<j} |dW_i dW_j'|_1)"
     evidence: ClassVar[str] = "formula of the released code, in float64"
     needs: ClassVar[tuple[str, ...]] = ("pair",)
-    excludes: ClassVar[tuple[str, ...]] = ("start",)
+    excludes: ClassVar[tuple[str, ...]] = ("start", "ranks")
     natural_scale: ClassVar[float | None] = 1.0
 
     groups: Annotated[int, Field(ge=1)] = 4

@@ -10,7 +10,7 @@ their new A each for itself. After a restart the learning rate rises from zero t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -44,7 +44,7 @@ class Relora(Part):
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if not isinstance(adapter, Delta):
-            raise ValueError("relora restarts an update that is added to the weight: name it before dora")
+            raise TypeError(f"{adapter.site.name}: relora restarts an update that is added to the weight")
         return Folded(adapter, self.restarts)
 
     def period(self, run: Run) -> int:
@@ -72,14 +72,17 @@ class Relora(Part):
                         raise TypeError("a fresh update is no update")
                     module.fold(fresh)
                     for parameter in module.inner.parameters():
-                        self.forget(run.optimizer.state[parameter])
+                        self.forget(run, parameter)
 
-    def forget(self, state: dict[str, Any]) -> None:
-        for name, tensor in state.items():
+    def forget(self, run: Run, parameter: Tensor) -> None:
+        if self.moments == "forget":
+            run.forget(parameter)
+            return
+        for name, moment in run.optimizer.state[parameter].items():
             if name == "step":
-                tensor.mul_(0.0 if self.moments == "forget" else 1.0)
-            elif self.moments == "prune":
-                small = tensor.abs().float().flatten().sort().values[int(0.9 * (tensor.numel() - 1))]
-                tensor.masked_fill_(tensor.abs() <= small, 0)
+                continue
+            if self.moments == "prune":
+                small = moment.abs().float().flatten().sort().values[int(0.9 * (moment.numel() - 1))]
+                moment.masked_fill_(moment.abs() <= small, 0)
             else:
-                tensor.zero_()
+                moment.zero_()

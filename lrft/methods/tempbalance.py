@@ -51,7 +51,7 @@ class TempBalance(Part):
         return {}
 
     def rate(self, run: Run, site: str) -> float:
-        every = max(1, round(self.every if self.every >= 1 else self.every * run.total_steps))
+        every = run.steps(self.every)
         look = run.step // every * every if self.every else 0
         if look not in self.known:
             self.known.clear()
@@ -99,10 +99,11 @@ class TempBalance(Part):
 
 
 def weight(run: Run, site: str) -> Tensor:
-    """The adapted weight (d, k) of a site."""
+    """The adapted weight (d, k) of a site; the base's where the adapter is no weight."""
     layer: Any = run.model.get_submodule(site)
     adapter = run.adapters[site]
-    return adapter.weight(linear.dense(layer.base).to(adapter.site.dtype))
+    W0 = linear.dense(layer.base).to(adapter.site.dtype)
+    return adapter.weight(W0) if adapter.mergeable else W0
 
 
 def exponent(W: Tensor, tail: float) -> float:
