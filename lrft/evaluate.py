@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from lrft.data.batch import Form, collate
+from lrft.data.batch import Form, collate, micro_batches
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,16 +50,15 @@ def loss_of(
     Each rank measures its own rows, none twice; the sums are added up by `reduce`.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda i: -int(rows.lengths[i]))
-    mine = [i for i in order[rank::world] if rows.trained(i).any()]
+    asked = [i for i in range(len(rows)) if rows.trained(i).any()]
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    # Through a distributed wrapper's inner module: ranks may have unequal numbers of batches here.
     losses: Any = getattr(model, "module", model)
     with measuring(model):
-        for at in range(0, len(mine), micro):
-            ids = mine[at : at + micro]
-            given = collate(rows, ids * losses.copies(), pad_id=pad_id, form=form)
-            sums[0] += losses({k: v.to(device) for k, v in given.items()}).double()
+        for ids in micro_batches(asked, rows.lengths, micro=micro, rank=rank, world=world):
+            # A rank without rows left goes through the motions: those that share a divided base wait for it.
+            given = collate(rows, (ids or asked[:1]) * losses.copies(), pad_id=pad_id, form=form)
+            loss = losses({k: v.to(device) for k, v in given.items()}).double()
+            sums[0] += loss if ids else 0.0
             sums[1] += sum(int(rows.trained(i).sum()) for i in ids)
     total, tokens = reduce(sums).tolist()
     mean = total / tokens if tokens else math.nan

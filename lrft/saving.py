@@ -26,6 +26,7 @@ FREE_ON_RESUME = (
     "data.packing",
     "training.gradient_checkpointing",
     "training.compile",
+    "distributed.",
 )
 
 

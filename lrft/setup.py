@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
-from lrft import base, checks, data, evaluate, layout, machine, optim
+from lrft import base, checks, data, evaluate, layout, machine, optim, sharding
 from lrft.base.compiled import compile_blocks
 from lrft.checkpoint import read_adapter
 from lrft.core import checkpointing, compose
@@ -49,11 +50,12 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     plan = data.Schedule(len(prepared.train), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle)
     model = load_model(recipe, source, dtype)
     accelerator = machine.make_accelerator(compute)
+    sharded = divide(recipe, model, accelerator)
     model.to(accelerator.device)
     found = layout.find_layout(model, prepared.train, packing=recipe.data.packing, compute=compute)
     proven = {"packing": found.said} if found.said else {}
     losses = found.loss(model)
-    look = make_look(recipe, prepared.train, plan, accelerator, losses, found.form)
+    look = make_look(recipe, prepared.train, plan, accelerator, losses, found.form, together=sharded)
     resumed_from = resume_point(folder, options)
     attached, composition = attach(recipe, model, look, resumed_from)
     losses.copies = copying(model)
@@ -64,7 +66,11 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
         text = "training.compile: this model has no blocks that transformers knows"
         raise RecipeError([Problem(recipe.where("training.compile"), text)])
     own = make_optimizer(recipe, attached, composition, broadcast)
-    wrapped, optimizer = accelerator.prepare(losses, own)
+    if sharded:
+        sharding.same_everywhere(attached)
+        wrapped, optimizer = losses, accelerator.prepare(own)
+    else:
+        wrapped, optimizer = accelerator.prepare(losses, own)
     warnings = compose.advice(composition, attached.sites, model)
     warnings += [found.warning] if found.warning else []
     trainer = Trainer(
@@ -83,6 +89,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
         attached=attached,
         composition=composition,
         model=wrapped,
+        sharded=sharded,
         losses=losses,
         layout=found,
         optimizer=optimizer,
@@ -98,6 +105,22 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     if t.micro_batch_size == "auto":
         trainer.micro = largest_that_fits(trainer)
     return trainer
+
+
+def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> bool:
+    """Divide the base over devices, where the recipe says so or it is too large for one. Returns whether it is."""
+    world, device, wanted = accelerator.num_processes, accelerator.device, recipe.distributed.strategy
+    if wanted == "auto":
+        wanted = "fsdp" if sharding.too_large_for_one(model, device) else "ddp"
+    if wanted == "ddp" or world == 1:
+        return False
+    try:
+        mesh = sharding.mesh_over(device.type, world, nodes_alike=recipe.distributed.shard_over == "node")
+        sharding.shard(model, mesh)
+    except ValueError as error:
+        text = f"distributed.strategy: {error}"
+        raise RecipeError([Problem(recipe.where("distributed.strategy"), text)]) from None
+    return True
 
 
 def attach(recipe: Recipe, model: Any, look: Look, resumed_from: Path | None) -> tuple[Attached, compose.Composition]:
@@ -131,10 +154,21 @@ def make_optimizer(
 
 
 def make_look(
-    recipe: Recipe, rows: data.Rows, plan: data.Schedule, accelerator: Any, losses: TokenLoss, form: Form
+    recipe: Recipe,
+    rows: data.Rows,
+    plan: data.Schedule,
+    accelerator: Any,
+    losses: TokenLoss,
+    form: Form,
+    *,
+    together: bool = False,
 ) -> Look:
-    """What parts may look at before adapters exist: the base, and the rows in the order in which they are trained."""
-    rank, world, wanted = accelerator.process_index, accelerator.num_processes, recipe.training.micro_batch_size
+    """What parts may look at before adapters exist: the base, and the rows in the order in which they are trained.
+
+    together: a divided base is passed through by all processes at once, so each looks at all rows.
+    """
+    rank, world = (0, 1) if together else (accelerator.process_index, accelerator.num_processes)
+    wanted = recipe.training.micro_batch_size
     micro = 1 if wanted == "auto" else wanted
 
     def batches(n: int) -> Iterator[dict[str, Tensor]]:
@@ -150,7 +184,7 @@ def make_look(
         batches=batches,
         loss=losses,
         tokens=trained_tokens,
-        reduce=lambda tensor: accelerator.reduce(tensor, reduction="sum"),
+        reduce=(lambda tensor: tensor) if together else lambda tensor: accelerator.reduce(tensor, reduction="sum"),
         agree=lambda value: broadcast_object_list([value])[0],
         seed=recipe.training.seed,
     )

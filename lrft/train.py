@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrft import base, checks, diagnostics, evaluate, files, machine, optim, plan, schedule, summary, verify
+from lrft import base, checks, diagnostics, evaluate, files, machine, optim, plan, schedule, sharding, summary, verify
 from lrft import recipe as recipes
 from lrft.core import compose
 from lrft.core.part import Run
@@ -239,6 +239,8 @@ def backward(trainer: Trainer, ids: np.ndarray, tokens: int) -> Tensor:
         extra = trainer.losses.take_extra() * weight
         added += extra
         token_losses += loss.detach().double() - extra
+    if trainer.sharded:
+        sharding.mean_gradients(trainer.attached.trained().values(), accelerator)
     return torch.stack([token_losses, added])
 
 
@@ -306,7 +308,7 @@ def measure(trainer: Trainer) -> bool:
     record: dict[str, Any] = {"step": progress.step} | validation_loss(trainer, rows)
     asked = evaluate.with_prompts(rows)
     shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
-    if len(shown) and trainer.accelerator.is_main_process:
+    if len(shown) and (trainer.sharded or trainer.accelerator.is_main_process):
         record["samples"] = evaluate.answer_rows(
             trainer.attached.model,
             trainer.tokenizer,

@@ -72,6 +72,8 @@ class Trainer:
     composition: Composition
     model: nn.Module
     """`losses` as prepared by Accelerate"""
+    sharded: bool
+    """the base is divided over processes: all of them make every forward pass together"""
     losses: TokenLoss
     """answers a batch with its loss; `attached.model` is the language model inside"""
     layout: Layout

@@ -28,7 +28,7 @@ TIERS = (
     "methods summary diagnostics runreport",
     "checkpoint",
     "evaluate pieces",
-    "merging verify checks layout footprint",
+    "merging verify checks layout footprint sharding",
     "trainer",
     "plan",
     "fitting",

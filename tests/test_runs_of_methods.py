@@ -1,4 +1,5 @@
-"""What every method must keep in a run: resumed is straight to the bit, and two processes train what one trains."""
+"""What every method must keep in a run: resumed is straight to the bit, and two processes train what one trains,
+whether each holds the whole base or half of it."""
 
 from __future__ import annotations
 
@@ -38,9 +39,10 @@ from lrft import recipe
 from lrft.train import train
 from lrft.trainer import Options
 
-root, *keys = sys.argv[2:]
-for number, words in enumerate(json.load(open(f"{root}/cases.json"))):
-    more = (f"output_dir={root}/two-{number}", f"adapter.method={json.dumps(words)}")
+root, strategy, *keys = sys.argv[2:]
+for number, words in enumerate(json.loads(Path(f"{root}/cases.json").read_text())):
+    more = (f"output_dir={root}/{strategy}-{number}", f"adapter.method={json.dumps(words)}")
+    more += (f"distributed.strategy={strategy}",)
     train(recipe.load(Path(root) / "recipe.yaml", (*keys, *more)), Options(quiet=True))
 """
 
@@ -72,9 +74,13 @@ def test_a_resumed_run_ends_in_the_bits_of_a_straight_one(case: str, place: Plac
     assert runs.records(whole) == runs.records(cut)
 
 
-@pytest.fixture(scope="module")
-def two(place: Place) -> Path:
-    """All cases, each trained by two processes that talk through gloo. One pair serves all: starting it is slow."""
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two(place: Place, request: pytest.FixtureRequest) -> str:
+    """All cases, each trained by two processes that talk through gloo. One pair serves all: starting it is slow.
+
+    Returns how the folders' names begin.
+    """
+    strategy: str = request.param
     (place.root / "cases.json").write_text(json.dumps([words for words, _ in CASES.values()]))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -82,7 +88,7 @@ def two(place: Place) -> Path:
     paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, paths, str(place.root), *KEYS, "training.micro_batch_size=1"],
+            [sys.executable, "-c", WORKER, paths, str(place.root), strategy, *KEYS, "training.micro_batch_size=1"],
             env={
                 **os.environ,
                 **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
@@ -95,13 +101,13 @@ def two(place: Place) -> Path:
     ]
     said = [process.communicate(timeout=1500)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said[0][-3000:]
-    return place.root
+    return strategy
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if not any(word in case for word in BY_PASS)])
-def test_two_processes_train_what_one_trains(case: str, place: Place, two: Path) -> None:
-    one, other = straight(place, case), two / f"two-{list(CASES).index(case)}"
+def test_two_processes_train_what_one_trains(case: str, place: Place, two: str) -> None:
+    one, other = straight(place, case), place.root / f"{two}-{list(CASES).index(case)}"
     assert runs.distance(runs.tensors(one), runs.tensors(other), "adapter") < WIDER.get(case, TOLERANCE)
     for mine, theirs in zip(runs.records(one), runs.records(other), strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=WIDER.get(case, TOLERANCE))

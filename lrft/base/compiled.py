@@ -7,16 +7,22 @@ from typing import Any
 import torch
 
 
+def blocks_of(model: Any) -> list[Any]:
+    """The blocks of a transformers model, in their order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def compile_blocks(model: Any) -> int:
     """Compile the blocks of a transformers model in place, for batches of any length. Returns how many there are."""
     from transformers import AttentionInterface
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     from .rowwise import NAME, attention
 
     # Rows of other lengths would be another program: this function is called as it is.
     AttentionInterface.register(NAME, torch.compiler.disable(attention))
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = blocks_of(model)
     for block in blocks:
         block.compile(dynamic=True)
     return len(blocks)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -44,8 +45,14 @@ def as_rows(weight: Tensor, transposed: bool) -> Tensor:
 
 
 def dense(module: Any) -> Tensor:
-    """W as (d, k) in at least float32, detached. The layer's own memory when no cast is needed: do not write to it."""
-    weight = as_rows(module.weight.detach(), is_transposed(module))
+    """W as (d, k) in at least float32, detached. The layer's own memory when no cast is needed: do not write to it.
+
+    Of a weight that is divided over processes this is a copy, and all of them must ask for it.
+    """
+    stored = module.weight.detach()
+    if isinstance(stored, DTensor):
+        stored = stored.full_tensor()
+    weight = as_rows(stored, is_transposed(module))
     return weight if weight.dtype == torch.float64 else weight.float()
 
 

@@ -226,6 +226,18 @@ class TrainingSection(Section):
     ] = Field(default="none", description="Stops a run whose validation loss no longer falls.")
 
 
+class DistributedSection(Section):
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="How several devices share the work. ddp: each holds the whole base; fsdp: each holds a part of "
+        "it, and gets the others' as it needs them; auto: ddp where the base fits.",
+    )
+    shard_over: Literal["node", "all"] = Field(
+        default="node",
+        description="Devices that hold one copy of the base together under fsdp: those of a node, or all.",
+    )
+
+
 class EvaluationSection(Section):
     every: Every = Field(default=0.1, description="A fraction of the run, or a number of optimiser steps, or none.")
     at_start: bool = Field(
@@ -255,6 +267,9 @@ class Recipe(Section):
     adapter: AdapterSection = Field(description="What is trained. Short form: the method.")
     data: DataSection = Field(description="What it learns from. Short form: the path.")
     training: TrainingSection = Field(default=TrainingSection(), description="How it learns.")
+    distributed: DistributedSection = Field(
+        default=DistributedSection(), description="How several devices share the work; one device needs none of it."
+    )
     evaluation: EvaluationSection = Field(default=EvaluationSection(), description="How progress is measured.")
     checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="What is kept of a run.")
     logging: LoggingSection = Field(default=LoggingSection(), description="What is written while it runs.")

@@ -108,7 +108,6 @@ ABSENT: frozenset[str] = frozenset(
         "compare",
         "compile",
         "deterministic",
-        "distributed",
         "generation",
         "metrics",
         "modules_to_save",

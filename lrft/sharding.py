@@ -1,0 +1,93 @@
+"""A frozen base divided over devices, by FSDP2 of torch. Adapters stay whole on each of them: they are small, and
+their methods need their factors whole.
+
+The weights of a block are gathered while it computes. What is used outside of the blocks stays whole as well, the
+embedding and the head: they are often one tensor, and the loss takes the head some tokens at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from lrft.base.compiled import blocks_of
+from lrft.core.attached import Attached
+from lrft.loss import decoder_of
+
+# Gradients that travel in one message.
+BYTES_AT_ONCE = 2**26
+# Share of a GPU's memory that whole weights may take.
+MOST_OF_A_GPU = 0.7
+
+
+def too_large_for_one(model: nn.Module, device: torch.device) -> bool:
+    """Whether the weights leave a GPU too little for a step. A CPU's memory is that of its other processes, too: there
+    dividing is left to the recipe."""
+    if device.type != "cuda":
+        return False
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return weights > MOST_OF_A_GPU * torch.cuda.get_device_properties(device).total_memory
+
+
+def mesh_over(kind: str, world: int, *, nodes_alike: bool) -> DeviceMesh:
+    """The devices that share one copy of the base: all of them, or those of one node where `nodes_alike`.
+
+    kind: cuda or cpu. A launcher says in LOCAL_WORLD_SIZE how many processes a node has. Raises ValueError when nodes
+    have unequal numbers of them.
+    """
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if nodes_alike else world
+    if each in (1, world):  # one is also what is there when no launcher has said anything
+        return init_device_mesh(kind, (world,))
+    if world % each:
+        raise ValueError(f"{world} processes on nodes of {each} each: nodes must have equal numbers of processes")
+    return init_device_mesh(kind, (world // each, each), mesh_dim_names=("nodes", "devices"))
+
+
+def shard(model: Any, mesh: DeviceMesh) -> None:
+    """Divide the blocks' weights, in place. To be done before adapters are attached, and before the model is moved to
+    its device. Raises ValueError for a model without blocks that transformers knows."""
+    decoder = decoder_of(model)
+    blocks = blocks_of(decoder)
+    if not blocks:
+        raise ValueError("this model has no blocks that transformers knows, by which it could be divided")
+    within = {p for block in blocks for p in block.parameters()}
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    # The root of the blocks: they are gathered in turn, each while the one before it computes.
+    fully_shard(decoder, mesh=mesh, ignored_params={p for p in model.parameters() if p not in within})
+
+
+def same_everywhere(attached: Attached) -> None:
+    """Give every process the first one's adapters: a decomposition may round otherwise on another device."""
+    for tensor in attached.tensors().values():
+        broadcast(tensor.data)
+
+
+def mean_gradients(parameters: Iterable[nn.Parameter], accelerator: Any) -> None:
+    """Replace each gradient by its mean over processes. A process that none has reached counts as zero."""
+    for group in in_messages([p for p in parameters if p.requires_grad]):
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+        mean: Tensor = accelerator.reduce(torch.cat([g.flatten() for g in found]), reduction="mean")
+        for parameter, part in zip(group, mean.split([p.numel() for p in group]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def in_messages(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The parameters in groups of one dtype and of about BYTES_AT_ONCE."""
+    group: list[nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        if group and (size > BYTES_AT_ONCE or parameter.dtype != group[0].dtype):
+            yield group
+            group, size = [], 0
+        group.append(parameter)
+        size += parameter.numel() * parameter.element_size()
+    if group:
+        yield group
