@@ -112,6 +112,7 @@ class Trainer:
             "model.attention": attention_of(self.attached.model),
             "data.packing": self.layout.packed,
             "training.micro_batch_size": self.micro,
+            "distributed.strategy": "fsdp" if self.sharded else "ddp",
         }
         if self.recipe.where("data.max_length") == "default":  # the model can have fewer positions
             decided["data.max_length"] = self.prepared.report.max_length

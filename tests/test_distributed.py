@@ -1,4 +1,4 @@
-"""Two processes train what one process trains."""
+"""Several processes train what one process trains, whether each holds the whole base or a part of it."""
 
 from __future__ import annotations
 
@@ -54,8 +54,10 @@ training.train(loaded, Options(quiet=True, resume=resume or None))
 """
 
 
-def launch(place: Place, out: str, *keys: str, resume: str = "", penalty: str = "") -> Path:
-    """Run in two processes that talk through gloo, as a launcher starts them."""
+def launch(
+    place: Place, out: str, *keys: str, resume: str = "", penalty: str = "", world: int = 2, each: int = 1
+) -> Path:
+    """Run in `world` processes that talk through gloo, as a launcher starts them, `each` of them on a node."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,16 +67,17 @@ def launch(place: Place, out: str, *keys: str, resume: str = "", penalty: str = 
             [sys.executable, "-c", WORKER, paths, str(place.root), out, resume, penalty, *KEYS, *keys],
             env={
                 **os.environ,
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)},
+                **{"LOCAL_WORLD_SIZE": str(each), "OMP_NUM_THREADS": "1"},
                 **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
             },
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(world)
     ]
     said = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said[0][-3000:]
+    assert [process.returncode for process in processes] == [0] * world, said[0][-3000:]
     return place.root / out
 
 
@@ -84,10 +87,12 @@ def nine(place: Place) -> Place:
     return place
 
 
-def test_two_processes_train_what_one_trains(nine: Place) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_what_one_trains(nine: Place, strategy: str) -> None:
     """Trust 2, 4, 50."""
     one = nine.train(*KEYS, out="one")
-    two = launch(nine, "two")
+    two = launch(nine, "two", f"distributed.strategy={strategy}")
+    assert f"strategy: {strategy}" in (two / "resolved.yaml").read_text()
     assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
     for mine, theirs in zip(runs.records(one), runs.records(two), strict=True):
         assert (theirs["step"], theirs["tokens"], theirs["lr"]) == (mine["step"], mine["tokens"], mine["lr"])
@@ -105,6 +110,32 @@ def test_two_processes_train_what_one_trains(nine: Place) -> None:
         ids = [i for found in steps for step in found[3 * epoch : 3 * epoch + 3] for micro in step for i in micro]
         assert sorted(ids) == list(range(9))
     assert steps[1][2] == [[]]  # the second process had no row there
+
+
+@pytest.mark.parametrize(
+    ("keys", "each"),
+    [
+        (("distributed.strategy=ddp",), 3),
+        (("distributed.strategy=fsdp",), 3),
+        (("distributed.strategy=fsdp",), 2),  # two nodes, each with the whole base
+        (("distributed.strategy=fsdp", "distributed.shard_over=all"), 2),
+        (("distributed.strategy=fsdp", "training.gradient_checkpointing=light"), 3),
+        (("distributed.strategy=fsdp", "training.gradient_checkpointing=full"), 3),
+    ],
+    ids=lambda value: "+".join(key.rsplit("=")[1] for key in value) if isinstance(value, tuple) else str(value),
+)
+def test_more_processes_and_nodes(nine: Place, keys: tuple[str, ...], each: int) -> None:
+    one = nine.train(*KEYS, "adapter.method=[pissa, dora]", out="one")
+    more = launch(nine, "more", *keys, "adapter.method=[pissa, dora]", world=4 if each == 2 else 3, each=each)
+    assert runs.distance(runs.tensors(one), runs.tensors(more), "adapter") < 1e-5
+    assert runs.records(one, "eval")[-1]["loss"] == pytest.approx(runs.records(more, "eval")[-1]["loss"], rel=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(nine: Place) -> None:
+    whole = nine.train(*KEYS, out="whole")
+    cut = runs.cut(launch(nine, "two", "distributed.strategy=fsdp"), 2, nine.root / "cut")
+    launch(nine, "cut", "distributed.strategy=ddp", resume="last", world=3)
+    assert runs.distance(runs.tensors(whole), runs.tensors(cut), "adapter") < 1e-5
 
 
 def test_two_processes_resume_and_add_a_term_once(nine: Place) -> None:
