@@ -43,7 +43,7 @@ def attempt(trainer: Trainer, rows: int) -> BaseException | None:
     try:
         # Without the wrapper's exchange of gradients: a process that fails must not leave others waiting.
         with trainer.accelerator.no_sync(trainer.model):
-            trainer.accelerator.backward(trainer.model(trainer.collate(longest(trainer, rows))))
+            trainer.accelerator.backward(trainer.answer(trainer.collate(longest(trainer, rows))))
         at_rest(trainer)
     except (RuntimeError, MemoryError) as error:
         if not machine.says_out_of_memory(error):

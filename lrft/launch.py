@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
+from lrft.watchdog import LAUNCHER
+
 # What the others are given to notice by themselves that one is gone, before they are stopped.
 SECONDS_TO_NOTICE = 10.0
 LOOK_EVERY = 0.1
@@ -31,6 +33,7 @@ def adopt_slurm() -> None:
         "RANK": os.environ["SLURM_PROCID"],
         "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
         "WORLD_SIZE": str(tasks),
+        "LOCAL_WORLD_SIZE": str(tasks // int(os.environ.get("SLURM_NNODES", "1"))),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")),
         "MASTER_PORT": os.environ.get("MASTER_PORT", str(20000 + job % 20000)),
     }
@@ -87,6 +90,7 @@ def surroundings(rank: int, devices: int, port: int, *, gpu: bool) -> dict[str, 
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": threads,
+        LAUNCHER: str(os.getpid()),
         **({} if gpu else {"ACCELERATE_USE_CPU": "true"}),
     }
     return {**os.environ, **given}

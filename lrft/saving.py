@@ -25,6 +25,7 @@ FREE_ON_RESUME = (
     "data.cache",
     "data.packing",
     "training.gradient_checkpointing",
+    "training.activation_offload",
     "training.compile",
     "distributed.",
 )
@@ -32,6 +33,7 @@ FREE_ON_RESUME = (
 
 def save(trainer: Trainer, *, best: bool) -> None:
     """Make a checkpoint of everything that the rest of the run depends on."""
+    trainer.watchdog.at("waiting for all processes before saving")
     trainer.accelerator.wait_for_everyone()
     if trainer.folder is None:
         return

@@ -73,6 +73,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
         wrapped, optimizer = accelerator.prepare(losses, own)
     warnings = compose.advice(composition, attached.sites, model)
     warnings += [found.warning] if found.warning else []
+    if t.activation_offload and accelerator.device.type == "cpu":
+        warnings.append("training.activation_offload moves nothing on a CPU")
     trainer = Trainer(
         recipe=recipe,
         options=options,

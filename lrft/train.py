@@ -28,6 +28,7 @@ from lrft.saving import restore, save
 from lrft.setup import set_up
 from lrft.signals import StopSignals
 from lrft.trainer import Options, Trainer
+from lrft.watchdog import Watchdog
 
 # Overflowing steps in a row under fp16: the loss scale starts at 2^16 and halves each time.
 MOST_SKIPPED = 20
@@ -53,6 +54,8 @@ def train(recipe: Recipe, options: Options) -> Path:
                 trainer.folder = stack.enter_context(RunFolder.open(output, resume=False, fresh=options.fresh))
             reporter = Reporter(output if main else None, quiet=options.quiet, main=main)
             trainer.reporter = stack.enter_context(reporter)
+            world = trainer.accelerator.num_processes
+            trainer.watchdog = stack.enter_context(Watchdog(machine.rank(), world, output))
             try:
                 tell_start(trainer)
                 with StopSignals(speak=main) as signals:
@@ -136,6 +139,8 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
     began = time.monotonic()
     accelerator, optimizer, parts = trainer.accelerator, trainer.optimizer, trainer.composition.parts
     step, settings = trainer.progress.step, trainer.recipe.training
+    trainer.watchdog.step = step
+    trainer.watchdog.at("beginning")
     ids = trainer.plan.rows(step)
     tokens = sum(int(trainer.rows.trained(int(i)).sum()) for i in ids)
     lr = settings.learning_rate * lr_factor(trainer, step)
@@ -234,12 +239,14 @@ def backward(trainer: Trainer, ids: np.ndarray, tokens: int) -> Tensor:
         weight = 1.0 if micro else 0.0
         batch = trainer.collate(micro or [int(ids[0])])
         with accelerator.no_sync(trainer.model) if n < len(micros) - 1 else nullcontext():
-            loss = trainer.model(batch) * weight
+            trainer.watchdog.at(f"pass {n + 1} of {len(micros)}{', gradients at its end' * (n == len(micros) - 1)}")
+            loss = trainer.answer(batch) * weight
             accelerator.backward(loss * (world / tokens))  # DDP takes the mean over ranks: world undoes it
         extra = trainer.losses.take_extra() * weight
         added += extra
         token_losses += loss.detach().double() - extra
     if trainer.sharded:
+        trainer.watchdog.at("exchanging gradients")
         sharding.mean_gradients(trainer.attached.trained().values(), accelerator)
     return torch.stack([token_losses, added])
 
@@ -305,6 +312,7 @@ def measure(trainer: Trainer) -> bool:
     if rows is None:
         raise ValueError("evaluation without validation rows")
     trainer.reporter.doing("evaluating")
+    trainer.watchdog.at("evaluating")
     record: dict[str, Any] = {"step": progress.step} | validation_loss(trainer, rows)
     asked = evaluate.with_prompts(rows)
     shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 from lrft import evaluate, summary
 from lrft.core.attached import Attached
 from lrft.core.compose import Composition
+from lrft.core.offload import offloading
 from lrft.data import Prepared, Rows, Schedule
 from lrft.data.batch import collate
 from lrft.layout import ROWWISE, Layout
 from lrft.loss import TokenLoss
 from lrft.report import Reporter
 from lrft.runfolder import RunFolder
+from lrft.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -94,6 +97,7 @@ class Trainer:
     resumed_from: Path | None = None
     """the checkpoint that is taken up"""
     reporter: Reporter = field(default_factory=lambda: Reporter(None, main=False))
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None))
 
     @property
     def rows(self) -> Rows:
@@ -120,8 +124,15 @@ class Trainer:
 
     def reduce(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
-        total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        with self.watchdog.during("adding up over all processes"):
+            total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return total
+
+    def answer(self, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of a micro-batch, for a backward pass."""
+        with offloading(self.accelerator.device) if self.recipe.training.activation_offload else nullcontext():
+            loss: Tensor = self.model(batch)
+        return loss
 
     def collate(self, ids: list[int]) -> dict[str, Tensor]:
         """A micro-batch on this process's device."""

@@ -112,6 +112,50 @@ def test_a_killed_process_brings_the_others_down_and_the_run_can_go_on(place: Pl
     assert "resumed from step-" in said
 
 
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    """Their numbers, in the order in which they were started."""
+    command = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
+    return sorted(int(n) for n in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def runs_still(number: int) -> bool:
+    """Whether a process goes on; one that has ended may stay in the list until somebody asks for its exit code."""
+    status = Path(f"/proc/{number}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_who_waits_for_a_process_that_stands_still_says_where_it_waits(place: Place) -> None:
+    process = start(place, "quiet", "training.epochs=400", "checkpoint.every=none", LRFT_QUIET_SECONDS="4")
+    after_step(place, "quiet", 3)
+    second = children_of(process)[1]
+    os.kill(second, signal.SIGSTOP)
+    stacks = place.root / "quiet" / "quiet-0.txt"
+    stacks.unlink(missing_ok=True)  # on a busy machine a process is quiet by itself now and then
+    deadline = time.monotonic() + 60
+    while not stacks.exists() or "Thread" not in stacks.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(second, signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    said = ended(process)
+    assert process.returncode == 130, said
+    line = r"process 1 of 2 has been quiet for 4 s: step (\d+), (.*) \(stacks in .*quiet-0.txt\)"
+    step, doing = re.findall(line, said)[-1]
+    assert int(step) > 3
+    assert "all processes" in doing or "gradients at its end" in doing
+    assert "one_step" in stacks.read_text()
+
+
+def test_processes_whose_launcher_was_killed_save_and_leave(place: Place) -> None:
+    process = start(place, "orphans", "training.epochs=400", "checkpoint.every=none")
+    after_step(place, "orphans", 3)
+    children = children_of(process)
+    process.kill()
+    ended(process, 60)  # until nobody holds the other ends of its pipes
+    assert not any(runs_still(child) for child in children)
+    assert len(runs.steps(place.root / "orphans")) == 1
+
+
 def test_ctrl_c_saves_once_and_ends_all(place: Place) -> None:
     process = start(place, "stopped", "training.epochs=400", "checkpoint.every=none")
     after_step(place, "stopped", 3)
@@ -133,9 +177,9 @@ def test_a_mistake_is_told_once_and_keeps_its_exit_code(place: Place) -> None:
 
 
 def test_the_rank_of_slurm_is_taken_over_where_nobody_else_has_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in {"PROCID": "5", "LOCALID": "1", "NTASKS": "8", "JOB_ID": "12345"}.items():
+    for name, value in {"PROCID": "5", "LOCALID": "1", "NTASKS": "8", "NNODES": "2", "JOB_ID": "12345"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7")
     before = dict(os.environ)
@@ -147,7 +191,7 @@ def test_the_rank_of_slurm_is_taken_over_where_nobody_else_has_spoken(monkeypatc
             "WORLD_SIZE": "8",
             "MASTER_ADDR": "10.0.0.7",
         }
-        assert os.environ["MASTER_PORT"] == "32345"
+        assert (os.environ["MASTER_PORT"], os.environ["LOCAL_WORLD_SIZE"]) == ("32345", "4")
         os.environ["RANK"] = "0"
         launch.adopt_slurm()
         assert os.environ["RANK"] == "0", "another launcher's word stands"

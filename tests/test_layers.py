@@ -20,8 +20,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # A file or folder of lrft imports only from the lines above its own. A new one gets a place here.
 TIERS = (
     "errors",
-    "files text loss schedule signals figures launch",
-    "catalog metrics machine optim tensorfile runfolder",
+    "files text loss schedule signals figures watchdog",
+    "launch catalog metrics machine optim tensorfile runfolder",
     "recipe methodlist combinations",
     "data base documents starter report",
     "core",

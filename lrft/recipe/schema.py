@@ -216,6 +216,11 @@ class TrainingSection(Section):
         description="What is computed again in the backward pass to save memory: nothing; all but the linear layers; "
         "the widest of these too; whole blocks.",
     )
+    activation_offload: bool = Field(
+        default=False,
+        description="Keeps what the backward pass needs in the machine's memory instead of the GPU's: for rows that "
+        "are too long even with full checkpointing.",
+    )
     compile: bool = Field(
         default=False, description="Compiles the model's blocks; the first steps take a minute longer."
     )
