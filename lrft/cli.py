@@ -60,10 +60,15 @@ def train(
         int | None,
         typer.Option(min=1, help="Processes on this machine, one for each device. Left out: one for each GPU."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what each process would do; load no weights, start no run.")
+    ] = False,
 ) -> None:
     """Fine-tune what a recipe says."""
     if resume and fresh:
         raise UsageError("--resume and --fresh exclude each other")
+    if resume and dry_run:
+        raise UsageError("--resume and --dry-run exclude each other", "With --fresh a dry run moves nothing aside.")
     loaded = read_recipe(recipe, overrides)
     from lrft import launch
 
@@ -71,15 +76,25 @@ def train(
     if launch.is_launched():
         if devices is not None:
             raise UsageError("--devices: a launcher has started this process as one of several", "Leave --devices out.")
+        processes = [launch.this_process()] if dry_run else []
     else:
         with loading():
             gpus = launch.gpus()
         count = devices or max(1, gpus)
-        if count > 1:
+        if dry_run:
+            processes = launch.planned(count, gpu=gpus >= count)
+        elif count > 1:
             flags = {"--fresh": fresh, "--accept-changes": accept_changes, "--quiet": quiet}
             more = [*([f"--resume={resume}"] if resume else []), *(flag for flag, given in flags.items() if given)]
             code = launch.run_on(count, ["train", str(recipe), *(overrides or []), *more], gpu=gpus >= count)
             raise typer.Exit(code)
+    if dry_run:
+        with loading():
+            from lrft.dryrun import dry_run as tell
+
+        with as_written(loaded):
+            tell(loaded, processes, fresh=fresh)
+        return
     with loading():
         from lrft.train import Options
         from lrft.train import train as run
@@ -191,7 +206,8 @@ def check(
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
-    devices: Annotated[int, typer.Option(min=1, help="Divide the run over this many devices.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Divide the run over this many devices of each node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines with as many devices each.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Say what a run will take: parameters, memory by part, steps, tokens and time. Loads no weights."""
@@ -200,7 +216,7 @@ def plan(
         from lrft.commands import plan as run
 
     with as_written(loaded):
-        run(loaded, devices=devices, as_json=as_json)
+        run(loaded, devices=devices, nodes=nodes, as_json=as_json)
 
 
 @app.command()

@@ -290,11 +290,11 @@ def check(recipe: Recipe, path: Path) -> None:
         reporter.line(f"{path}: nothing wrong was found")
 
 
-def plan(recipe: Recipe, *, devices: int, as_json: bool) -> None:
-    """`lrft plan`."""
+def plan(recipe: Recipe, *, devices: int, nodes: int, as_json: bool) -> None:
+    """`lrft plan` for `devices` on each of `nodes`."""
     source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
     prepared = setup.prepare_data(recipe, source, setup.load_tokenizer(recipe, source))
-    made = planning.make_plan(recipe, source, prepared, devices)
+    made = planning.make_plan(recipe, source, prepared, devices * nodes, nodes=nodes)
     if as_json:
         print(json.dumps(planning.to_dict(made), indent=1))
         return

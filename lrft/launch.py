@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 from lrft.watchdog import LAUNCHER
@@ -16,6 +17,17 @@ from lrft.watchdog import LAUNCHER
 # What the others are given to notice by themselves that one is gone, before they are stopped.
 SECONDS_TO_NOTICE = 10.0
 LOOK_EVERY = 0.1
+# What a process learns of its place from its environment.
+PLACE = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "OMP_NUM_THREADS",
+    "ACCELERATE_USE_CPU",
+)
 
 
 def is_launched() -> bool:
@@ -39,6 +51,41 @@ def adopt_slurm() -> None:
     }
 
 
+@dataclass(frozen=True)
+class Process:
+    """One process of a run."""
+
+    rank: int
+    local_rank: int
+    world: int
+    node: str
+    device: str
+    """that it computes on"""
+    given: dict[str, str]
+    """what its environment says of its place"""
+
+
+def planned(devices: int, *, gpu: bool) -> list[Process]:
+    """The processes that `run_on` would start; this one where a run on one device needs no other."""
+    node = socket.gethostname()
+    if devices == 1:
+        return [Process(0, 0, 1, node, "cuda:0" if gpu else "cpu", {})]
+    port = free_port()
+    return [
+        Process(rank, rank, devices, node, f"cuda:{rank}" if gpu else "cpu", given(rank, devices, port, gpu=gpu))
+        for rank in range(devices)
+    ]
+
+
+def this_process() -> Process:
+    """This process, as its launcher has placed it."""
+    g = {name: os.environ[name] for name in PLACE if name in os.environ}
+    rank, world = int(g["RANK"]), int(g.get("WORLD_SIZE", "1"))
+    local, seen = int(g.get("LOCAL_RANK", "0")), gpus()
+    missing = f", which is not there: this process sees {seen}" if seen <= local else ""
+    return Process(rank, local, world, socket.gethostname(), f"cuda:{local}{missing}" if seen else "cpu", g)
+
+
 def gpus() -> int:
     """How many GPUs torch sees here."""
     import torch
@@ -51,9 +98,7 @@ def run_on(devices: int, arguments: Sequence[str], *, gpu: bool) -> int:
 
     One that dies brings the others down within seconds. Signals are handed on, each once.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "lrft", *arguments],
@@ -79,10 +124,23 @@ def run_on(devices: int, arguments: Sequence[str], *, gpu: bool) -> int:
                 process.kill()
 
 
+def free_port() -> int:
+    """One that nobody uses at the moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 def surroundings(rank: int, devices: int, port: int, *, gpu: bool) -> dict[str, str]:
     """The environment of one process."""
+    return {**os.environ, **given(rank, devices, port, gpu=gpu)}
+
+
+def given(rank: int, devices: int, port: int, *, gpu: bool) -> dict[str, str]:
+    """What the environment of one process says of its place."""
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    given: Mapping[str, str] = {
+    return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(devices),
@@ -93,7 +151,6 @@ def surroundings(rank: int, devices: int, port: int, *, gpu: bool) -> dict[str, 
         LAUNCHER: str(os.getpid()),
         **({} if gpu else {"ACCELERATE_USE_CPU": "true"}),
     }
-    return {**os.environ, **given}
 
 
 def wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -21,40 +21,15 @@ from lrft.core.adapter import Adapter, AdapterLinear
 from lrft.core.targets import depth_of
 from lrft.data.batch import micro_batches
 from lrft.recipe import Recipe
+from lrft.scale import H100_LINKS, STRATEGIES, Memory, efficiency, exchange, operations, over_devices, sent
 from lrft.text import Row
+from lrft.trainer import schedule_of
 
 # Steps whose micro-batches are looked at to find the largest.
 STEPS_SEEN = 2000
 # Share of the measured speed of matrix products at which a whole step runs: what lies between them takes the rest.
 EFFICIENCY = 0.75
 MEASURED_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one device during a step, by part."""
-
-    process: int
-    """Python, its libraries, tokenizer and data; none on a GPU"""
-    weights: int
-    adapter: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-    moment: int
-    """for a moment of the backward pass"""
-
-    @property
-    def at_the_end(self) -> int:
-        """Logits, and what one layer's backward pass takes. A GPU's allocator gives the memory of the one to the other;
-        a process keeps small pieces for small pieces, and asks for the large ones anew."""
-        return self.logits + self.moment if self.process else max(self.logits, self.moment)
-
-    @property
-    def total(self) -> int:
-        parts = asdict(self)
-        return sum(parts.values()) - self.logits - self.moment + self.at_the_end
 
 
 @dataclass(frozen=True)
@@ -74,21 +49,33 @@ class Plan:
     """by strategy"""
     communication: dict[str, float]
     """bytes that a device sends in a step, by strategy"""
+    exchange: dict[str, float]
+    """seconds that this takes by itself, by strategy, over the links of `scale`"""
     flops: float
     """of the run, on all devices together"""
     speed: float
     """operations a second of matrix products, measured here"""
     devices: int
+    """of all nodes together"""
+    nodes: int
 
     @property
     def seconds(self) -> float:
         return self.flops / (self.speed * EFFICIENCY * self.devices)
 
+    @property
+    def efficiency(self) -> dict[str, tuple[float, float]]:
+        """Share of a step in which devices compute, by strategy: nothing, and all, of what is sent behind it."""
+        step = self.seconds / self.steps
+        return {name: (efficiency(step, each, 0.0), efficiency(step, each)) for name, each in self.exchange.items()}
 
-def make_plan(recipe: Recipe, source: Path, prepared: data.Prepared, devices: int, micro: int | None = None) -> Plan:
+
+def make_plan(
+    recipe: Recipe, source: Path, prepared: data.Prepared, devices: int, micro: int | None = None, nodes: int = 1
+) -> Plan:
     """The plan of a recipe whose data are prepared. Raises RecipeError.
 
-    micro: rows of a pass, where the recipe leaves them open and they have been found.
+    devices: of all `nodes` together. micro: rows of a pass, where the recipe leaves them open and they have been found.
     """
     t = recipe.training
     compute = machine.computation(t.precision)
@@ -98,9 +85,7 @@ def make_plan(recipe: Recipe, source: Path, prepared: data.Prepared, devices: in
     speed = speed_here(active)
     process = resident() if not torch.cuda.is_available() else 0
     frozen = machine.DTYPES[machine.frozen_dtype(recipe.model.precision, compute)]
-    schedule = data.Schedule(
-        len(prepared.train), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle
-    )
+    schedule = schedule_of(recipe, prepared.train)
     composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
     with base.imagined(source, dtype=frozen, trust_remote_code=recipe.model.trust_remote_code) as model:
         parameters = sum(p.numel() for p in model.parameters())
@@ -137,9 +122,11 @@ def make_plan(recipe: Recipe, source: Path, prepared: data.Prepared, devices: in
         largest=largest,
         memory=over_devices(whole, blocks, devices),
         communication=sent(whole, passes, devices),
+        exchange=exchange(whole, passes, blocks, devices, nodes) if devices > 1 else {},
         flops=operations(tokens, matrix, numbers, t.gradient_checkpointing),
         speed=speed,
         devices=devices,
+        nodes=nodes,
     )
 
 
@@ -197,40 +184,6 @@ def by_module(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def over_devices(whole: Memory, blocks: int, devices: int) -> dict[str, Memory]:
-    """Memory of each device. Adapters are never divided: they are small, and methods need their factors whole."""
-    n = devices
-    # A block is gathered while it is used and the next one while it is waited for.
-    gathered = min(whole.weights, whole.weights // n + 2 * whole.weights // blocks)
-    changed = {
-        "ddp": {},
-        "zero-2": {"gradients": whole.gradients // n, "optimizer": whole.optimizer // n},
-        "fsdp2 or zero-3": {"weights": gathered},
-    }
-    if n == 1:
-        return {"one device": whole}
-    return {name: Memory(**{**asdict(whole), **parts}) for name, parts in changed.items()}
-
-
-def sent(whole: Memory, passes: int, devices: int) -> dict[str, float]:
-    """Bytes that each device sends in an optimiser step: gradients once, weights once for each pass and direction."""
-    share = (devices - 1) / devices
-    gradients = 2 * share * whole.gradients
-    if devices == 1:
-        return {}
-    return {
-        "ddp": gradients,
-        "zero-2": gradients,
-        "fsdp2 or zero-3": gradients + 2 * passes * share * whole.weights,
-    }
-
-
-def operations(tokens: int, matrix: int, trained: int, kind: str) -> float:
-    """Of linear layers: two for each weight and token forward, as many backward for the inputs, and the adapters'."""
-    again = {"none": 0.0, "light": 0.0, "medium": 1.0, "full": 2.0}[kind]
-    return tokens * ((4.0 + again) * (matrix - trained) + 6.0 * trained)
-
-
 def speed_here(dtype: torch.dtype) -> float:
     """Operations a second of matrix products as large as those of a small model, on the device that will train."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -252,7 +205,7 @@ def resident() -> int:
 
 def to_dict(plan: Plan) -> dict[str, Any]:
     """The plan as JSON values, with totals."""
-    facts = asdict(plan) | {"seconds": plan.seconds}
+    facts = asdict(plan) | {"seconds": plan.seconds, "efficiency": plan.efficiency}
     facts["memory"] = {name: asdict(part) | {"total": part.total} for name, part in plan.memory.items()}
     return facts
 
@@ -286,15 +239,29 @@ def rows(plan: Plan, recipe: Recipe) -> list[Row]:
         ("time", [time_line(plan)]),
     ]
     if plan.devices > 1:
-        lines = [
-            f"{name:<16}{gigabytes(part.total):>10} each"
-            + (f"   sends {gigabytes(plan.communication[name])} a step" if name in plan.communication else "")
-            for name, part in plan.memory.items()
-        ]
-        said.append(
-            (f"{plan.devices} devices", [*lines, "`lrft train` runs ddp; the others are what dividing would save"])
-        )
+        said.append((f"{plan.devices} devices", device_lines(plan)))
     return said
+
+
+def device_lines(plan: Plan) -> list[str]:
+    """What each strategy asks of a device and of the links between them."""
+    between = f", {H100_LINKS.between / 1e9:.0f} GB/s between nodes" if plan.nodes > 1 else ""
+    return [
+        f"{plan.nodes} x {plan.devices // plan.nodes}: computing as fast as here, sending at "
+        f"{H100_LINKS.inside / 1e9:.0f} GB/s inside a node{between}; calculated, not measured",
+        *(
+            f"{name}   {gigabytes(part.total)} each   sends {gigabytes(plan.communication[name])} a step   "
+            f"computes {shares(*plan.efficiency[name])} of the time   {STRATEGIES[name]}"
+            for name, part in plan.memory.items()
+        ),
+        "`lrft train` runs ddp; the others are what dividing would save",
+    ]
+
+
+def shares(least: float, most: float) -> str:
+    """Of the time, between nothing and all of the communication behind the computation."""
+    low, high = f"{least:.0%}", f"{most:.0%}"
+    return low if low == high else f"{low} to {high}"
 
 
 def parts_line(plan: Plan) -> str:

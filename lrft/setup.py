@@ -28,7 +28,7 @@ from lrft.loss import TokenLoss, trained_tokens
 from lrft.recipe import Recipe
 from lrft.runfolder import RunFolder
 from lrft.saving import resume_point
-from lrft.trainer import Options, Trainer
+from lrft.trainer import Options, Trainer, schedule_of
 
 # Relative difference of the loss between a fresh adapter and the base that rounding may make.
 START_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
@@ -47,7 +47,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     tokenizer = load_tokenizer(recipe, source)
     prepared = prepare_data(recipe, source, tokenizer)
-    plan = data.Schedule(len(prepared.train), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle)
+    plan = schedule_of(recipe, prepared.train)
     model = load_model(recipe, source, dtype)
     accelerator = machine.make_accelerator(compute)
     sharded = divide(recipe, model, accelerator)

@@ -38,6 +38,12 @@ class Options:
     source: Path | None = None
 
 
+def schedule_of(recipe: Recipe, rows: Rows) -> Schedule:
+    """Which rows form which step of the run."""
+    t = recipe.training
+    return Schedule(len(rows), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle)
+
+
 @dataclass
 class Progress:
     """What a checkpoint must hold beside tensors: plain numbers."""

@@ -196,7 +196,7 @@ def test_generated_pages_are_fresh() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(Path(documents.__file__).parents[1].glob("recipes/*.yaml")), ids=lambda p: p.name
+    "path", sorted(Path(documents.__file__).parents[1].glob("recipes/**/*.yaml")), ids=lambda p: p.name
 )
 def test_recipes_that_ship_are_accepted(path: Path) -> None:
     recipes.load(path)

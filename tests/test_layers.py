@@ -20,7 +20,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # A file or folder of lrft imports only from the lines above its own. A new one gets a place here.
 TIERS = (
     "errors",
-    "files text loss schedule signals figures watchdog",
+    "files text loss schedule signals figures watchdog scale",
     "launch catalog metrics machine optim tensorfile runfolder",
     "recipe methodlist combinations",
     "data base documents starter report",
@@ -34,7 +34,7 @@ TIERS = (
     "fitting",
     "saving",
     "setup",
-    "train",
+    "train dryrun",
     "selfcheck",
     "commands",
     "__init__",
@@ -135,7 +135,7 @@ def test_the_package_itself_loads_nothing() -> None:
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "matplotlib", "numpy")
 
 
-LIGHT = ("lrft", "lrft.errors", "lrft.catalog", "lrft.recipe", "lrft.cli", "lrft.methodlist", "lrft.base")
+LIGHT = ("lrft", "lrft.errors", "lrft.catalog", "lrft.recipe", "lrft.cli", "lrft.methodlist", "lrft.base", "lrft.scale")
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import pytest
 import runs
+import scaling
 import tiny
 import torch
 from runs import Place
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lrft
-from lrft import base, footprint, plan
+from lrft import base, files, footprint, plan
 from lrft.cli import run_command
 from lrft.core import compose
 from lrft.setup import load_tokenizer, prepare_data
@@ -94,12 +96,12 @@ def test_what_autograd_keeps_is_what_it_keeps_with_real_tensors() -> None:
 def test_devices_divide_what_they_can(place: Place) -> None:
     made = planned(place, devices=4)
     assert "one device" not in made.memory, "its passes would be larger"
-    ddp, zero, sharded = (made.memory[name] for name in ("ddp", "zero-2", "fsdp2 or zero-3"))
+    ddp, zero, sharded = (made.memory[name] for name in ("ddp", "zero2", "fsdp"))
     assert zero.optimizer == ddp.optimizer // 4
     assert sharded.adapter == ddp.adapter
     assert made.communication["ddp"] == pytest.approx(2 * 0.75 * ddp.gradients)
-    assert made.communication["fsdp2 or zero-3"] > made.communication["ddp"]
-    deep = plan.over_devices(ddp, 32, 4)["fsdp2 or zero-3"]
+    assert made.communication["fsdp"] > made.communication["ddp"]
+    deep = plan.over_devices(ddp, 32, 4)["fsdp"]
     assert deep.weights == ddp.weights // 4 + 2 * ddp.weights // 32
 
 
@@ -114,6 +116,47 @@ def test_the_command_shows_it_and_gives_json(place: Place, capsys: pytest.Captur
     assert facts["memory"]["one device"]["total"] > facts["memory"]["one device"]["weights"]
     assert run_command(["plan", recipe, "--devices", "0"]) == 2
     assert run_command(["plan", recipe, "adapter.rank=0"]) == 2
+
+
+def test_nodes_multiply_devices_and_slow_what_is_sent(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, said = str(place.root / "recipe.yaml"), {}
+    for nodes in ("1", "2"):
+        assert run_command(["plan", recipe, "--devices", "4", "--nodes", nodes, "--json"]) == 0
+        said[nodes] = json.loads(capsys.readouterr().out)
+    assert (said["2"]["devices"], said["2"]["nodes"]) == (8, 2)
+    assert said["2"]["memory"]["zero2"]["optimizer"] == said["1"]["memory"]["zero2"]["optimizer"] // 2
+    for name in ("ddp", "zero2", "fsdp", "zero3"):
+        assert said["2"]["exchange"][name] > said["1"]["exchange"][name] > 0
+        least, most = said["2"]["efficiency"][name]
+        assert 0 < least < most <= 1
+    assert run_command(["plan", recipe, "--devices", "4", "--nodes", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "2 x 4" in text
+    assert "50 GB/s between" in text
+    assert all(f"{name} " in text for name in ("ddp", "zero2", "fsdp", "zero3"))
+    assert run_command(["plan", recipe, "--nodes", "0"]) == 2
+
+
+@pytest.mark.slow
+def test_the_page_on_scale_has_what_the_plan_says(place: Place) -> None:
+    """A Llama 3.1 8B by its config alone: the parts that do not depend on the rows."""
+    width, inner, blocks, heads = scaling.SHAPES["8B"]
+    root = place.root / "eight"
+    shutil.copytree(place.root / "base", root)
+    config = json.loads((root / "config.json").read_text()) | {
+        **{"vocab_size": 128256, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks},
+        **{"num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": width // heads},
+    }
+    (root / "config.json").write_text(json.dumps(config))
+    keys = (f"model={root}", "training.precision=bf16", "adapter.rank=16", "training.micro_batch_size=1")
+    arguments = ["--devices=8", "--nodes=8", "--json", "training.global_batch_size=64"]
+    made = json.loads(process("plan", str(place.root / "recipe.yaml"), *keys, *arguments))
+    page = scaling.cases("8B", files.read_json(ROOT / "docs" / "scale.json")["8B"], "bf16", 64)
+    for name, case in page.items():
+        for part in ("weights", "adapter", "gradients", "optimizer"):
+            assert made["memory"][name][part] == getattr(case.memory, part), (name, part)
+        assert made["communication"][name] == case.sends
+        assert made["exchange"][name] == case.communication
 
 
 # --- measured ---

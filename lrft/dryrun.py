@@ -1,0 +1,146 @@
+"""`lrft train --dry-run`: what each process would do, said by what a real run asks as well.
+
+The data are prepared, and kept in the cache, as `lrft check` does; no weights are read and no process is started.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrft import base, data, plan, schedule, setup, verify
+from lrft.data.batch import micro_batches
+from lrft.launch import Process
+from lrft.recipe import Recipe
+from lrft.report import PLAIN_WIDTH
+from lrft.runfolder import RunFolder
+from lrft.text import Row, layout
+from lrft.trainer import schedule_of
+
+# What a run leaves in its folder, beside checkpoints and the links to them.
+FILES = (
+    "run.json",
+    "resolved.yaml",
+    "recipe.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "log.txt",
+    "report.md",
+    "loss.png",
+)
+# Row ids and checkpoints that are written out.
+SHOWN = 12
+OF_EACH = ("RANK", "LOCAL_RANK")
+
+
+def dry_run(recipe: Recipe, processes: Sequence[Process], *, fresh: bool) -> None:
+    """Print what `processes` would do. Raises what a run would raise before its model is loaded."""
+    if processes[0].rank == 0:
+        RunFolder.refuse(Path(recipe.output_dir), resume=False, fresh=fresh)
+    source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    prepared = setup.prepare_data(recipe, source, setup.load_tokenizer(recipe, source))
+    said: list[Row] = []
+    if processes[0].rank == 0:
+        said += of_the_run(recipe, prepared, processes)
+    said += [row for process in processes for row in of_a_process(recipe, prepared.train, process)]
+    lines = [f"{label}{text}".rstrip() for label, text in layout(said, PLAIN_WIDTH)]
+    sys.stdout.write("\n".join([*lines, ""]))  # in one piece: other processes may write to the same terminal
+    sys.stdout.flush()
+
+
+def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Process]) -> list[Row]:
+    """What is the same for all, and what the first process alone does."""
+    first, settings = processes[0], recipe.training
+    order = schedule_of(recipe, prepared.train)
+    together = [f"{name}={value}" for name, value in first.given.items() if name not in OF_EACH]
+    each = count(plan.rows_of_a_pass(recipe, first.world), "row")
+    return [
+        ("dry run", "no weights were loaded and no run was started"),
+        ("processes", facts(f"{first.world}, {starter(processes)}", *together)),
+        ("data", prepared.report.lines()),
+        (
+            "steps",
+            facts(
+                f"{count(order.total_steps, 'step')} of {count(settings.global_batch_size, 'row')}",
+                f"{order.steps_per_epoch:,} an epoch",
+                f"micro-batches of at most {each}, found before the first step"
+                if settings.micro_batch_size == "auto"
+                else f"micro-batches of {each}",
+            ),
+        ),
+        (
+            "written",
+            [
+                f"by rank 0 alone, to {recipe.masked(recipe.output_dir)}: {' '.join(files_of(prepared))}",
+                checkpoint_line(recipe, prepared, order.total_steps),
+                f"by whoever comes first, to {base.cache_dir()}: the tokenised rows"
+                if recipe.data.cache
+                else "no cache of tokenised rows: each rank makes them",
+            ],
+        ),
+    ]
+
+
+def files_of(prepared: data.Prepared) -> list[str]:
+    """Names of the run's files: with validation rows, some are kept for `lrft merge` to compare with."""
+    return [*FILES, *([verify.PROBE] if prepared.validation is not None else [])]
+
+
+def starter(processes: Sequence[Process]) -> str:
+    """Who starts them."""
+    if len(processes) < processes[0].world:
+        return "started by a launcher; each says its own place"
+    return "started by lrft" if len(processes) > 1 else "this one"
+
+
+def checkpoint_line(recipe: Recipe, prepared: data.Prepared, total: int) -> str:
+    """The steps after which a checkpoint is due."""
+    every = schedule.interval(recipe.checkpoint.every, total)
+    found = (step for step in range(1, total + 1) if step == total or schedule.due(step, every, total))
+    steps = [f"{step:,}" for step, _ in zip(found, range(SHOWN + 1), strict=False)]
+    evaluated = prepared.validation is not None and schedule.interval(recipe.evaluation.every, total) is not None
+    best = ", and at each best validation loss" if evaluated else ""
+    return f"checkpoints after steps {shortened(steps)}{best}"
+
+
+def of_a_process(recipe: Recipe, rows: data.Rows, process: Process) -> list[Row]:
+    """Where it runs, and the rows of its first step."""
+    passes = passes_of(recipe, rows, 0, process)
+    ids = [str(i) for one in passes for i in one]
+    place = [f"{name}={process.given[name]}" for name in OF_EACH if name in process.given]
+    first = f"step 1: {count(len(ids), 'row')} in {count(len(passes), 'micro-batch', 'micro-batches')}"
+    return [
+        (
+            f"rank {process.rank}",
+            facts(
+                f"{process.node}, local rank {process.local_rank}, {process.device}",
+                " ".join(place),
+                f"{first}: {shortened(ids)}" if ids else "step 1: no rows, it computes with weight zero",
+            ),
+        )
+    ]
+
+
+def passes_of(recipe: Recipe, rows: data.Rows, step: int, process: Process) -> list[list[int]]:
+    """Row ids of each micro-batch of a process in a step (from 0): what the loop takes."""
+    return micro_batches(
+        schedule_of(recipe, rows).rows(step),
+        rows.lengths,
+        micro=plan.rows_of_a_pass(recipe, process.world),
+        rank=process.rank,
+        world=process.world,
+    )
+
+
+def shortened(words: Sequence[str]) -> str:
+    return " ".join(words[:SHOWN]) + (" ..." if len(words) > SHOWN else "")
+
+
+def facts(*said: str) -> str:
+    """On one line where they fit."""
+    return "   ".join(one for one in said if one)
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
