@@ -155,6 +155,54 @@ def verify(
     run(source, as_json=as_json)
 
 
+@app.command()
+def inspect(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|ADAPTER", help="A run (its best adapter), or an adapter folder of lrft or of PEFT."
+        ),
+    ],
+    base: Annotated[str | None, typer.Option(help="The base model, when it is not where the adapter says.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where inspect.json and inspect.png go. Default: the run.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Leading singular vectors that may be intruders.")] = 10,
+    epsilon: Annotated[
+        float, typer.Option(min=0, max=1, help="An intruder's largest |cosine| with the base's vectors is below this.")
+    ] = 0.5,
+    accept_other_base: Annotated[
+        bool,
+        typer.Option("--accept-other-base", help="Take a base that the adapter was not trained on."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an adapter did to the weights: norms, ranks, spectra and intruder dimensions by module."""
+    with loading():
+        from lrft.commands import inspect as run
+
+    run(
+        source,
+        out,
+        base_model=base,
+        top=top,
+        epsilon=epsilon,
+        accept_other_base=accept_other_base,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, finished or not.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file. Default: report.html in the run.")] = None,
+) -> None:
+    """Write a run's own page: one HTML file with curves, samples, checks, environment and recipe."""
+    from lrft.reportpage import write_page
+
+    typer.echo(f"wrote {write_page(run, out)}")
+
+
 @app.command("eval")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="What to measure.")],

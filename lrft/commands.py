@@ -1,17 +1,32 @@
-"""What the commands do that need the libraries: merge, eval, check, preview. Training has its own file."""
+"""What the commands do that need the libraries: merge, inspect, eval, check, preview. Training has its own file."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
-from lrft import base, catalog, checkpoint, data, evaluate, merging, methodlist, setup
+from lrft import (
+    base,
+    catalog,
+    checkpoint,
+    data,
+    evaluate,
+    files,
+    inspecting,
+    inspectreport,
+    merging,
+    methodlist,
+    setup,
+)
 from lrft import plan as planning
 from lrft import recipe as recipes
 from lrft.core import compose, linear, targets
@@ -19,6 +34,7 @@ from lrft.core.copies import copying
 from lrft.errors import RecipeError, UsageError
 from lrft.layout import find_layout
 from lrft.machine import DTYPES
+from lrft.peftfolder import is_peft_folder
 from lrft.recipe import DataEntry, DataSection, Recipe
 from lrft.report import Reporter
 from lrft.selfcheck import Finding, verify_run
@@ -113,6 +129,63 @@ def verify(source: Path, *, as_json: bool) -> None:
         findings = verify_run(run, adapter, tell=tell)
     if as_json:
         print(json.dumps([finding.to_dict() for finding in findings], indent=1))
+
+
+def inspect(
+    source: Path,
+    out: Path | None,
+    *,
+    base_model: str | None,
+    top: int,
+    epsilon: float,
+    accept_other_base: bool,
+    as_json: bool,
+) -> None:
+    """`lrft inspect`."""
+    adapter = source if is_peft_folder(source) else adapter_of(source)
+    folder = out or run_of(adapter)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "Name a folder with -o.")
+    with watched("inspecting") as progress:
+        found = inspecting.inspect(
+            adapter,
+            base_model=base_model,
+            top=top,
+            epsilon=epsilon,
+            accept_other_base=accept_other_base,
+            progress=progress,
+        )
+    if folder is not None:
+        with files.room_for(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(folder / "inspect.json", found.to_dict())
+        files.write_bytes(folder / "inspect.png", inspectreport.picture(found))
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+        return
+    written = f"inspect.json and inspect.png in {folder}" if folder else "no file was written: -o FOLDER names a place"
+    with Reporter(None) as reporter:
+        for line in [*inspectreport.lines(found), "", written]:
+            reporter.line(line)
+
+
+@contextmanager
+def watched(word: str) -> Iterator[Callable[[int, int], None]]:
+    """Tells on the standard error how far something is: a live line on a terminal, else a line now and then."""
+    told = time.monotonic()
+    console = Console(stderr=True)
+    with Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            text = f"{word}: {done:,} of {total:,}"
+            if live is not None:
+                live.update(Text(text), refresh=True)
+            elif done < total and time.monotonic() - told >= PROGRESS_SECONDS:
+                told = time.monotonic()
+                print(text, file=sys.stderr)
+
+        yield progress
 
 
 def evaluate_target(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Point = tuple[int, float]
 
@@ -25,20 +26,29 @@ def loss_picture(records: Sequence[dict[str, Any]]) -> bytes:
 
     Losses that are missing or not finite are marked at the foot of the panel, those far above it at its head.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     steps = [record for record in records if record.get("kind") == "step"]
     evals = [record for record in records if record.get("kind") == "eval"]
-    with rc_context({"font.size": 11, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}):
-        # Agg without pyplot: no window system, no global state
-        figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+
+    def draw(figure: Figure) -> None:
         losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3.5, 1])
         _draw_losses(losses, steps, evals)
         _draw_rates(rates, steps)
         places = [record["step"] for record in records] or [0]
         margin = max(0.02 * (max(places) - min(places)), 0.6)  # wide enough for a whole number on the axis
         rates.set_xlim(min(places) - margin, max(places) + margin)
+
+    return png(INCHES, draw)
+
+
+def png(inches: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
+    """What `draw` puts on an empty figure, as a PNG of 100 pixels to the inch."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 11, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}):
+        # Agg without pyplot: no window system, no global state
+        figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+        draw(figure)
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
     return picture.getvalue()
@@ -58,22 +68,23 @@ def ceiling(values: Sequence[float]) -> float:
     return max(value for value in ordered if value <= high + 5 * (high - low))
 
 
-def _points(records: Sequence[dict[str, Any]], key: str) -> list[Point]:
+def points(records: Sequence[dict[str, Any]], key: str) -> list[Point]:
+    """(step, value) of the records that have a value under `key` which can be drawn."""
     pairs = [(record["step"], record.get(key)) for record in records]
     return [(step, value) for step, value in pairs if value is not None and abs(value) < HUGE]
 
 
 def _draw_losses(axes: Axes, steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]]) -> None:
-    train, validation = _points(steps, "loss"), _points(evals, "loss")
+    train, validation = points(steps, "loss"), points(evals, "loss")
     if train:
         _draw_training(axes, train, max([ceiling([y for _, y in train]), *(y for _, y in validation)]))
     if validation:
         axes.plot(*zip(*validation, strict=True), "o-", color=VALIDATION, linewidth=1.2, label="validation")
         _mark_best(axes, evals)
-    bad = [record["step"] for record in [*steps, *evals] if not _points([record], "loss")]
+    bad = [record["step"] for record in [*steps, *evals] if not points([record], "loss")]
     if bad:
         _mark(axes, bad, FOOT, "x", "loss is not finite")
-    _dress(axes, "loss (nats per token)")
+    dress(axes, "loss (nats per token)")
     if train or validation or bad:
         axes.legend(frameon=False)
     if not train and not validation:
@@ -97,7 +108,7 @@ def _draw_training(axes: Axes, train: Sequence[Point], top: float) -> None:
 
 
 def _mark_best(axes: Axes, evals: Sequence[dict[str, Any]]) -> None:
-    best = _points([record for record in evals if record.get("best")], "loss")
+    best = points([record for record in evals if record.get("best")], "loss")
     if best:
         step, loss = best[-1]
         star: dict[str, Any] = {"markersize": 17, "markeredgecolor": "white"}
@@ -111,17 +122,18 @@ def _mark(axes: Axes, steps: Sequence[int], height: float, sign: str, label: str
 
 
 def _draw_rates(axes: Axes, steps: Sequence[dict[str, Any]]) -> None:
-    rates = _points(steps, "lr")
+    rates = points(steps, "lr")
     if rates:
         axes.plot(*zip(*rates, strict=True), color=RATE, linewidth=1.6, marker="" if len(rates) > 2 else "o")
         axes.set_ylim(0, 1.15 * max(rate for _, rate in rates) or 1)
-    _dress(axes, "learning rate")
+    dress(axes, "learning rate")
     axes.locator_params(axis="y", nbins=3)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("optimiser step")
 
 
-def _dress(axes: Axes, label: str) -> None:
+def dress(axes: Axes, label: str) -> None:
+    """The look of every panel; its vertical axis is called `label`."""
     axes.set_ylabel(label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=GRID, linewidth=0.8)

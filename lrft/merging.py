@@ -111,6 +111,8 @@ def base_of(saved: SavedAdapter, named: str | None) -> Path:
     """The base's folder: as `named` by the user, else as the adapter says. Raises MissingError with the way out."""
     if named is not None:
         return base.resolve(named, where="--base")
+    if saved.info["base"]["name"] is None:
+        raise MissingError(f"{saved.folder} does not name its base", "Say where the base lies: --base FOLDER.")
     try:
         return base.resolve(saved.info["base"]["name"], saved.info["base"].get("revision"), where="the adapter's base")
     except MissingError as error:

@@ -94,12 +94,7 @@ class FileMerge:
 
     def target(self, name: str, entry: Entry, site: Site) -> Iterator[Callable[[], None]]:
         """Thin factors are multiplied for the rows of each piece; any other adapter states the weight as a whole."""
-        dtype = self.reader.dtype(name)
-        if not dtype.is_floating_point:
-            raise CheckFailed(f"{site.name} is stored as {dtype} in the base: an update cannot be added to integers")
-        here = entry.shape[::-1] if site.transposed else entry.shape
-        if here != (site.d, site.k):
-            raise CheckFailed(f"{site.name} is {here} in the base, {site.d} x {site.k} in the adapter")
+        refuse_unfit(site, entry, self.reader.dtype(name))
         self.changes[site.name] = Change()
         adapter = self.saved.build(site)
         factors = thin(adapter)
@@ -165,6 +160,15 @@ def merge_file(
             work = FileMerge(reader, writer, saved, keys)
             together(work.jobs(), workers)
     return work.changes
+
+
+def refuse_unfit(site: Site, entry: Entry, dtype: torch.dtype) -> None:
+    """Raises CheckFailed for a stored tensor that the site's update cannot be added to."""
+    if not dtype.is_floating_point:
+        raise CheckFailed(f"{site.name} is stored as {dtype} in the base: an update cannot be added to integers")
+    here = entry.shape[::-1] if site.transposed else entry.shape
+    if here != (site.d, site.k):
+        raise CheckFailed(f"{site.name} is {here} in the base, {site.d} x {site.k} in the adapter")
 
 
 def bytes_of(dtype: str, entry: Entry) -> int:

@@ -5,31 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import re
-import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lrft import __version__
-from lrft.errors import CheckFailed
+from lrft import __version__, runfacts
 from lrft.figures import loss_picture
-from lrft.files import read_json, write_bytes, write_text
+from lrft.files import write_bytes, write_text
 from lrft.metrics import read_metrics
-from lrft.text import decimals, visible
+from lrft.runfacts import Block, Cell, Points, Table
+from lrft.text import visible
 
-SECTIONS = (
-    "result",
-    "checks",
-    "warnings",
-    "model",
-    "adapter",
-    "data",
-    "training",
-)
-LIST_SHOWN = 20  # items of one list
-SAMPLE_SHOWN = 600  # characters of one text of a sample
 PACKAGES = (
     *("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "huggingface-hub"),
     *("numpy", "pydantic", "peft", "gguf"),
@@ -41,9 +29,7 @@ def write_report(run_dir: Path) -> Path:
 
     Raises CheckFailed when run.json is missing or broken, LrftError when the disk is full.
     """
-    run = read_json(run_dir / "run.json")
-    if not isinstance(run, dict):
-        raise CheckFailed(f"{run_dir / 'run.json'} is no record of a run: it holds no JSON object")
+    run = runfacts.read_run(run_dir)
     records, unreadable = read_metrics(run_dir / "metrics.jsonl")
     write_bytes(run_dir / "loss.png", loss_picture(records))
     write_text(run_dir / "report.md", _markdown(run, records, unreadable))
@@ -62,123 +48,33 @@ def _entities(text: str) -> str:
 
 
 def _markdown(run: Mapping[str, Any], records: Sequence[dict[str, Any]], unreadable: int) -> str:
-    names = [*(name for name in SECTIONS if name in run), *(n for n in run if n not in (*SECTIONS, "title"))]
+    sections = [
+        *runfacts.recorded(run),
+        runfacts.pace(records, unreadable),
+        *runfacts.evaluations(records),
+        *runfacts.samples(records),
+    ]
     blocks = [f"# {escape(str(run.get('title', 'Run')))}", "![Losses and learning rate](loss.png)"]
-    for name in names:
-        body = list(_section(run[name]))
-        blocks += [f"## {escape(name[:1].upper() + name[1:])}", *body] if body else []
-    evals = [record for record in records if record.get("kind") == "eval"]
-    blocks += _pace([record for record in records if record.get("kind") == "step"], unreadable)
-    blocks += _evaluations(evals)
+    for section in sections:
+        blocks += [f"## {escape(section.name)}", *(text for block in section.blocks for text in _block(block))]
     return "\n\n".join(blocks) + "\n"
 
 
-def _section(value: Any) -> Iterator[str]:
-    """A dict as a table of names and values, each list of dicts in it as another table; a list as points."""
-    if isinstance(value, Mapping):
-        leaves = list(_leaves(value, ""))
-        single = [[escape(name), _cell(item)] for name, item in leaves if not _is_table(item)]
-        if single:
-            yield _table(["", ""], single)
-        for name, item in leaves:
-            if _is_table(item):
-                columns = list(dict.fromkeys(key for row in item for key in row))
-                yield f"**{escape(name)}**"
-                yield _table(columns, [[_cell(row.get(key, "")) for key in columns] for row in item])
-    elif isinstance(value, list):
-        if value:
-            yield "\n".join(f"- {_cell(item)}" for item in value)
+def _block(block: Block) -> Iterator[str]:
+    if isinstance(block, Table):
+        if block.title:
+            yield f"**{escape(block.title)}**"
+        head = [escape(name) for name in block.head]
+        lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in block.rows)]
+        yield "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    elif isinstance(block, Points):
+        yield "\n".join(f"- {escape(item)}" for item in block.items)
     else:
-        yield _cell(value)
+        yield escape(block.text)
 
 
-def _leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(item, Mapping):
-            yield from _leaves(item, f"{name}: ")
-        else:
-            yield name, item
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{escape(str(key))}: {_cell(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        more = [f"and {len(value) - LIST_SHOWN:,} more"] if len(value) > LIST_SHOWN else []
-        return ", ".join([*(_cell(item) for item in value[:LIST_SHOWN]), *more])
-    return escape(str(value))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """`rows` hold Markdown already; `head` is plain text."""
-    lines = [[escape(name) for name in head], ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _pace(steps: Sequence[dict[str, Any]], unreadable: int) -> list[str]:
-    def values(key: str) -> list[float]:
-        return [record[key] for record in steps if record.get(key) is not None]
-
-    speeds, memory = values("tokens_per_second"), values("memory_gb")
-    rows = [["Recorded steps", f"{len(steps):,}"]]
-    rows += [["Tokens", f"{steps[-1]['tokens']:,}"]] if steps and "tokens" in steps[-1] else []
-    rows += [["Tokens per second, median", f"{statistics.median(speeds):,.0f}"]] if speeds else []
-    rows += [["Memory, largest", f"{max(memory):.2f} GB"]] if memory else []
-    bad = [f"{record['step']:,}" for record in steps if record.get("non_finite")]
-    rows += [["Steps with values that are not finite", _cell(bad)]] if bad else []
-    rows += [["Unreadable lines in metrics.jsonl", str(unreadable)]] if unreadable else []
-    return ["## Steps", _table(["", ""], rows)]
-
-
-def _evaluations(evals: Sequence[dict[str, Any]]) -> list[str]:
-    if not evals:
-        return []
-    best = next((record for record in reversed(evals) if record.get("best")), None)
-    rows = [[f"{r['step']:,}", *_scores(r), "best" if r is best else ""] for r in evals]
-    blocks = ["## Evaluations", _table(["step", "loss", "perplexity", ""], rows)]
-    sampled = [record for record in evals if record.get("samples")]
-    if sampled:
-        end = next((record for record in sampled[1:] if record is best), sampled[-1])
-        blocks.append("## Samples")
-        for record in [sampled[0], end] if end is not sampled[0] else [end]:
-            blocks += _samples(record, " (best)" if record is best else "")
-    return blocks
-
-
-def _samples(record: Mapping[str, Any], remark: str) -> list[str]:
-    columns = ("prompt", "expected", "answer")
-    rows = [[_sample(sample.get(column)) for column in columns] for sample in record["samples"]]
-    return [f"At step {record['step']:,}, loss {_scores(record)[0]}{remark}:", _table(columns, rows)]
-
-
-def _scores(record: Mapping[str, Any]) -> list[str]:
-    loss, perplexity = record.get("loss"), record.get("perplexity")
-    return [
-        "not finite" if loss is None else decimals(loss, 4),
-        "–" if perplexity is None else decimals(perplexity, 2),
-    ]
-
-
-def _sample(text: str | None) -> str:
-    if text is None:
-        return "–"
-    if not text.strip():
-        return "*(empty)*"
-    cut = f" … *({len(text):,} characters)*" if len(text) > SAMPLE_SHOWN else ""
-    return escape(text[:SAMPLE_SHOWN]) + cut
+def _cell(cell: Cell) -> str:
+    return " ".join([*([escape(cell.text)] if cell.text else []), *([f"*{cell.remark}*"] if cell.remark else [])])
 
 
 def environment() -> dict[str, Any]:

@@ -20,6 +20,8 @@ from lrft.cli import run_command, spell_resume
 
 GOOD = "model: some/model\ndata: train.jsonl\nadapter: {method: [pissa, lora+], rank: 4}\noutput_dir: runs/a\n"
 
+COMMANDS = ("train", "merge", "inspect", "report", "eval", "check", "show", "schema", "methods", "preview", "init")
+
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
@@ -31,11 +33,11 @@ def recipe(tmp_path: Path) -> Path:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["--help"]) == 0
     said = capsys.readouterr().out
-    for name in ("train", "merge", "eval", "check", "show", "schema", "methods", "preview", "init"):
+    for name in COMMANDS:
         assert f"\n  {name} " in said
 
 
-@pytest.mark.parametrize("command", ["train", "merge", "eval", "check", "show", "schema", "methods", "preview", "init"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([command, "--help"]) == 0
     assert "Usage" in capsys.readouterr().out

@@ -14,7 +14,7 @@ import numpy as np
 from lrft.data import cache as store
 from lrft.data.collect import collect
 from lrft.data.measure import measure
-from lrft.data.report import DataReport, quantiles
+from lrft.data.report import DataReport, histogram, quantiles
 from lrft.data.rows import Row, Rows
 from lrft.data.settings import Input, Settings, Where, inputs, read_input, settings, validation_input
 from lrft.data.split import split
@@ -176,7 +176,8 @@ def _total(report: DataReport, train: Sequence[Row], validation: Sequence[Row]) 
     report.train_rows, report.validation_rows = len(train), len(validation)
     report.tokens, report.trained_tokens = _tokens(train)
     report.validation_tokens, report.validation_trained_tokens = _tokens(validation)
-    report.lengths = quantiles([len(row.tokens) for row in (*train, *validation)])
+    lengths = [len(row.tokens) for row in (*train, *validation)]
+    report.lengths, report.by_length = quantiles(lengths), histogram(lengths)
     known = {row.digest for row in train}
     report.repeated = sum(row.digest in known for row in validation)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 EXAMPLES = 10
+BINS = 16
 NOT_DRAWN = "not drawn (limit)"
 NO_TOKEN = "no trained token"
 TOO_LONG = "longer than max_length"
@@ -51,6 +52,7 @@ class DataReport:
 
     tokens, trained_tokens: of the train rows; validation_*: of the validation rows.
     lengths: {"5", "50", "95", "max"} tokens per row over both, after too_long was applied.
+    by_length: the histogram of the same lengths, [{"up_to": tokens, "rows": rows}].
     max_length_from: "data.max_length", or "the model" when the model's positions are fewer.
     end_tokens: the tokens that close answers. end_token_trained: every row that was not cut ends in one.
     special_text: rows with the text of a special token, tokenised as plain text. altered: rows of which the
@@ -66,6 +68,7 @@ class DataReport:
     validation_tokens: int = 0
     validation_trained_tokens: int = 0
     lengths: dict[str, int] = field(default_factory=dict)
+    by_length: list[dict[str, int]] = field(default_factory=list)
     max_length: int = 0
     max_length_from: str = "data.max_length"
     end_tokens: list[str] = field(default_factory=list)
@@ -153,3 +156,12 @@ def quantiles(lengths: Sequence[int] | np.ndarray) -> dict[str, int]:
         return {}
     at = np.quantile(np.asarray(lengths), [0.05, 0.5, 0.95, 1.0], method="inverted_cdf")
     return dict(zip(("5", "50", "95", "max"), map(int, at), strict=True))
+
+
+def histogram(lengths: Sequence[int] | np.ndarray) -> list[dict[str, int]]:
+    """Rows by their tokens in at most BINS bins of the same whole width from 1 on, each named by the most it takes."""
+    if len(lengths) == 0:
+        return []
+    width = max(1, -(-int(max(lengths)) // BINS))
+    counts = np.bincount((np.maximum(np.asarray(lengths), 1) - 1) // width)
+    return [{"up_to": (at + 1) * width, "rows": rows} for at, rows in enumerate(counts.tolist())]

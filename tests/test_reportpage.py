@@ -1,0 +1,369 @@
+"""report.html: one sound file that shows what the run's folder holds, whatever that is, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import Place
+from test_report import make_run, steps
+
+from lrft import files, metrics, page, reportpage, runfacts
+from lrft.cli import run_command
+from lrft.data.report import BINS, histogram
+from lrft.errors import NonFinite
+from lrft.page import Line
+from lrft.text import visible
+
+EVIL = "<script>alert('x')</script> **bold** | `code` &amp; \"quoted\" <img src=x onerror=alert(1)>"
+VOID = ("meta", "br")
+
+
+class Parsed(HTMLParser):
+    """Refuses a page whose elements do not nest. `found`: (element, attributes, text directly inside)."""
+
+    def __init__(self, made: str) -> None:
+        super().__init__()
+        self.open: list[int] = []
+        self.found: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.feed(made)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attributes)) == len(attributes), (tag, attributes)
+        self.found.append((tag, dict(attributes), []))
+        if tag not in VOID:
+            self.open.append(len(self.found) - 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.found[self.open.pop()][0] == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.found[self.open[-1]][2].append(data)
+
+    def texts(self, *tags: str) -> list[str]:
+        return ["".join(inside) for tag, _, inside in self.found if tag in tags]
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes, _ in self.found if name == tag]
+
+
+def sound(made: str) -> Parsed:
+    """The parsed page, after checking that it loads nothing, runs nothing and draws inside its charts."""
+    assert made.startswith("<!DOCTYPE html>\n")
+    parsed = Parsed(made)
+    for tag, attributes, _ in parsed.found:
+        assert tag not in ("script", "link", "img", "iframe", "object", "form", "base", "a"), tag
+        assert not any(name.startswith("on") or name in ("src", "href", "srcset") for name in attributes), attributes
+    style = "".join(parsed.texts("style"))
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = next(a["content"] for a in parsed.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    for x, y in places(parsed):
+        assert 0 <= x <= page.WIDTH
+        assert 0 <= y <= page.HEIGHT
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", made)
+    return parsed
+
+
+def places(parsed: Parsed) -> Iterator[tuple[float, float]]:
+    """Every point of every chart."""
+    for attributes in parsed.all("polyline"):
+        for pair in (attributes["points"] or "").split():
+            x, y = map(float, pair.split(","))
+            yield x, y
+    for attributes in parsed.all("rect"):
+        x, y, width, height = (float(attributes[name] or "") for name in ("x", "y", "width", "height"))
+        yield from ((x, y), (x + width, y + height))
+
+
+# Runs
+
+
+def test_the_page_of_a_run_shows_what_its_files_hold(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    run = place.train("evaluation.every=2", "evaluation.at_start=true", "evaluation.samples=2", "logging.every=1")
+    assert run_command(["report", str(run)]) == 0
+    assert f"wrote {run / 'report.html'}" in capsys.readouterr().out
+    parsed = sound((run / "report.html").read_text())
+    said = parsed.texts("td", "span", "p", "li", "code", "em", "h1", "h2", "summary")
+    facts = files.read_json(run / "run.json")
+    records, _ = metrics.read_metrics(run / "metrics.jsonl")
+    for section in [*runfacts.recorded(reportpage.without_lengths(facts)), runfacts.pace(records, 0)]:
+        assert section.name in said
+        for block in section.blocks:
+            if isinstance(block, runfacts.Table):
+                assert {cell.text for row in block.rows for cell in row if cell.text} <= set(said)
+            elif isinstance(block, runfacts.Points):
+                assert set(block.items) <= set(said)
+    assert "Finished: 6 steps." in said
+    # curves: every recorded step, every evaluation
+    assert [a["aria-label"] for a in parsed.all("svg")] == [
+        *("Loss, nats per token", "Learning rate", "Gradient norm, before clipping", "Tokens per second", "Memory, GB"),
+        "Rows by length",
+    ]
+    evals = runfacts.of_kind(records, "eval")
+    assert len(evals) == 4
+    assert len(parsed.all("circle")) == 4
+    # samples of every evaluation
+    for record in evals:
+        assert any(words.startswith(f"At step {record['step']:,}, loss") for words in said)
+        for sample in record["samples"]:
+            for words in (sample["expected"], sample["answer"][:200]):
+                shown = "\n".join(visible(line) for line in words.splitlines())
+                assert any(shown in text for text in said), words
+    # histogram, environment, recipe
+    assert sum(rows for _, _, rows in reportpage.lengths_of(facts)) == 15
+    assert len(parsed.all("rect")) == len(facts["data"]["by_length"])
+    packages = files.read_json(run / "environment.json")["packages"]
+    assert {packages["torch"], "packages: torch"} <= set(said)
+    for line in (run / "resolved.yaml").read_text().splitlines()[1:]:
+        value, _, origin = line.partition("  # ")
+        assert value in said, value
+        assert origin in [*said, ""], origin
+    assert "  learning_rate: 0.01" in said
+
+
+def test_a_failed_run_has_a_page_that_says_so(place: Place) -> None:
+    with pytest.raises(NonFinite):
+        place.train("training.learning_rate=1e30", "training.warmup_steps=0", "training.max_grad_norm=none")
+    run = place.root / "run"
+    assert not (run / "report.md").exists()
+    parsed = sound(reportpage.write_page(run).read_text())
+    (words,) = ("".join(inside) for tag, a, inside in parsed.found if tag == "p" and a.get("class") == "bad")
+    assert words.startswith("Not finished: ")
+    assert words.endswith("or the run is still going on.")
+    assert any("Earlier checkpoints are kept" in text for text in parsed.texts("pre"))
+    assert {} in [{k: v for k, v in a.items() if k != "open"} for a in parsed.all("details") if "open" in a]
+
+
+def test_a_run_that_was_killed_at_once_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"id": "x"}')
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"kind": "st\xff')
+    parsed = sound(reportpage.write_page(tmp_path).read_text())
+    said = parsed.texts("p", "span", "h1")
+    assert "The run ended, or is still, before its first step." in said
+    assert "Unreadable lines in metrics.jsonl" in said
+    assert any("environment.json is missing" in text for text in said)
+    assert any("resolved.yaml is missing" in text for text in said)
+    assert said.count("nothing was recorded") == 6
+    assert tmp_path.name in said
+
+
+@pytest.mark.parametrize(
+    ("done", "log", "finished", "words"),
+    [
+        (6, [], True, "Finished: 6 steps."),
+        (3, ["stopping early: 2 evaluations without a better validation loss"], True, "Stopped early after 3 of 6"),
+        (3, ["stopped by signal 15"], False, "Not finished: 3 of 6 steps"),
+        (0, [], False, "Not finished: 0 of 6 steps"),
+    ],
+)
+def test_how_far_a_run_came(done: int, log: list[str], finished: bool, words: str) -> None:
+    found = reportpage.state({"training": {"steps": 6}}, steps(*[1.0] * done), log)
+    assert found[0] is finished
+    assert found[1].startswith(words)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        [],
+        steps(2.0),
+        steps(None),
+        steps(2.0, 2.0, 2.0),
+        steps(2.0, None, 1e300, 1e25, 1.9),
+        [{"kind": "eval", "step": 0, "loss": 1.5, "best": True}],
+        [*steps(*(2 - i / 100 for i in range(100))), {"kind": "eval", "step": 50, "loss": None}],
+        [{"kind": "eval", "step": 0, "loss": 1.7e308}, {"kind": "eval", "step": 1, "loss": -1.7e308}],
+        [{"kind": "step", "step": 1, "loss": 0.0, "lr": 0.0, "grad_norm": 0.0, "memory_gb": 0}],
+        [{"kind": "step", "step": i, "loss": 1e29 * (-1) ** i, "grad_norm": 1e-29 * i} for i in range(2000)],
+        steps(*([2.0, 2.1] * 30), 1e25),
+    ],
+    ids=["nothing", "one", "nan", "flat", "huge", "only-eval", "eval-nan", "eval-huge", "zero", "long", "spike"],
+)
+def test_any_records_give_a_sound_page(run: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in run))
+    sound(reportpage.render(tmp_path))
+
+
+def test_what_a_panel_cannot_show_is_said(tmp_path: Path) -> None:
+    drawn = reportpage.curves(steps(*([2.0, 2.1] * 30), 1e25, None))
+    assert max(float(words) for words in Parsed(drawn[0]).texts("text")[:3]) < 3, "the rest is not flattened"
+    made = "".join(drawn)
+    assert "1 training losses are above this panel, up to 1e+25" in made
+    assert "1 losses are not finite" in made
+
+
+# Text from outside
+
+
+def test_text_from_outside_stays_text(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    run |= {"title": EVIL, "warnings": [EVIL], EVIL: {EVIL: EVIL}, "data": {"sources": [{"path": EVIL, EVIL: 1}]}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    record = {"kind": "eval", "step": 4, "loss": 1.0, "samples": [{"prompt": EVIL, "expected": EVIL, "answer": EVIL}]}
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    (tmp_path / "log.txt").write_text(f"{EVIL}\n\x1b[31m\u202e red\n")
+    (tmp_path / "environment.json").write_text(json.dumps({EVIL: EVIL}))
+    (tmp_path / "resolved.yaml").write_text(f"# head\nmodel: {EVIL}  # {EVIL}\n")
+    parsed = sound(reportpage.render(tmp_path))
+    for tag, least in {"title": 1, "h1": 1, "h2": 1, "li": 1, "th": 1, "span": 7, "code": 0, "td": 1}.items():
+        assert parsed.texts(tag).count(EVIL) >= least, tag
+    assert f"model: {EVIL}" in parsed.texts("code")
+    assert parsed.texts("pre") == [f"{EVIL}\n\\x1b[31m\\u202e red"]
+
+
+@pytest.mark.parametrize("words", ["", "a\nb\r\nc", "\ttab", "a\x00b", "\u2028", "<>&\"'", "漢字 é", "\udc80"])
+def test_text_is_the_same_characters(words: str) -> None:
+    made = page.element("p", words, title=words.replace("\udc80", ""))
+    made.encode("utf-8")
+    (inside,) = Parsed(made).texts("p")
+    lines = [line.replace("\t", "    ") for line in words.splitlines()]
+    assert [len(line) for line in inside.split("\n")] >= [len(line) for line in lines or [""]]
+    assert "<p" in made[:2]
+    assert inside.replace("\\x00", "\x00").replace("\\udc80", "\udc80") == "\n".join(lines)
+
+
+def test_only_what_is_markup_already_is_not_escaped() -> None:
+    inner = page.element("b", "<i>")
+    assert page.element("p", inner, "<u>", class_="a b", stroke_width=1.5) == (
+        '<p class="a b" stroke-width="1.5"><b>&lt;i&gt;</b>&lt;u&gt;</p>'
+    )
+
+
+# Charts
+
+
+def test_a_chart_puts_points_where_they_belong() -> None:
+    frame = page.Frame.around([0, 10], [0.0, 4.0], pad=0)
+    assert (frame.x(0), frame.x(10)) == (page.LEFT, page.WIDTH - page.RIGHT)
+    assert (frame.y(0), frame.y(4)) == (page.HEIGHT - page.FOOT, page.TOP)
+    assert frame.x(5) == pytest.approx((frame.x(0) + frame.x(10)) / 2)
+    parsed = Parsed(page.chart("c", [Line("a", [(0, 1.0), (1, 3.0), (2, 2.0)])]))
+    (x0, y0), (x1, y1), (x2, y2) = places(parsed)
+    assert x0 < x1 < x2
+    assert y1 < y2 < y0, "up is more"
+    bars = Parsed(page.bars("b", [(0, 2, 5), (2, 4, 10), (4, 6, 0)], across="x")).all("rect")
+    assert [float(bar["height"] or "") for bar in bars] == [pytest.approx(99, abs=1), pytest.approx(198, abs=1), 0]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_ticks_are_few_round_and_inside(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    low = float(generator.normal() * 10.0 ** generator.integers(-8, 12))
+    high = low + float(generator.uniform(0.1, 1) * 10.0 ** generator.integers(-8, 12)) + abs(low) * 1e-3
+    found = page.ticks(low, high)
+    assert 2 <= len(found) <= 12
+    slack = 1e-6 * (high - low)
+    assert low - slack <= found[0] <= found[-1] <= high + slack
+    step = found[1] - found[0]
+    assert step / 10 ** math.floor(math.log10(step) + 1e-6) == pytest.approx(
+        min((1, 2, 5), key=lambda n: abs(math.log10(step / n) % 1 - round(math.log10(step / n) % 1))), rel=1e-3
+    )
+    assert all(b - a == pytest.approx(step, rel=1e-3) for a, b in itertools.pairwise(found))
+
+
+def test_steps_are_counted_in_whole_numbers() -> None:
+    labels = Parsed(page.chart("c", [Line("a", [(1, 1.0), (3, 1.5)])])).texts("text")
+    assert labels[-4:] == ["1", "2", "3", "step"]
+
+
+def test_a_long_line_keeps_its_spikes() -> None:
+    points: Sequence[page.Point] = [(i, math.sin(i / 700)) for i in range(100_000)]
+    points = [*points[:777], (777, 9.0), *points[778:55_555], (55_555, -9.0), *points[55_556:]]
+    kept = page.thinned(points)
+    assert len(kept) <= page.POINTS_DRAWN + 2
+    assert {(777, 9.0), (55_555, -9.0)} <= set(kept)
+    assert [x for x, _ in kept] == sorted({x for x, _ in kept})
+    assert page.thinned(points[:600]) == points[:600]
+
+
+# Light and dark
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_both_schemes_can_be_read() -> None:
+    light, dark = (
+        dict(re.findall(r"(--\w+): (#\w{6})", part)) for part in re.findall(r":root {(.*?)}", page.STYLE, re.S)
+    )
+    assert light.keys() == dark.keys() == set(re.findall(r"var\((--\w+)\)", page.STYLE))
+    assert "prefers-color-scheme: dark" in page.STYLE
+    for scheme in (light, dark):
+        for ground in (scheme["--ground"], scheme["--panel"]):
+            assert contrast(scheme["--ink"], ground) >= 7
+            assert contrast(scheme["--dim"], ground) >= 4.5
+            assert all(contrast(scheme[f"--c{n}"], ground) >= 3 for n in range(6))
+    assert luminance(light["--ground"]) > 0.9 > 0.1 > luminance(dark["--ground"])
+
+
+# The histogram, the command
+
+
+@pytest.mark.parametrize("lengths", [[], [1], [0, 0], [7] * 5, list(range(1, 100)), [3, 4096]])
+def test_every_row_is_in_its_bar(lengths: list[int]) -> None:
+    found = histogram(lengths)
+    assert sum(bar["rows"] for bar in found) == len(lengths)
+    assert len(found) <= BINS
+    edges = [0, *(bar["up_to"] for bar in found)]
+    for (low, high), bar in zip(itertools.pairwise(edges), found, strict=True):
+        assert bar["rows"] == sum(low < max(length, 1) <= high for length in lengths)
+    assert len({b - a for a, b in itertools.pairwise(edges)}) <= 1
+
+
+def test_what_is_no_run_or_no_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code, said in (
+        ([str(tmp_path)], 2, "no run.json"),
+        ([str(tmp_path / "nowhere")], 2, "no run.json"),
+        ([], 2, "RUN"),
+    ):
+        assert run_command(["report", *words]) == code
+        assert said in capsys.readouterr().err
+    (tmp_path / "run.json").write_text("{}")
+    for place in (tmp_path, tmp_path / "no" / "page.html"):
+        assert run_command(["report", str(tmp_path), "-o", str(place)]) == 2
+        assert "no place for a file" in capsys.readouterr().err
+    for content in ("", "[1]", "{"):
+        (tmp_path / "run.json").write_text(content)
+        assert run_command(["report", str(tmp_path)]) == 4
+        assert "run.json" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_page_needs_no_heavy_library(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    out = tmp_path / "page.html"
+    program = f"""if True:
+        import sys
+        from lrft.cli import run_command
+        code = run_command(["report", {str(tmp_path)!r}, "-o", {str(out)!r}])
+        print(code, sorted({{"torch", "transformers", "matplotlib", "numpy"}} & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    sound(out.read_text())
