@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ def largest_that_fits(trainer: Trainer) -> int:
     rows = math.ceil(trainer.recipe.training.global_batch_size / trainer.accelerator.num_processes)
     rows = min(rows, len(trainer.rows))
     if trainer.accelerator.device.type == "cpu":
-        rows = expected_to_fit(trainer, rows)
+        # The least of all processes: they make their passes together.
+        mine = torch.tensor([expected_to_fit(trainer, rows)])
+        rows = int(trainer.accelerator.gather(mine).min())
     while True:
         failed = attempt(trainer, rows)
         device = trainer.accelerator.device
@@ -74,10 +77,14 @@ def at_rest(trainer: Trainer) -> None:
 
 
 def expected_to_fit(trainer: Trainer, most: int) -> int:
-    """By what one row's pass keeps for its backward pass, for a machine that cannot be tried."""
+    """By what one row's pass keeps for its backward pass, for a machine that cannot be tried.
+
+    The memory that is left is that of all processes of the machine.
+    """
     available = machine.available()
     if available is None:
         return most
+    available //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     (one,) = longest(trainer, 1)
     trainer.model.train()
     with keeping(trainer.losses) as kept:

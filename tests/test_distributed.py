@@ -37,7 +37,7 @@ from pathlib import Path
 from lrft import recipe
 from lrft.trainer import Options, Trainer
 
-root, out, resume, penalty, *keys = sys.argv[2:]
+root, out, resume, penalty, short, *keys = sys.argv[2:]
 rank = os.environ["RANK"]
 micro_batches = training.micro_batches
 def noted(*arguments, **named):
@@ -49,22 +49,35 @@ training.micro_batches = noted
 if penalty:
     import pytest, runs, test_hooks
     runs.add_parts(pytest.MonkeyPatch(), test_hooks.Penalty(float(penalty)))
+if short == rank:
+    from lrft import machine
+    machine.available = lambda: 1
 loaded = recipe.load(Path(root) / "recipe.yaml", (f"output_dir={root}/{out}", *keys))
 training.train(loaded, Options(quiet=True, resume=resume or None))
 """
 
 
 def launch(
-    place: Place, out: str, *keys: str, resume: str = "", penalty: str = "", world: int = 2, each: int = 1
+    place: Place,
+    out: str,
+    *keys: str,
+    resume: str = "",
+    penalty: str = "",
+    short: str = "",
+    world: int = 2,
+    each: int = 1,
 ) -> Path:
-    """Run in `world` processes that talk through gloo, as a launcher starts them, `each` of them on a node."""
+    """Run in `world` processes that talk through gloo, as a launcher starts them, `each` of them on a node.
+
+    short: the process that has memory for a single row.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, paths, str(place.root), out, resume, penalty, *KEYS, *keys],
+            [sys.executable, "-c", WORKER, paths, str(place.root), out, resume, penalty, short, *KEYS, *keys],
             env={
                 **os.environ,
                 **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)},
@@ -171,3 +184,13 @@ def test_two_processes_take_the_steps_that_one_takes(nine: Place, method: str) -
     cut = runs.cut(two, 2, nine.root / "cut")
     launch(nine, "cut", *keys, resume="last")
     assert runs.differing(runs.tensors(cut), runs.tensors(two)) == []
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_with_unequal_memory_agree_on_a_micro_batch(nine: Place, strategy: str) -> None:
+    """What each would take alone differs; passes that do not match would wait for each other."""
+    keys = ("training.micro_batch_size=auto", f"distributed.strategy={strategy}")
+    one = nine.train(*KEYS, out="one")
+    two = launch(nine, "two", *keys, short="1")
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
+    assert "micro_batch_size: 1" in (two / "resolved.yaml").read_text()

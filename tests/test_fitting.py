@@ -79,6 +79,10 @@ def test_memory_without_a_gpu_is_counted_not_tried(place: Place, monkeypatch: py
     for rows in (1, 2, 3, 100):
         monkeypatch.setattr(machine, "available", lambda rows=rows: int(each * (rows + 0.5) / fitting.SHARE_OF_MEMORY))
         assert fitting.expected_to_fit(trainer, 4) == min(4, rows)
+    monkeypatch.setattr(machine, "available", lambda: int(each * 3.5 / fitting.SHARE_OF_MEMORY))
+    assert fitting.expected_to_fit(trainer, 4) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert fitting.expected_to_fit(trainer, 4) == 1, "three processes share the memory"
     monkeypatch.setattr(machine, "available", lambda: None)
     assert fitting.expected_to_fit(trainer, 4) == 4
 
