@@ -36,7 +36,8 @@ def attach(
 
     `adapter` has the keys of a recipe's `adapter` section: {"method": "lora", "rank": 8, "target_modules": ["q_proj"]}.
     Adapters are float32 whatever the base's dtype, float64 over a float64 base. Random values depend on `seed` and the
-    layers' names only. Raises RecipeError with every mistake in `adapter`.
+    layers' names only. Raises RecipeError with every mistake in `adapter`. Layers of bitsandbytes give their codes to
+    `lrft.core.quantized.QuantizedLinear`, which stays in the model.
 
     batches     for methods that look at data before they start: what a causal language model of transformers takes,
                 with "labels" (B, T); all of them are looked at
@@ -44,9 +45,11 @@ def attach(
     from lrft import recipe
     from lrft.core import compose
     from lrft.core.look import Look
+    from lrft.core.quantized import take_over
     from lrft.loss import TokenLoss, trained_tokens
 
     section = recipe.parse_adapter(adapter)
+    take_over(model)
     look = None
     if batches is not None:
         look = Look(model, batches=lambda rows: batches, loss=TokenLoss(model), tokens=trained_tokens, seed=seed)

@@ -47,6 +47,7 @@ PROPERTIES: dict[str, tuple[str, str]] = {
 }
 NO_DROPOUT = "dropout=0"
 VALIDATION = "validation"
+QUANTIZED = "quantization"
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class MethodCard:
     gives: tuple[str, ...]
     needs: tuple[str, ...]
     excludes: tuple[str, ...]
+    unquantized: str
     knobs: tuple[Knob, ...]
 
     @cached_property
@@ -199,6 +201,7 @@ def read_card(file: Path) -> MethodCard:
         gives=values.get("gives", ()),
         needs=values.get("needs", ()),
         excludes=values.get("excludes", ()),
+        unquantized=values.get("unquantized", ""),
         knobs=tuple(_knobs(node, file)),
     )
 
@@ -279,14 +282,25 @@ class Conflict:
     index: int | None
     """of the entry to be blamed, None for the whole list"""
     about: str
-    """the slot or property, "twice", NO_DROPOUT or VALIDATION"""
+    """the slot or property, "twice", NO_DROPOUT, VALIDATION or QUANTIZED"""
     text: str
 
 
+def over_quantized(name: str, why: str) -> str:
+    """What to say of an entry that makes no sense over a quantised base."""
+    return f"{name} {why}: take model.quantization: none, or a low-rank method such as lora"
+
+
 def conflicts(
-    names: Sequence[str], *, dropout: float, alpha_given: bool, validation: bool = True, folder: Path = FOLDER
+    names: Sequence[str],
+    *,
+    dropout: float,
+    alpha_given: bool,
+    validation: bool = True,
+    quantized: bool = False,
+    folder: Path = FOLDER,
 ) -> list[Conflict]:
-    """Why these entries do not go together, or not with a recipe's dropout, alpha and validation rows."""
+    """Why these entries do not go together, or not with a recipe's dropout, alpha, validation rows and base."""
     cards = methods(folder)
     first = {name: names.index(name) for name in set(names)}
     found = [Conflict(i, "twice", f"{name} is listed twice") for i, name in enumerate(names) if i != first[name]]
@@ -307,6 +321,9 @@ def conflicts(
     given = {gift for name in composed for gift in cards[name].gives}
     for name in dict.fromkeys([*names, *composed]):
         i = first.get(name, 0)  # who brought along a method is to be blamed for it
+        if quantized and cards[name].unquantized:
+            who = builder if name == builders[0] else name
+            found.append(Conflict(i, QUANTIZED, over_quantized(who, cards[name].unquantized)))
         for need in cards[name].needs:
             if need == NO_DROPOUT and dropout > 0:
                 found.append(Conflict(i, need, f"{name} needs adapter.dropout: 0, got {dropout:g}"))

@@ -25,6 +25,7 @@ from lrft import files
 from lrft.core import compose, linear
 from lrft.core.adapter import Adapter, PeftForm, Site, load_tensors
 from lrft.core.attached import SHARED, Attached
+from lrft.core.quantized import KINDS, take_over
 from lrft.errors import CheckFailed, LrftError, UsageError
 
 FORMAT = 1
@@ -44,6 +45,11 @@ class SavedAdapter:
     sites: list[Site]
     composition: compose.Composition
     tensors: dict[str, dict[str, Tensor]]
+
+    @property
+    def quantization(self) -> str:
+        """How the base was quantised that it was trained on: none, nf4, fp4 or int8."""
+        return str(self.info["base"].get("quantization", "none"))
 
     def build(self, site: Site) -> Adapter:
         """One site's adapter with its saved values, without a model."""
@@ -191,6 +197,8 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         sites = [_site_from_json(site) for site in info["sites"]]
         composition = compose.compose((entry["name"], entry["options"]) for entry in info["methods"])
         str(info["base"]["name"]), int(info["seed"])
+        if info["base"].get("quantization", "none") not in ("none", *KINDS):
+            raise ValueError("a kind of quantisation that does not exist")
     except (KeyError, TypeError, AttributeError, ValueError):
         raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter") from None
     flat = files.read_tensors(folder / info["tensors"])
@@ -211,6 +219,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
 def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
     """Attach a saved adapter to `model`, in place. Raises CheckFailed when it does not fit."""
     compose.refuse_adapted(model)
+    take_over(model)
     saved = read_adapter(folder)
     modules = dict(linear.named_linears(model))
     for site in saved.sites:

@@ -70,6 +70,7 @@ def train(
     if resume and dry_run:
         raise UsageError("--resume and --dry-run exclude each other", "With --fresh a dry run moves nothing aside.")
     loaded = read_recipe(recipe, overrides)
+    refuse_missing(loaded)
     from lrft import launch
 
     launch.adopt_slurm()
@@ -123,11 +124,19 @@ def merge(
         bool,
         typer.Option("--accept-other-base", help="Merge into a base that the adapter was not trained on."),
     ] = False,
+    into: Annotated[
+        str,
+        typer.Option(
+            help="original, or dequantized: the weights that were trained against, where the base was quantised."
+        ),
+    ] = "original",
     as_json: AsJson = False,
 ) -> None:
     """Write base + adapter as a plain model folder, and check that it answers the same."""
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UsageError(f"--dtype: {dtype} is none of float32, bfloat16, float16")
+    if into not in ("original", "dequantized"):
+        raise UsageError(f"--into: {into} is neither original nor dequantized")
     with loading():
         from lrft.commands import merge as run
 
@@ -139,6 +148,7 @@ def merge(
         verify=not no_verify,
         tolerance=tolerance,
         accept_other_base=accept_other_base,
+        into=into,
         as_json=as_json,
     )
 
@@ -243,6 +253,7 @@ def check(
     if static:
         typer.echo(f"{recipe}: the recipe is sound (model and data were not looked at)")
         return
+    refuse_missing(loaded)
     with loading():
         from lrft.commands import check as run
 
@@ -260,6 +271,7 @@ def plan(
 ) -> None:
     """Say what a run will take: parameters, memory by part, steps, tokens and time. Loads no weights."""
     loaded = read_recipe(recipe, overrides)
+    refuse_missing(loaded)
     with loading():
         from lrft.commands import plan as run
 
@@ -357,6 +369,13 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Any:
             raise UsageError(f"{path} is a folder without a run (no resolved.yaml)")
         path = path / "resolved.yaml"
     return recipes.load(path, tuple(overrides or ()))
+
+
+def refuse_missing(recipe: Any) -> None:
+    """Raises MissingError for a package that the recipe needs and that is not installed, before anything is loaded."""
+    from lrft import base
+
+    base.refuse_missing(recipe.model.quantization, recipe.where("model.quantization"))
 
 
 def loading() -> AbstractContextManager[None]:

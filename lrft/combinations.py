@@ -35,6 +35,12 @@ def page() -> str:
             "",
             *reasons([*builders, *parts], parts),
             "",
+            "## Quantised bases",
+            "",
+            "Everything else goes over a base in nf4, fp4 or int8.",
+            "",
+            *over_quantized(list(cards.values())),
+            "",
         ]
     )
 
@@ -58,6 +64,16 @@ def reasons(rows: list[MethodCard], columns: list[MethodCard]) -> list[str]:
                 found[meaning(conflict, row, column)].append(column.name)
         for text, others in found.items():
             lines.append(f"- `{row.name}` and {', '.join(f'`{other}`' for other in others)}: {text}")
+    return lines
+
+
+def over_quantized(cards: list[MethodCard]) -> list[str]:
+    """One line for each word that is refused over a quantised base, itself or by the method that it works on."""
+    lines = []
+    for card in cards:
+        for conflict in catalog.conflicts([card.name], dropout=0.0, alpha_given=False, quantized=True):
+            if conflict.about == catalog.QUANTIZED:
+                lines.append(f"- `{card.name}`: {conflict.text}")
     return lines
 
 

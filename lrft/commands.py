@@ -39,7 +39,7 @@ from lrft.recipe import DataEntry, DataSection, Recipe
 from lrft.report import Reporter
 from lrft.selfcheck import Finding, verify_run
 from lrft.text import Row
-from lrft.verify import run_of, trusts_remote_code, verify_merge
+from lrft.verify import Quantized, run_of, trusts_remote_code, verify_merge
 
 PROGRESS_SECONDS = 5.0
 LARGEST_LOSS = 0.1  # share of the update lost to rounding at a merge that is worth a warning
@@ -67,6 +67,7 @@ def merge(
     tolerance: float | None,
     accept_other_base: bool,
     as_json: bool,
+    into: str = "original",
 ) -> None:
     """`lrft merge`."""
     adapter = adapter_of(source)
@@ -75,10 +76,18 @@ def merge(
         if run is None:
             raise UsageError("say where the merged model goes: -o FOLDER")
         out = run / "merged"
-    result = merging.merge(adapter, out, base_model=base_model, dtype=dtype, accept_other_base=accept_other_base)
+    result = merging.merge(
+        adapter,
+        out,
+        base_model=base_model,
+        dtype=dtype,
+        accept_other_base=accept_other_base,
+        into=into,
+        trust_remote_code=trusts_remote_code(adapter),
+    )
     difference = None
     if verify:
-        difference = verify_merge(out, adapter, base_folder=result.base, tolerance=tolerance)
+        difference = verify_merge(out, adapter, base_folder=result.base, tolerance=tolerance, into=into)
     if as_json:
         facts = {
             "out": str(out),
@@ -108,11 +117,23 @@ def merge(
                 ],
             )
         )
+    if difference and difference.quantized:
+        rows.append(("quantised", quantized_lines(difference.quantized)))
     rows.append(("next", [f"lrft eval {out} --data test.jsonl"]))
     with Reporter(None) as reporter:
         reporter.table(rows)
         if result.lost_share > LARGEST_LOSS:
             reporter.warn(f"rounding took {result.lost_share:.0%} of the update; --dtype float32 keeps it")
+
+
+def quantized_lines(found: Quantized) -> list[str]:
+    """How far apart the two bases are that an adapter can be merged into."""
+    return [
+        f"the adapter was trained on a base in {found.kind}, and is merged into the original one",
+        f"mean logit difference: {found.mean:.2g} to the adapter where it was trained, {found.base:.2g} between the "
+        f"two bases, {found.update:.2g} between what the adapter changes in each",
+        "--into dequantized merges into the weights that were trained against",
+    ]
 
 
 def verify(source: Path, *, as_json: bool) -> None:
@@ -282,7 +303,7 @@ def load_target(target: str, base_model: str | None) -> tuple[Any, Any, DataSect
         merging.refuse_other_base(saved, folder, accepted=False)
         trusted = trusts_remote_code(adapter)
         dtype = DTYPES[saved.info["base"].get("dtype", "float32")]
-        model = base.load_model(folder, dtype=dtype, trust_remote_code=trusted)
+        model = base.load_model(folder, dtype=dtype, quantization=saved.quantization, trust_remote_code=trusted)
         checkpoint.load_adapter(model, adapter)
         run = run_of(adapter)
         section = recipes.load(run / "resolved.yaml").data if run else None

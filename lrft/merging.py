@@ -1,26 +1,33 @@
 """Merging: adapter + base folder -> a folder that plain transformers loads.
 
 The base's safetensors files are read piece by piece (`pieces`); a target becomes `adapter.weight(W0)` in float32,
-rounded once. The model is never built: memory is that of a few pieces, or of the largest tensor when the adapter states
-its weight only as a whole. Afterwards the written folder is loaded and its logits are compared with those of base +
-adapter.
+rounded once. The model is not built: memory is that of a few pieces, or of the largest tensor when the adapter states
+its weight only as a whole. (But where W0 is to be the weight that a quantised base had, it comes from that base, and
+every quantised weight is written as it was there.) Afterwards the written folder is loaded and its logits are compared
+with those of base + adapter.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lrft import base, files
 from lrft.checkpoint import SavedAdapter, read_adapter
+from lrft.core import linear
 from lrft.core.adapter import Site
+from lrft.core.quantized import QuantizedLinear
 from lrft.errors import CheckFailed, MissingError, UsageError
-from lrft.pieces import Change, merge_file, workers_for
+from lrft.machine import DTYPES
+from lrft.pieces import Change, TrainedOn, merge_file, workers_for
 from lrft.tensorfile import TensorReader
 
 INDEX = "model.safetensors.index.json"
@@ -70,6 +77,8 @@ def merge(
     base_model: str | None = None,
     dtype: str | None = None,
     accept_other_base: bool = False,
+    into: str = "original",
+    trust_remote_code: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MergeResult:
     """Write the merged model into the new folder `out`.
@@ -77,23 +86,28 @@ def merge(
     adapter     an adapter folder
     base_model  folder or hub id, when it is not where the adapter says
     dtype       float32, bfloat16 or float16; None keeps each tensor's own
+    into        original, or dequantized for an adapter that was trained on a quantised base: the weights that were
+                trained against. The quantised model is then held in memory, and several of its largest tensors.
     Raises UsageError (nothing to merge, `out` exists), CheckFailed (damaged adapter, another base, nothing changed).
     """
     saved, out = read_adapter(adapter), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty", "Name another folder with -o.")
     refuse_unmergeable(saved)
+    if into == "dequantized" and saved.quantization == "none":
+        raise UsageError("this adapter was not trained on a quantised base: there is nothing to dequantize")
     source = base_of(saved, base_model)
     refuse_other_base(saved, source, accept_other_base)
     weights = base.weight_files(source)
     keys = tensor_keys(saved, weights)
+    trained_on = dequantized(saved, source, weights, trust_remote_code) if into == "dequantized" else TrainedOn()
     result = MergeResult(out, source, len(saved.sites), dtype or "as stored")
 
     needed = sum(path.stat().st_size for path in weights) * (2 if dtype == "float32" else 1)
     with files.room_for(out, needed), files.scratch_for(out) as temporary:
         with workers_for(saved) as workers:
             for number, path in enumerate(weights):
-                result.add(merge_file(path, temporary / path.name, saved, keys, dtype, workers))
+                result.add(merge_file(path, temporary / path.name, saved, keys, dtype, workers, trained_on))
                 progress(number + 1, len(weights))
         if not result.update_norm:
             raise CheckFailed("the adapter's update is zero everywhere: merging would change nothing")
@@ -148,22 +162,40 @@ def tensor_keys(saved: SavedAdapter, weights: list[Path]) -> dict[str, Site]:
     by its name or by the longest end of its name that some tensor has; or with its words in another order
     ("language_model.model.layers" for "model.language_model.layers").
     """
+    keys = keys_of([site.name for site in saved.sites], weights)
+    return {keys[site.name]: site for site in saved.sites}
+
+
+def keys_of(modules: Iterable[str], weights: list[Path]) -> dict[str, str]:
+    """Name of each linear layer -> that of its weight in the files. Raises CheckFailed as `tensor_keys`."""
     names: set[str] = set()
     for path in weights:
         with TensorReader(path) as reader:
             names |= reader.entries.keys()
-    found: dict[str, Site] = {}
-    for site in saved.sites:
-        words = f"{site.name}.weight".split(".")
+    found: dict[str, str] = {}
+    for module in modules:
+        words = f"{module}.weight".split(".")
         candidates = (".".join(words[at:]) for at in range(len(words) - 1))
         same_words = (name for name in names if sorted(name.split(".")) == sorted(words))
         key = next((name for name in candidates if name in names), None) or next(same_words, None)
-        if key is None or key in found:
-            raise CheckFailed(
-                f"the base's files hold no tensor for {site.name}: its weights are stored under other names"
-            )
-        found[key] = site
+        if key is None or key in found.values():
+            raise CheckFailed(f"the base's files hold no tensor for {module}: its weights are stored under other names")
+        found[module] = key
     return found
+
+
+def dequantized(saved: SavedAdapter, source: Path, weights: list[Path], trusted: bool) -> TrainedOn:
+    """The weights that were trained against, by the names of their tensors in the files."""
+    dtype = DTYPES[saved.info["base"].get("dtype", "float32")]
+    model = base.load_model(source, dtype=dtype, quantization=saved.quantization, trust_remote_code=trusted)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+    keys = keys_of(layers, weights)
+    return TrainedOn({keys[name]: partial(as_stored, layer) for name, layer in layers.items()}, dtype)
+
+
+def as_stored(layer: QuantizedLinear) -> Tensor:
+    """A quantised layer's weight as the base's files have it: (k, d) for some."""
+    return linear.as_rows(linear.dense(layer), linear.stored_transposed(layer))
 
 
 def complete_folder(out: Path, source: Path, saved: SavedAdapter, dtype: str | None) -> None:

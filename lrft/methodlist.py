@@ -109,8 +109,9 @@ def _facts(found: MethodCard) -> list[str]:
 
 
 def excluded(found: MethodCard, cards: dict[str, MethodCard]) -> list[str]:
-    """Why each other method is refused beside this one, derived from the declarations."""
-    sentences = []
+    """Why each other method, or a quantised base, is refused beside this one, derived from the declarations."""
+    alone = catalog.conflicts([found.name], dropout=0.0, alpha_given=False, quantized=True)
+    sentences = [f"a quantised base: {conflict.text}" for conflict in alone if conflict.about == catalog.QUANTIZED]
     for other in cards.values():
         if other.name == found.name:
             continue

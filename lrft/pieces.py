@@ -39,6 +39,16 @@ class Change:
     """of what rounding to the stored dtype took from the update"""
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """What is to be taken in the place of the files' content, where the base was quantised for training."""
+
+    made: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    """name of a tensor -> what makes it, float32, in the shape that the file has for it"""
+    dtype: torch.dtype | None = None
+    """of all other numbers, as they were in training"""
+
+
 class Desk(threading.local):
     """Memory that a worker uses again for each piece: new pages cost as much as the arithmetic on them."""
 
@@ -61,6 +71,7 @@ class FileMerge:
     writer: TensorWriter
     saved: SavedAdapter
     keys: Mapping[str, Site]
+    trained_on: TrainedOn
     desk: Desk = field(default_factory=Desk)
     lock: threading.Lock = field(default_factory=threading.Lock)
     changes: dict[str, Change] = field(default_factory=dict)
@@ -71,7 +82,9 @@ class FileMerge:
         for name, entry in self.reader.entries.items():
             if name in self.keys:
                 yield from self.target(name, entry, self.keys[name])
-            elif self.writer.entries[name].dtype != entry.dtype:
+            elif name in self.trained_on.made:
+                yield partial(self.replace, name)
+            elif self.writer.entries[name].dtype != entry.dtype or self.narrows(name):
                 for first, last in spans(math.prod(entry.shape), PIECE):
                     yield partial(self.convert, name, first, last)
             else:
@@ -87,10 +100,26 @@ class FileMerge:
     def convert(self, name: str, first: int, last: int) -> None:
         """Numbers that change their dtype and nothing else."""
         stored = self.stored(name, first, last)
+        if self.narrows(name):
+            stored = stored.to(self.trained_on.dtype)
         rounded = self.rounded(name, stored)
         if not finite(rounded) and finite(stored):
             raise too_large(name, rounded.dtype)
         self.writer.write(name, first * rounded.itemsize, raw(rounded))
+
+    def narrows(self, name: str) -> bool:
+        """Whether a tensor was rounded when the base was loaded for training."""
+        dtype, stored = self.trained_on.dtype, self.reader.dtype(name)
+        cast = stored.is_floating_point and stored != dtype
+        return dtype is not None and cast and stored.itemsize >= dtype.itemsize
+
+    def replace(self, name: str) -> None:
+        """A weight that is made, where no adapter is."""
+        exact = self.trained_on.made[name]()
+        rounded = self.rounded(name, exact)
+        if not finite(rounded) and finite(exact):
+            raise too_large(name, rounded.dtype)
+        self.writer.write(name, 0, raw(rounded.contiguous()))
 
     def target(self, name: str, entry: Entry, site: Site) -> Iterator[Callable[[], None]]:
         """Thin factors are multiplied for the rows of each piece; any other adapter states the weight as a whole."""
@@ -98,7 +127,7 @@ class FileMerge:
         self.changes[site.name] = Change()
         adapter = self.saved.build(site)
         factors = thin(adapter)
-        if factors is None:
+        if factors is None or name in self.trained_on.made:
             yield partial(self.whole, name, site, adapter)
             return
         left, right = factors.scale * factors.B, factors.A
@@ -116,7 +145,9 @@ class FileMerge:
         self.settle(name, site, first, before, exact)
 
     def whole(self, name: str, site: Site, adapter: Adapter) -> None:
-        before = as_rows(self.reader.tensor(name), site.transposed).to(site.dtype)
+        made = self.trained_on.made
+        stored = made[name]() if name in made else self.reader.tensor(name)
+        before = as_rows(stored, site.transposed).to(site.dtype)
         exact = as_rows(adapter.weight(before), site.transposed)
         before = as_rows(before, site.transposed)
         for first, last in spans(len(exact), rows_of(self.reader.entries[name])):
@@ -147,7 +178,13 @@ class FileMerge:
 
 
 def merge_file(
-    path: Path, out: Path, saved: SavedAdapter, keys: Mapping[str, Site], dtype: str | None, workers: int
+    path: Path,
+    out: Path,
+    saved: SavedAdapter,
+    keys: Mapping[str, Site],
+    dtype: str | None,
+    workers: int,
+    trained_on: TrainedOn,
 ) -> dict[str, Change]:
     """Returns the change of each site whose tensor lies in this file."""
     with TensorReader(path) as reader:
@@ -157,7 +194,7 @@ def merge_file(
         }
         announced = {name: (word, entry.shape, bytes_of(word, entry)) for name, (word, entry) in kept.items()}
         with TensorWriter(out, announced, reader.metadata) as writer:
-            work = FileMerge(reader, writer, saved, keys)
+            work = FileMerge(reader, writer, saved, keys, trained_on)
             together(work.jobs(), workers)
     return work.changes
 

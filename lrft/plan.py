@@ -18,6 +18,7 @@ from torch import nn
 from lrft import base, data, footprint, machine
 from lrft.core import compose, linear
 from lrft.core.adapter import Adapter, AdapterLinear
+from lrft.core.quantized import count
 from lrft.core.targets import depth_of
 from lrft.data.batch import micro_batches
 from lrft.recipe import Recipe
@@ -87,8 +88,13 @@ def make_plan(
     frozen = machine.DTYPES[machine.frozen_dtype(recipe.model.precision, compute)]
     schedule = schedule_of(recipe, prepared.train)
     composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
-    with base.imagined(source, dtype=frozen, trust_remote_code=recipe.model.trust_remote_code) as model:
-        parameters = sum(p.numel() for p in model.parameters())
+    with base.imagined(
+        source,
+        dtype=frozen,
+        quantization=recipe.model.quantization,
+        trust_remote_code=recipe.model.trust_remote_code,
+    ) as model:
+        parameters = count(model)
         sites = compose.plan(model, recipe.adapter, composition, recipe.where)
         attached = compose.attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
         model.train()
@@ -221,7 +227,7 @@ def rows(plan: Plan, recipe: Recipe) -> list[Row]:
     ]
     parts = [
         ("process", whole.process, "Python, libraries, tokenizer, data"),
-        ("weights", whole.weights, "frozen"),
+        ("weights", whole.weights, "frozen" + quantized_words(recipe)),
         ("adapter", whole.adapter, ""),
         ("gradients", whole.gradients, ""),
         ("optimizer", whole.optimizer, ""),
@@ -262,6 +268,11 @@ def shares(least: float, most: float) -> str:
     """Of the time, between nothing and all of the communication behind the computation."""
     low, high = f"{least:.0%}", f"{most:.0%}"
     return low if low == high else f"{low} to {high}"
+
+
+def quantized_words(recipe: Recipe) -> str:
+    kind = recipe.model.quantization
+    return "" if kind == "none" else f", linear layers in {kind}"
 
 
 def parts_line(plan: Plan) -> str:

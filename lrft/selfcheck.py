@@ -30,7 +30,7 @@ from lrft.loss import TokenLoss, trained_tokens
 from lrft.recipe import Recipe
 from lrft.train import train
 from lrft.trainer import Options
-from lrft.verify import verify_merge
+from lrft.verify import trusts_remote_code, verify_merge
 
 ROWS = 8
 STEPS = 4
@@ -97,6 +97,7 @@ def adapted(recipe: Recipe, source: Path, adapter: Path) -> tuple[Any, Attached]
     model: Any = base.load_model(
         source,
         dtype=torch.float32,
+        quantization=recipe.model.quantization,
         attention=recipe.model.attention,
         trust_remote_code=recipe.model.trust_remote_code,
     )
@@ -158,11 +159,13 @@ def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
     saved = read_adapter(adapter)
     if not all(saved.build(site).mergeable for site in saved.sites):
         return Finding("merged", 0.0, 0.0, "not tested: no weight can hold this adapter", True)
+    # Into the original base an adapter from a quantised one is not to answer as it did.
+    into = "original" if saved.quantization == "none" else "dequantized"
     out = run / "merged"
-    if not out.is_dir():
+    if into == "dequantized" or not out.is_dir():
         out = folder / "merged"
-        merging.merge(adapter, out, base_model=str(source))
-    difference = verify_merge(out, adapter, base_folder=source, tolerance=math.inf)
+        merging.merge(adapter, out, base_model=str(source), into=into, trust_remote_code=trusts_remote_code(adapter))
+    difference = verify_merge(out, adapter, base_folder=source, tolerance=math.inf, into=into)
     limit = difference.limit_of_dtype
     return Finding(
         "merged",

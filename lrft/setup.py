@@ -84,6 +84,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
             "revision": recipe.model.revision,
             "fingerprint": base.fingerprint(source),
             "dtype": dtype,
+            "quantization": recipe.model.quantization,
         },
         prepared=prepared,
         tokenizer=tokenizer,
@@ -224,6 +225,7 @@ def load_model(recipe: Recipe, source: Path, dtype: str) -> Any:
     return base.load_model(
         source,
         dtype=machine.DTYPES[dtype],
+        quantization=recipe.model.quantization,
         attention=recipe.model.attention,
         trust_remote_code=recipe.model.trust_remote_code,
     )

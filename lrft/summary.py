@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from lrft.core.quantized import count
 from lrft.core.targets import words_of
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ def shown(trainer: Trainer) -> str:
 
 
 def model_line(trainer: Trainer) -> list[str]:
-    frozen = sum(p.numel() for p in trainer.attached.model.parameters() if not p.requires_grad)
-    return [f"{trainer.base_info['name']}   {frozen / 1e6:,.1f} M parameters, frozen in {trainer.base_info['dtype']}"]
+    trained = sum(p.numel() for p in trainer.attached.trained().values())
+    frozen, kind = count(trainer.attached.model) - trained, trainer.base_info["quantization"]
+    words = f"frozen in {trainer.base_info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
+    return [f"{trainer.base_info['name']}   {frozen / 1e6:,.1f} M parameters, {words}"]
 
 
 def adapter_lines(trainer: Trainer) -> list[str]:
@@ -66,7 +69,7 @@ def adapter_lines(trainer: Trainer) -> list[str]:
     )
     depths = {site.depth for site in sites if site.depth is not None}
     trained = sum(p.numel() for p in trainer.attached.trained().values())
-    everything = sum(p.numel() for p in trainer.attached.model.parameters())
+    everything = count(trainer.attached.model)
     where = f" in {len(depths)} layers" if depths else ""
     return [
         f"{names}   rank {ranks}{factor}{rates}",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from lrft import base, files
 from lrft import recipe as recipes
-from lrft.checkpoint import load_adapter
+from lrft.checkpoint import SavedAdapter, load_adapter, read_adapter
 from lrft.errors import CheckFailed
 from lrft.evaluate import measuring
 from lrft.loss import makes_chosen_logits
+from lrft.machine import DTYPES
 
 PROBE = "probe.safetensors"
 PROBE_ROWS = 64
@@ -23,12 +24,28 @@ PROBE_TOKENS = 512
 PROBE_POSITIONS = 32  # logits of all of them would be tens of GB with a large vocabulary
 # Largest logit difference over the largest logit, by the dtype that the merged weights are stored in.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# Of a quantised base's mean logit difference from the original: how much farther than that a merge into the original
+# may be from the adapter. (What is trained passes through layers that are all a little different.)
+QUANTIZED_SHARE = 3.0
 NEUTRAL = (
     "The river was high that spring, and the ferry could not cross until the third of April.",
     "To make the dough, mix the flour with water and a little salt, then let it rest for an hour.",
     "def area(width, height):\n    return width * height\n",
     "Question: How many legs do four spiders have together?\nAnswer: 32",
 )
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How far apart a quantised base and the original one are. Means of absolute logit differences over the probe."""
+
+    kind: str
+    mean: float
+    """merged into the original, against the adapter on the quantised one"""
+    base: float
+    """the original base against the quantised one"""
+    update: float
+    """what the adapter changes on the original, against what it changes on the quantised one"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,8 @@ class Difference:
     tolerance: float
     limit_of_dtype: float
     """the tolerance that the merged dtype has by default"""
+    quantized: Quantized | None = None
+    """where the adapter was trained on a quantised base and merged into the original one"""
 
     @property
     def relative(self) -> float:
@@ -57,17 +76,23 @@ class Difference:
         return asdict(self) | {"relative": self.relative}
 
 
-def verify_merge(merged: Path, adapter: Path, *, base_folder: Path, tolerance: float | None = None) -> Difference:
+def verify_merge(
+    merged: Path, adapter: Path, *, base_folder: Path, tolerance: float | None = None, into: str = "original"
+) -> Difference:
     """Compare, and raise CheckFailed above the tolerance, when the adapter changes nothing, or when its change is lost.
 
     tolerance   of the largest logit difference relative to the largest logit; None: by the merged dtype
+    into        original or dequantized, as it was merged. An adapter that was trained on a quantised base does not
+                answer the same on the original one: there, what it changes must be kept, and the difference must not
+                be more than `QUANTIZED_SHARE` times that of the two bases (beyond what rounding may do).
     """
     rows = probe(adapter, base_folder)
     dtype = stored_dtype(merged)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     trusted = trusts_remote_code(adapter)
-    model = loaded(base_folder, device, trusted)
+    saved = read_adapter(adapter)
+    model = trained_base(saved, base_folder, device, trusted)
     attached = load_adapter(model, adapter)
     expected = logits(model, rows, device)
     with attached.disabled():
@@ -78,6 +103,11 @@ def verify_merge(merged: Path, adapter: Path, *, base_folder: Path, tolerance: f
     difference = compare(got, expected, untouched, tolerance=tolerance, dtype=dtype)
     if difference.changed == 0:
         raise CheckFailed("the adapter changes nothing: its logits are those of the base")
+    if saved.quantization != "none" and into == "original":
+        original = logits(loaded(base_folder, device, trusted), rows, device)
+        found = compare_quantized(saved.quantization, got, expected, untouched, original)
+        refuse_quantized(difference, found, merged, within=tolerance)
+        return replace(difference, quantized=found)
     if difference.mean >= difference.mean_changed:
         raise CheckFailed(
             f"the merged model is no nearer to the adapter than the base is (mean logit difference "
@@ -91,6 +121,41 @@ def verify_merge(merged: Path, adapter: Path, *, base_folder: Path, tolerance: f
             f"The merged folder was kept for inspection: {merged}. A wider --dtype loses less to rounding.",
         )
     return difference
+
+
+def refuse_quantized(difference: Difference, found: Quantized, merged: Path, *, within: float | None) -> None:
+    """Raises CheckFailed for a merge into the original base that does not keep what was trained on the quantised one.
+
+    within   the tolerance that was asked for, in place of the bound by what quantisation does
+    """
+    hint = f"The merged folder was kept for inspection: {merged}. --into dequantized merges where it was trained."
+    if found.update >= difference.mean_changed:
+        raise CheckFailed(
+            f"what the adapter changes on the base in {found.kind} is not what it changes on the original one (mean "
+            f"logit difference of the changes {found.update:.1e}, of the change itself {difference.mean_changed:.1e})",
+            hint,
+        )
+    limit = QUANTIZED_SHARE * found.base + difference.tolerance * difference.largest_logit
+    if within is None and not found.mean <= limit:
+        raise CheckFailed(
+            f"merged and adapter differ by {found.mean:.1e} in the mean logit, the two bases by {found.base:.1e}: more "
+            f"than quantisation explains (at most {limit:.1e})",
+            hint,
+        )
+    if within is not None and not difference.relative <= within:
+        raise CheckFailed(
+            f"merged and adapter differ by {difference.relative:.1e} of the largest logit (tolerance {within:.0e})",
+            hint,
+        )
+
+
+def trained_base(saved: SavedAdapter, folder: Path, device: torch.device, trusted: bool) -> Any:
+    """The base as it was when the adapter was trained on it, computing in float32."""
+    if saved.quantization == "none":
+        return loaded(folder, device, trusted)
+    dtype = DTYPES[saved.info["base"].get("dtype", "float32")]  # the codes are made from the weights in this dtype
+    model: Any = base.load_model(folder, dtype=dtype, quantization=saved.quantization, trust_remote_code=trusted)
+    return model.float().to(device)
 
 
 def loaded(folder: Path, device: torch.device, trusted: bool) -> Any:
@@ -122,6 +187,28 @@ def compare(
         mean_changed=sum(c.mean(dim=-1).sum().item() for c in changes) / tokens,
         tolerance=TOLERANCE[dtype] if tolerance is None else tolerance,
         limit_of_dtype=TOLERANCE[dtype],
+    )
+
+
+def compare_quantized(
+    kind: str,
+    got: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    untouched: Sequence[Tensor],
+    original: Sequence[Tensor],
+) -> Quantized:
+    """Figures over rows of logits: merged, adapter on the quantised base, that base, and the original one."""
+    tokens = sum(len(e) for e in expected)
+
+    def mean(differences: Iterable[Tensor]) -> float:
+        return sum(d.abs().mean(dim=-1).sum().item() for d in differences) / tokens
+
+    together = list(zip(got, expected, untouched, original, strict=True))
+    return Quantized(
+        kind=kind,
+        mean=mean(g - e for g, e, _, _ in together),
+        base=mean(o - u for _, _, u, o in together),
+        update=mean((g - o) - (e - u) for g, e, u, o in together),
     )
 
 

@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import lrft
 from lrft import base
 from lrft.errors import LrftError, MissingError
 
@@ -39,13 +40,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def tiny_llama(vocab: int = 64) -> LlamaForCausalLM:
+def tiny_llama(vocab: int = 64, *, hidden_size: int = 32, intermediate_size: int = 64) -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab,
-            hidden_size=32,
-            intermediate_size=64,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -429,13 +430,18 @@ def test_fingerprint_of_a_damaged_file(folder: Path, damage) -> None:  # type: i
 
 @pytest.fixture
 def gguf_file(tmp_path: Path) -> Path:
-    """A tiny llama in GGUF's own layout: byte-level vocabulary, ChatML, eos == pad, tied embeddings."""
+    return write_gguf(tmp_path / "tiny.gguf")
+
+
+def write_gguf(path: Path, kind: str = "F32", **sizes: int) -> Path:
+    """A tiny llama in GGUF's own layout: byte-level vocabulary, ChatML, eos == pad, tied embeddings. Its matrices are
+    stored as `kind`, one of GGML's quantised types, except for the embedding."""
     gguf = pytest.importorskip("gguf")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merged = alphabet[0] + alphabet[1]
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, merged]
-    model = tiny_llama(len(tokens))
-    writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
+    model = tiny_llama(len(tokens), **sizes)
+    writer = gguf.GGUFWriter(str(path), "llama")
     config = model.config
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -457,13 +463,16 @@ def gguf_file(tmp_path: Path) -> Path:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
         if name != "lm_head.weight":
-            tensor = pair_rotary(name, tensor, config)
-            writer.add_tensor(names.get_name(name, (".weight",)), tensor.numpy())
+            values = pair_rotary(name, tensor, config).numpy()
+            chosen = gguf.GGMLQuantizationType[kind if values.ndim == 2 and "embed" not in name else "F32"]
+            writer.add_tensor(
+                names.get_name(name, (".weight",)), gguf.quants.quantize(values, chosen), raw_dtype=chosen
+            )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return tmp_path / "tiny.gguf"
+    return path
 
 
 def pair_rotary(name: str, tensor: torch.Tensor, config: LlamaConfig) -> torch.Tensor:
@@ -488,6 +497,34 @@ def test_gguf_becomes_a_folder_with_the_same_weights(gguf_file: Path, cache: Pat
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "hé"}], tokenize=False)
     assert chat == "<|im_start|>user\nhé<|im_end|>\n"
     assert tokenizer.decode(tokenizer(chat)["input_ids"]) == chat
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Q4_0", 4), ("Q8_0", 8), ("Q4_1", 4)])
+def test_a_quantised_gguf_becomes_the_weights_that_its_codes_mean(
+    kind: str, bits: int, tmp_path: Path, cache: Path
+) -> None:
+    """Blocks of 32 with one scale: no number is farther from the original than half a level of its block."""
+    gguf_file = write_gguf(tmp_path / "small.gguf", kind, hidden_size=64, intermediate_size=96)
+    folder = base.resolve(str(gguf_file))
+    stored = load_file(folder / "model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float32}
+    model = base.load_model(folder, dtype=torch.float32)
+    original = tiny_llama(model.config.vocab_size, hidden_size=64, intermediate_size=96)
+    for name, W in original.state_dict().items():
+        got = model.state_dict()[name]
+        if W.ndim == 1 or "embed" in name or "lm_head" in name:
+            assert torch.equal(got, W), name
+            continue
+        blocks, off = W.view(-1, 32), (got - W).view(-1, 32).abs()
+        # Q4_0 has its largest number at -8 of -8..7, so that the other end can be a whole level away.
+        level = (blocks.amax(1) - blocks.amin(1) if kind == "Q4_1" else blocks.abs().amax(1) * 2) / (2**bits - 1)
+        assert (off.amax(1) <= 1.2 * level).all(), name
+        assert off.mean() < 0.4 * level.mean(), name
+        assert off.mean() > 0, name
+    attached = lrft.attach(model, {"method": "pissa", "rank": 4})
+    before = model(input_ids=torch.arange(8)[None]).logits
+    with attached.disabled():
+        assert torch.allclose(model(input_ids=torch.arange(8)[None]).logits, before, atol=1e-5)
 
 
 def test_gguf_is_converted_once(gguf_file: Path) -> None:

@@ -111,13 +111,13 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert adapter.D.grad.abs().min() > 0
 
 
-def test_no_matrix_of_the_size_of_the_weight_is_kept_but_the_weight() -> None:
-    model, attached = layer()
+def test_no_matrix_of_the_size_of_the_weight_is_kept() -> None:
+    model, _ = layer()
     kept: list[Tensor] = []
     with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         model(inputs(3).requires_grad_())
-    wide = {t.untyped_storage().data_ptr() for t in kept if t.numel() >= D * K}
-    assert wide == {attached.layers()["0"].base.weight.untyped_storage().data_ptr()}
+    assert kept
+    assert not [t for t in kept if t.numel() >= D * K]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

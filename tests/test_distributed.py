@@ -134,11 +134,14 @@ def test_two_processes_train_what_one_trains(nine: Place, strategy: str) -> None
         (("distributed.strategy=fsdp", "distributed.shard_over=all"), 2),
         (("distributed.strategy=fsdp", "training.gradient_checkpointing=light"), 3),
         (("distributed.strategy=fsdp", "training.gradient_checkpointing=full"), 3),
+        (("distributed.strategy=fsdp", "model.quantization=nf4"), 3),
+        (("distributed.strategy=fsdp", "model.quantization=int8"), 2),
     ],
     ids=lambda value: "+".join(key.rsplit("=")[1] for key in value) if isinstance(value, tuple) else str(value),
 )
 def test_more_processes_and_nodes(nine: Place, keys: tuple[str, ...], each: int) -> None:
-    one = nine.train(*KEYS, "adapter.method=[pissa, dora]", out="one")
+    same = [key for key in keys if key.startswith("model.")]
+    one = nine.train(*KEYS, *same, "adapter.method=[pissa, dora]", out="one")
     more = launch(nine, "more", *keys, "adapter.method=[pissa, dora]", world=4 if each == 2 else 3, each=each)
     assert runs.distance(runs.tensors(one), runs.tensors(more), "adapter") < 1e-5
     assert runs.records(one, "eval")[-1]["loss"] == pytest.approx(runs.records(more, "eval")[-1]["loss"], rel=1e-5)

@@ -23,8 +23,8 @@ TIERS = (
     "files text loss schedule signals figures watchdog scale",
     "launch catalog metrics machine optim tensorfile runfolder runfacts page",
     "recipe methodlist combinations",
-    "data base documents starter report",
     "core",
+    "data base documents starter report",
     "methods summary diagnostics runreport reportpage spectra",
     "checkpoint",
     "evaluate pieces peftfolder",
@@ -53,13 +53,13 @@ ONLY = {
     "core": "errors catalog",
     "methods": "core",
     "loss": "",
-    "base": "errors files",
+    "base": "errors files core",
     "data": "errors files text",
     "checkpoint": "errors files core",
     "evaluate": "loss data",
     "pieces": "errors tensorfile core checkpoint",
-    "merging": "errors files tensorfile core base checkpoint pieces",
-    "verify": "errors files tensorfile recipe base checkpoint loss evaluate",
+    "merging": "errors files tensorfile core base checkpoint pieces machine",
+    "verify": "errors files tensorfile recipe base checkpoint loss evaluate machine",
 }
 
 

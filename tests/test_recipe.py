@@ -350,7 +350,7 @@ WRONG = [
         "4:10",
         "adapter.method: 'lorra' is not a method. Did you mean lora? `lrft methods` lists them",
     ),
-    ("adapter: qlora", "4:10", "adapter.method: qlora is lora on a quantised base model"),
+    ("adapter: qlora", "4:10", "adapter.method: qlora is lora over a quantised base model: take lora, and"),
     (
         "adapter: {method: [lora, mora]}",
         "4:26",
@@ -518,7 +518,7 @@ def test_each_mistake_is_told_at_its_place(tmp_path: Path, line: str, place: str
         ("bf16: true", "Here: training.precision: bf16"),
         ("logging_steps: 1", "Here: logging.every"),
         ("save_total_limit: 1", "Here: checkpoint.keep"),
-        ("load_in_4bit: true", "a quantised base model is not supported in this version"),
+        ("load_in_4bit: true", "Here: model.quantization: nf4"),
         ("wandb_project: x", "trackers are not supported in this version"),
         ("resume_from_checkpoint: x", "give --resume to the command"),
     ],

@@ -7,7 +7,7 @@ safetensors. Everything else takes that folder and never touches the network.
 from __future__ import annotations
 
 from .find import resolve
-from .load import imagined, importing, load_config, load_model, load_tokenizer, position_limit, skeleton
+from .load import imagined, importing, load_config, load_model, load_tokenizer, position_limit, refuse_missing, skeleton
 from .weights import cache_dir, fingerprint, weight_files
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "position_limit",
+    "refuse_missing",
     "resolve",
     "skeleton",
     "weight_files",

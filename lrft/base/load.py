@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
+import logging as standard_logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,24 +17,40 @@ from .weights import weight_files
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype, attention: str = "auto", trust_remote_code: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    quantization: str = "none",
+    attention: str = "auto",
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The causal language model in `folder`: in eval mode, every parameter frozen and in `dtype`.
 
+    quantization   nf4, fp4 or int8: the linear layers but for the output head become `QuantizedLinear`s, made of the
+                   weights in `dtype`. A folder that is stored so already is read as it is, with "none".
     Raises:
-        MissingError: no safetensors, or the attention kernel is not installed.
+        MissingError: no safetensors, or the attention kernel or the package that quantises is not installed.
         LrftError: transformers cannot read the folder, or the files lack weights that the model has.
     """
+    refuse_missing(quantization)
     _import_transformers()
     from transformers import AutoModelForCausalLM
+
+    from lrft.core.quantized import take_over
 
     from .rowwise import use_rowwise
 
     weight_files(folder)
+    options = {}
+    if quantization != "none":
+        if hasattr(load_config(folder, trust_remote_code), "quantization_config"):
+            raise LrftError(f"{folder} is stored quantised already", "Leave model.quantization out.")
+        # On the CPU whatever the machine has: the codes are the same everywhere.
+        options = {"quantization_config": quantizer(quantization, dtype), "device_map": {"": "cpu"}}
     with quiet(), _readable(folder, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -42,13 +60,39 @@ def load_model(
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            **options,
         )
     model, loading = loaded
     absent = sorted(loading["missing_keys"])
     if absent:  # transformers fills them with random numbers and goes on
         raise LrftError(f"The weights in {folder} lack {len(absent)} tensors of the model, e.g. {absent[0]}")
+    take_over(model)
+    if getattr(model, "hf_quantizer", None) is not None:  # transformers would refuse to move or widen the model
+        model.hf_quantizer.remove_quantization_config(model)
     use_rowwise(model)
     return model.eval().requires_grad_(False)
+
+
+def refuse_missing(quantization: str, where: str = "model.quantization") -> None:
+    """Raises MissingError when `quantization` needs a package that is not installed. Loads nothing."""
+    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingError(f"{where}: {quantization} needs the package bitsandbytes", "pip install 'lrft[quant]'")
+
+
+def quantizer(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """transformers' words for nf4, fp4 or int8."""
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    # The scales in 8 bits too, as QLoRA has them (Dettmers et al., 2023, arXiv 2305.14314, section 3): 4.13 bits for
+    # each weight in place of 4.5, without a loss that its authors could measure.
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -81,7 +125,9 @@ def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def imagined(folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Iterator[PreTrainedModel]:
+def imagined(
+    folder: Path, *, dtype: torch.dtype, quantization: str = "none", trust_remote_code: bool = False
+) -> Iterator[PreTrainedModel]:
     """The model of `folder` in `dtype`, of fake tensors: on the CPU by their own account, with shapes and no content.
 
     Inside, everything that is made of tensors is as fake. Nothing is read but the config.
@@ -89,12 +135,16 @@ def imagined(folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = Fals
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
+    from lrft.core.quantized import imagine
+
     from .rowwise import use_rowwise
 
     config = load_config(folder, trust_remote_code)
     with FakeTensorMode(allow_non_fake_inputs=True):
         with quiet(), _readable(folder, "configuration"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            if quantization != "none":
+                imagine(model, quantization)
         use_rowwise(model)
         yield model.eval().requires_grad_(False)
 
@@ -162,15 +212,19 @@ def _readable(place: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences transformers' progress bars and notices, and puts both back."""
+    """Silences the progress bars and notices of transformers and bitsandbytes, and puts them back."""
     from transformers.utils import logging
 
+    quantizing = standard_logging.getLogger("bitsandbytes")
+    level = quantizing.level
+    quantizing.setLevel(standard_logging.ERROR)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        quantizing.setLevel(level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

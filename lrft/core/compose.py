@@ -21,6 +21,7 @@ from lrft.core.adapter import Adapter, AdapterLinear, Anchored, Delta, Site
 from lrft.core.attached import SHARED, Attached
 from lrft.core.look import Look
 from lrft.core.part import Method, Outputs, Part, Run, Seen
+from lrft.core.quantized import is_quantized
 from lrft.core.seeds import seed_of
 from lrft.errors import Problem, RecipeError, UsageError
 
@@ -120,9 +121,23 @@ def refuse_adapted(model: nn.Module) -> None:
         raise UsageError("this model has adapters already", "Take them away first, with detach().")
 
 
+def refuse_quantized(composition: Composition, where: targets.Where) -> None:
+    """Raises RecipeError for parts that make no sense over a quantised base. (A recipe that says so is refused before:
+    this is for bases that are stored so, and for models that are given.)"""
+    problems = [
+        Problem(where("adapter.method"), f"adapter.method: {catalog.over_quantized(part.name, part.unquantized)}")
+        for part in composition.parts
+        if part.unquantized
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
 def plan(model: nn.Module, adapter: Any, composition: Composition, where: targets.Where) -> list[Site]:
     """The sites of a recipe's adapter section on `model`, with their ranks and factors. Raises RecipeError."""
     refuse_adapted(model)
+    if is_quantized(model):
+        refuse_quantized(composition, where)
     found = targets.chosen_linears(model, adapter, where)
     problems = [
         Problem(where("adapter.overrides"), f"adapter.overrides: {pattern} matches no adapted layer")
@@ -333,7 +348,7 @@ def trained_in(module: nn.Module | None) -> int:
 
 def _beside(base: nn.Module, built: Built) -> Built:
     """What was built on the CPU on the device of `base`. (Tensors without content cannot be asked to stay.)"""
-    device: torch.device = base.weight.device  # type: ignore[assignment]
+    device = next(base.parameters()).device
     return built if device.type == "cpu" else built.to(device)
 
 

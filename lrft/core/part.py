@@ -114,6 +114,8 @@ class Part:
     needs: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[tuple[str, ...]] = ()
     """slots that nobody else may fill beside this one, which does not fill them itself"""
+    unquantized: ClassVar[str] = ""
+    """why it makes no sense over a quantised base, as the end of a sentence; empty: it does"""
     anchored: ClassVar[bool] = False
     """`start` sets a product that is not zero: the update is counted from there"""
     natural_scale: ClassVar[float | None] = None

@@ -12,6 +12,7 @@ from torch import nn
 
 from lrft.core import linear
 from lrft.core.adapter import Adapter, Site
+from lrft.core.quantized import count
 from lrft.errors import Problem, RecipeError, nearest
 
 Where = Callable[[str], str]
@@ -97,15 +98,15 @@ def stacked_share(model: nn.Module) -> float:
     """Share of the base's numbers in tensors of three or more dimensions: experts, which no linear layer holds."""
     known = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
     ours = {id(p) for m in model.modules() if isinstance(m, Adapter) for p in m.parameters()}
-    total = sum(p.numel() for p in model.parameters() if id(p) not in ours)
+    total = count(model) - sum(p.numel() for p in model.parameters() if id(p) in ours)
     stacked = sum(p.numel() for p in model.parameters() if p.ndim > 2 and id(p) not in known | ours)
     return stacked / total if total else 0.0
 
 
 def site_of(name: str, module: nn.Module, *, rank: int, scale: float, dropout: float) -> Site:
     d, k = linear.shape(module)
-    dtype = torch.float64 if module.weight.dtype == torch.float64 else torch.float32
-    transposed = linear.is_transposed(module)
+    dtype = torch.float64 if linear.dtype(module) == torch.float64 else torch.float32
+    transposed = linear.stored_transposed(module)
     return Site(name, d, k, rank, scale, depth_of(name), dropout, transposed, dtype)
 
 
@@ -162,13 +163,14 @@ def _refuse_tied(model: nn.Module, found: Mapping[str, nn.Module], where: Where)
     """
     places: dict[int, dict[tuple[int, str], str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(getattr(module, "weight", None), nn.Parameter):
+        weight = _stored_weight(module)
+        if weight is not None:
             parent, _, word = name.rpartition(".")
             place = (id(model.get_submodule(parent)), word)
-            places.setdefault(id(module.weight), {}).setdefault(place, name)
+            places.setdefault(id(weight), {}).setdefault(place, name)
     problems = []
     for name, module in found.items():
-        others = [other for other in places[id(module.weight)].values() if other != name]
+        others = [other for other in places[id(_stored_weight(module))].values() if other != name]
         if others:
             text = (
                 f"adapter.target_modules: {name} shares its weight with {others[0]} in this model; "
@@ -177,3 +179,9 @@ def _refuse_tied(model: nn.Module, found: Mapping[str, nn.Module], where: Where)
             problems.append(Problem(where("adapter.target_modules"), text))
     if problems:
         raise RecipeError(problems)
+
+
+def _stored_weight(module: nn.Module) -> nn.Parameter | None:
+    """What holds a module's weight: itself, or a quantised layer's codes."""
+    own = dict(module.named_parameters(recurse=False))
+    return own.get("weight", own.get("codes"))

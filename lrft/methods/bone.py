@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lrft.core.adapter import Adapter, Site
-from lrft.core.linear import as_rows, is_transposed
+from lrft.core.linear import rows
 from lrft.core.part import Method
 
 
@@ -61,7 +61,7 @@ class BoneAdapter(Adapter):
         device = x.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self.site.dtype
-        y = _Product.apply(x, as_rows(base.weight, is_transposed(base)), self.D, dtype)
+        y = _Product.apply(x, base, self.D, dtype)
         y = y if base.bias is None else y + base.bias
         return y.to(dtype if autocast else x.dtype)
 
@@ -81,15 +81,16 @@ class _Product(torch.autograd.Function):
     """affine(W, D) x in `dtype`. The adapted weight is made again for the backward pass: kept, it would double W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, D: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x, W, D)
+    def forward(ctx: Any, x: Tensor, base: nn.Module, D: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, D)
+        ctx.base = base
         with torch.autocast(x.device.type, enabled=False):
-            return x.to(dtype) @ affine(W.to(D.dtype), D).to(dtype).T
+            return x.to(dtype) @ affine(rows(base).to(D.dtype), D).to(dtype).T
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
-        x, W, D = ctx.saved_tensors
-        wide = W.to(D.dtype)
+        x, D = ctx.saved_tensors
+        wide = rows(ctx.base).to(D.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = (slope @ affine(wide, D).to(slope.dtype)).to(x.dtype)

@@ -31,6 +31,7 @@ class Full(Method):
     fills: ClassVar[tuple[str, ...]] = ("update",)
     gives: ClassVar[tuple[str, ...]] = ("delta", "dense")
     needs: ClassVar[tuple[str, ...]] = ("dropout=0",)
+    unquantized: ClassVar[str] = "trains float32 numbers as many as the weight has, beside which its codes save nothing"
 
     def build(self, site: Site) -> Delta:
         return FullAdapter(site)

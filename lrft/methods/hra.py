@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from lrft.core import fused
 from lrft.core.adapter import Adapter, Site
-from lrft.core.linear import product
+from lrft.core.linear import dtype, product
 from lrft.core.part import Method
 
 
@@ -63,7 +63,7 @@ class HraAdapter(Adapter):
         """W' x as W x + B A x. (W times the turned x, rounded to bfloat16, would lose a turn that is small.)"""
         with torch.autocast(x.device.type, enabled=False):
             V, M = self.chain()
-            B = -product(base, V.T.to(base.weight.dtype)).T.to(M.dtype) @ M
+            B = -product(base, V.T.to(dtype(base))).T.to(M.dtype) @ M
         if fused.is_plain(base) and (
             torch.is_autocast_enabled(x.device.type) or x.dtype == base.weight.dtype == B.dtype
         ):

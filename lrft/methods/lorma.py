@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from lrft.core import fused
 from lrft.core.adapter import Adapter, Site
-from lrft.core.linear import product
+from lrft.core.linear import dtype, product
 from lrft.core.part import Method
 
 
@@ -74,7 +74,7 @@ class PlusAdapter(Adapter):
             out = h + self.site.scale * linear(linear(self.cast(h), self.A), self.B).to(h.dtype)
             return (out if base.bias is None else out + base.bias).to(h.dtype)
         # W (x + s B A x), the sum rounded to bfloat16, would lose a change that is small: W B is made instead.
-        WB = product(base, self.B.T.to(base.weight.dtype)).T
+        WB = product(base, self.B.T.to(dtype(base))).T
         if fused.is_plain(base) and (torch.is_autocast_enabled(x.device.type) or x.dtype == WB.dtype == self.B.dtype):
             return fused.linear_plus_pair(x, x, *fused.parts_of(base), WB, self.A, self.site.scale)
         y = base(x)

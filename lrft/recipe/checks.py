@@ -40,6 +40,8 @@ def all_of(root: Node, problems: Problems) -> Node:
                 later,
                 f"training.compile needs gradient_checkpointing none or full: {again.value} keeps products itself",
             )
+        if compiled is not None and compiled.value is True and _is_quantized(root):
+            problems.add(compiled.place, "training.compile: a quantised base is not compiled: leave one of them out")
     return adapter(root, problems)
 
 
@@ -60,7 +62,7 @@ def adapter(root: Node, problems: Problems) -> Node:
         return root
     known = [entry for entry in method.value if _is_known(entry, problems)]
     if len(known) == len(method.value):
-        _combination(section, known, problems, validation=_has_validation(root))
+        _combination(section, known, problems, validation=_has_validation(root), quantized=_is_quantized(root))
     filled = [_with_options(entry, problems) for entry in known]
     return root.with_child("adapter", section.with_child("method", replace(method, value=filled)))
 
@@ -120,12 +122,20 @@ def _has_validation(root: Node) -> bool:
     return node is None or node.value != "none"
 
 
-def _combination(section: Node, entries: list[Node], problems: Problems, *, validation: bool) -> None:
+def _is_quantized(root: Node) -> bool:
+    model = root.child("model")
+    node = model.child("quantization") if model is not None else None
+    return node is not None and node.value != "none"
+
+
+def _combination(section: Node, entries: list[Node], problems: Problems, *, validation: bool, quantized: bool) -> None:
     dropout = section.child("dropout")
     share = float(dropout.value) if dropout is not None and is_number(dropout.value) else 0.0
     factors = list(_factors(section))
     names = [entry.value["name"].value for entry in entries]
-    found = catalog.conflicts(names, dropout=share, alpha_given=bool(factors), validation=validation)
+    found = catalog.conflicts(
+        names, dropout=share, alpha_given=bool(factors), validation=validation, quantized=quantized
+    )
     for conflict in found:
         if conflict.index is None:
             key, node = factors[0]

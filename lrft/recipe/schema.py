@@ -56,7 +56,11 @@ class ModelSection(Section):
     name: Text = Field(description="Hub name or local folder of the base model, or a .gguf file.")
     revision: Text | None = Field(default=None, description="Commit, tag or branch of a hub model.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Number format of the frozen weights."
+        default="auto", description="Number format of the frozen weights that are not quantised."
+    )
+    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
+        default="none",
+        description="Keeps the weights of the linear layers, but for the output head, in 4 or 8 bits.",
     )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
         default="auto", description="Attention kernel."

@@ -12,7 +12,8 @@ from lrft.recipe.tree import Node
 _MODEL = "model.name"
 _TARGETS = "adapter.target_modules"
 _LENGTH = "data.max_length"
-_NO_QUANTIZATION = "a quantised base model is not supported in this version"
+_QUANTIZATION = "model.quantization"
+_BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
 _TRACKERS = "trackers are not supported in this version; metrics.jsonl in the run folder holds every number"
 
 # {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
@@ -77,6 +78,12 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("save_total_limit", "max_recent_checkpoints"), "checkpoint.keep"),
     **dict.fromkeys(("out_dir", "output_directory", "adapter_path", "project_name"), "output_dir"),
     "attn_implementation": "model.attention",
+    "load_in_4bit": f"{_QUANTIZATION}: nf4",
+    "load_in_8bit": f"{_QUANTIZATION}: int8",
+    **dict.fromkeys(("quantization_bit", "quant_bits", "quant_bit", "bits"), _BITS),
+    **dict.fromkeys(("quantization_config", "quantization_method", "quant_method"), _BITS),
+    **dict.fromkeys(("bnb_4bit_quant_type", "quantization_type"), f"{_QUANTIZATION}: nf4 or fp4"),
+    "bnb_4bit_compute_dtype": "training.precision",
 }
 
 # Names with a sentence of their own.
@@ -90,9 +97,10 @@ SENTENCES: Mapping[str, str] = {
         "is not part of a recipe: give --resume to the command",
     ),
     **dict.fromkeys(
-        ("load_in_4bit", "load_in_8bit", "quantization_bit", "quant_bits", "use_loftq"),
-        f": {_NO_QUANTIZATION}",
+        ("bnb_4bit_use_double_quant", "double_quantization"),
+        "is not needed: model.quantization nf4 and fp4 always quantise the scales too",
     ),
+    **dict.fromkeys(("use_loftq", "loftq_config"), ": LoftQ is not supported in this version"),
     **dict.fromkeys(("wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "use_wandb"), f": {_TRACKERS}"),
     **dict.fromkeys(("enable_wandb", "mlflow_tracking_uri", "run_name"), f": {_TRACKERS}"),
     "additional_target": ": adapter.modules_to_save is not supported in this version",
@@ -113,7 +121,6 @@ ABSENT: frozenset[str] = frozenset(
         "modules_to_save",
         "objective",
         "on_signal",
-        "quantization",
         "report",
         "report_to",
         "start_from",
@@ -127,12 +134,18 @@ ABSENT: frozenset[str] = frozenset(
 _NOT_YET = "is not supported in this version"
 VALUES: Mapping[str, Mapping[str, str]] = {
     "adapter.method": {
-        "qlora": f"qlora is lora on a quantised base model: {_NO_QUANTIZATION}",
+        "qlora": f"qlora is lora over a quantised base model: take lora, and {_QUANTIZATION}: nf4",
     },
     "adapter.target_modules": {
         **dict.fromkeys(("all", "all_linear"), "Here: all-linear, which leaves out the output head"),
     },
     "model.precision": {"bf16": "Here: bfloat16", "fp16": "Here: float16", "fp32": "Here: float32"},
+    "model.quantization": {
+        **dict.fromkeys(("4bit", "4-bit", "int4", "4", "bnb", "bitsandbytes", "true"), "Here: nf4"),
+        **dict.fromkeys(("8bit", "8-bit", "8", "llm_int8", "llm.int8"), "Here: int8"),
+        **dict.fromkeys(("false", "no"), "Here: none"),
+        **dict.fromkeys(("gptq", "awq", "hqq", "aqlm", "quanto", "torchao"), "Here: nf4, fp4 or int8"),
+    },
     "training.precision": {
         **{"bfloat16": "Here: bf16", "float16": "Here: fp16", "float32": "Here: fp32"},
         "no": "Here: fp32",
