@@ -311,7 +311,8 @@ def conflicts(
     found += _slots_twice(names, cards)
     for i, name in enumerate(names):
         for other in names:
-            for slot in set(cards[name].excludes) & set(cards[other].fills) if other != name else ():
+            both = [slot for slot in cards[name].excludes if slot in cards[other].fills and other != name]
+            for slot in both:
                 text = f"{name} cannot work beside {other}, which is to {SLOTS[slot]}"
                 found.append(Conflict(i, slot, text))
     builder = builders[0]
