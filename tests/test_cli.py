@@ -31,11 +31,13 @@ def recipe(tmp_path: Path) -> Path:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["--help"]) == 0
     said = capsys.readouterr().out
-    for name in ("train", "merge", "eval", "check", "show", "schema", "methods", "preview", "init"):
+    for name in ("train", "merge", "eval", "check", "show", "schema", "methods", "preview", "init", "compare"):
         assert f"\n  {name} " in said
 
 
-@pytest.mark.parametrize("command", ["train", "merge", "eval", "check", "show", "schema", "methods", "preview", "init"])
+@pytest.mark.parametrize(
+    "command", ["train", "merge", "eval", "check", "show", "schema", "methods", "preview", "init", "compare"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([command, "--help"]) == 0
     assert "Usage" in capsys.readouterr().out

@@ -36,7 +36,7 @@ TIERS = (
     "setup",
     "train",
     "selfcheck",
-    "commands",
+    "commands compare",
     "__init__",
     "cli",
     "__main__",
