@@ -280,6 +280,40 @@ def plan(
 
 
 @app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A comparison: which runs, on what grid and seeds.")],
+    jobs: Annotated[int, typer.Option(min=1, help="Runs that are trained side by side.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the runs with their ranks, parameters and time.")
+    ] = False,
+) -> None:
+    """Train one recipe with several methods, at equal parameters, and say which is best.
+
+    Every method is trained at each point of a grid and with each seed, as an ordinary run; what is finished is kept,
+    so the same command goes on after an interruption. Results: compare.md, .csv, .json and .html in output_dir.
+
+    
+    recipe       a recipe file, or its keys: what all runs have in common
+    runs         by name: a method, a list of methods, or the keys that differ
+    grid         keys with lists of values: training.learning_rate: [1e-4, 1e-3]
+    seeds        [1, 2, 3]
+    budget       parameters (ranks that train as much as the baseline), rank, none
+    baseline     the run that the others are compared with; the first
+    metric       loss, perplexity or exact_match, on the validation rows
+    forgetting   general text, whose loss is measured before and after
+    output_dir   folder of the comparison
+    """
+    from lrft.compare.file import read
+
+    comparison = read(file)
+    with loading():
+        from lrft.compare.command import run
+
+    with as_written(comparison.first_recipe()):
+        run(comparison, jobs=jobs, dry_run=dry_run)
+
+
+@app.command()
 def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the resolved recipe: every key, its value and where that comes from."""
     loaded = read_recipe(recipe, overrides)

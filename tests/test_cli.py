@@ -20,7 +20,20 @@ from lrft.cli import run_command, spell_resume
 
 GOOD = "model: some/model\ndata: train.jsonl\nadapter: {method: [pissa, lora+], rank: 4}\noutput_dir: runs/a\n"
 
-COMMANDS = ("train", "merge", "inspect", "report", "eval", "check", "show", "schema", "methods", "preview", "init")
+COMMANDS = (
+    "train",
+    "merge",
+    "inspect",
+    "report",
+    "compare",
+    "eval",
+    "check",
+    "show",
+    "schema",
+    "methods",
+    "preview",
+    "init",
+)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ TIERS = (
     "setup",
     "train dryrun",
     "selfcheck",
-    "commands",
+    "commands compare",
     "__init__",
     "cli",
     "__main__",

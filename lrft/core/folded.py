@@ -25,7 +25,7 @@ class Folded(Delta):
         self.inner = inner
         self.links = nn.ModuleList(copy.deepcopy(inner).requires_grad_(False) for _ in range(links))
         self.folds = nn.Parameter(torch.zeros((), dtype=inner.site.dtype), requires_grad=False)
-        self.known: tuple[int, int] = (-1, 0)
+        self.known: tuple[int, int] = (self.folds._version, 0)
 
     def terms(self) -> list[Delta]:
         """The updates that are summed."""

@@ -35,6 +35,10 @@ class Files:
             raise Refused(root.place, "nothing is written here")
         if not isinstance(root.value, dict):
             raise Refused(root.place, "expected keys such as `model:` and `data:` at the left margin")
+        return self.over_bases(file, root, above)
+
+    def over_bases(self, file: Path, root: Node, above: tuple[str, ...] = ()) -> Node:
+        """The keys `root`, written in `file`, merged over what they extend, short forms expanded."""
         extends = root.child("extends")
         root = expand(root.with_child("extends", None))
         if extends is None or extends.value is None:

@@ -31,6 +31,18 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
     try:
         root = Files(problems).read(Path(path))
         root = apply(root, overrides, problems)
+    except Refused as refused:
+        problems.add(refused.place, refused.text)
+        raise RecipeError(problems.sorted()) from None
+    return of_tree(root, problems)
+
+
+def of_tree(root: Node, problems: Problems) -> Recipe:
+    """The recipe that a tree of keys says, its bases merged and its short forms expanded.
+
+    Raises RecipeError with what is in `problems` already and every further problem.
+    """
+    try:
         root = without_null(environment.fill(root, problems))
         checks.version(root)
     except Refused as refused:

@@ -35,6 +35,11 @@ def _path(key: str, text: str, place: Place) -> Path:
     return tuple(int(part) if re.fullmatch(r"[0-9]{1,6}", part) else part for part in parts)
 
 
+def set_key(root: Node, key: str, value: Node, place: Place) -> Node:
+    """The tree with `value` merged in at a dotted key that stands at `place`. Raises Refused."""
+    return expand(_put(root, (), _path(key, key, place), value, place))
+
+
 def _set(root: Node, text: str, place: Place, problems: Problems) -> Node:
     key, equals, written = text.partition("=")
     path = _path(key if equals else "", text, place)

@@ -34,6 +34,24 @@ def resolved(recipe: Recipe, chosen: Mapping[str, Any] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def given(root: tree.Node) -> str:
+    """The keys of a tree as YAML, those alone that stand in it, each with the place where it was written.
+
+    References to the environment that were not filled in stay references.
+    """
+    return "\n".join(_given(root, "")) + "\n"
+
+
+def _given(node: tree.Node, indent: str) -> Iterator[str]:
+    for key, child in node.items():
+        if isinstance(child.value, dict) and child.value and not indent:
+            yield f"{_flow(key)}:"
+            yield from _given(child, indent + "  ")
+        else:
+            origin = "".join(c if c.isprintable() else "?" for c in str(child.place))
+            yield f"{indent}{_flow(key)}: {_flow(tree.plain(child))}  # {origin}"
+
+
 def plain(recipe: Recipe) -> dict[str, Any]:
     """The same as values for JSON. The JSON text is YAML too, and loads as an equal recipe."""
     values: dict[str, Any] = tree.plain(parse(resolved(recipe), Source("resolved"), Problems()))

@@ -1,0 +1,179 @@
+"""Equal parameters: the rank of each method whose trained numbers are nearest to the baseline's.
+
+Counted on the real model's layers, without its weights: the adapters of each shape are built on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lrft import base, catalog
+from lrft.compare.file import Comparison
+from lrft.compare.variants import Point, Variant
+from lrft.core import compose
+from lrft.errors import Problem, RecipeError
+from lrft.recipe import AdapterSection, Recipe
+
+GAP = 64
+"""ranks in a row that a method may refuse (one that wants multiples of 16) before it is taken for the end"""
+
+Count = Callable[[int], int | None]
+"""rank -> trained numbers, or None where the method refuses the rank"""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one run trains at one point of the grid."""
+
+    rank: int
+    trained: int
+    baseline: int
+    """trained numbers of the baseline"""
+    chosen: bool
+    """whether the budget chose the rank"""
+    fixed: bool
+    """whether the count is the same at every rank"""
+    knobs: tuple[str, ...]
+    """of a fixed one: the method's options that change the count"""
+
+    @property
+    def deviation(self) -> float:
+        """Trained numbers over the baseline's, minus one."""
+        return self.trained / self.baseline - 1
+
+    @property
+    def note(self) -> str:
+        """What is to be said beside the rank."""
+        if self.fixed:
+            size = f"; its size: {', '.join(self.knobs)}" if self.knobs else ""
+            return f"does not depend on the rank{size}"
+        return "chosen" if self.chosen else ""
+
+
+class Counter:
+    """Counts trained numbers; skeletons of models are kept."""
+
+    def __init__(self) -> None:
+        self._skeletons: dict[tuple[str, str | None], Any] = {}
+
+    def count(self, recipe: Recipe, rank: int, options: dict[str, dict[str, Any]] | None = None) -> int:
+        """At a rank. options: by method, in place of the recipe's. Raises RecipeError."""
+        adapter: AdapterSection = recipe.adapter.model_copy(update={"rank": rank})
+        composition = compose.compose((e.name, (options or {}).get(e.name, e.options)) for e in adapter.method)
+        sites = compose.plan(self.skeleton(recipe), adapter, composition, recipe.where)
+        with torch.device("meta"):
+            return compose.count_trained(sites, composition, recipe.where)
+
+    def largest_rank(self, recipe: Recipe) -> int:
+        """The smaller side of the widest adapted layer: no update has a higher rank."""
+        composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
+        sites = compose.plan(self.skeleton(recipe), recipe.adapter, composition, recipe.where)
+        return max(min(site.d, site.k) for site in sites)
+
+    def skeleton(self, recipe: Recipe) -> Any:
+        key = (recipe.model.name, recipe.model.revision)
+        if key not in self._skeletons:
+            source = base.resolve(*key, where=recipe.where("model.name"))
+            self._skeletons[key] = base.skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
+        return self._skeletons[key]
+
+
+def choose(comparison: Comparison) -> list[Choice]:
+    """For each point of each variant in turn. Raises RecipeError with everything that does not fit the model."""
+    counter, seed = Counter(), comparison.seeds[0]
+
+    def recipe_of(variant: Variant, point: Point) -> Recipe:
+        return variant.recipe(point, seed=seed, output=comparison.output)[0]
+
+    first = comparison.first_recipe()
+    target = counter.count(first, first.adapter.rank)
+    found, problems = [], list[Problem]()
+    for variant in comparison.variants:
+        known: dict[str, Choice] = {}  # most keys of a grid change nothing about the adapters
+        for point in variant.points:
+            recipe = recipe_of(variant, point)
+            key = f"{recipe.model!r} {recipe.adapter!r}"
+            free = not variant.gives_rank and variant.name != comparison.baseline
+            try:
+                if key not in known:
+                    known[key] = _choice(counter, recipe, comparison.budget if free else "none", target, first)
+                found.append(known[key])
+            except RecipeError as error:
+                problems += error.problems
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    return found
+
+
+def _choice(counter: Counter, recipe: Recipe, budget: str, target: int, first: Recipe) -> Choice:
+    def count(rank: int) -> int | None:
+        try:
+            return counter.count(recipe, rank)
+        except RecipeError:
+            return None
+
+    rank = first.adapter.rank if budget == "rank" else recipe.adapter.rank
+    found = nearest_rank(count, target, counter.largest_rank(recipe)) if budget == "parameters" else None
+    if found is None:
+        found = rank, counter.count(recipe, rank)  # a refusal is the user's to know
+    others = {count(other) for other in (1, rank + 1, 2 * rank, 4 * rank) if other != found[0]} - {None}
+    if others == {found[1]}:
+        return Choice(rank, found[1], target, False, True, size_knobs(counter, recipe, rank, found[1]))
+    return Choice(*found, target, budget != "none", False, ())
+
+
+def nearest_rank(count: Count, target: int, largest: int) -> tuple[int, int] | None:
+    """The rank from 1 to `largest` whose count is nearest to `target`, the smaller of two, with its count.
+
+    The count must not fall as the rank rises. None when every rank is refused.
+    """
+    known: dict[int, int | None] = {}
+
+    def at(rank: int) -> int | None:
+        if rank not in known:
+            known[rank] = count(rank)
+        return known[rank]
+
+    def upwards(rank: int) -> int | None:
+        """The first rank from here that the method takes."""
+        return next((r for r in range(rank, min(rank + GAP, largest + 1)) if at(r) is not None), None)
+
+    def enough(rank: int) -> bool:
+        taken = upwards(rank)
+        return taken is None or (at(taken) or 0) >= target
+
+    low, high = 0, 1  # not enough at low, enough at high
+    while high <= largest and not enough(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if middle > largest or enough(middle) else (middle, high)
+    above = upwards(high)
+    below = next((r for r in range(min(high, largest + 1) - 1, max(0, high - 1 - GAP), -1) if at(r) is not None), None)
+    ranks = [rank for rank in (below, above) if rank is not None]
+    found = [(rank, trained) for rank in ranks if (trained := at(rank)) is not None]
+    return min(found, key=lambda one: (abs(one[1] - target), one[0])) if found else None
+
+
+def size_knobs(counter: Counter, recipe: Recipe, rank: int, start: int) -> tuple[str, ...]:
+    """The options of the recipe's methods that change the count: found out by changing each number."""
+    found = []
+    for entry in recipe.adapter.method:
+        for knob in catalog.methods()[entry.name].knobs:
+            value = entry.options[knob.name]
+            if type(value) is not int and type(value) is not float:
+                continue
+            for other in (value * 2, value // 2 if type(value) is int else value / 2):
+                try:
+                    catalog.methods()[entry.name].validate(entry.options | {knob.name: other})
+                    changed = counter.count(recipe, rank, {entry.name: entry.options | {knob.name: other}}) != start
+                except (RecipeError, ValueError):
+                    continue
+                if changed:
+                    found.append(f"{entry.name}.{knob.name} {value}")
+                    break
+    return tuple(found)

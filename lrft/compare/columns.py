@@ -1,0 +1,97 @@
+"""The columns of a comparison's tables, as people read them, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lrft.compare.variants import shown
+
+Facts = Mapping[str, Any]
+NOTHING = "–"
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    return NOTHING if value is None else format(value, form)
+
+
+def interval(row: Facts) -> str:
+    """`-0.0123 (-0.0200 to -0.0046)`."""
+    if row["difference"] is None:
+        return NOTHING
+    difference = number(row["difference"], "+.4f")
+    if row["low"] is None:
+        return f"{difference} (no interval)"
+    return f"{difference} ({row['low']:+.4f} to {row['high']:+.4f})"
+
+
+def point_text(point: Mapping[str, Any] | None) -> str:
+    if not point:
+        return NOTHING
+    return ", ".join(f"{key.rsplit('.', 1)[-1]} {shown(value)}" for key, value in point.items())
+
+
+def mean_text(row: Facts) -> str:
+    spread = f" ± {row['spread']:.4f}" if row["spread"] is not None else ""
+    return number(row["mean"]) + spread
+
+
+def merge_text(row: Facts) -> str:
+    if row["merge_difference"] is not None:
+        return f"{row['merge_check']}, {row['merge_difference']:.1e}"
+    return row["merge_check"] or NOTHING
+
+
+def general_text(row: Facts) -> str:
+    if row["general_after"] is None:
+        return NOTHING
+    return f"{row['general_before']:.4f} → {row['general_after']:.4f}"
+
+
+def columns(found: Facts) -> list[tuple[str, Callable[[Facts], str]]]:
+    """(title, text of a row): the table for people."""
+    arrow = "lower" if found["better"] == "lower" else "higher"
+    made: list[tuple[str, Callable[[Facts], str]]] = [
+        ("run", lambda row: row["run"]),
+        ("trained", lambda row: f"{row['trained']:,} ({row['deviation']:+.1%})"),
+        ("rank", lambda row: f"{row['rank']}" + ("" if row["rank_matters"] else " (no effect)")),
+        ("best at", lambda row: point_text(row["best"])),
+        (f"{found['metric']} ({arrow} is better)", mean_text),
+        (f"against {found['baseline']}, 95 %", interval),
+        ("tokens/s", lambda row: number(row["tokens_per_second"], ",.0f")),
+        ("memory, GB", lambda row: number(row["memory_gb"], ".2f")),
+        ("training, s", lambda row: number(row["seconds"], ",.1f")),
+        ("merged", merge_text),
+        ("becomes", lambda row: row["becomes"] or NOTHING),
+    ]
+    if any(row["general_after"] is not None for row in found["methods"]):
+        made.insert(6, ("general text", general_text))
+    return made
+
+
+def notes(found: Facts) -> list[str]:
+    """What the columns mean."""
+    metric, seeds = found["metric"], ", ".join(map(str, found["seeds"]))
+    side = max((row["side_by_side"] or 1 for row in found["methods"]), default=1)
+    made = [
+        f"{metric}: of each run's best checkpoint on its validation rows, the mean over the seeds {seeds} ± the "
+        "standard deviation (n - 1). Each run is shown at its best point of the grid, chosen by this very mean, so "
+        "figures of a wide grid are a little too good.",
+        f"The 95 % interval is paired over seeds: {found['interval']}",
+        "trained: numbers that are trained, and how far they are from the baseline's. becomes: what the adapter can be "
+        "exported to. merged: the largest logit difference of merged model and adapter over the largest logit, of the "
+        "best seed.",
+        "tokens/s: median over all steps. memory: the largest of all steps. training: the steps of one run, in the "
+        "mean over seeds" + (f"; up to {side} runs shared the machine, which slows each." if side > 1 else "."),
+    ]
+    if any(row["general_after"] is not None for row in found["methods"]):
+        made.append("general text: loss per token before → after training, the mean over seeds; a rise is forgetting.")
+    return made
+
+
+def grid_cells(point: Facts, seeds: Sequence[str]) -> list[str]:
+    """A line of the table of all points: a run that gave no figure is named by its state."""
+    values = [
+        point["states"][seed] if point["values"][seed] is None else number(point["values"][seed]) for seed in seeds
+    ]
+    return [point["run"], point_text(point["point"]), mean_text(point), *values]

@@ -1,0 +1,79 @@
+"""What a comparison is going to train, and how long that may take."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from lrft import base, plan, setup
+from lrft.compare.budget import Choice
+from lrft.compare.file import Comparison
+from lrft.compare.jobs import Job
+from lrft.text import Row, duration
+
+
+def plan_rows(comparison: Comparison, jobs: Sequence[Job], choices: Sequence[Choice]) -> list[Row]:
+    """The runs with their ranks and trained numbers, for the screen."""
+    seeds = f"{len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}"
+    lines = []
+    left = list(choices)
+    for variant in comparison.variants:
+        own, left = left[: len(variant.points)], left[len(variant.points) :]
+        # Most grids change nothing about the adapters: their points are then one line.
+        for choice in dict.fromkeys(own):
+            lines.append(rank_line(comparison, variant.name, choice))
+    return [
+        ("compare", [f"{comparison.path}   {len(jobs)} runs: {_count(comparison)} x {seeds}"]),
+        ("ranks", [f"budget: {comparison.budget}, baseline {comparison.baseline}", *lines]),
+    ]
+
+
+def _count(comparison: Comparison) -> str:
+    points = sum(len(variant.points) for variant in comparison.variants)
+    return f"{len(comparison.variants)} methods at {points} points"
+
+
+def rank_line(comparison: Comparison, name: str, choice: Choice) -> str:
+    """`mora   rank 8   2,896 trained, -2.7 % (chosen)`."""
+    more = "" if name == comparison.baseline else f", {choice.deviation:+.1%}"
+    note = f" ({choice.note})" if choice.note else ""
+    return f"{name:<14} rank {choice.rank:<5} {choice.trained:>13,} trained{more}{note}"
+
+
+def list_rows(jobs: Sequence[Job]) -> list[Row]:
+    """Every run folder with its state."""
+    return [("runs", [f"{job.label}   {job.state}   {job.folder}" for job in jobs])]
+
+
+def time_rows(jobs: Sequence[Job], at_once: int) -> list[Row]:
+    """An estimate: the time of finished runs of the same name, else what `lrft plan` says of one."""
+    total, lines, whole = 0.0, [], True
+    for name in dict.fromkeys(job.variant.name for job in jobs):
+        own = [job for job in jobs if job.variant.name == name]
+        left = [job for job in own if job.state not in ("finished", "diverged")]
+        known = [s for job in own if job.state == "finished" and (s := job.record.get("seconds"))]
+        if not left:
+            continue
+        each = statistics.median(known) if known else planned_seconds(left[0])
+        if each is None:
+            whole = False
+            lines.append(f"{name}: {len(left)} runs (lrft plan cannot tell for this method)")
+            continue
+        total += each * len(left)
+        source = "finished runs" if known else "lrft plan, without start-up and evaluation"
+        lines.append(f"{name}: {len(left)} x {duration(each)} ({source})")
+    if not lines:
+        return [("time", ["nothing is left to train"])]
+    together = f"about {duration(total / at_once)}{'' if whole else ' and more'}, {at_once} at a time"
+    return [("time", [together + (" where they do not slow each other down" if at_once > 1 else ""), *lines])]
+
+
+def planned_seconds(job: Job) -> float | None:
+    """What a plan says of one run, or None. Reads the data, loads no weights."""
+    recipe = job.recipe
+    source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    prepared = setup.prepare_data(recipe, source, setup.load_tokenizer(recipe, source))
+    try:
+        return plan.make_plan(recipe, source, prepared, 1).seconds
+    except RuntimeError:  # a method that looks at its tensors when it is built cannot be planned without any
+        return None

@@ -1,0 +1,82 @@
+"""`python -m lrft.compare.forgetting RUN FILE`: the loss on general text before and after training, as JSON.
+
+Before is the same model with its adapters switched off: the same rows, the same numbers, one pass each.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lrft import base, checkpoint, data, evaluate, merging
+from lrft import recipe as recipes
+from lrft.core.copies import copying
+from lrft.errors import LrftError, exit_code
+from lrft.layout import find_layout
+from lrft.machine import DTYPES
+from lrft.recipe import DataEntry, DataSection
+
+ROWS_OF_A_PASS = 8
+
+
+def before_and_after(run: Path, text: Path) -> dict[str, Any]:
+    """{"before", "after": mean loss per token, "tokens"} of a run's best adapter. Raises LrftError.
+
+    Text trains on all tokens and a long one is split; chat rows count their answers and are cut at the run's length.
+    """
+    recipe = recipes.load(run / "resolved.yaml")
+    adapter = run / "best"
+    saved = checkpoint.read_adapter(adapter)
+    folder = merging.base_of(saved, None)
+    trusted = recipe.model.trust_remote_code
+    model: Any = base.load_model(folder, dtype=DTYPES[saved.info["base"]["dtype"]], trust_remote_code=trusted)
+    attached = checkpoint.load_adapter(model, adapter)
+    tokenizer = base.load_tokenizer(adapter, trusted)
+    section = DataSection(
+        train=(DataEntry(path=str(text)),),
+        max_length=recipe.data.max_length,
+        too_long="split" if text.suffix == ".txt" else "truncate",
+    )
+    rows, _ = data.prepare_file(
+        text,
+        section,
+        tokenizer,
+        seed=0,
+        limit=base.position_limit(model.config),
+        where=lambda key: "default",
+        cache=base.cache_dir(),
+    )
+    model.to(device())
+    found = find_layout(model, rows, packing="auto", compute="fp32" if model.dtype.itemsize > 2 else "bf16")
+    losses = found.loss(model)
+    losses.copies = copying(model)
+
+    def loss() -> float:
+        pad = evaluate.pad_token(tokenizer)
+        return evaluate.loss_of(losses, rows, micro=ROWS_OF_A_PASS, pad_id=pad, form=found.form)["loss"]
+
+    after = loss()
+    with attached.disabled():
+        before = loss()
+    return {"before": before, "after": after, "tokens": sum(int(rows.trained(i).sum()) for i in range(len(rows)))}
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        print(json.dumps(before_and_after(Path(arguments[0]), Path(arguments[1]))))
+    except LrftError as error:
+        print("\n".join(error.lines()), file=sys.stderr)
+        return exit_code(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,220 @@
+"""From finished run folders to the figures of a comparison: one dict of JSON values, of which every page is made."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from lrft.compare import intervals, measure
+from lrft.compare.budget import Choice
+from lrft.compare.file import Comparison
+from lrft.compare.jobs import Job, last_words
+from lrft.compare.variants import Point, Variant, shown
+from lrft.metrics import read_metrics
+
+Facts = dict[str, Any]
+FAR = 0.1
+"""share by which a run may miss the baseline's trained numbers without a warning"""
+
+
+def best_points(comparison: Comparison, jobs: Sequence[Job]) -> dict[str, tuple[Point, list[Job]]]:
+    """For each run the point of the grid with the best mean over seeds, and its jobs in the order of the seeds.
+
+    A point counts when all its seeds have a metric. A run without such a point is left out.
+    """
+    best = {}
+    for variant in comparison.variants:
+        whole = [
+            (found, point, those)
+            for point in variant.points
+            if None not in (found := _values(comparison, those := _jobs(jobs, variant, point)))
+        ]
+        if whole:
+            sign = 1 if comparison.lower_is_better else -1
+            _, point, those = min(whole, key=lambda one: sign * intervals.mean([v for v in one[0] if v is not None]))
+            best[variant.name] = (point, those)
+    return best
+
+
+def _jobs(jobs: Sequence[Job], variant: Variant, point: Point) -> list[Job]:
+    return [job for job in jobs if job.variant.name == variant.name and job.point is point]
+
+
+def _values(comparison: Comparison, jobs: Sequence[Job]) -> list[float | None]:
+    return [measure.metric_of(job, comparison.metric) if job.state == "finished" else None for job in jobs]
+
+
+def best_job(comparison: Comparison, jobs: Sequence[Job]) -> Job:
+    """The seed with the best metric: the one whose merge is tried."""
+    sign = 1 if comparison.lower_is_better else -1
+    return min(jobs, key=lambda job: sign * (measure.metric_of(job, comparison.metric) or 0.0))
+
+
+def gather(comparison: Comparison, jobs: Sequence[Job], choices: Sequence[Choice]) -> Facts:
+    """Everything that the pages say."""
+    best = best_points(comparison, jobs)
+    places = [(variant, point) for variant in comparison.variants for point in variant.points]
+    by_place = {(variant.name, id(point)): choice for (variant, point), choice in zip(places, choices, strict=True)}
+    rows = []
+    for variant in comparison.variants:
+        point, those = best.get(variant.name, (variant.points[0], []))
+        rows.append(_row(comparison, variant, point, those, by_place[variant.name, id(point)], best))
+    points = [_point(comparison, variant, point, _jobs(jobs, variant, point)) for variant, point in places]
+    failed = [job for job in jobs if job.state in ("failed", "diverged")]
+    return {
+        "comparison": str(comparison.path),
+        "metric": comparison.metric,
+        "better": "lower" if comparison.lower_is_better else "higher",
+        "baseline": comparison.baseline,
+        "budget": comparison.budget,
+        "seeds": list(comparison.seeds),
+        "runs": {state: sum(job.state == state for job in jobs) for state in sorted({job.state for job in jobs})},
+        "methods": rows,
+        "grid": points,
+        "failed": [
+            {
+                "run": job.label,
+                "exit": job.record.get("exit"),
+                "said": job.record.get("said") or last_words(job.beside(".log")),
+                "log": str(job.beside(".log")),
+            }
+            for job in failed
+        ],
+        "warnings": [*_warnings(comparison, best, rows), *_questions(jobs)],
+        "interval": intervals.FORMULA,
+    }
+
+
+def _row(
+    comparison: Comparison, variant: Variant, point: Point, jobs: list[Job], choice: Choice, best: dict[str, Any]
+) -> Facts:
+    """One run at its best point. Figures that are not known are None."""
+    values = [value for value in _values(comparison, jobs) if value is not None]
+    facts = jobs[0].facts.get("adapter", {}) if jobs else {}
+    trained = facts.get("trained parameters", choice.trained)
+    chosen = best_job(comparison, jobs) if jobs else None
+    merged = (measure.answer(chosen, "merge") or {}) if chosen else {}
+    return {
+        "run": variant.name,
+        "methods": facts.get("methods"),
+        "rank": choice.rank,
+        "rank_matters": not choice.fixed,
+        "rank_note": choice.note,
+        "trained": trained,
+        "deviation": trained / choice.baseline - 1,
+        "best": point.plain() if jobs else None,
+        "values": dict(zip(map(str, comparison.seeds), values, strict=True)) if jobs else {},
+        "mean": intervals.mean(values) if jobs else None,
+        "spread": intervals.spread(values) if jobs else None,
+        **_against(comparison, variant, values, best),
+        **_cost(jobs),
+        **_forgotten(jobs),
+        "merge_difference": merged.get("relative"),
+        "merge_check": _merge_words(merged, chosen),
+        "becomes": facts.get("becomes"),
+        "folders": [str(job.folder) for job in jobs],
+        "best_folder": str(chosen.folder) if chosen else None,
+    }
+
+
+def _against(comparison: Comparison, variant: Variant, values: list[float], best: dict[str, Any]) -> Facts:
+    """The paired difference to the baseline; nothing for the baseline itself."""
+    empty: Facts = {"difference": None, "low": None, "high": None}
+    if not values or variant.name == comparison.baseline or comparison.baseline not in best:
+        return empty
+    theirs = [value for value in _values(comparison, best[comparison.baseline][1]) if value is not None]
+    found = intervals.paired(values, theirs)
+    return {"difference": found.mean, "low": found.low, "high": found.high}
+
+
+def _cost(jobs: Sequence[Job]) -> Facts:
+    """Medians and peaks over the steps of all seeds; seconds of the steps of one run, in the mean."""
+    speeds, memory, seconds = [], [], []
+    for job in jobs:
+        steps = [r for r in read_metrics(job.folder / "metrics.jsonl")[0] if r.get("kind") == "step"]
+        speeds += [r["tokens_per_second"] for r in steps if r.get("tokens_per_second") is not None]
+        memory += [r["memory_gb"] for r in steps if r.get("memory_gb") is not None]
+        seconds.append(sum(r.get("seconds") or 0.0 for r in steps))
+    together = max((job.record.get("jobs", 1) for job in jobs), default=None)
+    return {
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "memory_gb": max(memory, default=None),
+        "seconds": intervals.mean(seconds) if seconds else None,
+        "side_by_side": together,
+    }
+
+
+def _forgotten(jobs: Sequence[Job]) -> Facts:
+    """Loss on general text before and after, means over seeds; None where some seed was not asked."""
+    found = [measure.answer(job, "forgetting") or {} for job in jobs]
+    whole = bool(found) and all("after" in one for one in found)
+    return {
+        "general_before": intervals.mean([one["before"] for one in found]) if whole else None,
+        "general_after": intervals.mean([one["after"] for one in found]) if whole else None,
+    }
+
+
+def _merge_words(merged: Facts, job: Job | None) -> str | None:
+    if job is None:
+        return None
+    if "relative" in merged:
+        return "holds"
+    return measure.said_of(job, "merge") or None
+
+
+def _point(comparison: Comparison, variant: Variant, point: Point, jobs: list[Job]) -> Facts:
+    values = _values(comparison, jobs)
+    known = [value for value in values if value is not None]
+    return {
+        "run": variant.name,
+        "point": point.plain(),
+        "values": {str(job.seed): value for job, value in zip(jobs, values, strict=True)},
+        "mean": intervals.mean(known) if known and len(known) == len(values) else None,
+        "spread": intervals.spread(known) if known and len(known) == len(values) else None,
+        "states": {str(job.seed): job.state for job in jobs},
+    }
+
+
+def _warnings(comparison: Comparison, best: dict[str, tuple[Point, list[Job]]], rows: Sequence[Facts]) -> list[str]:
+    said = []
+    for variant, row in zip(comparison.variants, rows, strict=True):
+        if variant.name in best:
+            said += _edges(variant, best[variant.name][0])
+        else:
+            said.append(f"{variant.name}: no point of the grid has all its seeds yet: it is not in the table")
+        if comparison.budget == "parameters" and abs(row["deviation"]) > FAR:
+            more = "more" if row["deviation"] > 0 else "fewer"
+            text = f"{variant.name} trains {abs(row['deviation']):.0%} {more} numbers than {comparison.baseline}"
+            said.append(text if row["rank_matters"] else f"{text}: its count {row['rank_note']}")
+    if not any("training.learning_rate" in point.values for variant in comparison.variants for point in variant.points):
+        said.append("the learning rate was not searched: this compares learning rates as much as methods")
+    if len(comparison.seeds) == 1:
+        said.append("one seed: there is no interval, and no telling a difference from chance")
+    if comparison.baseline not in best:
+        said.append(f"{comparison.baseline}, the baseline, has no figures: there are no differences")
+    return said
+
+
+def _edges(variant: Variant, best: Point) -> list[str]:
+    """A best value at the end of its list: a better one may lie beyond."""
+    said = []
+    for key, value in best.plain().items():
+        tried = {point.plain()[key] for point in variant.points if _is_number(point.plain()[key])}
+        if _is_number(value) and len(tried) > 1 and value in (min(tried), max(tried)):
+            beyond, end = ("higher", "highest") if value == max(tried) else ("lower", "lowest")
+            said.append(
+                f"{variant.name}: the best {key}, {shown(value)}, is the {end} that was tried: a {beyond} one may be "
+                "better still"
+            )
+    return said
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _questions(jobs: Sequence[Job]) -> list[str]:
+    """What commands that were asked about finished runs have failed at."""
+    asked = [(job, name) for job in jobs for name in ("evaluation", "forgetting")]
+    return [f"{name} of {job.label} failed, {said}" for job, name in asked if (said := measure.said_of(job, name))]
