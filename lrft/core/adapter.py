@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from torch.nn.functional import dropout, linear
 from lrft.core import fused
 
 UNITS_AT_ONCE = 256
+AdapterKind = TypeVar("AdapterKind", bound="Adapter")
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,13 @@ class Delta(Adapter):
         return None if factors is None else PeftForm(factors.A, factors.B, factors.scale)
 
 
+def frozen_copy(adapter: AdapterKind) -> AdapterKind:
+    """A copy of which nothing is trained. (deepcopy by itself does not take tensors without content.)"""
+    tensors: dict[int, Any] = {id(buffer): buffer.clone() for buffer in adapter.buffers()}
+    tensors |= {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in adapter.parameters()}
+    return copy.deepcopy(adapter, tensors)
+
+
 class Anchored(Delta):
     """The change of `inner` since its start: W0 + dW - dW_start. Holds a start that is not zero off the base.
 
@@ -222,7 +230,7 @@ class Anchored(Delta):
         super().__init__(inner.site)
         inner.refuse_copies()
         self.inner = inner
-        self.start = copy.deepcopy(inner).requires_grad_(False)
+        self.start = frozen_copy(inner)
 
     def delta_weight(self) -> Tensor:
         return self.inner.delta_weight() - self.start.delta_weight()

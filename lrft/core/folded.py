@@ -8,12 +8,10 @@ apart the sum is exact, a checkpoint stays small, and updates with factors remai
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Delta, Factors
+from lrft.core.adapter import Delta, Factors, frozen_copy
 
 
 class Folded(Delta):
@@ -23,7 +21,7 @@ class Folded(Delta):
         super().__init__(inner.site)
         inner.refuse_copies()
         self.inner = inner
-        self.links = nn.ModuleList(copy.deepcopy(inner).requires_grad_(False) for _ in range(links))
+        self.links = nn.ModuleList(frozen_copy(inner) for _ in range(links))
         self.folds = nn.Parameter(torch.zeros((), dtype=inner.site.dtype), requires_grad=False)
         self.known: tuple[int, int] = (self.folds._version, 0)
 

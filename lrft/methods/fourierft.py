@@ -11,7 +11,7 @@ is PEFT's `init_weights=True`. (The released merge also has a factor of its own,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import torch
@@ -49,12 +49,19 @@ class Fourierft(Method):
                 f"fourierft's {self.frequencies} frequencies are more than the {site.d} x {site.k} = {site.d * site.k} "
                 f"of the layer: set frequencies to fewer"
             )
-        return FourierftAdapter(site, positions(site.d, site.k, self.frequencies, self.positions_seed), self.scaling)
+        shape = (site.d, site.k)
+        if shape not in self.known:
+            self.known[shape] = positions(*shape, self.frequencies, self.positions_seed)
+        return FourierftAdapter(site, self.known[shape], self.scaling)
+
+    @cached_property
+    def known(self) -> dict[tuple[int, int], Tensor]:
+        """By shape of a layer: a permutation of a large one takes a second."""
+        return {}
 
 
-@cache
 def positions(d: int, k: int, n: int, seed: int) -> Tensor:
-    """n different entries of a (d, k) matrix, row by row. Kept: a permutation of a large layer takes a second."""
+    """n different entries of a (d, k) matrix, row by row."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(d * k, generator=generator, device="cpu")[:n].clone()
 

@@ -168,4 +168,4 @@ def contiguous_groups(n: int, side: int) -> Tensor:
     size, longer = divmod(n, side)
     sizes = torch.full((side,), size)
     sizes[:longer] += 1
-    return torch.repeat_interleave(torch.arange(side), sizes)
+    return torch.repeat_interleave(torch.arange(side), sizes, output_size=n)
