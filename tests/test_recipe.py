@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from lrft import recipe
 from lrft.errors import Problem, RecipeError, UsageError
+from lrft.recipe import schema, words
 from lrft.recipe.problems import Problems
 from lrft.recipe.source import parse
-from lrft.recipe.tree import Source, plain
+from lrft.recipe.tree import DEFAULT, Source, mapping, plain
 
 GOOD = """\
 model: acme/tiny
@@ -961,3 +962,17 @@ def test_a_recipe_loads_before_anything_heavy_is_imported(tmp_path: Path) -> Non
         "sys.exit(' '.join({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)) or None)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+
+
+def test_an_unknown_key_is_answered_in_every_section() -> None:
+    """A section that the answers do not know would be answered with no keys at all."""
+    sections = [name for name, info in schema.Recipe.model_fields.items() if is_section(info.annotation)]
+    assert {"model", "distributed", "logging"} <= set(sections)
+    for name in sections:
+        keys = words.SECTIONS[name,].model_fields
+        said = words.unknown_key((name, "zzzzzz"), mapping({}, DEFAULT))
+        assert said.endswith(f"Keys here: {', '.join(keys)}")
+
+
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, schema.Section)

@@ -25,6 +25,7 @@ SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("training", "lr_scheduler"): schema.LrScheduler,
     ("training", "optimizer"): schema.Optimizer,
     ("training", "early_stopping"): schema.EarlyStopping,
+    ("distributed",): schema.DistributedSection,
     ("evaluation",): schema.EvaluationSection,
     ("checkpoint",): schema.CheckpointSection,
     ("logging",): schema.LoggingSection,
