@@ -72,6 +72,7 @@ def train(
     loaded = read_recipe(recipe, overrides)
     from lrft import launch
 
+    launch.refuse_foreign()
     launch.adopt_slurm()
     if launch.is_launched():
         if devices is not None:

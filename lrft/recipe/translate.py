@@ -13,6 +13,7 @@ _MODEL = "model.name"
 _TARGETS = "adapter.target_modules"
 _LENGTH = "data.max_length"
 _NO_QUANTIZATION = "a quantised base model is not supported in this version"
+_DIVIDED = "distributed.strategy: auto, ddp or fsdp"
 _TRACKERS = "trackers are not supported in this version; metrics.jsonl in the run folder holds every number"
 
 # {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
@@ -77,6 +78,8 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("save_total_limit", "max_recent_checkpoints"), "checkpoint.keep"),
     **dict.fromkeys(("out_dir", "output_directory", "adapter_path", "project_name"), "output_dir"),
     "attn_implementation": "model.attention",
+    **dict.fromkeys(("deepspeed", "deepspeed_config", "zero_stage", "fsdp_config", "distributed_type"), _DIVIDED),
+    "fsdp": _DIVIDED,
 }
 
 # Names with a sentence of their own.
@@ -143,6 +146,18 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "false": "Here: none",
     },
     "data.train.format": {"preference": f"preference {_NOT_YET}"},
+    "distributed.strategy": {
+        **dict.fromkeys(
+            ("zero2", "zero-2", "zero_2", "zero1", "zero-1"),
+            "Here: ddp. Gradients and optimiser state are the adapters' alone: dividing them saves next to nothing",
+        ),
+        **dict.fromkeys(
+            ("zero3", "zero-3", "zero_3", "deepspeed"),
+            "Here: fsdp, which divides the frozen base as ZeRO-3 does; adapters stay whole",
+        ),
+        **dict.fromkeys(("fsdp2", "full_shard"), "Here: fsdp, which is FSDP2"),
+        **dict.fromkeys(("hsdp", "hybrid_shard"), "Here: fsdp with distributed.shard_over: node, its default"),
+    },
     "training.lr_scheduler": {"cosine_with_min_lr": "Here: {cosine: {min_lr_ratio: ...}}"},
 }
 
