@@ -73,6 +73,7 @@ def train(
     refuse_missing(loaded)
     from lrft import launch
 
+    launch.refuse_foreign()
     launch.adopt_slurm()
     if launch.is_launched():
         if devices is not None:

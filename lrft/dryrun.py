@@ -9,12 +9,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrft import base, data, plan, schedule, setup, verify
+import torch
+
+from lrft import base, data, machine, plan, schedule, setup, sharding, verify
 from lrft.data.batch import micro_batches
+from lrft.errors import Problem, RecipeError
 from lrft.launch import Process
 from lrft.recipe import Recipe
 from lrft.report import PLAIN_WIDTH
 from lrft.runfolder import RunFolder
+from lrft.scale import copy_size
 from lrft.text import Row, layout
 from lrft.trainer import schedule_of
 
@@ -40,16 +44,49 @@ def dry_run(recipe: Recipe, processes: Sequence[Process], *, fresh: bool) -> Non
         RunFolder.refuse(Path(recipe.output_dir), resume=False, fresh=fresh)
     source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
     prepared = setup.prepare_data(recipe, source, setup.load_tokenizer(recipe, source))
+    sharers = sharing(recipe, source, processes[0])
     said: list[Row] = []
     if processes[0].rank == 0:
-        said += of_the_run(recipe, prepared, processes)
-    said += [row for process in processes for row in of_a_process(recipe, prepared.train, process)]
+        said += of_the_run(recipe, prepared, processes, sharers)
+    said += [row for process in processes for row in of_a_process(recipe, prepared.train, process, sharers)]
     lines = [f"{label}{text}".rstrip() for label, text in layout(said, PLAIN_WIDTH)]
     sys.stdout.write("\n".join([*lines, ""]))  # in one piece: other processes may write to the same terminal
     sys.stdout.flush()
 
 
-def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Process]) -> list[Row]:
+def sharing(recipe: Recipe, source: Path, process: Process) -> int:
+    """How many processes hold one copy of the base together; 1 where each holds the whole. Raises RecipeError."""
+    wanted, weights = recipe.distributed.strategy, 0
+    memory = machine.gpu_memory(torch.device("cuda" if process.device.startswith("cuda") else "cpu"))
+    if wanted == "auto" and memory is not None:
+        compute = machine.computation(recipe.training.precision)
+        frozen = machine.DTYPES[machine.frozen_dtype(recipe.model.precision, compute)]
+        with base.imagined(
+            source,
+            dtype=frozen,
+            quantization=recipe.model.quantization,
+            trust_remote_code=recipe.model.trust_remote_code,
+        ) as model:
+            weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if sharding.strategy(wanted, weights, memory) == "ddp":
+        return 1
+    on_a_node = int(process.given.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        return copy_size(process.world, on_a_node, recipe.distributed.shard_over)
+    except ValueError as error:
+        where = recipe.where("distributed.strategy")
+        raise RecipeError([Problem(where, f"distributed.strategy: {error}")]) from None
+
+
+def strategy_line(recipe: Recipe, sharers: int) -> str:
+    """What is done with the base."""
+    chosen = ", chosen by the size of the base and of a GPU's memory" if recipe.distributed.strategy == "auto" else ""
+    if sharers == 1:
+        return f"ddp: each process holds the whole base{chosen}"
+    return f"fsdp: {sharers} processes hold a copy of the base together{chosen}"
+
+
+def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Process], sharers: int) -> list[Row]:
     """What is the same for all, and what the first process alone does."""
     first, settings = processes[0], recipe.training
     order = schedule_of(recipe, prepared.train)
@@ -58,6 +95,7 @@ def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Proc
     return [
         ("dry run", "no weights were loaded and no run was started"),
         ("processes", facts(f"{first.world}, {starter(processes)}", *together)),
+        *([("strategy", [strategy_line(recipe, sharers)])] if first.world > 1 else []),
         ("data", prepared.report.lines()),
         (
             "steps",
@@ -104,11 +142,13 @@ def checkpoint_line(recipe: Recipe, prepared: data.Prepared, total: int) -> str:
     return f"checkpoints after steps {shortened(steps)}{best}"
 
 
-def of_a_process(recipe: Recipe, rows: data.Rows, process: Process) -> list[Row]:
-    """Where it runs, and the rows of its first step."""
+def of_a_process(recipe: Recipe, rows: data.Rows, process: Process, sharers: int) -> list[Row]:
+    """Where it runs, with whom it shares the base, and the rows of its first step."""
     passes = passes_of(recipe, rows, 0, process)
     ids = [str(i) for one in passes for i in one]
     place = [f"{name}={process.given[name]}" for name in OF_EACH if name in process.given]
+    lowest = process.rank // sharers * sharers
+    shared = f"a copy of the base on ranks {lowest} to {lowest + sharers - 1}" if sharers > 1 else ""
     first = f"step 1: {count(len(ids), 'row')} in {count(len(passes), 'micro-batch', 'micro-batches')}"
     return [
         (
@@ -116,6 +156,7 @@ def of_a_process(recipe: Recipe, rows: data.Rows, process: Process) -> list[Row]
             facts(
                 f"{process.node}, local rank {process.local_rank}, {process.device}",
                 " ".join(place),
+                shared,
                 f"{first}: {shortened(ids)}" if ids else "step 1: no rows, it computes with weight zero",
             ),
         )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
+from lrft.errors import UsageError
 from lrft.watchdog import LAUNCHER
 
 # What the others are given to notice by themselves that one is gone, before they are stopped.
@@ -28,6 +29,24 @@ PLACE = (
     "OMP_NUM_THREADS",
     "ACCELERATE_USE_CPU",
 )
+# What `accelerate launch` says of how its own configuration divides a run.
+FOREIGN = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism of its own",
+}
+
+
+def refuse_foreign() -> None:
+    """Raises UsageError where accelerate's configuration would divide what the recipe divides."""
+    for name, tool in FOREIGN.items():
+        if os.environ.get(name, "").lower() == "true":
+            raise UsageError(
+                f"accelerate's configuration asks for {tool} ({name}); lrft divides the base itself: "
+                "distributed.strategy: fsdp in the recipe",
+                "Take that out of the configuration, e.g.: accelerate launch --multi_gpu -m lrft train RECIPE",
+            )
 
 
 def is_launched() -> bool:

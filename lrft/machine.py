@@ -24,6 +24,16 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def on_this_node() -> int:
+    """How many processes the launcher has started on this machine; 1 also where none has said anything."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def gpu_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory; None for a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def computation(wanted: str) -> str:
     """fp32, bf16 or fp16. auto: bf16 on a GPU that has it, else fp32. Raises MissingError when it cannot be had."""
     gpu = torch.cuda.is_available()

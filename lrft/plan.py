@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrft import base, data, footprint, machine
+from lrft import base, data, footprint, machine, scale, sharding
+from lrft.base.compiled import blocks_of
 from lrft.core import compose, linear
 from lrft.core.adapter import Adapter, AdapterLinear
 from lrft.core.quantized import count
-from lrft.core.targets import depth_of
 from lrft.data.batch import micro_batches
+from lrft.errors import Problem, RecipeError
+from lrft.loss import decoder_of
 from lrft.recipe import Recipe
-from lrft.scale import H100_LINKS, STRATEGIES, Memory, efficiency, exchange, operations, over_devices, sent
+from lrft.scale import H100_LINKS, H100_MEMORY, Memory, Ring, efficiency
 from lrft.text import Row
 from lrft.trainer import schedule_of
 
@@ -48,10 +50,12 @@ class Plan:
     """tokens of the largest micro-batch"""
     memory: dict[str, Memory]
     """by strategy"""
-    communication: dict[str, float]
-    """bytes that a device sends in a step, by strategy"""
-    exchange: dict[str, float]
-    """seconds that this takes by itself, by strategy, over the links of `scale`"""
+    rings: dict[str, tuple[Ring, ...]]
+    """what devices exchange in a step, by strategy"""
+    strategy: str
+    """that the recipe chooses"""
+    why: str
+    """it does, in words"""
     flops: float
     """of the run, on all devices together"""
     speed: float
@@ -65,10 +69,25 @@ class Plan:
         return self.flops / (self.speed * EFFICIENCY * self.devices)
 
     @property
+    def communication(self) -> dict[str, float]:
+        """Bytes that a device sends in a step, by strategy."""
+        return {name: scale.sent(found) for name, found in self.rings.items()}
+
+    @property
+    def exchange(self) -> dict[str, float]:
+        """Seconds that this takes by itself, by strategy, over the links of `scale`."""
+        return {name: scale.exchange(found) for name, found in self.rings.items()}
+
+    @property
     def efficiency(self) -> dict[str, tuple[float, float]]:
-        """Share of a step in which devices compute, by strategy: nothing, and all, of what is sent behind it."""
+        """Share of a step in which devices compute, by strategy: with nothing of the exchange behind it, and with all
+        that can be."""
         step = self.seconds / self.steps
-        return {name: (efficiency(step, each, 0.0), efficiency(step, each)) for name, each in self.exchange.items()}
+        waits = {name: (scale.exchange(found), scale.alone(found)) for name, found in self.rings.items()}
+        return {
+            name: (efficiency(step, 0.0, each), efficiency(step, each - alone, alone))
+            for name, (each, alone) in waits.items()
+        }
 
 
 def make_plan(
@@ -95,6 +114,9 @@ def make_plan(
         trust_remote_code=recipe.model.trust_remote_code,
     ) as model:
         parameters = count(model)
+        within = sharding.within_blocks(model)
+        outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
+        blocks = len(blocks_of(decoder_of(model)))
         sites = compose.plan(model, recipe.adapter, composition, recipe.where)
         attached = compose.attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
         model.train()
@@ -114,11 +136,13 @@ def make_plan(
         state = optimizer_bytes(composition, attached)
         weights = sum(p.numel() * p.element_size() for p in model.parameters()) - adapter
         modules = by_module(model)
-        blocks = max(1, len({depth_of(site.name) for site in sites} - {None}))
         matrix = sum(d * k for d, k in (linear.shape(module) for _, module in linear.named_linears(model)))
     whole = Memory(process, weights, adapter, numbers * 4, state, kept.kept, kept.logits, kept.moment)
     tokens = copies * tokens_of(prepared.train, schedule)
     passes = -(-t.global_batch_size // (micro * devices))
+    divided = (blocks, outside, devices, nodes)
+    memory = scale.over_devices(whole, *divided)
+    strategy, why = chosen(recipe, weights, list(memory))
     return Plan(
         modules=modules,
         parameters=parameters,
@@ -126,14 +150,40 @@ def make_plan(
         steps=schedule.total_steps,
         tokens=tokens,
         largest=largest,
-        memory=over_devices(whole, blocks, devices),
-        communication=sent(whole, passes, devices),
-        exchange=exchange(whole, passes, blocks, devices, nodes) if devices > 1 else {},
-        flops=operations(tokens, matrix, numbers, t.gradient_checkpointing),
+        memory=memory,
+        rings=scale.rings(whole, passes, *divided),
+        strategy=strategy,
+        why=why,
+        flops=scale.operations(tokens, matrix, numbers, t.gradient_checkpointing),
         speed=speed,
         devices=devices,
         nodes=nodes,
     )
+
+
+def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
+    """The strategy that the recipe chooses among `names`, and why. Raises RecipeError when it cannot be had.
+
+    weights: bytes of the whole base. Where there is no GPU to ask, one has as much memory as those of `scale`.
+    """
+    wanted, over, first = recipe.distributed.strategy, recipe.distributed.shard_over, names[0]
+    if first == "one device":
+        return first, ""
+    here = machine.gpu_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    memory = int(H100_MEMORY) if here is None else here
+    kind = sharding.strategy(wanted, weights, memory)
+    why = f"distributed.strategy: {wanted}"
+    if wanted == "auto":
+        most = f"{sharding.MOST_OF_A_GPU:.0%} of a GPU's {memory / 1e9:.0f} GB"
+        why += f", as the base takes {'more' if kind == 'fsdp' else 'no more'} than {most}"
+    if kind == "ddp":
+        return kind, why
+    if kind not in names:
+        raise RecipeError(
+            [Problem(recipe.where("distributed.strategy"), f"distributed.strategy: {sharding.NO_BLOCKS}")]
+        )
+    every = "fsdp over all"
+    return (every, f"{why}, shard_over: all") if over == "all" and every in names else (kind, why)
 
 
 def rows_of_a_pass(recipe: Recipe, devices: int) -> int:
@@ -211,14 +261,15 @@ def resident() -> int:
 
 def to_dict(plan: Plan) -> dict[str, Any]:
     """The plan as JSON values, with totals."""
-    facts = asdict(plan) | {"seconds": plan.seconds, "efficiency": plan.efficiency}
+    facts = asdict(plan) | {"seconds": plan.seconds}
+    facts |= {"communication": plan.communication, "exchange": plan.exchange, "efficiency": plan.efficiency}
     facts["memory"] = {name: asdict(part) | {"total": part.total} for name, part in plan.memory.items()}
     return facts
 
 
 def rows(plan: Plan, recipe: Recipe) -> list[Row]:
     """The plan as `lrft plan` shows it."""
-    whole = next(iter(plan.memory.values()))  # what every device holds where nothing is divided
+    held = plan.memory[plan.strategy]
     width = max(len(m["module"]) for m in plan.modules)
     modules = [
         f"{m['module']:<{width}} {m['layers']:>4} x {m['d']:>6} x {m['k']:<6}"
@@ -226,14 +277,14 @@ def rows(plan: Plan, recipe: Recipe) -> list[Row]:
         for m in plan.modules
     ]
     parts = [
-        ("process", whole.process, "Python, libraries, tokenizer, data"),
-        ("weights", whole.weights, "frozen" + quantized_words(recipe)),
-        ("adapter", whole.adapter, ""),
-        ("gradients", whole.gradients, ""),
-        ("optimizer", whole.optimizer, ""),
-        ("activations", whole.activations, f"{plan.largest:,} tokens, {recipe.training.gradient_checkpointing} "
+        ("process", held.process, "Python, libraries, tokenizer, data"),
+        ("weights", held.weights, f"frozen{quantized_words(recipe)}{divided_words(plan, plan.strategy)}"),
+        ("adapter", held.adapter, ""),
+        ("gradients", held.gradients, ""),
+        ("optimizer", held.optimizer, ""),
+        ("activations", held.activations, f"{plan.largest:,} tokens, {recipe.training.gradient_checkpointing} "
          "checkpointing"),
-        ("at its end", whole.at_the_end, "logits, and one layer's gradients"),
+        ("at its end", held.at_the_end, "logits, and one layer's gradients"),
     ]  # fmt: skip
     shown = [f"{name:<12}{gigabytes(size):>10}   {text}".rstrip() for name, size, text in parts if size]
     said: list[Row] = [
@@ -241,7 +292,7 @@ def rows(plan: Plan, recipe: Recipe) -> list[Row]:
         ("modules", modules),
         ("trained", [f"{plan.trained / 1e6:,.3f} M ({plan.trained / (plan.parameters + plan.trained):.2%})"]),
         ("run", [f"{plan.steps:,} steps", f"{plan.tokens:,} tokens", f"largest pass {plan.largest:,} tokens"]),
-        ("memory", [*shown, f"{'together':<12}{gigabytes(whole.total):>10}"]),
+        ("memory", [*shown, f"{'together':<12}{gigabytes(held.total):>10}"]),
         ("time", [time_line(plan)]),
     ]
     if plan.devices > 1:
@@ -257,11 +308,17 @@ def device_lines(plan: Plan) -> list[str]:
         f"{H100_LINKS.inside / 1e9:.0f} GB/s inside a node{between}; calculated, not measured",
         *(
             f"{name}   {gigabytes(part.total)} each   sends {gigabytes(plan.communication[name])} a step   "
-            f"computes {shares(*plan.efficiency[name])} of the time   {STRATEGIES[name]}"
+            f"computes {shares(*plan.efficiency[name])} of the time{divided_words(plan, name)}"
             for name, part in plan.memory.items()
         ),
-        "`lrft train` runs ddp; the others are what dividing would save",
+        f"`lrft train` runs {plan.strategy} ({plan.why})",
     ]
+
+
+def divided_words(plan: Plan, name: str) -> str:
+    """What a strategy does with the base."""
+    over = scale.copies(plan.devices, plan.nodes).get(name)
+    return f", blocks divided over {over} devices" if over else ""
 
 
 def shares(least: float, most: float) -> str:
@@ -277,8 +334,7 @@ def quantized_words(recipe: Recipe) -> str:
 
 def parts_line(plan: Plan) -> str:
     """The parts of one device's memory, largest first."""
-    whole = next(iter(plan.memory.values()))
-    parts = sorted(asdict(whole).items(), key=lambda part: -part[1])
+    parts = sorted(asdict(plan.memory[plan.strategy]).items(), key=lambda part: -part[1])
     return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts if size >= 1e6)
 
 

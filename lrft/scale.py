@@ -9,16 +9,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
-STRATEGIES = {
-    "ddp": "nothing divided",
-    "zero2": "gradients, state divided",
-    "fsdp": "frozen base divided",
-    "zero3": "everything divided",
-}
 # Bits of a weight in nf4: 4, a scale of 8 for each 64 weights, and one of 32 for each 256 of these (QLoRA, 2.2 and 3).
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 # DistributedDataParallel sums gradients in buckets of this size (its bucket_cap_mb).
 BUCKET = 25 * 2**20
+# Beside a divided base they travel in messages of about this size (lrft/sharding.py).
+MESSAGE = 2**26
 # Operations in the backward pass that checkpointing adds, for each weight and token.
 AGAIN = {"none": 0.0, "light": 0.0, "medium": 1.0, "full": 2.0}
 
@@ -77,79 +73,125 @@ H100_MEMORY = 80e9
 MFU = 0.4
 
 
-def over_devices(whole: Memory, blocks: int, devices: int) -> dict[str, Memory]:
-    """Memory of each device, by strategy. fsdp leaves adapters whole: methods need their factors so.
+@dataclass(frozen=True)
+class Ring:
+    """What goes round a ring of devices in an optimiser step."""
 
-    blocks: of the model. One is gathered while it is used and the next while it is waited for; the gradients of one are
-    whole until they are summed.
+    size: float
+    """bytes that each device sends to the next"""
+    times: int
+    """that the ring is gone round: each costs its hops, however little it moves"""
+    devices: int
+    nodes: int
+    """that these are on"""
+    behind: bool = True
+    """whether devices can compute meanwhile"""
+
+    def seconds(self, links: Links = H100_LINKS) -> float:
+        """That this takes by itself. Each device of a node has an adapter to the other nodes, and as many rings leave
+        the node, each with its part."""
+        inside = self.size / links.inside
+        between = self.size / (self.devices / self.nodes) / links.between if self.nodes > 1 else 0.0
+        hops = (self.devices - self.nodes) * links.hop_inside + (self.nodes - 1) * links.hop_between
+        return max(inside, between) / links.reached + self.times * hops
+
+
+def copy_size(devices: int, on_a_node: int, over: str) -> int:
+    """How many devices hold one copy of a divided base together: those of a node, or all.
+
+    over: `distributed.shard_over`, node or all. Nodes of one device each have nothing to divide over inside: then it is
+    all devices as well. Raises ValueError when nodes have unequal numbers.
+    """
+    if over == "all" or on_a_node in (1, devices):
+        return devices
+    if devices % on_a_node:
+        raise ValueError(
+            f"{devices} processes on nodes of {on_a_node} each: nodes must have equal numbers of processes"
+        )
+    return on_a_node
+
+
+def copies(devices: int, nodes: int) -> dict[str, int]:
+    """Devices that hold one copy of the base together, by strategy that divides it: those that differ."""
+    node = copy_size(devices, devices // nodes, "node")
+    return {"fsdp": node} | ({"fsdp over all": devices} if node < devices else {})
+
+
+def divided(size: int, blocks: int, devices: int, whole_blocks: int) -> int:
+    """Bytes of a device that holds its part of each block, and so many blocks whole."""
+    return min(size, size // devices + whole_blocks * size // blocks)
+
+
+def over_devices(whole: Memory, blocks: int, outside: int, devices: int, nodes: int) -> dict[str, Memory]:
+    """Memory of each device, by strategy.
+
+    blocks: that the model can be divided by; one is gathered while it is used and the next while it is waited for.
+    With 0 it cannot be divided. outside: bytes of frozen weights that are in no block. They stay whole, as adapters do.
     """
     if devices == 1:
         return {"one device": whole}
-
-    def part(size: int, whole_blocks: int) -> int:
-        return min(size, size // devices + whole_blocks * size // blocks)
-
-    divided = replace(whole, gradients=part(whole.gradients, 1), optimizer=whole.optimizer // devices)
-    gathered = part(whole.weights, 2)
-    return {
-        "ddp": whole,
-        "zero2": divided,
-        "fsdp": replace(whole, weights=gathered),
-        "zero3": replace(divided, weights=gathered, adapter=part(whole.adapter, 2)),
+    fsdp = {
+        name: replace(whole, weights=outside + divided(whole.weights - outside, blocks, size, 2))
+        for name, size in copies(devices, nodes).items()
+        if blocks
     }
+    return {"ddp": whole} | fsdp
 
 
-def sent(whole: Memory, passes: int, devices: int) -> dict[str, float]:
-    """Bytes that each device sends in an optimiser step, by strategy.
+def rings(
+    whole: Memory, passes: int, blocks: int, outside: int, devices: int, nodes: int
+) -> dict[str, tuple[Ring, ...]]:
+    """What devices exchange in an optimiser step, by strategy.
 
-    Rings: a sum over devices is 2 (n - 1) / n of its size, a gathering or the sum of a division half of that.
-    Gradients are summed once a step; divided weights are gathered in each pass, forward and backward.
+    Gradients are summed once, over all devices: ddp does so in the last backward pass, fsdp after it. Divided blocks
+    are gathered in each pass, forward and backward, by the devices that hold them together.
     """
     if devices == 1:
-        return {}
-    share = (devices - 1) / devices
-    return {
-        "ddp": 2 * share * whole.gradients,
-        "zero2": 2 * share * whole.gradients,
-        "fsdp": share * (2 * whole.gradients + 2 * passes * whole.weights),
-        "zero3": share * (whole.gradients + 2 * passes * (whole.weights + whole.adapter)),
+        return {"one device": ()}
+    summed = summing(whole.gradients, BUCKET, devices, nodes)
+    after = replace(summing(whole.gradients, MESSAGE, devices, nodes), behind=False)
+    fsdp: dict[str, tuple[Ring, ...]] = {
+        name: (
+            gathering(whole.weights - outside, 2 * passes, blocks, size, nodes if size == devices else 1),
+            after,
+        )
+        for name, size in copies(devices, nodes).items()
+        if blocks
     }
+    return {"ddp": (summed,)} | fsdp
 
 
-def rounds(whole: Memory, passes: int, blocks: int) -> dict[str, int]:
-    """How often a ring is gone round in a step, by strategy: each time costs its hops, however little it moves."""
-    buckets = 2 * math.ceil(whole.gradients / BUCKET)
-    gathered = 2 * passes * blocks
-    return {"ddp": buckets, "zero2": buckets, "fsdp": buckets + gathered, "zero3": blocks + gathered}
+def summing(size: int, message: int, devices: int, nodes: int) -> Ring:
+    """A sum over devices: 2 (n - 1) / n of its size from each, in two rounds for each message."""
+    return Ring(2 * (devices - 1) / devices * size, 2 * math.ceil(size / message), devices, nodes)
 
 
-def sending_seconds(size: float, times: int, devices: int, nodes: int, links: Links = H100_LINKS) -> float:
-    """Seconds in which each device sends `size` bytes to its neighbour in rings that are gone round `times` times.
+def gathering(size: int, times: int, blocks: int, devices: int, nodes: int) -> Ring:
+    """All blocks gathered so many times: (n - 1) / n of their size from each device, in a round for each block."""
+    return Ring(times * (devices - 1) / devices * size, times * blocks, devices, nodes)
 
-    Each device of a node has an adapter to the other nodes, and as many rings leave the node, each with its part.
+
+def sent(found: Iterable[Ring]) -> float:
+    """Bytes that each device sends."""
+    return sum(ring.size for ring in found)
+
+
+def exchange(found: Iterable[Ring]) -> float:
+    """Seconds that communication takes by itself."""
+    return sum(ring.seconds() for ring in found)
+
+
+def alone(found: Iterable[Ring]) -> float:
+    """Seconds of these in which no device can compute."""
+    return exchange(ring for ring in found if not ring.behind)
+
+
+def efficiency(compute: float, behind: float, after: float) -> float:
+    """Share of the time in which a device computes, all in seconds.
+
+    behind: communication that goes on behind the computation: only what takes longer is waited for. after: the rest.
     """
-    if devices == 1:
-        return 0.0
-    inside = size / links.inside
-    between = size / (devices / nodes) / links.between if nodes > 1 else 0.0
-    hops = (devices - nodes) * links.hop_inside + (nodes - 1) * links.hop_between
-    return max(inside, between) / links.reached + times * hops
-
-
-def exchange(whole: Memory, passes: int, blocks: int, devices: int, nodes: int) -> dict[str, float]:
-    """Seconds that an optimiser step's communication takes by itself, by strategy."""
-    times = rounds(whole, passes, blocks)
-    return {
-        name: sending_seconds(size, times[name], devices, nodes) for name, size in sent(whole, passes, devices).items()
-    }
-
-
-def efficiency(compute: float, communication: float, hidden: float = 1.0) -> float:
-    """Share of the time in which a device computes.
-
-    hidden: share of the communication that goes on behind the computation: of it, only what takes longer is waited for.
-    """
-    return compute / (max(compute, hidden * communication) + (1 - hidden) * communication)
+    return compute / (max(compute, behind) + after)
 
 
 def operations(tokens: int, matrix: int, trained: int, kind: str) -> float:
@@ -161,15 +203,3 @@ def operations(tokens: int, matrix: int, trained: int, kind: str) -> float:
 def nf4_bytes(numbers: int) -> int:
     """Of so many weights in nf4 with its scales quantised as well."""
     return math.ceil(numbers * NF4_BITS / 8)
-
-
-def best(memory: dict[str, Memory], speed: dict[str, float], limit: float = H100_MEMORY) -> str | None:
-    """The fastest strategy that stays within `limit`; the plainest of those that are equally fast; None for none."""
-    fitting = [name for name, part in memory.items() if part.total <= limit]
-    return max(plainest_first(fitting), key=lambda name: speed[name], default=None)
-
-
-def plainest_first(names: Iterable[str]) -> list[str]:
-    """Least to set up first. fsdp comes before zero2, which saves next to nothing where the base is frozen."""
-    order = ("one device", "ddp", "fsdp", "zero2", "zero3")
-    return sorted(names, key=order.index)

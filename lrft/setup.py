@@ -112,13 +112,12 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
 
 def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> bool:
     """Divide the base over devices, where the recipe says so or it is too large for one. Returns whether it is."""
-    world, device, wanted = accelerator.num_processes, accelerator.device, recipe.distributed.strategy
-    if wanted == "auto":
-        wanted = "fsdp" if sharding.too_large_for_one(model, device) else "ddp"
-    if wanted == "ddp" or world == 1:
+    world, device = accelerator.num_processes, accelerator.device
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if world == 1 or sharding.strategy(recipe.distributed.strategy, weights, machine.gpu_memory(device)) == "ddp":
         return False
     try:
-        mesh = sharding.mesh_over(device.type, world, nodes_alike=recipe.distributed.shard_over == "node")
+        mesh = sharding.mesh_over(device.type, world, recipe.distributed.shard_over)
         sharding.shard(model, mesh)
     except ValueError as error:
         text = f"distributed.strategy: {error}"

@@ -7,7 +7,6 @@ embedding and the head: they are often one tensor, and the loss takes the head s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,37 +16,44 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from lrft import machine
 from lrft.base.compiled import blocks_of
 from lrft.core.attached import Attached
 from lrft.loss import decoder_of
+from lrft.scale import MESSAGE, copy_size
 
-# Gradients that travel in one message.
-BYTES_AT_ONCE = 2**26
 # Share of a GPU's memory that whole weights may take.
 MOST_OF_A_GPU = 0.7
+NO_BLOCKS = "this model has no blocks that transformers knows, by which it could be divided"
 
 
-def too_large_for_one(model: nn.Module, device: torch.device) -> bool:
-    """Whether the weights leave a GPU too little for a step. A CPU's memory is that of its other processes, too: there
-    dividing is left to the recipe."""
-    if device.type != "cuda":
-        return False
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return weights > MOST_OF_A_GPU * torch.cuda.get_device_properties(device).total_memory
+def strategy(wanted: str, weights: int, memory: int | None) -> str:
+    """ddp or fsdp: the recipe's `distributed.strategy`; for auto, fsdp where whole weights leave a GPU too little for a
+    step.
 
-
-def mesh_over(kind: str, world: int, *, nodes_alike: bool) -> DeviceMesh:
-    """The devices that share one copy of the base: all of them, or those of one node where `nodes_alike`.
-
-    kind: cuda or cpu. A launcher says in LOCAL_WORLD_SIZE how many processes a node has. Raises ValueError when nodes
-    have unequal numbers of them.
+    weights: bytes. memory: of a GPU, in bytes; None for a CPU, whose memory is that of its other processes, too: there
+    dividing is left to the recipe.
     """
-    each = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if nodes_alike else world
-    if each in (1, world):  # one is also what is there when no launcher has said anything
+    if wanted != "auto":
+        return wanted
+    return "fsdp" if memory is not None and weights > MOST_OF_A_GPU * memory else "ddp"
+
+
+def mesh_over(kind: str, world: int, over: str) -> DeviceMesh:
+    """The devices that share one copy of the base: those of one node, or all.
+
+    kind: cuda or cpu. over: `distributed.shard_over`, node or all. Raises ValueError when nodes have unequal numbers of
+    processes.
+    """
+    each = copy_size(world, machine.on_this_node(), over)
+    if each == world:
         return init_device_mesh(kind, (world,))
-    if world % each:
-        raise ValueError(f"{world} processes on nodes of {each} each: nodes must have equal numbers of processes")
     return init_device_mesh(kind, (world // each, each), mesh_dim_names=("nodes", "devices"))
+
+
+def within_blocks(model: Any) -> set[nn.Parameter]:
+    """The parameters that `shard` divides."""
+    return {p for block in blocks_of(decoder_of(model)) for p in block.parameters()}
 
 
 def shard(model: Any, mesh: DeviceMesh) -> None:
@@ -56,8 +62,8 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
     decoder = decoder_of(model)
     blocks = blocks_of(decoder)
     if not blocks:
-        raise ValueError("this model has no blocks that transformers knows, by which it could be divided")
-    within = {p for block in blocks for p in block.parameters()}
+        raise ValueError(NO_BLOCKS)
+    within = within_blocks(model)
     for block in blocks:
         fully_shard(block, mesh=mesh)
     # The root of the blocks: they are gathered in turn, each while the one before it computes.
@@ -80,11 +86,11 @@ def mean_gradients(parameters: Iterable[nn.Parameter], accelerator: Any) -> None
 
 
 def in_messages(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """The parameters in groups of one dtype and of about BYTES_AT_ONCE."""
+    """The parameters in groups of one dtype and of about MESSAGE."""
     group: list[nn.Parameter] = []
     size = 0
     for parameter in parameters:
-        if group and (size > BYTES_AT_ONCE or parameter.dtype != group[0].dtype):
+        if group and (size > MESSAGE or parameter.dtype != group[0].dtype):
             yield group
             group, size = [], 0
         group.append(parameter)

@@ -75,9 +75,12 @@ def train(recipe: Recipe, options: Options) -> Path:
 def where_memory_went(trainer: Trainer) -> str:
     """The plan's memory by part, for a message; "" when there is no plan to be had."""
     recipe, world = trainer.recipe, trainer.accelerator.num_processes
+    running = recipe.distributed.model_copy(update={"strategy": trainer.chosen["distributed.strategy"]})
+    decided = recipe.model_copy(update={"distributed": running})
     try:
         source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
-        made = plan.make_plan(recipe, source, trainer.prepared, world, micro=trainer.micro)
+        nodes = world // machine.on_this_node()
+        made = plan.make_plan(decided, source, trainer.prepared, world, micro=trainer.micro, nodes=nodes)
     except (LrftError, RuntimeError, ValueError, TypeError):
         return ""
     return f"\nA step takes about: {plan.parts_line(made)}"

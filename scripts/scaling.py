@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lrft import files, scale
-from lrft.scale import Memory
+from lrft.scale import Memory, Ring
 
 ROOT = Path(__file__).parents[1]
 # Of the published config.json of each Llama 3.1: width, width of the MLP, blocks, heads. All have 8 key-value heads,
@@ -29,6 +29,8 @@ ROW = 2048
 PASS = 4 * ROW
 GPUS = (8, 64, 512)
 PER_NODE = 8
+# Least to set up first. The last two are DeepSpeed's: lrft runs the others.
+ORDER = ("one device", "ddp", "fsdp", "fsdp over all", "zero2", "zero3")
 KINDS = ("none", "light", "medium", "full")
 KIND = "full"
 BATCH = 512
@@ -55,7 +57,7 @@ def sizes(name: str) -> Sizes:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import lrft
-    from lrft import footprint
+    from lrft import footprint, sharding
     from lrft.core.linear import named_linears, shape
     from lrft.core.targets import depth_of
 
@@ -73,6 +75,8 @@ def sizes(name: str) -> Sizes:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).requires_grad_(False)
         parameters = sum(p.numel() for p in model.parameters())
+        within = sharding.within_blocks(model)
+        outside = sum(p.numel() for p in model.parameters() if p not in within)
         matrix = {n: (depth_of(n) is not None, d * k) for n, m in named_linears(model) for d, k in [shape(m)]}
         attached = lrft.attach(model, {"method": "lora", "rank": RANK})
         model.train()
@@ -82,6 +86,7 @@ def sizes(name: str) -> Sizes:
         }
     return {
         "parameters": parameters,
+        "outside": outside,
         "linear": sum(numbers for _, numbers in matrix.values()),
         "linear_in_blocks": sum(numbers for inside, numbers in matrix.values() if inside),
         "largest_in_blocks": max(numbers for inside, numbers in matrix.values() if inside),
@@ -110,6 +115,8 @@ class Case:
     """seconds a step"""
     communication: float
     """seconds a step, by itself"""
+    alone: float
+    """seconds of these in which no GPU can compute"""
     tokens: int
     """of a step"""
 
@@ -117,13 +124,20 @@ class Case:
     def fits(self) -> bool:
         return self.memory.total <= scale.H100_MEMORY
 
-    def efficiency(self, hidden: float = 1.0) -> float:
-        return scale.efficiency(self.compute, self.communication, hidden)
+    @property
+    def least(self) -> float:
+        """Share of the time in which a GPU computes, with nothing hidden."""
+        return scale.efficiency(self.compute, 0.0, self.communication)
+
+    @property
+    def most(self) -> float:
+        """The same with all hidden that can be."""
+        return scale.efficiency(self.compute, self.communication - self.alone, self.alone)
 
     @property
     def seconds(self) -> float:
         """Of a step whose communication is hidden where it can be."""
-        return self.compute / self.efficiency()
+        return self.compute / self.most
 
     @property
     def speed(self) -> float:
@@ -156,18 +170,54 @@ def cases(model: str, size: Sizes, base: str, gpus: int, *, rows: int | None = N
     trained = size["linear"] if base == "full" else size["lora"]
     compute = scale.operations(tokens, size["linear"], trained, KIND) / (gpus * scale.H100_FLOPS * scale.MFU)
     nodes = -(-gpus // PER_NODE)
-    sends = scale.sent(memory, passes, gpus) or {"one device": 0.0}
-    waits = scale.exchange(memory, passes, size["blocks"], gpus, nodes) or {"one device": 0.0}
+    if base == "full":
+        first = "ddp" if gpus > 1 else "one device"
+        parts = {first: memory} | deepspeed_memory(memory, size["blocks"], gpus)
+        rings = {first: scale.rings(memory, passes, 0, 0, gpus, nodes)[first]}
+        rings |= deepspeed_rings(memory, passes, size["blocks"], gpus, nodes)
+    else:
+        divided = (size["blocks"], 2 * size["outside"], gpus, nodes)
+        parts, rings = scale.over_devices(memory, *divided), scale.rings(memory, passes, *divided)
     return {
-        name: Case(model, base, name, gpus, part, sends[name], compute, waits[name], tokens)
-        for name, part in scale.over_devices(memory, size["blocks"], gpus).items()
-        if not (base == "full" and name == "fsdp")  # nothing is frozen: the same as ddp
+        name: Case(
+            *(model, base, name, gpus, part, scale.sent(rings[name]), compute),
+            *(scale.exchange(rings[name]), scale.alone(rings[name]), tokens),
+        )
+        for name, part in parts.items()
+    }
+
+
+def deepspeed_memory(whole: Memory, blocks: int, gpus: int) -> dict[str, Memory]:
+    """Of each GPU under ZeRO-2, which divides gradients and optimiser state, and ZeRO-3, which divides all weights as
+    well. The gradients of one block are whole until they are summed."""
+    if gpus == 1:
+        return {}
+    gradients = scale.divided(whole.gradients, blocks, gpus, 1)
+    zero2 = replace(whole, gradients=gradients, optimizer=whole.optimizer // gpus)
+    weights, adapter = (scale.divided(held, blocks, gpus, 2) for held in (whole.weights, whole.adapter))
+    return {"zero2": zero2, "zero3": replace(zero2, weights=weights, adapter=adapter)}
+
+
+def deepspeed_rings(whole: Memory, passes: int, blocks: int, gpus: int, nodes: int) -> dict[str, tuple[Ring, ...]]:
+    """ZeRO-2 sums gradients by parts and gathers what each GPU makes of its own: as much as a sum. ZeRO-3 gathers all
+    weights in each pass, forward and backward, and leaves each GPU the sums of its part: half of a sum."""
+    if gpus == 1:
+        return {}
+    summed = scale.summing(whole.gradients, scale.BUCKET, gpus, nodes)
+    half = Ring(summed.size / 2, blocks, gpus, nodes)
+    return {
+        "zero2": (summed,),
+        "zero3": (scale.gathering(whole.weights + whole.adapter, 2 * passes, blocks, gpus, nodes), half),
     }
 
 
 def chosen(found: dict[str, Case]) -> Case | None:
-    name = scale.best({n: c.memory for n, c in found.items()}, {n: c.speed for n, c in found.items()})
-    return found[name] if name else None
+    return best([case for case in found.values() if case.fits])
+
+
+def best(cases: Iterable[Case]) -> Case | None:
+    """The fastest; the plainest of those that are equally fast; None of none."""
+    return max(sorted(cases, key=lambda case: ORDER.index(case.strategy)), key=lambda case: case.speed, default=None)
 
 
 def fewest(model: str, size: Sizes, base: str) -> str:
@@ -220,7 +270,7 @@ def details(all_sizes: dict[str, Sizes], model: str) -> str:
         for gpus in GPUS:
             found = cases(model, all_sizes[model], base, gpus)
             best = chosen(found)
-            lines += [line(case, case is best) for name, case in found.items() if name != "zero2"]
+            lines += [line(case, case is best) for case in found.values()]
     head = ["base", "GPUs", "strategy", "frozen", "trained, gradients, state", "activations", "at the end", "together"]
     head += ["fits 80 GB", "sends GB", "computes s", "sends s", "efficiency, nothing hidden", "all hidden", "tokens/s"]
     return table(head, lines, words=3)
@@ -232,7 +282,7 @@ def line(case: Case, best: bool) -> list[str]:
         *(case.base, f"{case.gpus}", f"**{case.strategy}**" if best else case.strategy, gb(m.weights)),
         *(gb(m.adapter + m.gradients + m.optimizer), gb(m.activations), gb(m.at_the_end), gb(m.total)),
         *("yes" if case.fits else "no", gb(case.sends), f"{case.compute:.2f}", f"{case.communication:.2f}"),
-        *(f"{case.efficiency(0.0):.0%}", f"{case.efficiency():.0%}", thousands(case.speed)),
+        *(f"{case.least:.0%}", f"{case.most:.0%}", thousands(case.speed)),
     ]
 
 
@@ -240,30 +290,43 @@ def against_full(all_sizes: dict[str, Sizes]) -> str:
     lines = []
     for model, size in all_sizes.items():
         for base in ("bf16", "full"):
-            found = cases(model, size, base, 64)
-            ddp, zero2 = found["ddp"], found["zero2"]
-            saved = ddp.memory.total - zero2.memory.total
+            ddp = cases(model, size, base, 64)["ddp"]
             numbers = size["parameters"] if base == "full" else size["lora"]
-            share = f"{gb(saved)} ({saved / ddp.memory.total:.1%})"
             held = ddp.memory.adapter + ddp.memory.gradients + ddp.memory.optimizer
-            lines.append(
-                [model, title(base), f"{numbers / 1e9:,.2f}", gb(ddp.sends), gb(held), gb(ddp.memory.total), share]
-            )
+            lines.append([model, title(base), f"{numbers / 1e9:,.2f}", gb(ddp.sends), gb(held), gb(ddp.memory.total)])
     head = ["model", "", "numbers trained, 10^9", "ddp sends GB a step", "trained, gradients, state", "ddp together"]
-    return table([*head, "zero2 saves"], lines, words=2)
+    return table(head, lines, words=2)
+
+
+def deepspeed(all_sizes: dict[str, Sizes]) -> str:
+    lines = []
+    for model, size in all_sizes.items():
+        for base in ("bf16", "full"):
+            found = cases(model, size, base, 64)
+            memory = {name: case.memory for name, case in found.items()}
+            memory |= deepspeed_memory(whole(size, base), size["blocks"], 64)
+            saved = memory["ddp"].total - memory["zero2"].total
+            zero2 = f"{gb(saved)} ({saved / memory['ddp'].total:.1%})"
+            shared = [gb(memory[name].total) if name in memory else "-" for name in ("fsdp", "fsdp over all")]
+            lines.append([model, title(base), gb(memory["ddp"].total), zero2, *shared, gb(memory["zero3"].total)])
+    return table(["model", "", "ddp", "zero2 saves", "fsdp", "fsdp over all", "zero3"], lines, words=2)
 
 
 def fixed_batch(all_sizes: dict[str, Sizes]) -> str:
     lines = []
-    for model, base, strategy in (("8B", "bf16", "ddp"), ("8B", "bf16", "fsdp"), ("70B", "bf16", "fsdp"),
-                                  ("70B", "nf4", "fsdp"), ("405B", "nf4", "fsdp")):  # fmt: skip
+    every = "fsdp over all"
+    for model, base, strategy in (("8B", "bf16", "ddp"), ("8B", "bf16", "fsdp"), ("8B", "bf16", every),
+                                  ("70B", "bf16", "fsdp"), ("70B", "bf16", every), ("70B", "nf4", "fsdp"),
+                                  ("405B", "nf4", every)):  # fmt: skip
         for gpus in GPUS:
-            case = cases(model, all_sizes[model], base, gpus, rows=BATCH)[strategy]
+            case = cases(model, all_sizes[model], base, gpus, rows=BATCH).get(strategy)
+            if case is None or not case.fits:
+                continue
             rows = BATCH // gpus
             lines.append(
                 [
                     *(model, base, strategy, f"{gpus}", f"{rows}", f"{-(-rows * ROW // PASS)}"),
-                    *(f"{case.seconds:,.2f}", f"{case.efficiency(0.0):.0%}", f"{case.efficiency():.0%}"),
+                    *(f"{case.seconds:,.2f}", f"{case.least:.0%}", f"{case.most:.0%}"),
                     thousands(case.speed),
                 ]
             )
@@ -312,6 +375,7 @@ def tables(all_sizes: dict[str, Sizes]) -> dict[str, str]:
     return {
         "choices": choices(all_sizes),
         "against full": against_full(all_sizes),
+        "deepspeed": deepspeed(all_sizes),
         **{model: details(all_sizes, model) for model in all_sizes},
         "fixed batch": fixed_batch(all_sizes),
         "checkpointing": checkpointing(all_sizes),
@@ -335,7 +399,9 @@ def page(text: str, all_sizes: dict[str, Sizes]) -> str:
 
 def bars(all_sizes: dict[str, Sizes], model: str) -> Iterator[tuple[str, Memory]]:
     """What is drawn of one model: memory of a GPU of 64."""
-    for base, strategy in (("bf16", "ddp"), ("bf16", "fsdp"), ("nf4", "ddp"), ("nf4", "fsdp"), ("full", "zero3")):
+    drawn = (("bf16", "ddp"), ("bf16", "fsdp"), ("bf16", "fsdp over all"), ("nf4", "ddp"), ("nf4", "fsdp"),
+             ("full", "zero3"))  # fmt: skip
+    for base, strategy in drawn:
         words = f"{title(base)}\n{strategy}"
         yield words, cases(model, all_sizes[model], base, 64)[strategy].memory
 
@@ -360,7 +426,9 @@ def draw(all_sizes: dict[str, Sizes], path: Path) -> None:
                     left += size
                 panel.annotate(gb(memory.total), (left, place), (4, 0), textcoords="offset points", va="center")
             panel.axvline(scale.H100_MEMORY / 1e9, color="#b02a2a", linewidth=1)
-            panel.set_yticks(range(len(found)), [words for words, _ in found] if panel is panels[0] else [""] * 5)
+            panel.set_yticks(
+                range(len(found)), [words for words, _ in found] if panel is panels[0] else [""] * len(found)
+            )
             panel.invert_yaxis()
             panel.margins(x=0.2)
             panel.set_title(f"{model}, GB of each of 64 GPUs", fontsize=10, loc="left", color=INK)

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import runs
 import test_distributed
+import torch
 from runs import Place
+from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lrft import base, dryrun, launch
+from lrft import base, dryrun, launch, machine, sharding
 from lrft.cli import run_command
 from lrft.launch import Process
 from lrft.setup import load_tokenizer, prepare_data
@@ -96,6 +99,93 @@ def test_every_file_that_it_names_is_one_that_the_first_process_writes(
     (named,) = re.findall(r"by rank 0 alone, to \S+: (.*?) checkpoints after", text)
     assert set(named.split()) == {path.name for path in run.iterdir() if path.is_file()} - {".lock"}
     assert f"checkpoints after steps {' '.join(map(str, runs.steps(run)))} by" in text
+
+
+@pytest.mark.parametrize(
+    ("over", "on_a_node", "mates"),
+    [("node", 2, [{0, 1}, {0, 1}, {2, 3}, {2, 3}]), ("all", 2, [{0, 1, 2, 3}] * 4), ("node", 1, [{0, 1, 2, 3}] * 4)],
+)
+def test_the_ranks_with_a_copy_of_the_base_are_those_of_the_mesh(
+    place: Place,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    over: str,
+    on_a_node: int,
+    mates: list[set[int]],
+) -> None:
+    """What each of four processes says, and the group in which torch would gather."""
+    keys = ("distributed.strategy=fsdp", f"distributed.shard_over={over}")
+    for rank in range(4):
+        node, local = divmod(rank, on_a_node)
+        facts = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": on_a_node}
+        for name, value in facts.items():
+            monkeypatch.setenv(name, str(value))
+        text = re.sub(r"\n {11}", "   ", said(place, capsys, *keys))
+        lowest, highest = re.search(rf"rank {rank} .*a copy of the base on ranks (\d) to (\d)", text).groups()
+        assert set(range(int(lowest), int(highest) + 1)) == mates[rank]
+        assert ("strategy" in text) == (rank == 0)
+        distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=4)
+        try:
+            mesh = sharding.mesh_over("cpu", 4, over)
+            assert set(distributed.get_process_group_ranks(mesh.get_group(mesh.ndim - 1))) == mates[rank], node
+        finally:
+            distributed.destroy_process_group()
+
+
+def test_the_strategy_is_that_of_a_run(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    divided = said(place, capsys, "--devices", "2", "distributed.strategy=fsdp")
+    assert "fsdp: 2 processes hold a copy of the base together" in divided
+    whole = said(place, capsys, "--devices", "2", "distributed.strategy=ddp")
+    assert "ddp: each process holds the whole base" in whole
+    assert "a copy of the base on" not in whole
+    auto = said(place, capsys, "--devices", "2")
+    assert "ddp: each process holds the whole base, chosen by" in auto
+    assert "fsdp: " not in said(place, capsys, "--devices", "1", "distributed.strategy=fsdp")
+
+
+def test_auto_weighs_the_base_against_a_gpu(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = place.root / "base"
+    weights = sum(p.numel() * 4 for p in base.load_model(source, dtype=torch.float32).parameters())
+    process = Process(0, 0, 2, "here", "cuda:0", {"LOCAL_WORLD_SIZE": "2"})
+    for memory, wanted in ((weights, 2), (int(weights / 0.71), 2), (int(weights / 0.69), 1)):
+        monkeypatch.setattr(machine, "gpu_memory", lambda device, m=memory: {"cuda": m}[device.type])
+        assert dryrun.sharing(place.recipe("model.precision=float32"), source, process) == wanted
+    monkeypatch.setattr(machine, "gpu_memory", lambda device: weights)
+    half = place.recipe("model.precision=bfloat16")
+    assert dryrun.sharing(half, source, process) == 1
+
+
+def test_nodes_with_unequal_numbers_are_refused(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 6, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    arguments = ["train", str(place.root / "recipe.yaml"), "--dry-run", "distributed.strategy=fsdp"]
+    assert run_command(arguments) == 2
+    assert "6 processes on nodes of 4 each" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "tool"), [("DEEPSPEED", "DeepSpeed"), ("FSDP", "FSDP"), ("MEGATRON_LM", "Megatron-LM")]
+)
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_what_accelerate_would_divide_is_refused_before_anything_is_loaded(
+    place: Place,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    tool: str,
+    more: list[str],
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "True")
+    monkeypatch.setattr(launch, "gpus", lambda: 1 / 0)
+    keys = [f"model={place.root / 'nowhere'}"]
+    assert run_command(["train", str(place.root / "recipe.yaml"), *more, *keys]) == 2
+    text = capsys.readouterr().err
+    assert f"accelerate's configuration asks for {tool} (ACCELERATE_USE_{name})" in text
+    assert "distributed.strategy: fsdp" in text
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
+    launch.refuse_foreign()
 
 
 def test_nothing_is_loaded_started_or_written(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ import lrft
 from lrft import base, files, footprint, plan
 from lrft.cli import run_command
 from lrft.core import compose
+from lrft.errors import RecipeError
 from lrft.setup import load_tokenizer, prepare_data
 
 ROOT = Path(lrft.__file__).parents[1]
@@ -33,10 +36,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place.make(tmp_path_factory.mktemp("plan"))
 
 
-def planned(place: Place, *keys: str, devices: int = 1) -> plan.Plan:
+def planned(place: Place, *keys: str, devices: int = 1, nodes: int = 1) -> plan.Plan:
     recipe = place.recipe(*keys)
     prepared = prepare_data(recipe, place.root / "base", load_tokenizer(recipe, place.root / "base"))
-    return plan.make_plan(recipe, place.root / "base", prepared, devices)
+    return plan.make_plan(recipe, place.root / "base", prepared, devices, nodes=nodes)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -100,16 +103,68 @@ def test_what_autograd_keeps_is_what_it_keeps_with_real_tensors() -> None:
         assert fake == pytest.approx(real, rel=0.02), method
 
 
-def test_devices_divide_what_they_can(place: Place) -> None:
+def test_devices_divide_the_blocks_of_the_base(place: Place) -> None:
     made = planned(place, devices=4)
-    assert "one device" not in made.memory, "its passes would be larger"
-    ddp, zero, sharded = (made.memory[name] for name in ("ddp", "zero2", "fsdp"))
-    assert zero.optimizer == ddp.optimizer // 4
-    assert sharded.adapter == ddp.adapter
-    assert made.communication["ddp"] == pytest.approx(2 * 0.75 * ddp.gradients)
-    assert made.communication["fsdp"] > made.communication["ddp"]
-    deep = plan.over_devices(ddp, 32, 4)["fsdp"]
-    assert deep.weights == ddp.weights // 4 + 2 * ddp.weights // 32
+    assert list(made.memory) == ["ddp", "fsdp"], "one device's passes would be larger"
+    ddp, sharded = made.memory["ddp"], made.memory["fsdp"]
+    model: Any = base.load_model(place.root / "base", dtype=torch.float32)
+    within = sum(4 * p.numel() for name, p in model.named_parameters() if ".layers." in name)
+    blocks = model.config.num_hidden_layers
+    gathered = min(within, within // 4 + 2 * within // blocks)
+    assert sharded == dataclasses.replace(ddp, weights=ddp.weights - within + gathered)
+    summed = 2 * 0.75 * ddp.gradients
+    passes = 1  # four rows, one for each device
+    assert made.communication["ddp"] == pytest.approx(summed)
+    assert made.communication["fsdp"] == pytest.approx(summed + 2 * passes * 0.75 * within)
+    assert made.rings["fsdp"][0].times == 2 * passes * blocks
+    few = planned(place, "adapter.layers=[0]", devices=4)
+    assert few.rings["fsdp"][0] == made.rings["fsdp"][0], "blocks without adapters are gathered as well"
+
+
+@pytest.mark.parametrize(
+    ("keys", "nodes", "strategy"),
+    [
+        ((), 2, "ddp"),
+        (("distributed.strategy=ddp",), 2, "ddp"),
+        (("distributed.strategy=fsdp",), 2, "fsdp"),
+        (("distributed.strategy=fsdp", "distributed.shard_over=all"), 2, "fsdp over all"),
+        (("distributed.strategy=fsdp", "distributed.shard_over=all"), 1, "fsdp"),
+        (("distributed.strategy=fsdp",), 4, "fsdp"),
+    ],
+)
+def test_the_strategy_is_the_one_that_the_recipe_chooses(
+    place: Place, keys: tuple[str, ...], nodes: int, strategy: str
+) -> None:
+    made = planned(place, *keys, devices=4, nodes=nodes)
+    assert made.strategy == strategy
+    larger = {name: dataclasses.replace(made.memory[name], weights=n * 10**9) for n, name in enumerate(made.memory, 1)}
+    made = dataclasses.replace(made, memory=larger)
+    said = dict(plan.rows(made, place.recipe(*keys)))
+    assert f"`lrft train` runs {strategy} (distributed.strategy: " in said["4 devices"][-1]
+    assert ("shard_over: all" in said["4 devices"][-1]) == (strategy == "fsdp over all")
+    assert plan.gigabytes(larger[strategy].total) in said["memory"][-1], "the parts are those of the choice"
+    assert plan.gigabytes(larger[strategy].weights) in plan.parts_line(made)
+    over = {"ddp": "", "fsdp": f"{4 if nodes == 4 else 4 // nodes} devices", "fsdp over all": "4 devices"}[strategy]
+    (weights,) = [line for line in said["memory"] if line.startswith("weights")]
+    assert weights.endswith(over or "frozen")
+
+
+def test_auto_divides_a_base_that_leaves_a_gpu_too_little() -> None:
+    recipe: Any = SimpleNamespace(distributed=SimpleNamespace(strategy="auto", shard_over="node"))
+    names = ["ddp", "fsdp", "fsdp over all"]
+    limit = int(0.7 * 80e9)
+    assert not torch.cuda.is_available(), "else the memory is that GPU's"
+    assert plan.chosen(recipe, limit, names)[0] == "ddp"
+    assert plan.chosen(recipe, limit + 1, names) == (
+        "fsdp",
+        "distributed.strategy: auto, as the base takes more than 70% of a GPU's 80 GB",
+    )
+    assert plan.chosen(recipe, limit + 1, ["one device"])[0] == "one device"
+
+
+def test_dividing_what_has_no_blocks_is_refused_as_in_a_run(place: Place) -> None:
+    with pytest.raises(RecipeError, match=r"argument \d+ distributed.strategy: this model has no blocks"):
+        plan.chosen(place.recipe("distributed.strategy=fsdp"), 1, ["ddp"])
 
 
 def test_the_command_shows_it_and_gives_json(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,16 +186,21 @@ def test_nodes_multiply_devices_and_slow_what_is_sent(place: Place, capsys: pyte
         assert run_command(["plan", recipe, "--devices", "4", "--nodes", nodes, "--json"]) == 0
         said[nodes] = json.loads(capsys.readouterr().out)
     assert (said["2"]["devices"], said["2"]["nodes"]) == (8, 2)
-    assert said["2"]["memory"]["zero2"]["optimizer"] == said["1"]["memory"]["zero2"]["optimizer"] // 2
-    for name in ("ddp", "zero2", "fsdp", "zero3"):
-        assert said["2"]["exchange"][name] > said["1"]["exchange"][name] > 0
+    assert list(said["1"]["memory"]) == ["ddp", "fsdp"]
+    assert said["2"]["memory"]["fsdp"]["weights"] == said["1"]["memory"]["fsdp"]["weights"]
+    names = ("ddp", "fsdp", "fsdp over all")
+    for name in names:
+        assert said["2"]["exchange"][name] > said["1"]["exchange"].get(name, 0)
         least, most = said["2"]["efficiency"][name]
         assert 0 < least < most <= 1
+    assert said["2"]["exchange"]["fsdp over all"] > said["2"]["exchange"]["fsdp"]
     assert run_command(["plan", recipe, "--devices", "4", "--nodes", "2"]) == 0
     text = capsys.readouterr().out
     assert "2 x 4" in text
     assert "50 GB/s between" in text
-    assert all(f"{name} " in text for name in ("ddp", "zero2", "fsdp", "zero3"))
+    assert all(f"{name} " in text for name in names)
+    for devices in (4, 8):
+        assert f"blocks divided over {devices} devices" in " ".join(text.split())
     assert run_command(["plan", recipe, "--nodes", "0"]) == 2
 
 

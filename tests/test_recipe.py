@@ -479,6 +479,15 @@ WRONG = [
         "evaluation.every: expected a fraction of the run below 1, a whole number",
     ),
     ("model: {name: a}", "4:1", "model is given twice"),
+    *(
+        (f"distributed: {{strategy: {word}}}", "4:25", f"distributed.strategy: got '{word}'. Here: {here}")
+        for word, here in {
+            **dict.fromkeys(("zero2", "zero-2"), "ddp. Gradients"),
+            **dict.fromkeys(("zero3", "zero-3", "deepspeed"), "fsdp, which divides the frozen base as ZeRO-3 does"),
+            "fsdp2": "fsdp, which is FSDP2",
+            "hsdp": "fsdp with distributed.shard_over: node",
+        }.items()
+    ),
     ("lrft: 2", "4:7", "this recipe is written for a newer lrft: format 2, here 1"),
     ("lrft: true", "4:7", "lrft: expected a whole number, got true"),
     ("lrft: 0", "4:7", "lrft: must be at least 1, got 0"),
@@ -522,6 +531,10 @@ def test_each_mistake_is_told_at_its_place(tmp_path: Path, line: str, place: str
         ("load_in_4bit: true", "Here: model.quantization: nf4"),
         ("wandb_project: x", "trackers are not supported in this version"),
         ("resume_from_checkpoint: x", "give --resume to the command"),
+        *(
+            (f"{key}: x", "Here: distributed.strategy: auto, ddp or fsdp")
+            for key in ("deepspeed", "deepspeed_config", "zero_stage", "fsdp", "fsdp_config", "distributed_type")
+        ),
     ],
 )
 def test_names_of_other_tools_are_translated(tmp_path: Path, key: str, said: str) -> None:

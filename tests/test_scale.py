@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import scaling
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lrft
-from lrft import files, scale
+from lrft import files, scale, sharding
 from lrft.core import checkpointing
-from lrft.scale import Links, Memory
+from lrft.scale import Links, Memory, Ring
 
 ROOT = Path(scaling.__file__).parents[1]
 SIZES = files.read_json(ROOT / "docs" / "scale.json")
@@ -42,18 +47,97 @@ def gathered(parts: list[dict[int, int]]) -> list[int]:
     return sends
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_what_is_sent_is_what_goes_round_a_ring(devices: int) -> None:
-    def gathering(size: int) -> float:
-        (each,) = set(gathered([{i: size // devices} for i in range(devices)]))
-        return each
+def gathering(size: int, devices: int) -> int:
+    """Bytes that each of the devices sends until all have `size` bytes, of which each has its part."""
+    (each,) = set(gathered([{i: size // devices} for i in range(devices)]))
+    return each
 
-    found = scale.sent(WHOLE, 3, devices)
-    summed = 2 * gathering(WHOLE.gradients)  # scattered sums go round as often as what is gathered
-    assert found["ddp"] == found["zero2"] == summed
-    assert found["fsdp"] == summed + 3 * 2 * gathering(WHOLE.weights)
-    assert found["zero3"] == summed / 2 + 3 * 2 * (gathering(WHOLE.weights) + gathering(WHOLE.adapter))
-    assert scale.sent(WHOLE, 3, 1) == {}
+
+@pytest.mark.parametrize(("devices", "nodes"), [(2, 1), (8, 1), (8, 2), (8, 4)])
+def test_what_is_sent_is_what_goes_round_a_ring(devices: int, nodes: int) -> None:
+    """Scattered sums go round as often as what is gathered. What is outside of the blocks is never gathered."""
+    outside, inside = 640, WHOLE.weights - 640
+    summed = 2 * gathering(WHOLE.gradients, devices)
+    found = {name: scale.sent(rings) for name, rings in scale.rings(WHOLE, 3, 16, outside, devices, nodes).items()}
+    wanted = {"ddp": summed, "fsdp": summed + 3 * 2 * gathering(inside, devices // nodes)}
+    every = {"fsdp over all": summed + 3 * 2 * gathering(inside, devices)}
+    assert found == wanted | (every if nodes > 1 else {})
+    for rings in scale.rings(WHOLE, 3, 16, outside, devices, nodes).values():
+        assert (rings[-1].devices, rings[-1].nodes) == (devices, nodes), "gradients are those of all"
+
+
+def test_blocks_are_gathered_inside_a_node_or_over_all() -> None:
+    found = scale.rings(WHOLE, 1, 16, 0, 32, 4)
+    assert {name: (rings[0].devices, rings[0].nodes) for name, rings in found.items() if len(rings) > 1} == {
+        "fsdp": (8, 1),
+        "fsdp over all": (32, 4),
+    }
+    alone = scale.rings(WHOLE, 1, 16, 0, 4, 4)
+    assert list(alone) == ["ddp", "fsdp"], "nodes of one device have nothing to divide over inside"
+    assert (alone["fsdp"][0].devices, alone["fsdp"][0].nodes) == (4, 4)
+    assert scale.rings(WHOLE, 3, 16, 0, 1, 1) == {"one device": ()}
+    assert list(scale.rings(WHOLE, 1, 0, 0, 8, 2)) == ["ddp"], "without blocks it cannot be divided"
+
+
+def test_deepspeed_sends_what_goes_round_a_ring() -> None:
+    found = scaling.deepspeed_rings(WHOLE, 3, 16, 8, 2)
+    summed = 2 * gathering(WHOLE.gradients, 8)
+    assert scale.sent(found["zero2"]) == summed
+    both = gathering(WHOLE.weights, 8) + gathering(WHOLE.adapter, 8)
+    assert scale.sent(found["zero3"]) == summed / 2 + 3 * 2 * both
+    assert sum(ring.times for ring in found["zero3"]) == 16 + 3 * 2 * 16
+
+
+class Gathered(TorchDispatchMode):
+    """Bytes of every gathering inside, once all have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if "allgather" in str(function):
+            whole = arguments[0]
+            self.bytes.append(whole.numel() * whole.element_size())
+        return function(*arguments, **(named or {}))
+
+
+@pytest.fixture
+def one_of_eight(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The first of eight processes, four on each node, whose exchanges do nothing."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["none", "medium", "full"])
+@pytest.mark.parametrize(("over", "name", "devices"), [("node", "fsdp", 4), ("all", "fsdp over all", 8)])
+def test_a_divided_model_holds_and_gathers_what_is_calculated(
+    one_of_eight: None, over: str, name: str, devices: int, kind: str
+) -> None:
+    """torch's own: parts of parameters that are there, gatherings that are called for."""
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 2}
+    model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape)).requires_grad_(False)
+    weights = sum(4 * p.numel() for p in model.parameters())
+    outside = sum(4 * p.numel() for n, p in model.named_parameters() if ".layers." not in n)
+    sharding.shard(model, sharding.mesh_over("cpu", 8, over))
+    lrft.attach(model, {"method": "lora", "rank": 1})
+    model.train()
+    if kind != "none":
+        checkpointing.checkpoint(model, kind)
+    with Gathered() as seen:
+        for _ in range(2):
+            model(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False).logits.sum().backward()
+    parts = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters() if not p.requires_grad]
+    held = sum(4 * part.numel() for part in parts)
+    whole = replace(WHOLE, weights=weights)
+    two_blocks = 2 * (weights - outside) // 6
+    assert scale.over_devices(whole, 6, outside, 8, 2)[name].weights == held + two_blocks
+    ring = scale.rings(whole, 2, 6, outside, 8, 2)[name][0]
+    assert ring.times == len(seen.bytes)
+    assert ring.size == sum(seen.bytes) * (devices - 1) / devices
+    assert ring.devices == devices
 
 
 @pytest.mark.parametrize(("nodes", "local"), [(2, 4), (4, 2), (3, 1)])
@@ -67,44 +151,76 @@ def test_each_adapter_carries_its_part_of_what_leaves_the_node(nodes: int, local
             if order[(at + 1) % devices] // local != device // local:
                 through[device] += size / local
     links = Links(inside=math.inf, between=1.0, reached=1.0, hop_inside=0.0, hop_between=0.0)
-    assert set(through) == {scale.sending_seconds(size, 5, devices, nodes, links)}
+    assert set(through) == {Ring(size, 5, devices, nodes).seconds(links)}
 
 
 def test_time_is_that_of_the_slower_link_and_of_the_hops() -> None:
     links = Links(inside=100.0, between=10.0, reached=0.5, hop_inside=1.0, hop_between=7.0)
-    assert scale.sending_seconds(1000, 0, 8, 1, links) == 20
-    assert scale.sending_seconds(1000, 0, 8, 2, links) == 50, "a quarter through each adapter, ten times as slow"
-    assert scale.sending_seconds(1000, 0, 32, 2, links) == 20, "sixteen adapters are faster than the node inside"
-    assert scale.sending_seconds(0, 3, 8, 2, links) == 3 * (6 * 1 + 1 * 7)
-    assert scale.sending_seconds(1000, 3, 1, 1, links) == 0
+    assert Ring(1000, 0, 8, 1).seconds(links) == 20
+    assert Ring(1000, 0, 8, 2).seconds(links) == 50, "a quarter through each adapter, ten times as slow"
+    assert Ring(1000, 0, 32, 2).seconds(links) == 20, "sixteen adapters are faster than the node inside"
+    assert Ring(0, 3, 8, 2).seconds(links) == 3 * (6 * 1 + 1 * 7)
 
 
-def test_rings_are_counted_by_buckets_and_blocks() -> None:
-    one = replace(WHOLE, gradients=scale.BUCKET)
-    more = replace(WHOLE, gradients=scale.BUCKET + 1)
-    assert scale.rounds(one, 2, 32) == {"ddp": 2, "zero2": 2, "fsdp": 2 + 2 * 2 * 32, "zero3": 32 + 2 * 2 * 32}
-    assert scale.rounds(more, 2, 32)["ddp"] == 4
+def test_rings_are_counted_by_messages_and_blocks() -> None:
+    def times(gradients: int, name: str) -> list[int]:
+        return [ring.times for ring in scale.rings(replace(WHOLE, gradients=gradients), 2, 32, 0, 8, 1)[name]]
+
+    assert [times(scale.BUCKET + more, "ddp") for more in (0, 1)] == [[2], [4]]
+    assert [times(scale.MESSAGE + more, "fsdp") for more in (0, 1)] == [[2 * 2 * 32, 2], [2 * 2 * 32, 4]]
+
+
+def test_messages_are_as_many_as_are_sent() -> None:
+    parameters = [nn.Parameter(torch.empty(2**20, device="meta")) for _ in range(3 * 16 + 1)]
+    size = sum(4 * p.numel() for p in parameters)
+    sent = len(list(sharding.in_messages(parameters)))
+    assert 2 * sent == pytest.approx(scale.summing(size, scale.MESSAGE, 8, 1).times, abs=2)
+
+
+def test_seconds_add_up_and_the_sum_after_the_backward_pass_is_not_hidden() -> None:
+    found = scale.rings(replace(WHOLE, gradients=10**9), 2, 16, 0, 8, 2)
+    for name, rings in found.items():
+        assert scale.exchange(rings) == pytest.approx(sum(ring.seconds() for ring in rings))
+        assert scale.alone(rings) == (0 if name == "ddp" else rings[-1].seconds())
+
+
+def test_a_copy_is_that_of_a_node_or_of_all() -> None:
+    assert [scale.copy_size(8, 4, over) for over in ("node", "all")] == [4, 8]
+    assert scale.copy_size(8, 1, "node") == scale.copy_size(8, 8, "node") == 8
+    assert scale.copy_size(6, 4, "all") == 6
+    with pytest.raises(ValueError, match="6 processes on nodes of 4 each"):
+        scale.copy_size(6, 4, "node")
 
 
 # --- memory ---
 
 
-@pytest.mark.parametrize("devices", [2, 4, 16])
-def test_a_device_holds_its_part_of_each_block_and_what_is_gathered(devices: int) -> None:
-    """Each block of 16 is cut over the devices; two of them, or the gradients of one, are whole."""
-    blocks = 16
+@pytest.mark.parametrize(("devices", "nodes"), [(2, 1), (4, 1), (16, 1), (16, 4)])
+def test_a_device_holds_its_part_of_each_block_and_what_is_gathered(devices: int, nodes: int) -> None:
+    """Each block of 16 is cut over the devices; two of them, or the gradients of one, are whole. The rest is."""
+    blocks, outside = 16, 640
 
-    def held(size: int, whole: int) -> float:
+    def held(size: int, whole: int, over: int) -> float:
         each = size / blocks
-        return min(size, sum(each / devices for _ in range(blocks)) + whole * each)
+        return min(size, sum(each / over for _ in range(blocks)) + whole * each)
 
-    found = scale.over_devices(WHOLE, blocks, devices)
-    assert found["ddp"] == WHOLE
-    assert found["fsdp"] == replace(WHOLE, weights=int(held(3200, 2)))
-    assert found["zero2"] == replace(WHOLE, gradients=int(held(64, 1)), optimizer=128 // devices)
-    assert found["zero3"] == replace(found["zero2"], weights=int(held(3200, 2)), adapter=int(held(64, 2)))
-    assert [scale.over_devices(WHOLE, 1, 2)["fsdp"].weights] == [3200], "a model of one block is gathered whole"
-    assert scale.over_devices(WHOLE, blocks, 1) == {"one device": WHOLE}
+    def weights(over: int) -> Memory:
+        return replace(WHOLE, weights=outside + int(held(3200 - outside, 2, over)))
+
+    found = scale.over_devices(WHOLE, blocks, outside, devices, nodes)
+    every = {"fsdp over all": weights(devices)} if nodes > 1 else {}
+    assert found == {"ddp": WHOLE, "fsdp": weights(devices // nodes)} | every
+    zero = scaling.deepspeed_memory(WHOLE, blocks, devices)
+    assert zero["zero2"] == replace(WHOLE, gradients=int(held(64, 1, devices)), optimizer=128 // devices)
+    assert zero["zero3"] == replace(
+        zero["zero2"], weights=int(held(3200, 2, devices)), adapter=int(held(64, 2, devices))
+    )
+
+
+def test_what_cannot_be_divided_is_whole() -> None:
+    assert scale.over_devices(WHOLE, 1, 0, 2, 1)["fsdp"].weights == 3200, "a model of one block is gathered whole"
+    assert scale.over_devices(WHOLE, 0, 3200, 8, 2) == {"ddp": WHOLE}
+    assert scale.over_devices(WHOLE, 16, 640, 1, 1) == {"one device": WHOLE}
 
 
 def test_nf4_takes_what_bitsandbytes_takes() -> None:
@@ -121,11 +237,11 @@ def test_nf4_takes_what_bitsandbytes_takes() -> None:
 
 
 def test_what_is_hidden_is_waited_for_where_it_takes_longer() -> None:
-    assert scale.efficiency(4.0, 3.0) == 1.0
-    assert scale.efficiency(4.0, 8.0) == 0.5
-    assert scale.efficiency(4.0, 4.0, 0.0) == 0.5
-    assert scale.efficiency(4.0, 4.0, 0.5) == 4 / 6
-    assert scale.efficiency(4.0, 0.0, 0.0) == 1.0
+    assert scale.efficiency(4.0, 3.0, 0.0) == 1.0
+    assert scale.efficiency(4.0, 8.0, 0.0) == 0.5
+    assert scale.efficiency(4.0, 0.0, 4.0) == 0.5
+    assert scale.efficiency(4.0, 2.0, 2.0) == 4 / 6
+    assert scale.efficiency(4.0, 8.0, 8.0) == 0.25
 
 
 @pytest.mark.parametrize("kind", ["none", "light", "medium", "full", "everything"])
@@ -150,18 +266,19 @@ def test_operations_are_those_that_torch_counts(kind: str) -> None:
 # --- the choice ---
 
 
-def sized(total: int) -> Memory:
-    return Memory(0, total, 0, 0, 0, 0, 0, 0)
+def case(strategy: str, seconds: float) -> scaling.Case:
+    return scaling.Case("8B", "bf16", strategy, 8, WHOLE, 0.0, 1.0, seconds, 0.0, 1)
 
 
-def test_the_plainest_of_the_fastest_that_fit_is_chosen() -> None:
-    memory = {"ddp": sized(90), "zero2": sized(70), "fsdp": sized(40), "zero3": sized(30)}
-    same = dict.fromkeys(memory, 1.0)
-    assert scale.best(memory, same, limit=100) == "ddp"
-    assert scale.best(memory, same, limit=80) == "fsdp"
-    assert scale.best(memory, same | {"zero2": 2.0}, limit=80) == "zero2"
-    assert scale.best(memory, same, limit=30) == "zero3"
-    assert scale.best(memory, same, limit=29) is None
+def test_the_plainest_of_the_fastest_is_chosen() -> None:
+    same = [case(name, 0.5) for name in ("zero3", "fsdp over all", "ddp", "zero2", "fsdp")]
+    for name in ("ddp", "fsdp", "fsdp over all", "zero2", "zero3"):
+        assert scaling.best(same).strategy == name
+        same = [one for one in same if one.strategy != name]
+    assert scaling.best([case("fsdp", 3.0), case("zero2", 2.0)]).strategy == "zero2"
+    assert scaling.best([]) is None
+    large = replace(case("ddp", 0.0), memory=replace(WHOLE, weights=int(scale.H100_MEMORY)))
+    assert scaling.chosen({"ddp": large, "fsdp": case("fsdp", 3.0)}).strategy == "fsdp"
 
 
 # --- the page ---
@@ -193,6 +310,7 @@ def test_sizes_are_the_published_ones() -> None:
         each = sum(a + b for a, b in [*ends, (inner, width)])
         assert SIZES[name]["lora"] == 16 * blocks * each
         assert SIZES[name]["linear_in_blocks"] == blocks * sum(a * b for a, b in [*ends, (inner, width)])
+        assert SIZES[name]["outside"] == 2 * 128256 * width + width
         assert SIZES[name]["linear"] == SIZES[name]["linear_in_blocks"] + 128256 * width
 
 
@@ -204,15 +322,26 @@ def test_sizes_are_counted_as_they_stand() -> None:
 def test_what_the_text_says_of_the_figures_holds() -> None:
     """The sentences of docs/scale.md and recipes/cluster that carry numbers of their own."""
     small, large = SIZES["8B"], SIZES["405B"]
-    for size in SIZES.values():
+    for name, size in SIZES.items():
         lora, full = (scaling.whole(size, base) for base in ("bf16", "full"))
         assert lora.gradients / full.gradients < 0.011
-        devices = scale.over_devices(lora, size["blocks"], 64)
-        assert devices["zero2"].total > 0.97 * devices["ddp"].total
-    held = scaling.whole(large, "bf16")
-    assert 9.5e9 < held.adapter + held.gradients + held.optimizer < 10.5e9
-    eight = scaling.cases("405B", large, "nf4", 8)["fsdp"].memory
-    assert eight.total > scale.H100_MEMORY > replace(eight, activations=eight.activations // 2).total
+        assert scaling.deepspeed_memory(lora, size["blocks"], 64)["zero2"].total > 0.97 * lora.total
+        node = scaling.cases(name, size, "bf16", 64)["fsdp"].memory
+        assert node.weights == max(getattr(node, part) for part in scaling.PARTS), "the picture's caption"
+    for base, gpus, name in (("nf4", 8, "fsdp"), ("bf16", 64, "fsdp over all")):
+        memory = scaling.cases("405B", large, base, gpus)[name].memory
+        half = replace(memory, activations=memory.activations // 2)
+        assert memory.total > scale.H100_MEMORY > half.total
+    for name, saved, of in (("405B", 18, 85), ("70B", 7, 28)):
+        over_all = scaling.cases(name, SIZES[name], "bf16", 64)["fsdp over all"].memory.total
+        zero3 = scaling.deepspeed_memory(scaling.whole(SIZES[name], "bf16"), SIZES[name]["blocks"], 64)["zero3"].total
+        assert (round((over_all - zero3) / 1e9), round(over_all / 1e9)) == (saved, of)
+        assert zero3 < scale.H100_MEMORY
+    seventy = scaling.cases("70B", SIZES["70B"], "bf16", 16)["fsdp"]
+    assert (round(seventy.memory.weights / 1e9), round(seventy.memory.total / 1e9)) == (25, 43)
+    assert scaling.cases("70B", SIZES["70B"], "nf4", 8)["ddp"].fits
+    gathers = [scale.rings(WHOLE, 1, 80, 0, 8 * nodes, nodes)["fsdp"][0] for nodes in (1, 64)]
+    assert gathers[0] == gathers[1], "inside a node it takes as long on 512 GPUs as on 8"
     assert scaling.whole(small, "bf16", "none").total < scale.H100_MEMORY
     assert 42.5e9 < scaling.whole(small, "bf16", "light").total < 43.5e9
     assert 140.5e9 < scaling.whole(SIZES["70B"], "bf16").weights < 141.5e9

@@ -30,7 +30,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
 def test_blocks_are_divided_and_everything_else_is_whole(alone: None) -> None:
     model = tiny.make("llama")
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    sharding.shard(model, sharding.mesh_over("cpu", 1, nodes_alike=True))
+    sharding.shard(model, sharding.mesh_over("cpu", 1, "node"))
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor) == (".layers." in name), name
     for name, module in linear.named_linears(model):
@@ -46,17 +46,25 @@ def test_a_model_without_blocks_is_refused(alone: None) -> None:
             return nn.Linear(2, 2)
 
     with pytest.raises(ValueError, match="no blocks"):
-        sharding.shard(Odd(), sharding.mesh_over("cpu", 1, nodes_alike=True))
+        sharding.shard(Odd(), sharding.mesh_over("cpu", 1, "node"))
 
 
 def test_nodes_must_be_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "LOCAL_WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="6 processes on nodes of 4 each"):
-        sharding.mesh_over("cpu", 6, nodes_alike=True)
+        sharding.mesh_over("cpu", 6, "node")
+
+
+def test_auto_divides_what_takes_most_of_a_gpu_and_a_word_of_the_recipe_stands() -> None:
+    assert sharding.strategy("auto", 70, 100) == "ddp"
+    assert sharding.strategy("auto", 71, 100) == "fsdp"
+    assert sharding.strategy("auto", 71, None) == "ddp", "a CPU's memory is not a process's own"
+    assert sharding.strategy("ddp", 71, 100) == "ddp"
+    assert sharding.strategy("fsdp", 1, None) == "fsdp"
 
 
 def test_gradients_travel_in_messages_of_one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "BYTES_AT_ONCE", 100)
+    monkeypatch.setattr(sharding, "MESSAGE", 100)
     parameters = [
         nn.Parameter(torch.full((3, 4), float(i)).to(dtype))
         for i in range(4)

@@ -14,6 +14,7 @@ _TARGETS = "adapter.target_modules"
 _LENGTH = "data.max_length"
 _QUANTIZATION = "model.quantization"
 _BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
+_DIVIDED = "distributed.strategy: auto, ddp or fsdp"
 _TRACKERS = "trackers are not supported in this version; metrics.jsonl in the run folder holds every number"
 
 # {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
@@ -84,6 +85,8 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("quantization_config", "quantization_method", "quant_method"), _BITS),
     **dict.fromkeys(("bnb_4bit_quant_type", "quantization_type"), f"{_QUANTIZATION}: nf4 or fp4"),
     "bnb_4bit_compute_dtype": "training.precision",
+    **dict.fromkeys(("deepspeed", "deepspeed_config", "zero_stage", "fsdp_config", "distributed_type"), _DIVIDED),
+    "fsdp": _DIVIDED,
 }
 
 # Names with a sentence of their own.
@@ -156,6 +159,18 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "false": "Here: none",
     },
     "data.train.format": {"preference": f"preference {_NOT_YET}"},
+    "distributed.strategy": {
+        **dict.fromkeys(
+            ("zero2", "zero-2", "zero_2", "zero1", "zero-1"),
+            "Here: ddp. Gradients and optimiser state are the adapters' alone: dividing them saves next to nothing",
+        ),
+        **dict.fromkeys(
+            ("zero3", "zero-3", "zero_3", "deepspeed"),
+            "Here: fsdp, which divides the frozen base as ZeRO-3 does; adapters stay whole",
+        ),
+        **dict.fromkeys(("fsdp2", "full_shard"), "Here: fsdp, which is FSDP2"),
+        **dict.fromkeys(("hsdp", "hybrid_shard"), "Here: fsdp with distributed.shard_over: node, its default"),
+    },
     "training.lr_scheduler": {"cosine_with_min_lr": "Here: {cosine: {min_lr_ratio: ...}}"},
 }
 
