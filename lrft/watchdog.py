@@ -20,7 +20,7 @@ from types import TracebackType
 QUIET_SECONDS = 60.0
 # How often it looks, as a share of that time.
 LOOKS = 20
-# The launcher's process number, for its children: `launch.surroundings` sets it.
+# The number of the process that has started this one and waits for it: without it nobody would.
 LAUNCHER = "LRFT_LAUNCHER"
 
 
@@ -51,7 +51,7 @@ class Watchdog:
         self.at(before)
 
     def __enter__(self) -> Watchdog:
-        if self.world > 1:
+        if self.world > 1 or LAUNCHER in os.environ:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -64,7 +64,7 @@ class Watchdog:
     def _watch(self) -> None:
         launcher = os.environ.get(LAUNCHER)
         while not self._ended.wait(self.seconds / LOOKS):
-            if not self.told and time.monotonic() - self.since > self.seconds:
+            if self.world > 1 and not self.told and time.monotonic() - self.since > self.seconds:
                 self.told = True
                 self._say()
             if launcher is not None and os.getppid() != int(launcher):

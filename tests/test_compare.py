@@ -366,6 +366,26 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_runs_whose_comparison_was_killed_save_and_leave(tmp_path: Path) -> None:
+    root = make(tmp_path, LONG.replace("evaluation", "training: {max_steps: 150, epochs: 999}, evaluation"))
+    process = start(root, "--jobs", "2")
+    folders = [root / f"out/runs/{name}/seed-1" for name in ("lora", "lora-fa")]
+    until = time.monotonic() + 120
+    while not all((folder / "metrics.jsonl").is_file() for folder in folders):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    for folder in folders:
+        with (folder / ".lock").open() as lock:  # waits for whoever holds it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    assert any(runs.steps(folder)[-1] < 150 for folder in folders), "otherwise nobody noticed"
+    code, out, err = compare(root)
+    assert code == 0, out + err
+    assert all(runs.steps(folder)[-1] == 150 for folder in folders)
+
+
+@pytest.mark.slow
 def test_a_signal_while_processes_start_leaves_nothing_behind(tmp_path: Path) -> None:
     root = make(tmp_path, LONG)
     process = start(root, "--jobs", "2")

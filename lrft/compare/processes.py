@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import IO, Any
 
 from lrft.errors import Stopped
+from lrft.watchdog import LAUNCHER
 
 LOOK_EVERY = 0.05
 WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -102,7 +103,7 @@ class Pool:
 
     def _surroundings(self, slot: int) -> dict[str, str]:
         """The environment of a task: its share of the cores, and a GPU of its own."""
-        given: dict[str, str] = {}
+        given = {LAUNCHER: str(os.getpid())}
         if self.gpus:
             given["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         elif self.jobs > 1:
