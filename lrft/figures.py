@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lrft.metrics import of_kind
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,8 +28,7 @@ def loss_picture(records: Sequence[dict[str, Any]]) -> bytes:
 
     Losses that are missing or not finite are marked at the foot of the panel, those far above it at its head.
     """
-    steps = [record for record in records if record.get("kind") == "step"]
-    evals = [record for record in records if record.get("kind") == "eval"]
+    steps, evals = of_kind(records, "step"), of_kind(records, "eval")
 
     def draw(figure: Figure) -> None:
         losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3.5, 1])
@@ -68,6 +69,11 @@ def ceiling(values: Sequence[float]) -> float:
     return max(value for value in ordered if value <= high + 5 * (high - low))
 
 
+def top_of(train: Sequence[Point], validation: Sequence[Point]) -> float:
+    """The largest loss to show: of the bulk of the training losses, and of all validation losses."""
+    return max([ceiling([loss for _, loss in train]), *(loss for _, loss in validation)])
+
+
 def points(records: Sequence[dict[str, Any]], key: str) -> list[Point]:
     """(step, value) of the records that have a value under `key` which can be drawn."""
     pairs = [(record["step"], record.get(key)) for record in records]
@@ -77,7 +83,7 @@ def points(records: Sequence[dict[str, Any]], key: str) -> list[Point]:
 def _draw_losses(axes: Axes, steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]]) -> None:
     train, validation = points(steps, "loss"), points(evals, "loss")
     if train:
-        _draw_training(axes, train, max([ceiling([y for _, y in train]), *(y for _, y in validation)]))
+        _draw_training(axes, train, top_of(train, validation))
     if validation:
         axes.plot(*zip(*validation, strict=True), "o-", color=VALIDATION, linewidth=1.2, label="validation")
         _mark_best(axes, evals)

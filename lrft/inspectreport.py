@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lrft.figures import dress, png
 from lrft.inspecting import GroupReport, Inspection, ModuleReport, grouped
 from lrft.spectra import USED
-from lrft.text import decimals
+from lrft.text import aligned, decimals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,18 +77,6 @@ def group_row(name: str | int, group: GroupReport) -> tuple[str, ...]:
 
 def share(relative: float | None) -> str:
     return "-" if relative is None else decimals(relative, 5)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns two spaces apart: the first to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def picture(found: Inspection) -> bytes:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,6 +60,16 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     lines = [line for line in path.read_bytes().split(b"\n") if line.strip()] if path.exists() else []
     records = [record for line in lines if (record := _parse(line)) is not None]
     return records, len(lines) - len(records)
+
+
+def of_kind(records: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The steps ("step") or the evaluations ("eval")."""
+    return [record for record in records if record.get("kind") == kind]
+
+
+def values(records: Sequence[dict[str, Any]], key: str) -> list[float]:
+    """What the records have under `key`; those that have nothing there are left out."""
+    return [record[key] for record in records if record.get(key) is not None]
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

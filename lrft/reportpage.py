@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lrft import runfacts
+from lrft.charts import Line, bars, chart
 from lrft.errors import CheckFailed, UsageError
-from lrft.figures import ceiling, points, smooth
+from lrft.figures import points, smooth, top_of
 from lrft.files import read_json, room_for, write_text
-from lrft.metrics import read_metrics
-from lrft.page import Html, Line, Point, bars, chart, charts, details, element, page, table
-from lrft.page import points as bullets
+from lrft.metrics import of_kind, read_metrics
+from lrft.page import Html, beside, bullets, details, element, page, table
 from lrft.runfacts import Block, Cell, Points, Section, Table
 
 LOG_SHOWN = 40  # lines of log.txt, the last ones
@@ -50,11 +50,11 @@ def render(run_dir: Path) -> Html:
         element("p", words, class_="dim" if done else "bad"),
         *(_section(section) for section in first),
         element("h2", "Curves"),
-        charts(*curves(records)),
+        beside(*curves(records)),
         *(_section(section) for section in [runfacts.pace(records, unreadable), *runfacts.evaluations(records)]),
         *answers(records),
         element("h2", "Row lengths"),
-        charts(bars("Rows by length", by_length, across="tokens per row", note="training and validation rows")),
+        beside(bars("Rows by length", by_length, across="tokens per row", note="training and validation rows")),
         *(_section(section) for section in sections.values()),
         *environment(run_dir / "environment.json"),
         *recipe(run_dir / "resolved.yaml"),
@@ -65,7 +65,7 @@ def render(run_dir: Path) -> Html:
 
 def state(run: dict[str, Any], records: Sequence[dict[str, Any]], log: Sequence[str]) -> tuple[bool, str]:
     """(whether the run came to its end, how far it came in words)."""
-    steps = runfacts.of_kind(records, "step")
+    steps = of_kind(records, "step")
     done = steps[-1]["step"] if steps else 0
     training = run.get("training")
     total = training.get("steps") if isinstance(training, dict) else None
@@ -88,12 +88,13 @@ def last_lines(path: Path) -> list[str]:
 
 def curves(records: Sequence[dict[str, Any]]) -> list[Html]:
     """Losses, learning rate, gradient norm, speed and memory over the steps."""
-    steps = runfacts.of_kind(records, "step")
+    steps = of_kind(records, "step")
+    speeds = points(steps, "tokens_per_second")
     return [
-        loss_chart(steps, runfacts.of_kind(records, "eval")),
+        loss_chart(steps, of_kind(records, "eval")),
         chart("Learning rate", [Line("learning rate", points(steps, "lr"), 2)], from_zero=True),
-        capped("Gradient norm, before clipping", points(steps, "grad_norm"), 3),
-        capped("Tokens per second", points(steps, "tokens_per_second"), 5, from_zero=True),
+        chart("Gradient norm, before clipping", [Line("gradient norm", points(steps, "grad_norm"), 3)], capped=True),
+        chart("Tokens per second", [Line("tokens per second", speeds, 5)], capped=True, from_zero=True),
         chart("Memory, GB", [Line("memory", points(steps, "memory_gb"), 4)], from_zero=True),
     ]
 
@@ -101,7 +102,7 @@ def curves(records: Sequence[dict[str, Any]]) -> list[Html]:
 def loss_chart(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]]) -> Html:
     """As loss.png: the training loss as it is and smoothed, no higher than its bulk and the validation loss."""
     train, validation = points(steps, "loss"), points(evals, "loss")
-    top = max([ceiling([y for _, y in train]), *(y for _, y in validation)]) if train else 0.0
+    top = top_of(train, validation) if train else 0.0
     held = [(step, min(loss, top)) for step, loss in train]
     smoothed = [(step, loss) for (step, _), loss in zip(held, smooth([y for _, y in held]), strict=True)]
     bad = len(steps) + len(evals) - len(train) - len(validation)
@@ -116,16 +117,6 @@ def loss_chart(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]])
         Line("validation", validation, 1, dotted=True),
     ]
     return chart("Loss, nats per token", lines, note="; ".join(notes))
-
-
-def capped(title: str, values: Sequence[Point], colour: int, *, from_zero: bool = False) -> Html:
-    """A line whose spikes do not flatten the rest."""
-    if not values:
-        return chart(title, [])
-    top = ceiling([value for _, value in values])
-    above = [value for _, value in values if value > top]
-    note = f"{len(above):,} values are above this panel, up to {max(above):.3g}" if above else ""
-    return chart(title, [Line(title, [(x, min(y, top)) for x, y in values], colour)], note=note, from_zero=from_zero)
 
 
 def answers(records: Sequence[dict[str, Any]]) -> list[Html]:

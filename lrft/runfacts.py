@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from lrft.errors import CheckFailed
 from lrft.files import read_json
+from lrft.metrics import of_kind, values
 from lrft.text import decimals
 
 SECTIONS = (
@@ -129,19 +130,10 @@ def in_words(value: Any) -> str:
     return str(value)
 
 
-def of_kind(records: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl that are steps ("step") or evaluations ("eval")."""
-    return [record for record in records if record.get("kind") == kind]
-
-
 def pace(records: Sequence[dict[str, Any]], unreadable: int) -> Section:
     """Steps, tokens, speed and memory. `unreadable`: lines of metrics.jsonl."""
     steps = of_kind(records, "step")
-
-    def values(key: str) -> list[float]:
-        return [record[key] for record in steps if record.get(key) is not None]
-
-    speeds, memory = values("tokens_per_second"), values("memory_gb")
+    speeds, memory = values(steps, "tokens_per_second"), values(steps, "memory_gb")
     rows = [("Recorded steps", f"{len(steps):,}")]
     rows += [("Tokens", f"{steps[-1]['tokens']:,}")] if steps and "tokens" in steps[-1] else []
     rows += [("Tokens per second, median", f"{statistics.median(speeds):,.0f}")] if speeds else []

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ def escape(text: str) -> str:
     return re.sub(r"^(\d*)([-+.)])(?=\s)", r"\1\\\2", plain.strip())  # would start a list
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
 def _entities(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -64,9 +69,7 @@ def _block(block: Block) -> Iterator[str]:
     if isinstance(block, Table):
         if block.title:
             yield f"**{escape(block.title)}**"
-        head = [escape(name) for name in block.head]
-        lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in block.rows)]
-        yield "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        yield table([escape(name) for name in block.head], [[_cell(cell) for cell in row] for row in block.rows])
     elif isinstance(block, Points):
         yield "\n".join(f"- {escape(item)}" for item in block.items)
     else:

@@ -77,6 +77,19 @@ def layout(rows: Iterable[Row], width: int) -> list[tuple[str, str]]:
     return lines
 
 
+def aligned(rows: Sequence[Sequence[str]], *, figures: bool = True) -> list[str]:
+    """Columns two spaces apart: all to the left, or the `figures`, which are all but the first, to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = (
+        [
+            cell.rjust(width) if figures and at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    )
+    return ["  ".join(row).rstrip() for row in padded]
+
+
 class Outlet:
     """A text stream that never raises: what it cannot encode becomes `?`, and once broken it stays silent.
 

@@ -20,8 +20,10 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # A file or folder of lrft imports only from the lines above its own. A new one gets a place here.
 TIERS = (
     "errors",
-    "files text loss schedule signals figures watchdog scale",
-    "launch catalog metrics machine optim tensorfile runfolder runfacts page",
+    "files text loss schedule signals watchdog scale",
+    "launch catalog metrics machine optim tensorfile runfolder page",
+    "figures runfacts",
+    "charts",
     "recipe methodlist combinations",
     "core",
     "data base documents starter report",

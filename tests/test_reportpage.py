@@ -4,91 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from parsed import EVIL, Parsed, sound
 from runs import Place
 from test_report import make_run, steps
 
-from lrft import files, metrics, page, reportpage, runfacts
+from lrft import files, metrics, reportpage, runfacts
 from lrft.cli import run_command
 from lrft.data.report import BINS, histogram
 from lrft.errors import NonFinite
-from lrft.page import Line
 from lrft.text import visible
-
-EVIL = "<script>alert('x')</script> **bold** | `code` &amp; \"quoted\" <img src=x onerror=alert(1)>"
-VOID = ("meta", "br")
-
-
-class Parsed(HTMLParser):
-    """Refuses a page whose elements do not nest. `found`: (element, attributes, text directly inside)."""
-
-    def __init__(self, made: str) -> None:
-        super().__init__()
-        self.open: list[int] = []
-        self.found: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self.feed(made)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attributes)) == len(attributes), (tag, attributes)
-        self.found.append((tag, dict(attributes), []))
-        if tag not in VOID:
-            self.open.append(len(self.found) - 1)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.found[self.open.pop()][0] == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open:
-            self.found[self.open[-1]][2].append(data)
-
-    def texts(self, *tags: str) -> list[str]:
-        return ["".join(inside) for tag, _, inside in self.found if tag in tags]
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes, _ in self.found if name == tag]
-
-
-def sound(made: str) -> Parsed:
-    """The parsed page, after checking that it loads nothing, runs nothing and draws inside its charts."""
-    assert made.startswith("<!DOCTYPE html>\n")
-    parsed = Parsed(made)
-    for tag, attributes, _ in parsed.found:
-        assert tag not in ("script", "link", "img", "iframe", "object", "form", "base", "a"), tag
-        assert not any(name.startswith("on") or name in ("src", "href", "srcset") for name in attributes), attributes
-    style = "".join(parsed.texts("style"))
-    assert "url(" not in style
-    assert "@import" not in style
-    policy = next(a["content"] for a in parsed.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    for x, y in places(parsed):
-        assert 0 <= x <= page.WIDTH
-        assert 0 <= y <= page.HEIGHT
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", made)
-    return parsed
-
-
-def places(parsed: Parsed) -> Iterator[tuple[float, float]]:
-    """Every point of every chart."""
-    for attributes in parsed.all("polyline"):
-        for pair in (attributes["points"] or "").split():
-            x, y = map(float, pair.split(","))
-            yield x, y
-    for attributes in parsed.all("rect"):
-        x, y, width, height = (float(attributes[name] or "") for name in ("x", "y", "width", "height"))
-        yield from ((x, y), (x + width, y + height))
-
 
 # Runs
 
@@ -114,7 +44,7 @@ def test_the_page_of_a_run_shows_what_its_files_hold(place: Place, capsys: pytes
         *("Loss, nats per token", "Learning rate", "Gradient norm, before clipping", "Tokens per second", "Memory, GB"),
         "Rows by length",
     ]
-    evals = runfacts.of_kind(records, "eval")
+    evals = metrics.of_kind(records, "eval")
     assert len(evals) == 4
     assert len(parsed.all("circle")) == 4
     # samples of every evaluation
@@ -227,99 +157,6 @@ def test_text_from_outside_stays_text(tmp_path: Path) -> None:
         assert parsed.texts(tag).count(EVIL) >= least, tag
     assert f"model: {EVIL}" in parsed.texts("code")
     assert parsed.texts("pre") == [f"{EVIL}\n\\x1b[31m\\u202e red"]
-
-
-@pytest.mark.parametrize("words", ["", "a\nb\r\nc", "\ttab", "a\x00b", "\u2028", "<>&\"'", "漢字 é", "\udc80"])
-def test_text_is_the_same_characters(words: str) -> None:
-    made = page.element("p", words, title=words.replace("\udc80", ""))
-    made.encode("utf-8")
-    (inside,) = Parsed(made).texts("p")
-    lines = [line.replace("\t", "    ") for line in words.splitlines()]
-    assert [len(line) for line in inside.split("\n")] >= [len(line) for line in lines or [""]]
-    assert "<p" in made[:2]
-    assert inside.replace("\\x00", "\x00").replace("\\udc80", "\udc80") == "\n".join(lines)
-
-
-def test_only_what_is_markup_already_is_not_escaped() -> None:
-    inner = page.element("b", "<i>")
-    assert page.element("p", inner, "<u>", class_="a b", stroke_width=1.5) == (
-        '<p class="a b" stroke-width="1.5"><b>&lt;i&gt;</b>&lt;u&gt;</p>'
-    )
-
-
-# Charts
-
-
-def test_a_chart_puts_points_where_they_belong() -> None:
-    frame = page.Frame.around([0, 10], [0.0, 4.0], pad=0)
-    assert (frame.x(0), frame.x(10)) == (page.LEFT, page.WIDTH - page.RIGHT)
-    assert (frame.y(0), frame.y(4)) == (page.HEIGHT - page.FOOT, page.TOP)
-    assert frame.x(5) == pytest.approx((frame.x(0) + frame.x(10)) / 2)
-    parsed = Parsed(page.chart("c", [Line("a", [(0, 1.0), (1, 3.0), (2, 2.0)])]))
-    (x0, y0), (x1, y1), (x2, y2) = places(parsed)
-    assert x0 < x1 < x2
-    assert y1 < y2 < y0, "up is more"
-    bars = Parsed(page.bars("b", [(0, 2, 5), (2, 4, 10), (4, 6, 0)], across="x")).all("rect")
-    assert [float(bar["height"] or "") for bar in bars] == [pytest.approx(99, abs=1), pytest.approx(198, abs=1), 0]
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_ticks_are_few_round_and_inside(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    low = float(generator.normal() * 10.0 ** generator.integers(-8, 12))
-    high = low + float(generator.uniform(0.1, 1) * 10.0 ** generator.integers(-8, 12)) + abs(low) * 1e-3
-    found = page.ticks(low, high)
-    assert 2 <= len(found) <= 12
-    slack = 1e-6 * (high - low)
-    assert low - slack <= found[0] <= found[-1] <= high + slack
-    step = found[1] - found[0]
-    assert step / 10 ** math.floor(math.log10(step) + 1e-6) == pytest.approx(
-        min((1, 2, 5), key=lambda n: abs(math.log10(step / n) % 1 - round(math.log10(step / n) % 1))), rel=1e-3
-    )
-    assert all(b - a == pytest.approx(step, rel=1e-3) for a, b in itertools.pairwise(found))
-
-
-def test_steps_are_counted_in_whole_numbers() -> None:
-    labels = Parsed(page.chart("c", [Line("a", [(1, 1.0), (3, 1.5)])])).texts("text")
-    assert labels[-4:] == ["1", "2", "3", "step"]
-
-
-def test_a_long_line_keeps_its_spikes() -> None:
-    points: Sequence[page.Point] = [(i, math.sin(i / 700)) for i in range(100_000)]
-    points = [*points[:777], (777, 9.0), *points[778:55_555], (55_555, -9.0), *points[55_556:]]
-    kept = page.thinned(points)
-    assert len(kept) <= page.POINTS_DRAWN + 2
-    assert {(777, 9.0), (55_555, -9.0)} <= set(kept)
-    assert [x for x, _ in kept] == sorted({x for x, _ in kept})
-    assert page.thinned(points[:600]) == points[:600]
-
-
-# Light and dark
-
-
-def luminance(colour: str) -> float:
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one: str, other: str) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_both_schemes_can_be_read() -> None:
-    light, dark = (
-        dict(re.findall(r"(--\w+): (#\w{6})", part)) for part in re.findall(r":root {(.*?)}", page.STYLE, re.S)
-    )
-    assert light.keys() == dark.keys() == set(re.findall(r"var\((--\w+)\)", page.STYLE))
-    assert "prefers-color-scheme: dark" in page.STYLE
-    for scheme in (light, dark):
-        for ground in (scheme["--ground"], scheme["--panel"]):
-            assert contrast(scheme["--ink"], ground) >= 7
-            assert contrast(scheme["--dim"], ground) >= 4.5
-            assert all(contrast(scheme[f"--c{n}"], ground) >= 3 for n in range(6))
-    assert luminance(light["--ground"]) > 0.9 > 0.1 > luminance(dark["--ground"])
 
 
 # The histogram, the command

@@ -1,13 +1,15 @@
-"""The columns of a comparison's tables, as people read them, and what they mean."""
+"""The tables of a comparison, as people read them, and what their columns mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lrft.compare.variants import shown
 
 Facts = Mapping[str, Any]
+Rows = tuple[list[str], list[list[str]]]
+"""titles, lines"""
 NOTHING = "–"
 
 
@@ -89,9 +91,27 @@ def notes(found: Facts) -> list[str]:
     return made
 
 
-def grid_cells(point: Facts, seeds: Sequence[str]) -> list[str]:
-    """A line of the table of all points: a run that gave no figure is named by its state."""
-    values = [
-        point["states"][seed] if point["values"][seed] is None else number(point["values"][seed]) for seed in seeds
+def main_table(found: Facts) -> Rows:
+    """A line for each run."""
+    shape = columns(found)
+    return [title for title, _ in shape], [[text(row) for _, text in shape] for row in found["methods"]]
+
+
+def grid_table(found: Facts) -> Rows:
+    """A line for each point of the grid: a seed that gave no figure is named by its state."""
+    seeds = [str(seed) for seed in found["seeds"]]
+
+    def figure(point: Facts, seed: str) -> str:
+        return point["states"][seed] if point["values"][seed] is None else number(point["values"][seed])
+
+    rows = [
+        [point["run"], point_text(point["point"]), mean_text(point), *(figure(point, seed) for seed in seeds)]
+        for point in found["grid"]
     ]
-    return [point["run"], point_text(point["point"]), mean_text(point), *values]
+    return ["run", "point", "mean", *(f"seed {seed}" for seed in seeds)], rows
+
+
+def failed_table(found: Facts) -> Rows:
+    """A line for each run that failed."""
+    rows = [[one["run"], str(one["exit"]), one["said"], one["log"]] for one in found["failed"]]
+    return ["run", "exit code", "last words", "log"], rows

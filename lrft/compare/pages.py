@@ -11,8 +11,9 @@ from typing import Any
 
 from lrft import files
 from lrft.compare import html
-from lrft.compare.columns import NOTHING, Facts, columns, grid_cells, notes
-from lrft.runreport import escape
+from lrft.compare.columns import NOTHING, Facts, failed_table, grid_table, main_table, notes
+from lrft.runreport import escape, table
+from lrft.text import aligned
 
 NAMES = ("compare.md", "compare.csv", "compare.json", "compare.html")
 
@@ -21,39 +22,26 @@ def write(found: Facts, folder: Path) -> list[Path]:
     """All four into `folder`."""
     texts = (markdown(found), comma_separated(found), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     paths = [folder / name for name in NAMES]
-    for path, text in zip(paths, (*texts, html.page(found)), strict=True):
+    for path, text in zip(paths, (*texts, html.render(found)), strict=True):
         files.write_text(path, text)
     return paths
 
 
 def markdown(found: Facts) -> str:
     """compare.md."""
-    shape = columns(found)
-    parts = [
-        f"# Comparison by {found['metric']}",
-        table([title for title, _ in shape], [[text(row) for _, text in shape] for row in found["methods"]]),
-    ]
+    parts = [f"# Comparison by {found['metric']}", escaped_table(*main_table(found))]
     if found["warnings"]:
         parts.append("\n".join(f"- **{escape(warning)}**" for warning in found["warnings"]))
-    parts += [*map(escape, notes(found)), "## Every point of the grid", grid_table(found)]
+    parts += [*map(escape, notes(found)), "## Every point of the grid", escaped_table(*grid_table(found))]
     if found["failed"]:
-        rows = [[one["run"], str(one["exit"]), one["said"], one["log"]] for one in found["failed"]]
-        parts += ["## Runs that failed", table(["run", "exit code", "last words", "log"], rows)]
+        parts += ["## Runs that failed", escaped_table(*failed_table(found))]
     folders = [[row["run"], row["best_folder"] or NOTHING] for row in found["methods"]]
-    parts += ["## Best runs", table(["run", "folder"], folders)]
+    parts += ["## Best runs", escaped_table(["run", "folder"], folders)]
     return "\n\n".join(parts) + "\n"
 
 
-def grid_table(found: Facts) -> str:
-    seeds = [str(seed) for seed in found["seeds"]]
-    rows = [grid_cells(point, seeds) for point in found["grid"]]
-    return table(["run", "point", "mean", *(f"seed {seed}" for seed in seeds)], rows)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [[escape(cell) for cell in line] for line in (head, *rows)]
-    lines.insert(1, ["---"] * len(head))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def escaped_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return table([escape(cell) for cell in head], [[escape(cell) for cell in row] for row in rows])
 
 
 def comma_separated(found: Facts) -> str:
@@ -76,7 +64,6 @@ def cell(value: Any) -> str:
 
 def screen(found: Facts) -> list[str]:
     """The table in plain text, its columns aligned; those that take much room are left to the pages."""
-    shape = [(title, text) for title, text in columns(found) if title not in ("becomes", "training, s")]
-    lines = [[title for title, _ in shape], *([text(row) for _, text in shape] for row in found["methods"])]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(shape))]
-    return ["  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    head, rows = main_table(found)
+    shown = [at for at, title in enumerate(head) if title not in ("becomes", "training, s")]
+    return aligned([[line[at] for at in shown] for line in (head, *rows)], figures=False)

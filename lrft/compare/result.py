@@ -11,7 +11,7 @@ from lrft.compare.budget import Choice
 from lrft.compare.file import Comparison
 from lrft.compare.jobs import Job, last_words
 from lrft.compare.variants import Point, Variant, shown
-from lrft.metrics import read_metrics
+from lrft.metrics import of_kind, read_metrics, values
 
 Facts = dict[str, Any]
 FAR = 0.1
@@ -132,10 +132,10 @@ def _cost(jobs: Sequence[Job]) -> Facts:
     """Medians and peaks over the steps of all seeds; seconds of the steps of one run, in the mean."""
     speeds, memory, seconds = [], [], []
     for job in jobs:
-        steps = [r for r in read_metrics(job.folder / "metrics.jsonl")[0] if r.get("kind") == "step"]
-        speeds += [r["tokens_per_second"] for r in steps if r.get("tokens_per_second") is not None]
-        memory += [r["memory_gb"] for r in steps if r.get("memory_gb") is not None]
-        seconds.append(sum(r.get("seconds") or 0.0 for r in steps))
+        steps = of_kind(read_metrics(job.folder / "metrics.jsonl")[0], "step")
+        speeds += values(steps, "tokens_per_second")
+        memory += values(steps, "memory_gb")
+        seconds.append(sum(values(steps, "seconds")))
     together = max((job.record.get("jobs", 1) for job in jobs), default=None)
     return {
         "tokens_per_second": statistics.median(speeds) if speeds else None,
