@@ -1,0 +1,35 @@
+"""scripts/claims: the page; `base`: the base and the data; `run`: comparisons too."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from claiming import pairs, running
+from claiming.claims import CLAIMS
+from claiming.page import page
+from lrft import files
+
+KEPT, WRITTEN = Path("docs/claims.json"), Path("docs/claims.md")
+
+
+def main() -> None:
+    names = [claim.name for claim in CLAIMS]
+    parser = argparse.ArgumentParser(prog="scripts/claims", description="Claims of papers, tried on a small model.")
+    parser.add_argument("action", nargs="?", choices=["base", "run"], help="nothing: write docs/claims.md")
+    parser.add_argument("claims", nargs="*", metavar="CLAIM", help=f"of run: {', '.join(names)}; all by default")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.claims if name not in names or asked.action != "run"]:
+        parser.error(f"{unknown[0]} is not a claim of `run`; there are {', '.join(names)}")
+    if asked.action:
+        pairs.make()
+    if asked.action == "run":
+        for claim in CLAIMS:
+            if claim.name in (asked.claims or names):
+                found = running.run(claim.name, digits=claim.digits)
+                files.write_json(KEPT, {**(files.read_json(KEPT) if KEPT.is_file() else {}), claim.name: found})
+    files.write_text(WRITTEN, page(files.read_json(KEPT)))
+
+
+if __name__ == "__main__":
+    main()

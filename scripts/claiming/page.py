@@ -1,0 +1,120 @@
+"""docs/claims.md, made of docs/claims.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from claiming.claims import CLAIMS, Claim, Facts
+from lrft.compare import columns
+from lrft.text import duration
+
+TOP = """\
+# Claims of papers, tried
+
+What papers say of their methods, and whether it shows on a model that one CPU core trains in half a minute: a Llama of
+two blocks and width 256, which is given 256 random pairs to memorise. `scripts/claims` makes this page; the rules stand
+in [scripts/claiming/claims.py](../scripts/claiming/claims.py), the figures in [claims.json](claims.json), the recipes
+in [recipes/claims](../recipes/claims).
+
+**A claim that shows here holds for this model and this task; one that does not may well hold for the paper's.** None of
+the papers' own experiments is repeated: theirs are of pretrained models up to thousands of times as large.
+"""
+
+SETTING = """\
+## The setting
+
+- A pair is two random version-4 UUIDs without hyphens: 32 hex digits each. The key and a colon are the prompt, the
+  value is the answer; the loss is that of the answer and its end token. The tokenizer has the 256 pairs of hex digits,
+  a colon and two marks.
+- The base (1.7 million weights) was trained from random weights on 128 *other* pairs by
+  `lrft train recipes/claims/base.yaml` and `lrft merge`: all linear layers and the head in full, 150 steps; it answers
+  them all. Its embedding stays random: method `full` trains linear layers. The papers begin with pretrained models.
+- Adapters lie beside all linear layers of the blocks, not beside the head. AdamW without decay, 32 pairs a step, the
+  learning rate falls in a line after a tenth of warm-up, float32.
+- The loss is measured on the pairs that are trained: the question is how much is remembered, not what is understood.
+  The learning rate is chosen by the same loss, and by its mean over seeds: one seed that breaks away rules a rate out.
+- Seeds change the order of the pairs and the start of the adapter. Base and pairs are the same for all.
+- Of random digits, 9.8 % are guessed right: one in sixteen, but for those that say the version and the variant.
+
+```bash
+scripts/claims run               # the base, then every comparison, the answers, docs/claims.json and this page
+scripts/claims run mora          # one of them; a comparison that was broken off goes on
+scripts/claims                   # this page alone, from docs/claims.json
+```
+"""
+
+
+def page(kept: Mapping[str, Facts]) -> str:
+    """The whole page. kept: by the name of a claim; claims that were not tried are left out."""
+    tried = [claim for claim in CLAIMS if claim.name in kept]
+    parts = [TOP, summary(tried, kept), *(section(claim, kept[claim.name]) for claim in tried), SETTING]
+    return "\n".join(parts)
+
+
+def word(claim: Claim, facts: Facts) -> str:
+    return "shows" if claim.judge(facts).shows else "does not show"
+
+
+def summary(tried: Sequence[Claim], kept: Mapping[str, Facts]) -> str:
+    rows = [[f"[{c.title}](#{anchor(c)})", c.paper, word(c, kept[c.name])] for c in tried]
+    return table(["claim", "paper", "here"], rows)
+
+
+def anchor(claim: Claim) -> str:
+    """As GitHub makes it of a title."""
+    kept = "".join(sign for sign in claim.title.lower() if sign.isalnum() or sign in " -")
+    return kept.replace(" ", "-")
+
+
+def section(claim: Claim, facts: Facts) -> str:
+    verdict = claim.judge(facts)
+    parts = [
+        f"## {claim.title}\n",
+        f"**The paper** ({claim.paper}): {claim.says}\n",
+        f"**The rule:** {claim.rule}\n",
+        f"**Here it {word(claim, facts)}.** By seed ({', '.join(map(str, facts['seeds']))}), {verdict.figures}\n",
+        grid(facts),
+    ]
+    if claim.digits:
+        parts.append(digits(facts))
+    said = [*facts["warnings"], *(f"{one['run']}: {one['said']}" for one in facts["failed"])]
+    if said:
+        parts.append("Said by the comparison:\n\n" + "\n".join(f"- {line}" for line in said) + "\n")
+    parts.append(made(claim, facts))
+    return "\n".join(parts)
+
+
+def grid(facts: Facts) -> str:
+    seeds = [str(seed) for seed in facts["seeds"]]
+    head = ["run", "at", f"{facts['metric']}, mean ± deviation", *(f"seed {seed}" for seed in seeds)]
+    return table(head, [columns.grid_cells(point, seeds) for point in facts["grid"]], words=2)
+
+
+def digits(facts: Facts) -> str:
+    """Of each run at its best point."""
+    rows = []
+    for row in facts["methods"]:
+        found = facts["digits"][row["run"]]
+        mean = sum(found.values()) / len(found)
+        trained = f"{row['trained']:,}"
+        rows.append(
+            [row["run"], trained, columns.point_text(row["best"]), *(f"{100 * x:.1f}" for x in [*found.values(), mean])]
+        )
+    head = ["run", "trained numbers", "best at", *(f"digits right, seed {seed}, %" for seed in facts["seeds"]), "mean"]
+    return table(head, rows, words=1)
+
+
+def made(claim: Claim, facts: Facts) -> str:
+    cost, machine = facts["cost"], facts["machine"]
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "lrft"))
+    return (
+        f"`scripts/claims run {claim.name}`, {facts['date']}: {sum(facts['runs'].values())} runs in "
+        f"{duration(cost['wall_seconds'])}, {cost['cpu_seconds']:,.0f} CPU seconds with merge checks and answers, "
+        f"without the base; {machine['cpu']}, {machine['threads']} thread, beside other work; {versions}.\n"
+    )
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], words: int = 3) -> str:
+    """words: columns from the left that hold words; the others hold numbers."""
+    marks = ["---" if at < words else "---:" for at in range(len(head))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, marks, *lines]) + "\n"
