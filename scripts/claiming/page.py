@@ -85,9 +85,8 @@ def section(claim: Claim, facts: Facts) -> str:
 
 
 def grid(facts: Facts) -> str:
-    seeds = [str(seed) for seed in facts["seeds"]]
-    head = ["run", "at", f"{facts['metric']}, mean ± deviation", *(f"seed {seed}" for seed in seeds)]
-    return table(head, [columns.grid_cells(point, seeds) for point in facts["grid"]], words=2)
+    (run, _, _, *seeds), rows = columns.grid_table(facts)
+    return table([run, "at", f"{facts['metric']}, mean ± deviation", *seeds], rows, words=2)
 
 
 def digits(facts: Facts) -> str:
