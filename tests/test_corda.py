@@ -190,13 +190,21 @@ def test_a_rank_lowered_after_the_look_keeps_the_end_that_was_asked_for(mode: st
     assert torch.equal(adapter.tensors()["B"], seen["B"][:, chosen])
 
 
+def test_ranks_are_settled_before_anything_is_decomposed() -> None:
+    words = {"method": ["corda", "lamda++"], "rank": 4}
+    attached = lrft.attach(tiny.make("llama"), words, batches=test_eva.batches())
+    ranks = {site.rank for site in attached.sites}
+    assert max(ranks) > 4
+    for name, adapter in attached.modules.items():
+        assert adapter.tensors()["A"].shape[0] == adapter.site.rank, name
+        assert adapter.tensors()["A"].abs().amin(dim=1).max() > 0
+
+
 def test_what_cannot_be_decomposed_is_said() -> None:
     with pytest.raises(ValueError, match="a: its inputs are zero or not finite"):
         product(Corda(), weight(5, 6), torch.zeros(9, 6, dtype=DOUBLE), 2)
     with pytest.raises(RecipeError, match=r"rank 25 where 24 directions .* lower the rank"):
         lrft.attach(tiny.make("llama"), {"method": "corda", "rank": 25}, batches=test_eva.batches())
-    with pytest.raises(RecipeError, match=r"rank 5 where 4 directions .* leave out the entry that raised it"):
-        lrft.attach(tiny.make("llama"), {"method": ["corda", "lamda++"], "rank": 4}, batches=test_eva.batches())
     with pytest.raises(RecipeError, match="both set the start"):
         lrft.attach(tiny.make("llama"), {"method": ["corda", "pissa"]}, batches=test_eva.batches())
     with pytest.raises(RecipeError, match=r"corda needs adapter.dropout: 0"):

@@ -98,7 +98,7 @@ class Corda(Part):
         if rank > len(A):
             raise ValueError(
                 f"corda: rank {rank} where {len(A)} directions of a layer {tuple(W0.shape)} were decomposed: "
-                "lower the rank, or leave out the entry that raised it"
+                "lower the rank"
             )
         kept = slice(rank) if self.mode == "ipm" else slice(len(A) - rank, None)
         adapter.A.copy_(A[kept] * root)
