@@ -179,6 +179,18 @@ def target_modules(attached: Attached) -> list[str]:
     return sorted(names if any(n.rsplit(".", 1)[-1] in words for n in others) else words)
 
 
+def adapter_of(source: Path) -> Path:
+    """The adapter folder meant by a run folder (its best) or an adapter folder. Raises UsageError."""
+    if (source / "lrft.json").is_file():
+        return source
+    for name in ("best", "last"):
+        if (source / name / "lrft.json").is_file():
+            return source / name
+    if (source / "run.json").is_file():
+        raise UsageError(f"{source} is a run without a checkpoint yet")
+    raise UsageError(f"{source} is neither a run nor an adapter folder")
+
+
 def read_adapter(folder: str | Path) -> SavedAdapter:
     """Read and check an adapter folder. Raises UsageError when it is none, CheckFailed when it is damaged."""
     folder = Path(folder)

@@ -1,4 +1,4 @@
-"""The command line. No logic here, and nothing heavy imported before a command needs it."""
+"""The command line: what can be said, and who does it. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lrft import __version__
+from lrft import __version__, failures
 from lrft.errors import LrftError, MemoryExhausted, UsageError, exit_code
 
 app = typer.Typer(
@@ -71,38 +71,21 @@ def train(
         raise UsageError("--resume and --dry-run exclude each other", "With --fresh a dry run moves nothing aside.")
     loaded = read_recipe(recipe, overrides)
     refuse_missing(loaded)
-    from lrft import launch
-
-    launch.refuse_foreign()
-    launch.adopt_slurm()
-    if launch.is_launched():
-        if devices is not None:
-            raise UsageError("--devices: a launcher has started this process as one of several", "Leave --devices out.")
-        processes = [launch.this_process()] if dry_run else []
-    else:
-        with loading():
-            gpus = launch.gpus()
-        count = devices or max(1, gpus)
-        if dry_run:
-            processes = launch.planned(count, gpu=gpus >= count)
-        elif count > 1:
-            flags = {"--fresh": fresh, "--accept-changes": accept_changes, "--quiet": quiet}
-            more = [*([f"--resume={resume}"] if resume else []), *(flag for flag, given in flags.items() if given)]
-            code = launch.run_on(count, ["train", str(recipe), *(overrides or []), *more], gpu=gpus >= count)
-            raise typer.Exit(code)
-    if dry_run:
-        with loading():
-            from lrft.dryrun import dry_run as tell
-
-        with as_written(loaded):
-            tell(loaded, processes, fresh=fresh)
-        return
-    with loading():
-        from lrft.train import Options
-        from lrft.train import train as run
+    from lrft.starting import start
 
     with as_written(loaded):
-        run(loaded, Options(resume, fresh, accept_changes, quiet, source=None if recipe.is_dir() else recipe))
+        code = start(
+            loaded,
+            recipe,
+            overrides or [],
+            resume=resume,
+            fresh=fresh,
+            accept_changes=accept_changes,
+            quiet=quiet,
+            devices=devices,
+            dry_run=dry_run,
+        )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -228,7 +211,7 @@ def evaluate(
 ) -> None:
     """Token-exact loss and perplexity, and exact match of greedy answers."""
     with loading():
-        from lrft.commands import evaluate_target as run
+        from lrft.evaluation import evaluate_target as run
 
     run(
         target,
@@ -453,7 +436,7 @@ def run_command(arguments: list[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except LrftError as error:
-        tell(error)
+        failures.tell(error)
         return exit_code(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -463,45 +446,10 @@ def run_command(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if memory_ran_out(error):
+        if failures.is_lack_of_memory(error):
             print(
                 f"out of memory: {(str(error).splitlines() or ['nothing more can be allocated'])[0]}", file=sys.stderr
             )
             return MemoryExhausted.exit_code
-        return unexpected(error)
+        return failures.unexpected(error)
     return 0
-
-
-def tell(error: LrftError) -> None:
-    """Say what went wrong: once for all processes where each finds the same mistake, else with the process's number."""
-    rank = int(os.environ.get("RANK", "0"))
-    if rank and error.exit_code in (2, 3):
-        return
-    say("\n".join([*([f"process {rank + 1}:"] if rank else []), *error.lines()]))
-
-
-def memory_ran_out(error: Exception) -> bool:
-    """Whether Python or torch (which need not be loaded for this) says that no memory is left."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
-def unexpected(error: Exception) -> int:
-    """A bug of lrft: the traceback, on the screen and in a file."""
-    import tempfile
-    import traceback
-
-    text = "".join(traceback.format_exception(error))
-    handle, name = tempfile.mkstemp(prefix="lrft-", suffix=".txt")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    say(text)
-    say(f"unexpected failure: {type(error).__name__}. The traceback is in {name}; please report it.")
-    return 1
-
-
-def say(text: str) -> None:
-    """To the standard error. Names of files and rows of data may hold escape sequences: they are written out."""
-    from lrft.text import visible
-
-    for line in text.split("\n"):
-        print(visible(line), file=sys.stderr)

@@ -59,14 +59,7 @@ def sharing(recipe: Recipe, source: Path, process: Process) -> int:
     wanted, weights = recipe.distributed.strategy, 0
     memory = machine.gpu_memory(torch.device("cuda" if process.device.startswith("cuda") else "cpu"))
     if wanted == "auto" and memory is not None:
-        compute = machine.computation(recipe.training.precision)
-        frozen = machine.DTYPES[machine.frozen_dtype(recipe.model.precision, compute)]
-        with base.imagined(
-            source,
-            dtype=frozen,
-            quantization=recipe.model.quantization,
-            trust_remote_code=recipe.model.trust_remote_code,
-        ) as model:
+        with plan.imagined(recipe, source) as model:
             weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if sharding.strategy(wanted, weights, memory) == "ddp":
         return 1

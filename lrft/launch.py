@@ -60,9 +60,11 @@ def adopt_slurm() -> None:
     if is_launched() or tasks < 2 or "SLURM_PROCID" not in os.environ:
         return
     job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    # With --gpus-per-task=1 each task sees one GPU, its own, which is number 0 to it.
+    alone = len([name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]) == 1
     os.environ |= {
         "RANK": os.environ["SLURM_PROCID"],
-        "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
+        "LOCAL_RANK": "0" if alone else os.environ.get("SLURM_LOCALID", "0"),
         "WORLD_SIZE": str(tasks),
         "LOCAL_WORLD_SIZE": str(tasks // int(os.environ.get("SLURM_NNODES", "1"))),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,9 @@ def make_plan(
     machine.make_accelerator(compute)
     speed = speed_here(active)
     process = resident() if not torch.cuda.is_available() else 0
-    frozen = machine.DTYPES[machine.frozen_dtype(recipe.model.precision, compute)]
     schedule = schedule_of(recipe, prepared.train)
     composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
-    with base.imagined(
-        source,
-        dtype=frozen,
-        quantization=recipe.model.quantization,
-        trust_remote_code=recipe.model.trust_remote_code,
-    ) as model:
+    with imagined(recipe, source) as model:
         parameters = count(model)
         within = sharding.within_blocks(model)
         outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
@@ -184,6 +179,17 @@ def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
         )
     every = "fsdp over all"
     return (every, f"{why}, shard_over: all") if over == "all" and every in names else (kind, why)
+
+
+def imagined(recipe: Recipe, source: Path) -> AbstractContextManager[Any]:
+    """The recipe's base in `source`, of fake tensors, in the number format in which it would be frozen."""
+    compute = machine.computation(recipe.training.precision)
+    return base.imagined(
+        source,
+        dtype=machine.DTYPES[machine.frozen_dtype(recipe.model.precision, compute)],
+        quantization=recipe.model.quantization,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
 
 
 def rows_of_a_pass(recipe: Recipe, devices: int) -> int:

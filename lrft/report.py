@@ -29,6 +29,7 @@ BAR_WIDTH = 60
 SMOOTHING = 0.9  # weight of the past in the smoothed loss of the live block
 RECENT = 51  # steps in the moving median that predicts the time left
 REDRAW_SECONDS = 0.1
+PROGRESS_SECONDS = 5.0  # between two plain lines about other work than steps
 
 
 class Progress:

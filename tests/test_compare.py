@@ -290,8 +290,8 @@ def test_what_fails_is_told_and_stops_nothing_else(tmp_path: Path) -> None:
 LONG = RECIPE + "runs: [lora, lora-fa]\nseeds: [1]\noutput_dir: out\n"
 
 
-@pytest.mark.slow
-def test_a_signal_saves_every_run_and_the_next_call_goes_on(tmp_path: Path) -> None:
+def under_way(tmp_path: Path) -> tuple[Path, subprocess.Popen[str], list[Path]]:
+    """The folder of a comparison whose two runs of 150 steps are being trained, its process, and their folders."""
     root = make(tmp_path, LONG.replace("evaluation", "training: {max_steps: 150, epochs: 999}, evaluation"))
     process = start(root, "--jobs", "2")
     folders = [root / f"out/runs/{name}/seed-1" for name in ("lora", "lora-fa")]
@@ -300,6 +300,12 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(tmp_path: Path) -> N
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
+    return root, process, folders
+
+
+@pytest.mark.slow
+def test_a_signal_saves_every_run_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    root, process, folders = under_way(tmp_path)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
@@ -323,13 +329,7 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_runs_whose_comparison_was_killed_save_and_leave(tmp_path: Path) -> None:
-    root = make(tmp_path, LONG.replace("evaluation", "training: {max_steps: 150, epochs: 999}, evaluation"))
-    process = start(root, "--jobs", "2")
-    folders = [root / f"out/runs/{name}/seed-1" for name in ("lora", "lora-fa")]
-    until = time.monotonic() + 120
-    while not all((folder / "metrics.jsonl").is_file() for folder in folders):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    root, process, folders = under_way(tmp_path)
     process.kill()
     process.communicate()
     for folder in folders:

@@ -195,6 +195,10 @@ def test_the_rank_of_slurm_is_taken_over_where_nobody_else_has_spoken(monkeypatc
             "MASTER_ADDR": "10.0.0.7",
         }
         assert (os.environ["MASTER_PORT"], os.environ["LOCAL_WORLD_SIZE"]) == ("32345", "4")
+        del os.environ["RANK"]
+        os.environ["CUDA_VISIBLE_DEVICES"] = "1"
+        launch.adopt_slurm()
+        assert os.environ["LOCAL_RANK"] == "0", "a task that sees one GPU calls it 0"
         os.environ["RANK"] = "0"
         launch.adopt_slurm()
         assert os.environ["RANK"] == "0", "another launcher's word stands"

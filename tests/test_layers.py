@@ -21,7 +21,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 TIERS = (
     "errors",
     "files text loss schedule signals watchdog scale",
-    "launch catalog metrics machine optim tensorfile runfolder page",
+    "failures launch catalog metrics machine optim tensorfile runfolder page",
     "figures runfacts",
     "charts",
     "recipe methodlist combinations",
@@ -40,7 +40,7 @@ TIERS = (
     "setup",
     "train dryrun",
     "selfcheck",
-    "commands compare",
+    "starting commands evaluation compare",
     "__init__",
     "cli",
     "__main__",

@@ -113,11 +113,11 @@ def test_the_evaluated_loss_is_that_of_the_mean_of_probabilities_and_no_more_tha
 
 def evaluated(run: Path, path: Path) -> dict[str, Any]:
     """`lrft eval` in both layouts, in its parts."""
-    from lrft import commands
+    from lrft import evaluation
     from lrft.layout import find_layout
 
-    model, tokenizer, section, folder = commands.load_target(str(run), None)
-    rows, _ = commands.rows_for(str(run), path, section, tokenizer, folder, 256)
+    model, tokenizer, section, folder = evaluation.load_target(str(run), None)
+    rows, _ = evaluation.rows_for(str(run), path, section, tokenizer, folder, 256)
     results = []
     for packing in (True, False):
         found = find_layout(model, rows, packing=packing, compute="fp32")

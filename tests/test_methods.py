@@ -354,9 +354,14 @@ def test_over_a_half_precision_base_adapters_are_float32_and_outputs_keep_the_dt
 @EVERY_CASE
 def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
     """Trust 27."""
+    compare_checkpointed(lambda: tiny.make("llama"), case)
+
+
+def compare_checkpointed(make: Callable[[], Any], case: str) -> None:
+    """Gradients of a case's adapters over `make()`, by strength of checkpointing."""
     gradients = []
     for kind in ("none", "light", "medium", "full"):
-        model, ids = tiny.make("llama").train(), tiny.tokens()
+        model, ids = make().train(), tiny.tokens()
         attached = attach(model, case)
         late(attached)
         if kind != "none":

@@ -14,7 +14,7 @@ import runs
 import tiny
 import torch
 from runs import Place
-from test_methods import CASES, attach, composed, late
+from test_methods import CASES, attach, compare_checkpointed, composed, late
 from torch import Tensor, nn
 
 import lrft
@@ -304,18 +304,7 @@ def test_gradients_reach_every_trained_tensor_by_the_second_step(case: str, fold
 @pytest.mark.parametrize("case", ["lora", "pissa", "dora", "bone", "hra", "lorma-pi-inputs", "lora-ensemble", "goat"])
 @pytest.mark.parametrize("kind", ["fp4", "int8"])
 def test_gradient_checkpointing_changes_no_gradient(case: str, kind: str, folders: dict[str, Path]) -> None:
-    gradients = []
-    for again in ("none", "light", "medium", "full"):
-        model, ids = load(folders["llama"], kind).train(), tiny.tokens()
-        attached = attach(model, case)
-        late(attached)
-        if again != "none":
-            checkpointing.checkpoint(model, again)
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        gradients.append({name: p.grad for name, p in attached.trained().items()})
-    for name, plain in gradients[0].items():
-        for others in gradients[1:]:
-            assert torch.allclose(plain, others[name], rtol=1e-5, atol=1e-6), name
+    compare_checkpointed(lambda: load(folders["llama"], kind), case)
 
 
 def test_light_checkpointing_plays_back_the_products_of_quantised_layers(

@@ -47,6 +47,7 @@ def warm() -> None:
     "".encode("utf-8-sig")  # a codec that another user may not be able to load later
     import lrft.cli
     import lrft.commands
+    import lrft.evaluation
     import lrft.train  # noqa: F401
 
     torch.set_num_threads(1)
