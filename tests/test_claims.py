@@ -13,8 +13,9 @@ from typing import Any
 import claiming
 import pytest
 from claiming import pairs, running
-from claiming.claims import CLAIMS, Claim
+from claiming.claim import Claim, Measure
 from claiming.page import anchor, page
+from claiming.papers import CLAIMS, mora
 from transformers import AutoConfig, AutoTokenizer
 
 import lrft
@@ -25,7 +26,7 @@ from lrft.compare.file import read
 
 ROOT = Path(claiming.__file__).parents[2]
 FILES = ROOT / "recipes" / "claims"
-KEPT = files.read_json(ROOT / "docs" / "claims.json")
+KEPT = {path.stem: files.read_json(path) for path in (ROOT / "docs" / "claims").iterdir()}
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 NAMES = list(BY_NAME)
 
@@ -111,7 +112,7 @@ def test_two_digits_are_one_token(tmp_path: Path) -> None:
 
 def test_digits_are_counted_in_their_places() -> None:
     def share(expected: str, answer: str) -> float:
-        return running.right_digits([{"expected": expected, "answer": answer}])
+        return mora.right_digits([{"expected": expected, "answer": answer}])
 
     assert share("0123", "0123") == 1
     assert share("0123", "3210") == 0
@@ -119,7 +120,7 @@ def test_digits_are_counted_in_their_places() -> None:
     assert share("0123", "01") == share("0123", "01ff") == 0.5, "what is missing is wrong"
     assert share("0123", "") == 0
     assert share("0123", "01234567") == 1, "what comes after is not asked for"
-    assert running.right_digits([{"expected": "ab", "answer": "ab"}, {"expected": "cd", "answer": "ef"}]) == 0.5
+    assert mora.right_digits([{"expected": "ab", "answer": "ab"}, {"expected": "cd", "answer": "ef"}]) == 0.5
 
 
 # --- judgements ---
@@ -149,7 +150,7 @@ def test_more_digits() -> None:
     def shows(lora: list[float], mora: list[float]) -> bool:
         both = {"lora": lora, "mora": mora}
         right = {who: {str(n): share for n, share in enumerate(those)} for who, those in both.items()}
-        return BY_NAME["mora"].judge({"baseline": "lora", "digits": right}).shows
+        return BY_NAME["mora"].judge({"baseline": "lora", "measured": {"digits": right}}).shows
 
     assert shows([0.6, 0.5], [0.9, 0.63])
     assert not shows([0.6, 0.5], [0.9, 0.61]), "eleven points on one seed"
@@ -187,7 +188,10 @@ def test_the_page_is_what_the_figures_give() -> None:
     assert (ROOT / "docs" / "claims.md").read_text(encoding="utf-8") == page(KEPT)
 
 
-@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.name in KEPT], ids=lambda claim: claim.name)
+PAIRED = [claim for claim in CLAIMS if claim.name in KEPT and len(KEPT[claim.name]["methods"]) == 2]
+
+
+@pytest.mark.parametrize("claim", PAIRED, ids=lambda claim: claim.name)
 def test_the_page_says_so_where_it_does_not_show(claim: Claim) -> None:
     """What the baseline has and what its rival has are exchanged: what showed shows no more."""
     turned = deepcopy(KEPT[claim.name])
@@ -196,7 +200,8 @@ def test_the_page_says_so_where_it_does_not_show(claim: Claim) -> None:
     names = {base: rival, rival: base}
     for row in [*turned["methods"], *turned["grid"]]:
         row["run"] = names[row["run"]]
-    turned["digits"] = {names[who]: found for who, found in turned["digits"].items()}
+    for name, found in turned["measured"].items():
+        turned["measured"][name] = {names[who]: values for who, values in found.items()}
     pages = [page({claim.name: facts}) for facts in (turned, KEPT[claim.name])]
     verdicts = [re.findall(r"\*\*Here it (.*?)\.\*\*", text) for text in pages]
     shows = claim.judge(KEPT[claim.name]).shows
@@ -238,12 +243,15 @@ def test_a_claim_is_run_and_kept(place: Path) -> None:
         f"recipe: {{extends: {FILES / 'pairs.yaml'}, training: {{max_steps: 1, warmup_steps: 0}}}}\n"
         "runs: [lora, pissa]\nseeds: [7]\noutput_dir: runs/claims/tiny\n",
     )
-    first = running.run("tiny", digits=True)
-    assert first["digits"].keys() == {"lora", "pissa"}
-    assert all(0 <= found["7"] < 0.5 for found in first["digits"].values()), "a base that knows nothing"
+    first = running.run("tiny", [*mora.CLAIM.measures, Measure("theirs", "", lambda _, base: len(base))])
+    assert first["measured"].keys() == {"digits", "theirs"}
+    assert first["measured"]["digits"].keys() == {"lora", "pissa"}
+    assert all(0 <= found["7"] < 0.5 for found in first["measured"]["digits"].values()), "a base that knows nothing"
+    theirs = first["measured"]["theirs"]
+    assert theirs["lora"] == theirs["pissa"], "each is given the baseline's folder"
     assert first["runs"] == {"finished": 2}
     assert first["machine"]["torch"]
-    again = running.run("tiny", digits=False)
+    again = running.run("tiny", [])
     assert again["methods"] == first["methods"]
-    assert again["digits"] == {}
+    assert again["measured"] == {}
     assert again["cost"]["cpu_seconds"] > first["cost"]["cpu_seconds"] > 1

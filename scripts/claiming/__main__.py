@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from claiming import pairs, running
-from claiming.claims import CLAIMS
 from claiming.page import page
+from claiming.papers import CLAIMS
 from lrft import files
 
-KEPT, WRITTEN = Path("docs/claims.json"), Path("docs/claims.md")
+WRITTEN = Path("docs/claims.md")
 
 
 def main() -> None:
@@ -26,9 +26,8 @@ def main() -> None:
     if asked.action == "run":
         for claim in CLAIMS:
             if claim.name in (asked.claims or names):
-                found = running.run(claim.name, digits=claim.digits)
-                files.write_json(KEPT, {**(files.read_json(KEPT) if KEPT.is_file() else {}), claim.name: found})
-    files.write_text(WRITTEN, page(files.read_json(KEPT)))
+                files.write_json(running.kept_at(claim.name), running.run(claim.name, claim.measures))
+    files.write_text(WRITTEN, page(running.kept()))
 
 
 if __name__ == "__main__":

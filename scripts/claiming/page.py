@@ -1,10 +1,11 @@
-"""docs/claims.md, made of docs/claims.json."""
+"""docs/claims.md, made of the files in docs/claims."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from claiming.claims import CLAIMS, Claim, Facts
+from claiming.claim import Claim, Facts
+from claiming.papers import CLAIMS
 from lrft.compare import columns
 from lrft.text import duration
 
@@ -13,8 +14,8 @@ TOP = """\
 
 What papers say of their methods, and whether it shows on a model that one CPU core trains in half a minute: a Llama of
 two blocks and width 256, which is given 256 random pairs to memorise. `scripts/claims` makes this page; the rules stand
-in [scripts/claiming/claims.py](../scripts/claiming/claims.py), the figures in [claims.json](claims.json), the recipes
-in [recipes/claims](../recipes/claims).
+in [scripts/claiming/papers](../scripts/claiming/papers), the figures in [docs/claims](claims), the recipes in
+[recipes/claims](../recipes/claims).
 
 **A claim that shows here holds for this model and this task; one that does not may well hold for the paper's.** None of
 the papers' own experiments is repeated: theirs are of pretrained models up to thousands of times as large.
@@ -37,9 +38,9 @@ SETTING = """\
 - Of random digits, 9.8 % are guessed right: one in sixteen, but for those that say the version and the variant.
 
 ```bash
-scripts/claims run               # the base, then every comparison, the answers, docs/claims.json and this page
+scripts/claims run               # the base, then every comparison, the measures, docs/claims and this page
 scripts/claims run mora          # one of them; a comparison that was broken off goes on
-scripts/claims                   # this page alone, from docs/claims.json
+scripts/claims                   # this page alone, from docs/claims
 ```
 """
 
@@ -75,8 +76,8 @@ def section(claim: Claim, facts: Facts) -> str:
         f"**Here it {word(claim, facts)}.** By seed ({', '.join(map(str, facts['seeds']))}), {verdict.figures}\n",
         grid(facts),
     ]
-    if claim.digits:
-        parts.append(digits(facts))
+    if claim.measures:
+        parts.append(measured(claim, facts))
     said = [*facts["warnings"], *(f"{one['run']}: {one['said']}" for one in facts["failed"])]
     if said:
         parts.append("Said by the comparison:\n\n" + "\n".join(f"- {line}" for line in said) + "\n")
@@ -89,18 +90,18 @@ def grid(facts: Facts) -> str:
     return table([run, "at", f"{facts['metric']}, mean ± deviation", *seeds], rows, words=2)
 
 
-def digits(facts: Facts) -> str:
-    """Of each run at its best point."""
+def measured(claim: Claim, facts: Facts) -> str:
+    """Of each run at its best point: what was asked of it beside the metric."""
     rows = []
     for row in facts["methods"]:
-        found = facts["digits"][row["run"]]
-        mean = sum(found.values()) / len(found)
-        trained = f"{row['trained']:,}"
-        rows.append(
-            [row["run"], trained, columns.point_text(row["best"]), *(f"{100 * x:.1f}" for x in [*found.values(), mean])]
-        )
-    head = ["run", "trained numbers", "best at", *(f"digits right, seed {seed}, %" for seed in facts["seeds"]), "mean"]
-    return table(head, rows, words=1)
+        about = [row["run"], f"{row['trained']:,}", columns.point_text(row["best"])]
+        for measure in claim.measures:
+            found = list(facts["measured"][measure.name][row["run"]].values())
+            mean = f"{sum(found) / len(found):{measure.form}}"
+            about.append(f"{mean} ({', '.join(f'{value:{measure.form}}' for value in found)})")
+        rows.append(about)
+    titles = [f"{measure.title}, mean (by seed)" for measure in claim.measures]
+    return table(["run", "trained numbers", "best at", *titles], rows)
 
 
 def made(claim: Claim, facts: Facts) -> str:
@@ -108,7 +109,7 @@ def made(claim: Claim, facts: Facts) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "lrft"))
     return (
         f"`scripts/claims run {claim.name}`, {facts['date']}: {sum(facts['runs'].values())} runs in "
-        f"{duration(cost['wall_seconds'])}, {cost['cpu_seconds']:,.0f} CPU seconds with merge checks and answers, "
+        f"{duration(cost['wall_seconds'])}, {cost['cpu_seconds']:,.0f} CPU seconds with merge checks and measures, "
         f"without the base; {machine['cpu']}, {machine['threads']} thread, beside other work; {versions}.\n"
     )
 

@@ -1,9 +1,8 @@
-"""`lrft compare` of one claim, and what docs/claims.json keeps of it."""
+"""`lrft compare` of one claim, and what docs/claims keeps of it."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import resource
 import subprocess
 import sys
@@ -13,39 +12,51 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from claiming import pairs
+from claiming.claim import Measure
 from lrft import files
 
-RECIPES, RUNS = Path("recipes/claims"), Path("runs/claims")
+RECIPES, RUNS, KEPT = Path("recipes/claims"), Path("runs/claims"), Path("docs/claims")
 OF_COMPARISON = ("metric", "baseline", "budget", "seeds", "runs", "grid", "failed", "warnings")
 OF_METHOD = ("run", "methods", "rank", "trained", "best", "values", "mean", "spread", "difference", "low", "high")
 
 Facts = dict[str, Any]
 
 
-def run(name: str, *, digits: bool) -> Facts:
-    """Train what is not trained yet, and return what is to be kept. Raises CalledProcessError when a command fails.
+def kept_at(name: str) -> Path:
+    return KEPT / f"{name}.json"
 
-    digits: whether the best runs answer all prompts too.
-    """
+
+def kept() -> dict[str, Facts]:
+    """What is kept of all claims that were tried, by name."""
+    return {path.stem: files.read_json(path) for path in sorted(KEPT.glob("*.json"))}
+
+
+def run(name: str, measures: Sequence[Measure]) -> Facts:
+    """Train what is not trained yet, and return what is to be kept. Raises CalledProcessError when a command fails."""
     with counted(RUNS / name / "cost.json"):
         subprocess.run([sys.executable, "-m", "lrft", "compare", str(RECIPES / f"{name}.yaml")], check=True)
         compared = files.read_json(RUNS / name / "compare.json")
-        right = {
-            row["run"]: {
-                str(seed): share_of_digits(folder)
-                for seed, folder in zip(compared["seeds"], row["folders"], strict=True)
-            }
-            for row in compared["methods"]
-            if digits
-        }
+        measured = {measure.name: asked(compared, measure) for measure in measures}
     kept = {key: compared[key] for key in OF_COMPARISON}
     kept["methods"] = [{key: row[key] for key in OF_METHOD} for row in compared["methods"]]
-    kept["digits"] = right
+    kept["measured"] = measured
     kept["cost"] = files.read_json(RUNS / name / "cost.json")
     kept["machine"] = machine(compared["methods"][0]["best_folder"])
     kept["date"] = datetime.date.today().isoformat()
     return kept
+
+
+def asked(compared: Facts, measure: Measure) -> dict[str, dict[str, float]]:
+    """A measure of every run at its best point, by run and seed."""
+    folders = {row["run"]: row["folders"] for row in compared["methods"]}
+    seeds = [str(seed) for seed in compared["seeds"]]
+    return {
+        run: {
+            seed: measure.of(folder, theirs)
+            for seed, folder, theirs in zip(seeds, those, folders[compared["baseline"]], strict=True)
+        }
+        for run, those in folders.items()
+    }
 
 
 @contextmanager
@@ -72,17 +83,3 @@ def machine(folder: str) -> Facts:
     said = files.read_json(Path(folder) / "environment.json")
     versions = {name: said["packages"][name] for name in ("lrft", "torch", "transformers")}
     return {"cpu": said["cpu"], "threads": said["torch"]["threads"], "python": said["python"], **versions}
-
-
-def share_of_digits(folder: str) -> float:
-    """Share of the hex digits that a run's best checkpoint answers right, by greedy generation."""
-    said = pairs.lrft(
-        *("eval", folder, "--json", "--samples", str(pairs.NEW), "--max-new-tokens", "16", "--batch-size", "64")
-    )
-    return right_digits(json.loads(said)["samples"])
-
-
-def right_digits(answers: Sequence[dict[str, str]]) -> float:
-    """Share of the expected digits that stand in their place; what an answer lacks is wrong."""
-    right = sum(a == b for one in answers for a, b in zip(one["expected"], one["answer"], strict=False))
-    return right / sum(len(one["expected"]) for one in answers)
