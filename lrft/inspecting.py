@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lrft import base, merging, spectra
+from lrft import base, intruders, krylov, merging, spectra
 from lrft.checkpoint import read_adapter
 from lrft.core.adapter import Adapter, Delta, Factors, Site
 from lrft.core.linear import as_rows
@@ -34,17 +34,17 @@ DIGITS = 6  # of a written singular value or cosine
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of a matrix, read off: Frobenius norm, ranks, and the KEPT largest values."""
+    """Frobenius norm, stable rank, and the KEPT largest singular values of a matrix."""
 
     norm: float
     stable_rank: float
-    effective_rank: float
     values: list[float]
 
-    @classmethod
-    def of(cls, values: Tensor) -> Spectrum:
-        kept = [digits(value) for value in values[:KEPT].tolist()]
-        return cls(spectra.norm(values), spectra.stable_rank(values), spectra.effective_rank(values), kept)
+
+@dataclass(frozen=True)
+class UpdateSpectrum(Spectrum):
+    effective_rank: float
+    """takes all singular values, which are known of the update alone"""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,13 @@ class ModuleReport:
     rank: int
     """nominal: what the recipe gave the site"""
     used_rank: int
-    update: Spectrum
+    update: UpdateSpectrum
     base: Spectrum
     merged: Spectrum
     cosines: list[float]
-    """of each leading left singular vector of the merged weight: the largest with any of the base's"""
+    """of each leading left singular vector of the merged weight: the largest with any of the base's, from below"""
+    cosines_at_most: list[float]
+    """the same from above: equal, or on the same side of epsilon"""
     intruders: int
 
     @property
@@ -224,9 +226,11 @@ def measured(site: Site, adapter: Adapter, W0: Tensor, top: int, epsilon: float)
     if not finite(weight):
         raise CheckFailed(f"{site.name}: base and adapter together give values that are not finite")
     values = spectra.values_of_product(update) if isinstance(update, Factors) else spectra.singular_values(update)
-    before, base_values = spectra.decomposed(W0.to(device))
-    after, merged_values = spectra.decomposed(weight.to(device))
-    cosines = spectra.cosines(before, after, top)
+    W0, weight = (matrix.to(device, torch.float64) for matrix in (W0, weight))
+    count = max(KEPT, top)
+    before = krylov.leading(W0, count, 0) or spectra.decomposed(W0)
+    after = krylov.leading(weight, count, top) or spectra.decomposed(weight)
+    low, high = intruders.nearest(W0, before, after.vectors[:, :top], epsilon)
     return ModuleReport(
         name=site.name,
         role=site.name.rsplit(".", 1)[-1],
@@ -235,12 +239,18 @@ def measured(site: Site, adapter: Adapter, W0: Tensor, top: int, epsilon: float)
         k=site.k,
         rank=site.rank,
         used_rank=spectra.used_rank(values, rounding),
-        update=Spectrum.of(values),
-        base=Spectrum.of(base_values),
-        merged=Spectrum.of(merged_values),
-        cosines=[digits(cosine) for cosine in cosines.tolist()],
-        intruders=int((cosines < epsilon).sum()),
+        update=UpdateSpectrum(*read_off(spectra.norm(values), values), effective_rank=spectra.effective_rank(values)),
+        base=Spectrum(*read_off(spectra.norm(W0), before.values)),
+        merged=Spectrum(*read_off(spectra.norm(weight), after.values)),
+        cosines=[digits(cosine) for cosine in low.tolist()],
+        cosines_at_most=[digits(cosine) for cosine in high.tolist()],
+        intruders=int((high < epsilon).sum()),
     )
+
+
+def read_off(norm: float, values: Tensor) -> tuple[float, float, list[float]]:
+    """What a Spectrum holds of a matrix of this norm with these leading singular values."""
+    return norm, spectra.stable_rank(norm, values[0].item()), [digits(value) for value in values[:KEPT].tolist()]
 
 
 def changed(adapter: Adapter, W0: Tensor) -> tuple[Tensor, Tensor | Factors, float]:

@@ -6,6 +6,8 @@ that are near none of the base's.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,19 +19,28 @@ USED = 0.01  # of the largest singular value: an update's smaller ones are not c
 NOTHING = 1e-7  # of the largest singular value: below it a Gram matrix in float64 cannot tell a direction from none
 
 
-def decomposed(W: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors U (d, n) and all min(d, k) singular values of W (d, k), descending.
+@dataclass(frozen=True)
+class Decomposition:
+    """Left singular vectors (d, n) and singular values of a weight, descending.
 
-    The n vectors are those of the values that are not zero: where a weight does nothing it has no direction of its own.
-    From the Gram matrix of the smaller side, a fifth of the work of a full decomposition.
+    Complete: all min(d, k) values, and the vectors of those that are not zero: where a weight does nothing it has no
+    direction of its own. Else the leading values, and the vectors of those of them whose vectors are known exactly.
     """
+
+    vectors: Tensor
+    values: Tensor
+    complete: bool
+
+
+def decomposed(W: Tensor) -> Decomposition:
+    """Complete, of W (d, k). From the Gram matrix of the smaller side, a fifth of the work of a full SVD."""
     W = W.double()
     d, k = W.shape
     squares, vectors = torch.linalg.eigh(W @ W.T if d <= k else W.T @ W)
     values = squares.flip(0).clamp_min(0).sqrt()
     kept = int((values > NOTHING * values[0]).sum())
     vectors = vectors.flip(1)[:, :kept]
-    return (vectors if d <= k else torch.nn.functional.normalize(W @ vectors, dim=0)), values
+    return Decomposition(vectors if d <= k else torch.nn.functional.normalize(W @ vectors, dim=0), values, True)
 
 
 def singular_values(W: Tensor) -> Tensor:
@@ -51,9 +62,9 @@ def norm(values: Tensor) -> float:
     return torch.linalg.vector_norm(values).item()
 
 
-def stable_rank(values: Tensor) -> float:
-    """||W||_F^2 / ||W||_2^2; 0 for a matrix of zeros."""
-    return (norm(values) / values[0].item()) ** 2 if values[0] > 0 else 0.0
+def stable_rank(norm: float, largest: float) -> float:
+    """||W||_F^2 / ||W||_2^2, of the Frobenius norm and the largest singular value; 0 for a matrix of zeros."""
+    return (norm / largest) ** 2 if largest > 0 else 0.0
 
 
 def effective_rank(values: Tensor) -> float:
@@ -69,9 +80,8 @@ def used_rank(values: Tensor, noise: float = 0.0) -> int:
     return int((values > max(USED * values[0].item(), noise)).sum())
 
 
-def cosines(base: Tensor, changed: Tensor, top: int) -> Tensor:
-    """Of each of the first `top` columns of `changed` (d, m): the largest |cosine| with a column of `base` (d, n)."""
-    leading = changed[:, :top]
+def cosines(base: Tensor, changed: Tensor) -> Tensor:
+    """Of each column of `changed` (d, m): the largest |cosine| with a column of `base` (d, n)."""
     if not base.shape[1]:
-        return leading.new_zeros(leading.shape[1])
-    return (base.T @ leading).abs().amax(dim=0)
+        return changed.new_zeros(changed.shape[1])
+    return (base.T @ changed).abs().amax(dim=0)

@@ -28,7 +28,7 @@ TIERS = (
     "core",
     "data base documents starter report",
     "methods summary diagnostics runreport reportpage spectra",
-    "checkpoint",
+    "checkpoint krylov intruders",
     "evaluate pieces peftfolder",
     "merging verify checks layout footprint sharding",
     "inspecting",
