@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from claiming.papers import alignment, lora_plus, lora_pro, mora, olora, pissa, rslora
+from claiming.papers import (
+    accumulated_rank,
+    alignment,
+    dylora,
+    forgetting,
+    galore_memory,
+    intruders,
+    lora_plus,
+    lora_pro,
+    mora,
+    olora,
+    pissa,
+    rslora,
+)
 
 CLAIMS = (
     mora.CLAIM,
@@ -12,4 +25,9 @@ CLAIMS = (
     alignment.CLAIM,
     lora_plus.CLAIM,
     lora_pro.CLAIM,
+    dylora.CLAIM,
+    accumulated_rank.CLAIM,
+    galore_memory.CLAIM,
+    forgetting.CLAIM,
+    intruders.CLAIM,
 )
