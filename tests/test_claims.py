@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import claiming
+import keeping
 import pytest
 from claiming import pairs, running
 from claiming.claim import Claim, Measure
@@ -225,11 +226,11 @@ def test_links_go_to_titles() -> None:
 def test_the_cost_of_all_calls_is_added_up_and_of_those_that_fail(tmp_path: Path) -> None:
     cost = tmp_path / "new" / "cost.json"
     busy = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass\nraise SystemExit(3)"]
-    with pytest.raises(subprocess.CalledProcessError), running.counted(cost):
+    with pytest.raises(subprocess.CalledProcessError), keeping.counted(cost):
         subprocess.run(busy, check=True)
     first = files.read_json(cost)
     assert 0.4 <= first["cpu_seconds"] <= first["wall_seconds"] + 0.1
-    with running.counted(cost):
+    with keeping.counted(cost):
         subprocess.run(busy, check=False)
     assert files.read_json(cost)["cpu_seconds"] >= first["cpu_seconds"] + 0.4
 

@@ -37,7 +37,7 @@ def trained(method: object, rank: int) -> int:
     return sum(p.numel() for p in handle.trained().values())
 
 
-@pytest.mark.parametrize("name", ["lora-fa", "mora", "hra", "lotr", "singlora", "edora"])
+@pytest.mark.parametrize("name", ["lora-fa", "mora", "hra", "lotr", "singlora", "edora", "randlora"])
 def test_the_rank_is_the_nearest_of_all(root: Path, name: str) -> None:
     """Every rank that could be taken, attached to a real model and counted."""
     found = choices(root, f"[lora, {name}]")
@@ -117,12 +117,16 @@ def test_what_does_not_fit_is_told_before_anything_starts(root: Path) -> None:
     st.integers(1, 20),
     st.floats(0.5, 2),
     st.integers(1, 9000),
+    st.booleans(),
 )
-def test_the_search_is_exact(largest: int, slope: int, start: int, step: int, power: float, target: int) -> None:
-    """Against trying every rank: methods that take multiples only, and counts that rise with any power."""
+def test_the_search_is_exact(
+    largest: int, slope: int, start: int, step: int, power: float, target: int, falls: bool
+) -> None:
+    """Against trying every rank: methods that take multiples only, and counts that rise or fall with any power."""
 
     def count(rank: int) -> int | None:
-        return None if rank % step or rank > largest else start + slope * math.floor(rank**power)
+        size = largest**power - rank**power if falls else rank**power
+        return None if rank % step or rank > largest else start + slope * math.floor(size)
 
     every = {rank: known for rank in range(1, largest + 1) if (known := count(rank)) is not None}
     found = nearest_rank(count, target, largest)

@@ -185,6 +185,25 @@ def test_a_method_takes_the_place_of_the_recipes_own(write, run: str) -> None:
     assert recipe_of(comparison, "a").adapter.rank == 4
 
 
+@pytest.mark.parametrize(
+    ("run", "methods"),
+    [
+        ("dora: {adapter.rank: 2}", ["dora"]),
+        ("dora: {adapter: {rank: 2}}", ["dora"]),
+        ("dora: {training.learning_rate: 0.5}", ["dora"]),
+        ("dora: {adapter.method: [dora, pissa]}", ["dora", "pissa"]),
+        ("dora: {adapter: {method: lora}}", ["lora"]),
+        ("dora: {adapter: lora}", ["lora"]),
+        ("dora: {}", ["mora"]),
+        ("mine: {adapter.rank: 2}", ["mora"]),
+    ],
+)
+def test_a_run_with_the_name_of_a_method_trains_it_or_says_another(write, run: str, methods: list[str]) -> None:
+    comparison = read(write(f"recipe: base.yaml\nruns:\n  {run}\nbudget: none\noutput_dir: out\n"))
+    recipe = recipe_of(comparison, comparison.variants[0].name)
+    assert [entry.name for entry in recipe.adapter.method] == methods
+
+
 def test_items_of_lists_are_set_by_number(write) -> None:
     comparison = read(write("recipe: base.yaml\nruns: {a: {data.train.0.limit: 5}}\noutput_dir: out\n"))
     assert [(e.path, e.limit) for e in recipe_of(comparison, "a").data.train] == [("train.jsonl", 5)]

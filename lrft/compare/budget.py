@@ -129,7 +129,8 @@ def _choice(counter: Counter, recipe: Recipe, budget: str, target: int, first: R
 def nearest_rank(count: Count, target: int, largest: int) -> tuple[int, int] | None:
     """The rank from 1 to `largest` whose count is nearest to `target`, the smaller of two, with its count.
 
-    The count must not fall as the rank rises. None when every rank is refused.
+    The count rises with the rank, or falls (randlora: the higher the rank, the fewer bases); where it does neither
+    throughout, a rank close by may be nearer. None when every rank is refused.
     """
     known: dict[int, int | None] = {}
 
@@ -142,9 +143,14 @@ def nearest_rank(count: Count, target: int, largest: int) -> tuple[int, int] | N
         """The first rank from here that the method takes."""
         return next((r for r in range(rank, min(rank + GAP, largest + 1)) if at(r) is not None), None)
 
+    first = upwards(1)
+    second = None if first is None else upwards(first + 1)
+    falls = first is not None and second is not None and (at(second) or 0) < (at(first) or 0)
+
     def enough(rank: int) -> bool:
         taken = upwards(rank)
-        return taken is None or (at(taken) or 0) >= target
+        trained = 0 if taken is None else at(taken) or 0
+        return taken is None or (trained <= target if falls else trained >= target)
 
     low, high = 0, 1  # not enough at low, enough at high
     while high <= largest and not enough(high):

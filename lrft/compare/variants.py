@@ -179,6 +179,9 @@ def _variant(name: str, run: Node, base: Node, grid: Grid, problems: Problems) -
     own = {key: Values(keys[key][1], tuple(node.value)) for key, node in lists.items()}
     try:
         changes = _with_keys(mapping({}, run.place), keys, own)
+        if keys and name in _words() and not _chooses_method(changes):  # a run called mora must not train a LoRA
+            keys = {METHOD: (Node(name, run.place), run.place), **keys}
+            changes = _with_keys(mapping({}, run.place), keys, own)
         if not _leaves_alone(name, changes, grid, problems):
             return None
         tree, adapter = base, base.child("adapter")
@@ -210,9 +213,19 @@ def _keys(name: str, run: Node, problems: Problems) -> dict[str, tuple[Node, Pla
     if not isinstance(run.value, dict):
         problems.add(run.place, f"runs.{name}: expected a method, a list of methods, or a map of the recipe's keys")
         return None
-    if len(run.value) == 1 and next(iter(run.value)) in {*catalog.methods(), *catalog.PRESETS}:
+    if len(run.value) == 1 and next(iter(run.value)) in _words():
         return {METHOD: (run, run.place)}
     return {key: (node, run.keys[key]) for key, node in run.value.items()}
+
+
+def _words() -> set[str]:
+    """What names a method in a recipe."""
+    return {*catalog.methods(), *catalog.PRESETS}
+
+
+def _chooses_method(changes: Node) -> bool:
+    adapter = changes.child("adapter")
+    return adapter is not None and (not isinstance(adapter.value, dict) or adapter.child("method") is not None)
 
 
 def _leaves_alone(name: str, changes: Node, grid: Grid, problems: Problems) -> bool:

@@ -1,0 +1,165 @@
+"""docs/benchmark.md and its picture, made of the files in docs/benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from claiming.page import table
+
+from benchmarking import picture
+from benchmarking.files import OPTIONS, OUTSIDE
+from benchmarking.tasks import TASKS, rows
+from lrft import catalog, files
+from lrft.compare.columns import NOTHING
+from lrft.text import duration
+
+KEPT, WRITTEN, DRAWN = Path("docs/benchmark"), Path("docs/benchmark.md"), Path("docs/benchmark.svg")
+FAR = 0.1
+"""share by which the trained numbers may miss the baseline's without a mark"""
+Facts = Mapping[str, Any]
+
+TOP = """\
+# Every method, the same recipe
+
+Each method of `lrft` on three small tasks, with as many trained numbers as a LoRA of rank 8 on all linear layers,
+each at the best of three learning rates. `scripts/benchmark` makes this page; the comparisons stand in
+[recipes/benchmark](../recipes/benchmark), the figures in [docs/benchmark](benchmark).
+
+**It is no ranking for your data.** The base is a toy, the tasks are toys, there is one seed, and a difference of a few
+hundredths is chance. What it does say: which methods learn at this budget, which need other learning rates, what they
+cost in time. For an answer on your own model and data copy one of the files and run `lrft compare`.
+"""
+
+FOOT = """\
+## The setting
+
+- The base: a Llama of three blocks and width 256 (2.2 million weights), trained from random weights by
+  `lrft train recipes/benchmark/base.yaml` on 12,000 lines of a small closed English (little stories, sums up to 20,
+  lists and what stands where in them), all linear layers and the head in full; its embedding stays random. The
+  tokenizer has a token for each word and each digit.
+- The tasks are drawn by [scripts/benchmarking/tasks.py](../scripts/benchmarking/tasks.py), in the public domain:
+  512 rows to train, 256 others to measure. The base has seen lists and sums, not the questions.
+- 120 steps of 8 rows (not quite twice through), AdamW without decay, the learning rate falls in a line after a tenth of
+  warm-up, float32. The loss is that of the answers' tokens, in nats.
+- Learning rates: 0.001, 0.003, 0.01; methods that train few numbers or damp them get 0.003 to 0.03, those that train
+  the weights themselves 0.0003 to 0.003. A rate at the edge of its list is marked *: a better one may lie beyond.
+- Time is that of the training steps over LoRA's, the median over the tasks, two runs at a time on two cores: it is
+  rough, and a model this small shows overheads that a large one hides.
+
+```bash
+scripts/benchmark run                  # the base, the data, every run, docs/benchmark and this page
+scripts/benchmark run arithmetic       # one task; a comparison that was broken off goes on
+scripts/benchmark files                # recipes/benchmark, after a method was added
+scripts/benchmark                      # this page alone, from docs/benchmark
+```
+"""
+
+
+def write() -> None:
+    kept = {path.stem: files.read_json(path) for path in KEPT.glob("*.json")}
+    files.write_text(WRITTEN, page({task: kept[task] for task in TASKS if task in kept}))
+    picture.draw(changes({task: kept[task] for task in TASKS if task in kept}), DRAWN)
+
+
+def page(kept: Mapping[str, Facts]) -> str:
+    """The whole page. kept: by task."""
+    parts = [TOP, "![change of the loss against LoRA, by method](benchmark.svg)\n", main_table(kept)]
+    parts += [notes(kept), samples(), FOOT]
+    return "\n".join(parts)
+
+
+def by_run(facts: Facts) -> dict[str, Facts]:
+    return {row["run"]: row for row in facts["methods"]}
+
+
+def changes(kept: Mapping[str, Facts]) -> dict[str, dict[str, float]]:
+    """loss - LoRA's by run and task, the best mean over the tasks first; a run without a figure is left out there."""
+    found: dict[str, dict[str, float]] = {}
+    for task, facts in kept.items():
+        base = by_run(facts)[facts["baseline"]]["mean"]
+        for row in facts["methods"]:
+            if row["mean"] is not None:
+                found.setdefault(row["run"], {})[task] = row["mean"] - base
+    whole = {run: those for run, those in found.items() if len(those) == len(kept)}
+    return dict(sorted(whole.items(), key=lambda one: sum(one[1].values())))
+
+
+def main_table(kept: Mapping[str, Facts]) -> str:
+    first = next(iter(kept.values()))
+    tasks = {task: by_run(facts) for task, facts in kept.items()}
+    base = by_run(first)[first["baseline"]]
+    ordered = [*changes(kept)]
+    ordered += [row["run"] for row in first["methods"] if row["run"] not in ordered]
+    lines = []
+    for place, run in enumerate(ordered, 1):
+        row = by_run(first)[run]
+        lines.append(
+            [
+                str(place),
+                f"**{run}**" if run == first["baseline"] else run,
+                kind(run),
+                trained(row, base),
+                *(cell(those[run], kept[task]) for task, those in tasks.items()),
+                ratio(
+                    [those[run]["seconds"] for those in tasks.values()], [t["lora"]["seconds"] for t in tasks.values()]
+                ),
+            ]
+        )
+    titles = [f"{task}: loss (at rate)" for task in kept]
+    return table(["", "method", "kind", "trained", *titles, "time"], lines, words=3)
+
+
+def kind(run: str) -> str:
+    return "preset" if run in catalog.PRESETS else catalog.methods()[run].kind
+
+
+def trained(row: Facts, base: Facts) -> str:
+    share = row["trained"] / base["trained"]
+    return f"{row['trained']:,}" + ("" if abs(share - 1) <= FAR else f" (x {share:.2g})")
+
+
+def cell(row: Facts, facts: Facts) -> str:
+    """`0.412 (0.003)`; a rate at the edge of what was tried has a star."""
+    if row["mean"] is None:
+        return NOTHING
+    rate = row["best"]["training.learning_rate"]
+    tried = [
+        point["point"]["training.learning_rate"]
+        for point in facts["grid"]
+        if point["run"] == row["run"] and point["mean"] is not None
+    ]
+    return f"{row['mean']:.3f} ({rate:g}{'*' if rate in (min(tried), max(tried)) else ''})"
+
+
+def ratio(mine: Sequence[float | None], theirs: Sequence[float | None]) -> str:
+    """The median of the quotients."""
+    found = sorted(a / b for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None)
+    return f"{found[len(found) // 2]:.2f}" if found else NOTHING
+
+
+def notes(kept: Mapping[str, Facts]) -> str:
+    lines = [f"- {name}: not in the table, {why}" for name, why in OUTSIDE.items()]
+    for name, given in OPTIONS.items():
+        lines.append(f"- {name} with {', '.join(f'{key}: {value}' for key, value in given.items())}")
+    failed = [f"- {task}, {one['run']}: {one['said']}" for task, facts in kept.items() for one in facts["failed"]]
+    cpu = sum(facts["cost"]["cpu_seconds"] for facts in kept.values()) / 3600
+    runs = sum(sum(facts["runs"].values()) for facts in kept.values())
+    first = next(iter(kept.values()))
+    machine = first["machine"]
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "lrft"))
+    wall = duration(sum(facts["cost"]["wall_seconds"] for facts in kept.values()))
+    said = (
+        f"{runs} runs, seed {', '.join(map(str, first['seeds']))}, {cpu:.1f} CPU hours with all merge checks "
+        f"({wall} on the clock, two at a time, beside other work), {first['date']}; {machine['cpu']}, "
+        f"{machine['threads']} thread a run; {versions}.\n"
+    )
+    return (
+        "\n".join([said, "Options that are not the defaults, and runs that gave no figure:\n", *lines, *failed]) + "\n"
+    )
+
+
+def samples() -> str:
+    shown = [[task, *row.values()] for task in TASKS for row in rows(task, 3, seed=2)]
+    return "## The tasks\n\n" + table(["task", "prompt", "answer"], shown)

@@ -1,0 +1,159 @@
+"""The standing benchmark: its rows, its comparisons, its page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import benchmarking
+import pytest
+from benchmarking import base, language, page
+from benchmarking import files as comparisons
+from benchmarking.tasks import TASKS, rows
+
+from lrft import catalog, files
+from lrft import recipe as recipes
+from lrft.compare.file import read
+
+ROOT = Path(benchmarking.__file__).parents[2]
+KEPT = {path.stem: files.read_json(path) for path in (ROOT / "docs" / "benchmark").glob("*.json")}
+
+
+# --- rows ---
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_rows_are_the_same_each_time_and_none_is_in_both_sets(task: str) -> None:
+    validation = rows(task, base.VALIDATION, seed=2)
+    assert validation == rows(task, base.VALIDATION, seed=2)
+    train = rows(task, base.TRAIN, seed=1, unlike={row["prompt"] for row in validation})
+    prompts = [row["prompt"] for row in train + validation]
+    assert len(set(prompts)) == len(prompts) == base.TRAIN + base.VALIDATION
+
+
+def test_sums_are_right() -> None:
+    """Read by words that the generator does not share: what comes adds, what goes is taken away."""
+    for row in rows("arithmetic", 400, seed=3):
+        found = [int(number.replace(" ", "")) for number in re.findall(r"\d(?: \d)*", row["prompt"])]
+        gone = re.search("gives|takes|loses", row["prompt"])
+        expected = {2: found[0] - found[-1] if gone else sum(found)}
+        if len(found) == 3:
+            expected[3] = found[0] - found[1] + found[2]
+        assert row["completion"].replace(" ", "") == str(expected[len(found)]), row
+        assert 0 <= expected[len(found)] <= language.BIGGEST
+
+
+def test_answers_to_instructions_are_made_of_the_list_or_its_kinds() -> None:
+    seen = set()
+    for row in rows("instructions", 400, seed=3):
+        words = [word for word in row["prompt"].split() if word in language.KIND]
+        answer = row["completion"].split()
+        assert set(answer) <= {*words, *(language.KIND[word] for word in words)}
+        if "backwards" in row["prompt"]:
+            assert answer == words[::-1]
+        if "two times" in row["prompt"]:
+            assert answer[::2] == answer[1::2] == words
+        (asked,) = re.findall(r"say [a-z ]+", row["prompt"].replace(" answer", ""))
+        seen.add(asked.split(" are ")[0].strip())
+    assert len(seen) == 7, seen
+
+
+def test_every_label_is_there_about_as_often() -> None:
+    labels = [row["completion"] for row in rows("classification", 400, seed=3)]
+    counts = [labels.count(label) for label in set(labels)]
+    assert len(counts) == 8
+    assert min(counts) > 25
+
+
+def test_the_english_has_no_line_twice_and_right_sums() -> None:
+    lines = [row["text"] for row in base.english()]
+    assert len(set(lines)) == len(lines) == base.LINES + base.HELD_OUT
+    formulas = [line for line in lines if "=" in line]
+    assert len(formulas) > 100
+    for line in formulas:
+        left, right = line.removesuffix(" .").replace(" ", "").split("=")
+        parts = [int(part) for part in re.split(r"[+-]", left)]
+        assert (sum(parts) if "+" in left else parts[0] - parts[1]) == int(right)
+
+
+# --- comparisons ---
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_files_are_what_the_catalogue_gives(task: str) -> None:
+    text = (ROOT / comparisons.FOLDER / f"{task}.yaml").read_text(encoding="utf-8")
+    assert text == comparisons.text(task), "run scripts/benchmark files"
+
+
+def test_every_method_has_a_run_that_trains_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    comparison = read(Path(comparisons.FOLDER / "arithmetic.yaml"))
+    words = {*catalog.methods(), *catalog.PRESETS}
+    assert {variant.name for variant in comparison.variants} == words - set(comparisons.OUTSIDE)
+    assert {*comparisons.RATES, *comparisons.OPTIONS, *comparisons.OUTSIDE} <= words
+    assert comparison.baseline == "lora"
+    for variant in comparison.variants:
+        recipe, _ = variant.recipe(variant.points[0], seed=1, output=Path("out"))
+        named = {entry.name for entry in recipe.adapter.method}
+        preset = catalog.PRESETS.get(variant.name)
+        assert (variant.name in named) if preset is None else named >= {name for name, _ in preset.entries}
+
+
+def test_the_base_is_trained_with_its_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = recipes.load(ROOT / base.RECIPE)
+    assert (recipe.model.name, recipe.output_dir) == (str(base.RANDOM), str(base.TRAINED))
+    assert recipe.adapter.target_modules == ("all-linear", "lm_head")
+
+
+def test_the_tokenizer_has_every_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    monkeypatch.chdir(tmp_path)
+    base.FOLDER.mkdir(parents=True)
+    base.write_data()
+    base.write_random()
+    tokenizer = AutoTokenizer.from_pretrained(base.RANDOM)
+    assert AutoConfig.from_pretrained(base.RANDOM).vocab_size == len(tokenizer)
+    assert tokenizer.unk_token_id in tokenizer("zebra")["input_ids"]
+    for path in base.FOLDER.glob("*.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            text = "".join(json.loads(line).values())
+            ids = tokenizer(text)["input_ids"]
+            assert tokenizer.unk_token_id not in ids
+            assert len(ids) < 60
+
+
+# --- the page ---
+
+
+def test_changes_are_ordered_and_complete() -> None:
+    def facts(**means: float | None) -> dict:
+        return {"baseline": "lora", "methods": [{"run": run, "mean": mean} for run, mean in means.items()]}
+
+    kept = {"one": facts(lora=1.0, a=0.5, b=1.5, c=None), "two": facts(lora=2.0, a=2.25, b=0.5, c=1.0)}
+    assert page.changes(kept) == {
+        "b": {"one": 0.5, "two": -1.5},
+        "a": {"one": -0.5, "two": 0.25},
+        "lora": {"one": 0.0, "two": 0.0},
+    }
+    assert list(page.changes(kept)) == ["b", "a", "lora"]
+
+
+def test_the_page_is_what_the_figures_give() -> None:
+    assert list(KEPT), "scripts/benchmark run"
+    text = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    assert text == page.page({task: KEPT[task] for task in TASKS if task in KEPT})
+    for row in KEPT["arithmetic"]["methods"]:
+        assert re.search(rf"\| \**{re.escape(row['run'])}\** \|", text)
+
+
+def test_a_rate_at_the_edge_has_a_star() -> None:
+    grid = [{"run": "a", "point": {"training.learning_rate": rate}, "mean": 1.0} for rate in (0.1, 0.2, 0.3)]
+    row = {"run": "a", "mean": 1.0, "best": {"training.learning_rate": 0.2}}
+    assert page.cell(row, {"grid": grid}) == "1.000 (0.2)"
+    row["best"] = {"training.learning_rate": 0.3}
+    assert page.cell(row, {"grid": grid}) == "1.000 (0.3*)"
+    row["mean"] = None
+    assert page.cell(row, {"grid": grid}) == "–"
