@@ -86,14 +86,16 @@ def test_the_files_are_what_the_catalogue_gives(task: str) -> None:
     assert text == comparisons.text(task), "run scripts/benchmark files"
 
 
-def test_every_method_has_a_run_that_trains_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_every_method_has_a_run_that_trains_it(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    comparison = read(Path(comparisons.FOLDER / "arithmetic.yaml"))
+    comparison = read(Path(comparisons.FOLDER / f"{task}.yaml"))
     words = {*catalog.methods(), *catalog.PRESETS}
     assert {variant.name for variant in comparison.variants} == words - set(comparisons.OUTSIDE)
     assert {*comparisons.RATES, *comparisons.OPTIONS, *comparisons.OUTSIDE} <= words
     assert comparison.baseline == "lora"
     for variant in comparison.variants:
+        assert len(variant.points) == (3 if task == comparisons.FIRST else 1)
         recipe, _ = variant.recipe(variant.points[0], seed=1, output=Path("out"))
         named = {entry.name for entry in recipe.adapter.method}
         preset = catalog.PRESETS.get(variant.name)
@@ -145,15 +147,24 @@ def test_the_page_is_what_the_figures_give() -> None:
     assert list(KEPT), "scripts/benchmark run"
     text = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
     assert text == page.page({task: KEPT[task] for task in TASKS if task in KEPT})
-    for row in KEPT["arithmetic"]["methods"]:
+    for row in KEPT[comparisons.FIRST]["methods"]:
         assert re.search(rf"\| \**{re.escape(row['run'])}\** \|", text)
 
 
 def test_a_rate_at_the_edge_has_a_star() -> None:
     grid = [{"run": "a", "point": {"training.learning_rate": rate}, "mean": 1.0} for rate in (0.1, 0.2, 0.3)]
-    row = {"run": "a", "mean": 1.0, "best": {"training.learning_rate": 0.2}}
-    assert page.cell(row, {"grid": grid}) == "1.000 (0.2)"
+    row: dict = {"run": "a", "best": {"training.learning_rate": 0.2}}
+    assert page.rate_text(row, {"grid": grid}) == "0.2"
     row["best"] = {"training.learning_rate": 0.3}
-    assert page.cell(row, {"grid": grid}) == "1.000 (0.3*)"
-    row["mean"] = None
-    assert page.cell(row, {"grid": grid}) == "–"
+    assert page.rate_text(row, {"grid": grid}) == "0.3*"
+    row["best"] = None
+    assert page.rate_text(row, {"grid": grid}) == "–"
+
+
+def test_time_is_the_median_over_the_tasks_that_have_one() -> None:
+    def task(lora: float, mine: float | None) -> dict:
+        return {"lora": {"seconds": lora}, "a": {"seconds": mine}}
+
+    assert page.slower("a", "lora", [task(2, 2), task(1, 3), task(1, 10)]) == 3
+    assert page.slower("a", "lora", [task(1, None), task(2, 3)]) == 1.5
+    assert page.slower("a", "lora", [task(1, None)]) is None

@@ -38,6 +38,7 @@ def main() -> None:
         base.make()
     if asked.action == "run":
         for task in asked.tasks or TASKS:
+            files.write([task])
             run(task, asked.jobs)
     page.write()
 

@@ -1,15 +1,19 @@
-"""The comparisons in recipes/benchmark, one for each task: every method that there is, made from the catalogue."""
+"""The comparisons in recipes/benchmark, one for each task: every method that there is, made from the catalogue.
+
+Learning rates are searched on the first task. The others take what was best there, from docs/benchmark.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarking.tasks import TASKS
-from lrft import catalog
+from lrft import catalog, files
 
-FOLDER = Path("recipes/benchmark")
+FOLDER, KEPT = Path("recipes/benchmark"), Path("docs/benchmark")
+FIRST = next(iter(TASKS))
 GRID = (1e-3, 3e-3, 1e-2)
 """learning rates that a method gets unless RATES names others"""
 HIGHER = (3e-3, 1e-2, 3e-2)
@@ -35,21 +39,31 @@ OUTSIDE: dict[str, str] = {}
 """methods that have no row, and why"""
 
 
-def runs() -> Iterator[tuple[str, str]]:
+def runs(task: str) -> Iterator[tuple[str, str]]:
     """(name, what stands behind it) of each run: the baseline first, then by name."""
+    best = {} if task == FIRST else best_rates()
     names = sorted({*catalog.methods(), *catalog.PRESETS} - {*OUTSIDE, catalog.DEFAULT_METHOD})
     for name in (catalog.DEFAULT_METHOD, *names):
         keys = []
         if name in OPTIONS:
             given = ", ".join(f"{key}: {value}" for key, value in OPTIONS[name].items())
             keys.append(f"adapter.method: {{{name}: {{{given}}}}}")
-        if name in RATES:
+        if name in best:
+            keys.append(f"training.learning_rate: {best[name]}")
+        elif name in RATES and task == FIRST:
             keys.append(f"training.learning_rate: [{', '.join(map(str, RATES[name]))}]")
         yield name, f" {{{', '.join(keys)}}}" if keys else ""
 
 
+def best_rates() -> dict[str, float]:
+    """By run, on the first task; nothing for one that has not been tried there."""
+    kept = files.read_json(KEPT / f"{FIRST}.json")
+    return {row["run"]: row["best"]["training.learning_rate"] for row in kept["methods"] if row["best"]}
+
+
 def text(task: str) -> str:
     """The comparison of one task."""
+    grid = ["grid:", f"  training.learning_rate: [{', '.join(map(str, GRID))}]"] if task == FIRST else []
     lines = [
         f"# The {task} task of docs/benchmark.md: every method that there is.",
         "# `scripts/benchmark files` writes this file.",
@@ -57,15 +71,14 @@ def text(task: str) -> str:
         "  extends: common.yaml",
         f"  data: {{train: runs/benchmark/{task}.jsonl, validation: runs/benchmark/{task}-validation.jsonl}}",
         "runs:",
-        *(f"  {name}:{keys}" for name, keys in runs()),
-        "grid:",
-        f"  training.learning_rate: [{', '.join(map(str, GRID))}]",
+        *(f"  {name}:{keys}" for name, keys in runs(task)),
+        *grid,
         "seeds: [1]",
         f"output_dir: runs/benchmark/{task}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def write() -> None:
-    for task in TASKS:
+def write(tasks: Iterable[str] = TASKS) -> None:
+    for task in tasks:
         (FOLDER / f"{task}.yaml").write_text(text(task), encoding="utf-8")
