@@ -54,12 +54,9 @@ def frozen_dtype(wanted: str, compute: str) -> str:
 def make_accelerator(compute: str) -> Accelerator:
     """Accelerate, for devices, processes and autocast. Gradients are accumulated by the loop, which counts tokens."""
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
 
     precision = {"fp32": "no"}.get(compute, compute)
-    # DDP sends buffers at every step; here they are constant, or drawn from the seed and so alike in all processes.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
 
 
 def memory_gb(device: torch.device) -> float:

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from lrft import base, checks, data, evaluate, layout, machine, optim, sharding
 from lrft.base.compiled import compile_blocks
@@ -71,6 +72,9 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
         wrapped, optimizer = losses, accelerator.prepare(own)
     else:
         wrapped, optimizer = accelerator.prepare(losses, own)
+        if isinstance(wrapped, DistributedDataParallel):
+            # It would send buffers at every step. They are constant, or drawn from the seed: alike in all processes.
+            wrapped.broadcast_buffers = False
     warnings = compose.advice(composition, attached.sites, model)
     warnings += [found.warning] if found.warning else []
     if t.activation_offload and accelerator.device.type == "cpu":
