@@ -44,7 +44,7 @@ FOOT = """\
   512 rows to train, 256 others to measure. The base has seen lists and sums, not the questions.
 - 120 steps of 8 rows (not quite twice through), AdamW without decay, the learning rate falls in a line after a tenth of
   warm-up, float32. The loss is that of the answers' tokens, in nats.
-- Learning rates are searched on the arithmetic, and taken over by the other tasks: 0.001, 0.003, 0.01; methods that
+- Learning rates are searched on the instructions, and taken over by the other tasks: 0.001, 0.003, 0.01; methods that
   train few numbers or damp them get 0.003 to 0.03, those that train the weights themselves 0.0003 to 0.003. A rate at
   the edge of its list is marked *: a better one may lie beyond.
 - Time is that of the training steps over LoRA's, the median over the tasks, two runs at a time on two cores: it is

@@ -104,9 +104,9 @@ def classification(draw: Random) -> Row:
 
 
 TASKS: dict[str, Callable[[Random], Row]] = {
+    "instructions": instructions,
     "arithmetic": arithmetic,
     "classification": classification,
-    "instructions": instructions,
 }
 
 
