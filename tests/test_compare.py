@@ -242,6 +242,15 @@ def test_a_second_call_trains_nothing(whole: tuple[Path, str], tmp_path: Path) -
     code, _, err = compare(root)
     assert code == 2
     assert "was made by another recipe: training.epochs was 2.0, is 3.0 now" in err
+    (root / "recipe.yaml").write_text((root / "recipe.yaml").read_text().replace("epochs: 3", "epochs: 2"))
+    data = Path(recipes.load(root / "recipe.yaml").data.train[0].path)
+    rows = data.read_text()
+    data.write_text(rows + rows.splitlines()[0] + "\n")
+    code, _, err = compare(root, "--dry-run")
+    data.write_text(rows)
+    assert code == 2
+    assert re.search(r"train.jsonl has changed since \S+ was trained", err)
+    assert compare(root, "--dry-run")[0] == 0
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .find import resolve
 from .load import imagined, importing, load_config, load_model, load_tokenizer, position_limit, refuse_missing, skeleton
-from .weights import cache_dir, fingerprint, weight_files
+from .weights import cache_dir, fingerprint, remembered, weight_files
 
 __all__ = [
     "cache_dir",
@@ -20,6 +20,7 @@ __all__ = [
     "load_tokenizer",
     "position_limit",
     "refuse_missing",
+    "remembered",
     "resolve",
     "skeleton",
     "weight_files",

@@ -12,6 +12,7 @@ from typing import Any
 from lrft import files, launch
 from lrft.compare import budget, estimate, measure, pages, result
 from lrft.compare.budget import Choice
+from lrft.compare.contents import KEPT, Hashes, refuse_other_contents
 from lrft.compare.file import Comparison
 from lrft.compare.jobs import NOT_FAILURES, Job, last_words, make_jobs, refuse_other_recipes, write_recipe
 from lrft.compare.processes import Pool, Task, visible_gpus
@@ -32,6 +33,7 @@ def run(comparison: Comparison, *, jobs: int, dry_run: bool) -> None:
         choices = budget.choose(comparison)
         made = make_jobs(comparison, [_rank(comparison, choice) for choice in choices])
         refuse_other_recipes(made)
+        refuse_other_contents(made, hashes := Hashes())
         reporter.table(estimate.plan_rows(comparison, made, choices))
         if dry_run:
             reporter.table(estimate.list_rows(made))
@@ -39,7 +41,7 @@ def run(comparison: Comparison, *, jobs: int, dry_run: bool) -> None:
             return
         with taken(comparison.output), Pool(jobs, visible_gpus(launch.gpus())) as pool:
             try:
-                train(made, pool, reporter)
+                train(made, hashes, pool, reporter)
                 ask(comparison, made, pool, reporter)
             except Stopped:
                 tell(comparison, made, choices, reporter, stopped=True)
@@ -73,7 +75,7 @@ def taken(folder: Path) -> Iterator[None]:
         os.close(handle)  # which releases the lock
 
 
-def train(jobs: Sequence[Job], pool: Pool, reporter: Reporter) -> None:
+def train(jobs: Sequence[Job], hashes: Hashes, pool: Pool, reporter: Reporter) -> None:
     """Every run that is not finished."""
     waiting = [job for job in jobs if job.state not in ("finished", "diverged")]
     if len(waiting) < len(jobs):
@@ -83,7 +85,8 @@ def train(jobs: Sequence[Job], pool: Pool, reporter: Reporter) -> None:
     def task(job: Job) -> Task:
         def begins() -> None:
             write_recipe(job)
-            job.note(exit=None)  # how an earlier attempt ended says nothing of this one
+            # How an earlier attempt ended says nothing of this one.
+            job.note(exit=None, **{KEPT: hashes.of(job.recipe)})
 
         before = job.record.get("seconds", 0.0) if job.state == "interrupted" else 0.0
 
