@@ -20,7 +20,7 @@ from lrft import base, data, footprint, machine, scale, sharding
 from lrft.base.compiled import blocks_of
 from lrft.core import compose, linear
 from lrft.core.adapter import Adapter, AdapterLinear
-from lrft.core.quantized import count
+from lrft.core.quantized import count, load_library
 from lrft.data.batch import micro_batches
 from lrft.errors import Problem, RecipeError
 from lrft.loss import decoder_of
@@ -103,6 +103,8 @@ def make_plan(
     active = machine.DTYPES[machine.OF_COMPUTATION[compute]]
     # What a process needs before it trains: the libraries, also those that are loaded by their first use.
     machine.make_accelerator(compute)
+    if recipe.model.quantization != "none":
+        load_library()
     speed = speed_here(active)
     process = resident() if not torch.cuda.is_available() else 0
     schedule = schedule_of(recipe, prepared.train)

@@ -236,6 +236,8 @@ RECIPES = {
     "mora": ("adapter.method=mora",),
     "full": ("adapter.method=full",),
     "padded": ("data.packing=false",),
+    "nf4": ("model.quantization=nf4",),
+    "int8": ("model.quantization=int8",),
 }
 
 

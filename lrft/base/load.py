@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib.util
 import logging as standard_logging
@@ -17,6 +18,7 @@ from .weights import weight_files
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -67,10 +69,24 @@ def load_model(
     if absent:  # transformers fills them with random numbers and goes on
         raise LrftError(f"The weights in {folder} lack {len(absent)} tensors of the model, e.g. {absent[0]}")
     take_over(model)
+    if quantization != "none":
+        _leave_the_files(model)
     if getattr(model, "hf_quantizer", None) is not None:  # transformers would refuse to move or widen the model
         model.hf_quantizer.remove_quantization_config(model)
     use_rowwise(model)
     return model.eval().requires_grad_(False)
+
+
+def _leave_the_files(model: nn.Module) -> None:
+    """Copies what was not quantised, and gives back what quantising took.
+
+    The rest lies in the mapped files, and as long as anything does, all that was read of them is memory of this
+    process: the whole model, unquantised. What lies free between codes is kept by the C library until it is told.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
+        trim(0)
 
 
 def refuse_missing(quantization: str, where: str = "model.quantization") -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.functional import linear
 
 from lrft.core import replay
 from lrft.errors import UsageError
@@ -65,8 +64,14 @@ class QuantizedLinear(nn.Module):
         narrow = torch.float32 if dtype == torch.float64 else dtype
         return (self._of_int8() if self.kind == "int8" else self._of_4_bits(narrow)).to(dtype)
 
+    def making(self, dtype: torch.dtype) -> int:
+        """Bytes that `made` takes, W included."""
+        d, k = self.shape
+        wide = 4 if self.kind == "int8" and dtype != torch.float32 else 0
+        return d * k * (dtype.itemsize + wide)
+
     def _of_int8(self) -> Tensor:
-        return self._whole("codes").float() * (self._floats("scales") / LARGEST_INT8)[:, None]
+        return self._whole("codes").float().mul_((self._floats("scales") / LARGEST_INT8)[:, None])
 
     def _of_4_bits(self, dtype: torch.dtype) -> Tensor:
         from bitsandbytes.functional import QuantState, dequantize_4bit
@@ -135,14 +140,32 @@ class _Product(torch.autograd.Function):
         y = replay.played()
         if y is None:
             with torch.autocast(x.device.type, enabled=False):
-                y = linear(x, layer.made(x.dtype), bias)
+                y = _product(x, (*x.shape[:-1], layer.shape[0]), lambda: layer.made(x.dtype).T, bias)
         replay.record(x, y)
         ctx.layer = layer
         return y
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
-        return slope @ ctx.layer.made(slope.dtype), None, None
+        layer = ctx.layer
+        back = _product(slope, (*slope.shape[:-1], layer.shape[1]), lambda: layer.made(slope.dtype))
+        return back, None, None
+
+
+def _product(x: Tensor, shape: tuple[int, ...], made: Callable[[], Tensor], bias: Tensor | None = None) -> Tensor:
+    """x times the matrix that `made` makes, plus bias; of `shape`.
+
+    The memory of the result comes before that of the matrix. A result that is kept would otherwise lie behind a matrix
+    that is not, and the C library cannot give the hole between to the next matrix: aligned memory asks for more than
+    its size. All of the model's weights would add up in such holes.
+    """
+    y = x.new_empty(shape)
+    rows, out = x.reshape(-1, x.shape[-1]), y.view(-1, shape[-1])
+    if bias is None:
+        torch.mm(rows, made(), out=out)
+    else:
+        torch.addmm(bias, rows, made(), out=out)
+    return y
 
 
 def take_over(model: nn.Module) -> None:
@@ -170,6 +193,11 @@ def imagine(model: Any, kind: str) -> None:
         return QuantizedLinear(kind, (d, k), _empty(kind, d, k), module.bias, dtype=dtype, transposed=transposed)
 
     _replace(model, imagined)
+
+
+def load_library() -> None:
+    """Import bitsandbytes, as a run over a quantised base does."""
+    import bitsandbytes  # noqa: F401
 
 
 def is_quantized(model: nn.Module) -> bool:
