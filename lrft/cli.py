@@ -207,6 +207,9 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per pass; the figures do not depend on it.")] = 8,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show.")] = 3,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Execute code that the model brings along.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Token-exact loss and perplexity, and exact match of greedy answers."""
@@ -222,6 +225,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         samples=samples,
+        trust_remote_code=trust_remote_code,
         as_json=as_json,
     )
 

@@ -39,11 +39,12 @@ def evaluate_target(
     max_new_tokens: int,
     batch_size: int,
     samples: int,
+    trust_remote_code: bool,
     as_json: bool,
 ) -> None:
     """`lrft eval`."""
     with Reporter(None, quiet=as_json, stream=sys.stderr if as_json else None) as reporter:
-        model, tokenizer, section, folder = load_target(target, base_model)
+        model, tokenizer, section, folder = load_target(target, base_model, trust_remote_code)
         rows, report = rows_for(target, rows_path, section, tokenizer, folder, base.position_limit(model.config))
         if limit is not None:
             rows = rows.slice(range(min(limit, len(rows))))
@@ -113,15 +114,18 @@ def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row
     return rows
 
 
-def load_target(target: str, base_model: str | None) -> tuple[Any, Any, DataSection | None, Path]:
-    """(model, tokenizer, the run's data section or None, the base's folder) of a run, an adapter or a model."""
+def load_target(target: str, base_model: str | None, trusted: bool) -> tuple[Any, Any, DataSection | None, Path]:
+    """(model, tokenizer, the run's data section or None, the base's folder) of a run, an adapter or a model.
+
+    trusted: code that the model brings along may be executed. A run's own recipe can say so too.
+    """
     path = Path(target)
     if (path / "run.json").is_file() or (path / "lrft.json").is_file():
         adapter = adapter_of(path)
         saved = checkpoint.read_adapter(adapter)
         folder = merging.base_of(saved, base_model)
         merging.refuse_other_base(saved, folder, accepted=False)
-        trusted = trusts_remote_code(adapter)
+        trusted = trusted or trusts_remote_code(adapter)
         dtype = DTYPES[saved.info["base"].get("dtype", "float32")]
         model = base.load_model(folder, dtype=dtype, quantization=saved.quantization, trust_remote_code=trusted)
         checkpoint.load_adapter(model, adapter)
@@ -132,7 +136,8 @@ def load_target(target: str, base_model: str | None) -> tuple[Any, Any, DataSect
         raise UsageError(f"--base goes with a run or an adapter; {target} is a model by itself")
     folder = base.resolve(target, where="the model")
     dtype = DTYPES["float32"] if not gpu() else DTYPES["bfloat16"]
-    return on_device(base.load_model(folder, dtype=dtype)), base.load_tokenizer(folder), None, folder
+    model = base.load_model(folder, dtype=dtype, trust_remote_code=trusted)
+    return on_device(model), base.load_tokenizer(folder, trusted), None, folder
 
 
 def gpu() -> bool:

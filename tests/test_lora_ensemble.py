@@ -116,7 +116,7 @@ def evaluated(run: Path, path: Path) -> dict[str, Any]:
     from lrft import evaluation
     from lrft.layout import find_layout
 
-    model, tokenizer, section, folder = evaluation.load_target(str(run), None)
+    model, tokenizer, section, folder = evaluation.load_target(str(run), None, False)
     rows, _ = evaluation.rows_for(str(run), path, section, tokenizer, folder, 256)
     results = []
     for packing in (True, False):

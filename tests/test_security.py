@@ -181,9 +181,9 @@ def test_remote_code_waits_for_the_key(place: Place, capsys: pytest.CaptureFixtu
 
 
 def test_with_the_key_a_model_of_its_own_code_trains_merges_and_is_measured(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run's own recipe carries the permission to merge, verify and eval; an adapter by itself has none."""
+    """The run's own recipe carries the permission to merge, verify and eval; adapters and models alone have none."""
     base = place.root / "base"
     (base / "modeling_own.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -202,7 +202,11 @@ def test_with_the_key_a_model_of_its_own_code_trains_merges_and_is_measured(
     assert run_command(["eval", str(run), "--no-generate"]) == 0
     assert run_command(["verify", str(run)]) == 0
     alone = shutil.copytree(run / "best", place.root / "alone")
-    assert run_command(["eval", str(alone), "--data", str(place.root / "train.jsonl")]) in (1, 5)
+    for target in (alone, run / "merged"):
+        words = ["eval", str(target), "--data", str(place.root / "train.jsonl"), "--no-generate"]
+        assert run_command(words) in (1, 5)
+        assert "--trust-remote-code" in capsys.readouterr().err
+        assert run_command([*words, "--trust-remote-code"]) == 0
 
 
 def test_pickles_are_never_executed(run: Path, place: Place) -> None:

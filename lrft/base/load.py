@@ -222,7 +222,9 @@ def _readable(place: Path, what: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         hint = None
         if "trust_remote_code" in str(error):
-            hint = "Read that code first; model.trust_remote_code: true then allows it."
+            hint = (
+                "Read that code first; model.trust_remote_code: true, or lrft eval --trust-remote-code, then allows it."
+            )
         raise LrftError(f"transformers cannot read the {what} {place}: {error}", hint) from error
 
 
