@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import uuid
+from contextlib import chdir
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import claiming
 import keeping
 import pytest
+from benchmarking import base
 from claiming import pairs, running
 from claiming.claim import Claim, Measure
 from claiming.page import anchor, page
@@ -32,10 +35,24 @@ BY_NAME = {claim.name: claim for claim in CLAIMS}
 NAMES = list(BY_NAME)
 
 
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows of the tasks and a base that knows none, as they lie in base.FOLDER."""
+    folder = tmp_path_factory.mktemp("tasks")
+    with chdir(folder):
+        base.FOLDER.mkdir(parents=True)
+        base.write_data()
+        base.write_random()
+        base.RANDOM.rename(base.BASE)
+    return folder / base.FOLDER
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the pairs and a base that knows none, where the recipes look for them."""
+def place(tmp_path: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the pairs, the tasks, and bases that know none, where the recipes look for them."""
     monkeypatch.chdir(tmp_path)
+    base.FOLDER.parent.mkdir()
+    shutil.copytree(tasks, base.FOLDER)
     monkeypatch.setenv("PYTHONPATH", str(Path(lrft.__file__).parents[1]))
     pairs.write_random(pairs.BASE)
     for name, count in (("old", 6), ("new", 8)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from benchmarking.language import BIGGEST, COLOURS, KIND, NAMES, NOUNS, PLACES, digits
@@ -119,3 +119,14 @@ def rows(task: str, count: int, seed: int, unlike: set[str] | None = None) -> li
             seen.add(row["prompt"])
             made.append(row)
     return made
+
+
+def mislabelled(made: Sequence[Row], share: float, seed: int) -> list[Row]:
+    """Rows of the classification task; a share of them, drawn, with one of the seven labels that are not theirs."""
+    draw = Random(f"labels {seed}")
+    wrong = set(draw.sample(range(len(made)), round(share * len(made))))
+    return [{**row, "completion": other_label(draw, row)} if at in wrong else row for at, row in enumerate(made)]
+
+
+def other_label(draw: Random, row: Row) -> str:
+    return draw.choice([f" {label}" for label in REQUESTS if f" {label}" != row["completion"]])

@@ -1,9 +1,11 @@
-"""scripts/claims: the page; `base`: the base and the data; `run`: comparisons too."""
+"""scripts/claims: the page; `base`: the bases and the data; `run`: comparisons too."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from benchmarking import base
 
 from claiming import pairs, running
 from claiming.page import page
@@ -11,6 +13,8 @@ from claiming.papers import CLAIMS
 from lrft import files
 
 WRITTEN = Path("docs/claims.md")
+MAKE = {"pairs": pairs.make, "tasks": base.make}
+"""What makes the base and the data of a setting."""
 
 
 def main() -> None:
@@ -21,12 +25,13 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := [name for name in asked.claims if name not in names or asked.action != "run"]:
         parser.error(f"{unknown[0]} is not a claim of `run`; there are {', '.join(names)}")
+    wanted = [claim for claim in CLAIMS if claim.name in (asked.claims or names)]
     if asked.action:
-        pairs.make()
+        for setting in dict.fromkeys(claim.setting for claim in wanted):
+            MAKE[setting]()
     if asked.action == "run":
-        for claim in CLAIMS:
-            if claim.name in (asked.claims or names):
-                files.write_json(running.kept_at(claim.name), running.run(claim.name, claim.measures))
+        for claim in wanted:
+            files.write_json(running.kept_at(claim.name), running.run(claim.name, claim.measures))
     files.write_text(WRITTEN, page(running.kept()))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 Facts = Mapping[str, Any]
 
@@ -37,7 +37,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of one paper. `name`: of its file in recipes/claims and in docs/claims."""
+    """One claim of one paper.
+
+    name     of its file in recipes/claims and in docs/claims
+    setting  the base and the data that its comparison takes: random pairs, or the tasks of recipes/benchmark
+    """
 
     name: str
     title: str
@@ -46,6 +50,7 @@ class Claim:
     rule: str
     judge: Callable[[Facts], Verdict]
     measures: tuple[Measure, ...] = ()
+    setting: Literal["pairs", "tasks"] = "pairs"
 
 
 def of_run(facts: Facts, run: str) -> Mapping[str, float]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from claiming.papers import (
     accumulated_rank,
     alignment,
+    ba_lora,
     dylora,
     forgetting,
     galore_memory,
     intruders,
     lora_plus,
     lora_pro,
+    lora_xs,
     mora,
     olora,
     pissa,
     rslora,
+    vera,
 )
 
 CLAIMS = (
@@ -30,4 +33,7 @@ CLAIMS = (
     galore_memory.CLAIM,
     forgetting.CLAIM,
     intruders.CLAIM,
+    vera.CLAIM,
+    lora_xs.CLAIM,
+    ba_lora.CLAIM,
 )
