@@ -15,6 +15,7 @@ from typing import Any
 import claiming
 import keeping
 import pytest
+import smallmodel
 from benchmarking import base
 from claiming import pairs, running
 from claiming.claim import Claim, Measure
@@ -56,7 +57,7 @@ def place(tmp_path: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(Path(lrft.__file__).parents[1]))
     pairs.write_random(pairs.BASE)
     for name, count in (("old", 6), ("new", 8)):
-        pairs.write_rows(pairs.FOLDER / f"{name}.jsonl", pairs.pairs(count, seed=count))
+        smallmodel.write_rows(pairs.FOLDER / f"{name}.jsonl", pairs.pairs(count, seed=count))
     return tmp_path
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import claiming
 import pytest
+import smallmodel
 import torch
 from benchmarking import base
 from benchmarking.tasks import REQUESTS, mislabelled, rows
@@ -127,7 +128,7 @@ def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(lrft.__file__).parents[1]))
     base.FOLDER.mkdir(parents=True)
-    base.write_rows(few_numbers.VALIDATION, rows("instructions", 6, seed=5))
+    smallmodel.write_rows(few_numbers.VALIDATION, rows("instructions", 6, seed=5))
     base.write_random()
     base.RANDOM.rename(base.BASE)
     few_numbers.before.cache_clear()

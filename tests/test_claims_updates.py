@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import smallmodel
 import torch
 from claiming import asking, pairs
 from claiming.claim import Verdict
@@ -141,14 +142,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("PYTHONPATH", str(Path(lrft.__file__).parents[1]))
         pairs.write_random(pairs.BASE)
         for name, count in (("old", 6), ("new", 8)):
-            pairs.write_rows(pairs.FOLDER / f"{name}.jsonl", pairs.pairs(count, seed=count))
+            smallmodel.write_rows(pairs.FOLDER / f"{name}.jsonl", pairs.pairs(count, seed=count))
         for method in ("lora", "dylora"):
             text = (
                 f"extends: {RECIPES / 'pairs.yaml'}\nadapter: {{method: {method}}}\noutput_dir: {method}\n"
                 "training: {max_steps: 4, warmup_steps: 0, learning_rate: 0.03}\n"
             )
             files.write_text(folder / f"{method}.yaml", text)
-            pairs.lrft("train", f"{method}.yaml", "--quiet")
+            smallmodel.lrft("train", f"{method}.yaml", "--quiet")
     return folder
 
 

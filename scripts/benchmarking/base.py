@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import Random
 
+from smallmodel import END, START, lrft, write_llama, write_rows
+
 from benchmarking import language
 from benchmarking.tasks import TASKS, mislabelled, rows
-from lrft import files
 
 FOLDER = Path("runs/benchmark")
 RECIPE = Path("recipes/benchmark/base.yaml")
+UNKNOWN = "<unknown>"
 RANDOM, TRAINED, BASE = FOLDER / "random", FOLDER / "base-run", FOLDER / "base"
 LINES, HELD_OUT = 12_000, 256
 """of the small English: read by the base, kept from it"""
@@ -22,10 +21,6 @@ TRAIN, VALIDATION = 512, 256
 """rows of a task"""
 WRONG = 0.3
 """share of wrong labels in classification-noisy.jsonl, which docs/claims.md trains on"""
-
-
-def write_rows(path: Path, made: Iterable[Mapping[str, str]]) -> None:
-    files.write_text(path, "".join(json.dumps(row) + "\n" for row in made))
 
 
 def english() -> list[dict[str, str]]:
@@ -62,37 +57,13 @@ def words() -> list[str]:
 
 
 def write_random() -> None:
-    """A Llama of three blocks and width 256 with random weights, and a tokenizer of the words of the data."""
-    import torch
+    """A Llama of three blocks with random weights, and a tokenizer of the words of the data."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    numbers = {word: number for number, word in enumerate(["<s>", "</s>", "<unknown>", *words()])}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unknown>"))
+    numbers = {word: number for number, word in enumerate([START, END, UNKNOWN, *words()])}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unknown>"
-    ).save_pretrained(RANDOM)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(numbers),
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        bos_token_id=numbers["<s>"],
-        eos_token_id=numbers["</s>"],
-        pad_token_id=numbers["</s>"],
-    )
-    LlamaForCausalLM(config).save_pretrained(RANDOM)
-
-
-def lrft(*arguments: str) -> None:
-    """Raises CalledProcessError when it fails."""
-    subprocess.run([sys.executable, "-m", "lrft", *arguments], check=True)
+    write_llama(RANDOM, tokenizer, blocks=3, inner=512, unk_token=UNKNOWN)
 
 
 def make() -> None:

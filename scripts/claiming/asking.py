@@ -7,17 +7,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from claiming import pairs
+from smallmodel import lrft
 
 
 def loss_on(target: str | Path, rows: Path) -> float:
     """Mean loss of a run, an adapter or a model on the rows of a file, by `lrft eval`."""
-    said = pairs.lrft("eval", str(target), "--data", str(rows), "--no-generate", "--batch-size", "64", "--json")
+    said = lrft("eval", str(target), "--data", str(rows), "--no-generate", "--batch-size", "64", "--json")
     return float(json.loads(said)["loss"])
 
 
 @cache
 def changed(folder: str) -> dict[str, Any]:
     """`lrft inspect` of a run's best checkpoint, of all adapted layers together."""
-    total: dict[str, Any] = json.loads(pairs.lrft("inspect", folder, "--json"))["total"]
+    total: dict[str, Any] = json.loads(lrft("inspect", folder, "--json"))["total"]
     return total

@@ -6,15 +6,12 @@ the answer the value.
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from lrft import files
+from smallmodel import END, START, lrft, write_llama, write_rows
 
 FOLDER = Path("runs/claims/pairs")
 RECIPE = Path("recipes/claims/base.yaml")
@@ -34,46 +31,15 @@ def pairs(count: int, seed: int) -> Iterator[dict[str, str]]:
         yield {"prompt": draw() + ":", "completion": draw()}
 
 
-def write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
-    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
 def write_random(folder: Path) -> None:
-    """A Llama of two blocks and width 256 with random weights, and a tokenizer of 259 tokens."""
-    import torch
+    """A Llama of two blocks with random weights, and a tokenizer of 259 tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = [f"{byte:02x}" for byte in range(256)] + ["<s>", "</s>", ":"]
-    numbers = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<s>"))
+    words = [f"{byte:02x}" for byte in range(256)] + [START, END, ":"]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token=START))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[0-9a-f]{2}|:"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        bos_token_id=numbers["<s>"],
-        eos_token_id=numbers["</s>"],
-        pad_token_id=numbers["</s>"],
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-
-def lrft(*arguments: str) -> str:
-    """What a command prints. Raises CalledProcessError when it fails."""
-    return subprocess.run(
-        [sys.executable, "-m", "lrft", *arguments], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+    write_llama(folder, tokenizer, blocks=2, inner=704)
 
 
 def make() -> None:

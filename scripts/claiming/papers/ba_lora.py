@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from functools import partial
 
-from claiming import pairs
+from smallmodel import lrft
+
 from claiming.claim import Claim, Measure, lower_loss
 
 
 def right(folder: str, _: str) -> float:
     """Share of the validation rows whose label a run's best checkpoint answers."""
-    said = pairs.lrft("eval", folder, "--max-new-tokens", "3", "--batch-size", "64", "--samples", "0", "--json")
+    said = lrft("eval", folder, "--max-new-tokens", "3", "--batch-size", "64", "--samples", "0", "--json")
     return float(json.loads(said)["exact_match"])
 
 

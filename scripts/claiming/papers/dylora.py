@@ -60,8 +60,8 @@ CLAIM = Claim(
     "times faster than a search over ranks; cut to fewer components it holds up far better than a LoRA.",
     "On every seed DyLoRA of rank 8, cut to its first 1, 2 and 4 components after 100 steps, has a lower loss at each "
     "of these ranks than LoRA of rank 8 cut to as many, each at its own best learning rate. DyLoRA trains all "
-    "components up to the drawn one. The form that trains the drawn one alone was tried before: 100 steps leave it at a "
-    "loss of 4.8, and its cuts are no better than LoRA's.",
+    "components up to the drawn one. The form that trains the drawn one alone was tried before: 100 steps leave it at "
+    "a loss of 4.8, and its cuts are no better than LoRA's.",
     better_when_cut,
     tuple(Measure(f"rank-{rank}", f"loss at rank {rank}", partial(loss_at, rank=rank)) for rank in RANKS),
 )

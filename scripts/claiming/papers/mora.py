@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from smallmodel import lrft
+
 from claiming import pairs
 from claiming.claim import Claim, Facts, Measure, Verdict, shares, signed
 
@@ -22,7 +24,7 @@ def more_digits(facts: Facts) -> Verdict:
 
 def share_of_digits(folder: str, _: str) -> float:
     """Share of the hex digits that a run's best checkpoint answers right, by greedy generation."""
-    said = pairs.lrft(
+    said = lrft(
         *("eval", folder, "--json", "--samples", str(pairs.NEW), "--max-new-tokens", "16", "--batch-size", "64")
     )
     return right_digits(json.loads(said)["samples"])
