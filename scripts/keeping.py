@@ -18,10 +18,10 @@ OF_METHOD = ("run", "methods", "rank", "trained", "best", "values", "mean", "spr
 Facts = dict[str, Any]
 
 
-def of_comparison(compared: Facts, cost: Path, *more: str) -> Facts:
-    """compared: a compare.json. cost: what `counted` has written. more: keys of a method that are kept too."""
+def of_comparison(compared: Facts, cost: Path) -> Facts:
+    """compared: a compare.json. cost: what `counted` has written."""
     kept = {key: compared[key] for key in OF_COMPARISON}
-    kept["methods"] = [{key: row[key] for key in (*OF_METHOD, *more)} for row in compared["methods"]]
+    kept["methods"] = [{key: row[key] for key in OF_METHOD} for row in compared["methods"]]
     kept["cost"] = files.read_json(cost)
     kept["machine"] = machine(compared["methods"][0]["best_folder"])
     kept["date"] = datetime.date.today().isoformat()

@@ -159,12 +159,3 @@ def test_a_rate_at_the_edge_has_a_star() -> None:
     assert page.rate_text(row, {"grid": grid}) == "0.3*"
     row["best"] = None
     assert page.rate_text(row, {"grid": grid}) == "–"
-
-
-def test_time_is_the_median_over_the_tasks_that_have_one() -> None:
-    def task(lora: float, mine: float | None) -> dict:
-        return {"lora": {"seconds": lora}, "a": {"seconds": mine}}
-
-    assert page.slower("a", "lora", [task(2, 2), task(1, 3), task(1, 10)]) == 3
-    assert page.slower("a", "lora", [task(1, None), task(2, 3)]) == 1.5
-    assert page.slower("a", "lora", [task(1, None)]) is None

@@ -136,3 +136,11 @@ def test_beside_dora_the_norms_follow_the_ramp() -> None:
         begin(attached, step)
         W = layer.adapter.weight(layer.base.weight)
         assert torch.allclose(layer(x), x @ W.T, atol=1e-10), (name, step)
+
+
+@pytest.mark.parametrize("rank", [2, 16, 64])
+def test_the_start_does_not_drown_the_weight(rank: int) -> None:
+    """It comes in with the ramp, whether anything was learned or not."""
+    model, attached = layer(256, 256, rank=rank)
+    begin(attached, 99)
+    assert 0 < attached.delta("0").norm() < model[0].base.weight.norm() / 2

@@ -31,7 +31,7 @@ class Singlora(Method):
     equation: ClassVar[str] = "W + (alpha / r) u A[:d] A[:k]', u from 0 to 1"
     parameters: ClassVar[str] = "r max(d, k)"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "from the paper"
+    evidence: ClassVar[str] = "from the paper; the size of its start is ours"
     fills: ClassVar[tuple[str, ...]] = ("update",)
     gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
@@ -59,13 +59,17 @@ class Singlora(Method):
 
 
 class SingloraAdapter(Delta):
-    """A (max(d, k), r) uniform in +-1/sqrt(r), which is Kaiming's rule with a = sqrt(5); ramp () is u."""
+    """A (D, r), D = max(d, k), uniform in +-1/sqrt(D): Kaiming's rule with a = sqrt(5) for A', as LoRA's; ramp () is u.
+
+    The paper names the rule for A itself. Its fan would be r, and the update of full factor 2/3 on the diagonal of every
+    square layer before anything is learned: more than most weights hold, and training does not come back from it.
+    """
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.A = nn.Parameter(torch.empty(max(site.d, site.k), site.rank, dtype=site.dtype))
         self.ramp = nn.Parameter(torch.zeros((), dtype=site.dtype), requires_grad=False)
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), mode="fan_out")
 
     def delta_weight(self) -> Tensor:
         return self.site.scale * self.ramp * self.A[: self.site.d] @ self.A[: self.site.k].T

@@ -19,7 +19,7 @@ def run(task: str, jobs: int) -> None:
     with keeping.counted(folder / "cost.json"):
         command = ["compare", str(files.FOLDER / f"{task}.yaml"), "--jobs", str(jobs)]
         subprocess.run([sys.executable, "-m", "lrft", *command], check=False)
-    found = keeping.of_comparison(read_json(folder / "compare.json"), folder / "cost.json", "seconds", "memory_gb")
+    found = keeping.of_comparison(read_json(folder / "compare.json"), folder / "cost.json")
     page.KEPT.mkdir(exist_ok=True)
     write_json(page.KEPT / f"{task}.json", found)
 

@@ -16,16 +16,17 @@ FOLDER, KEPT = Path("recipes/benchmark"), Path("docs/benchmark")
 FIRST = next(iter(TASKS))
 GRID = (1e-3, 3e-3, 1e-2)
 """learning rates that a method gets unless RATES names others"""
-HIGHER = (3e-3, 1e-2, 3e-2)
+HIGHER, HIGHEST = (3e-3, 1e-2, 3e-2), (0.03, 0.1, 0.3)
 LOWER = (3e-4, 1e-3, 3e-3)
 RATES: dict[str, tuple[float, ...]] = {
-    # Little is trained, or it is damped by a small factor.
-    **dict.fromkeys(("vera", "lora-xs", "edora", "nola", "lotr", "dcft", "c3a", "delora", "randlora"), HIGHER),
-    "fourierft": (0.1, 0.3, 1.0),
-    **dict.fromkeys(("aflora", "lorma", "flora-batched"), HIGHER),
-    # The weights themselves are trained, or a step goes as far as theirs would.
-    **dict.fromkeys(("full", "galore", "fira", "frugal", "flora", "dct-adamw", "lora-pro"), LOWER),
-}  # fmt: skip
+    # Little is trained, or it is damped by a small factor, or masked.
+    **dict.fromkeys(("aflora", "dcft", "delora", "edora", "flora-batched", "lora-xs", "lori", "lorma"), HIGHER),
+    **dict.fromkeys(("lotr", "nola", "roselora"), HIGHER),
+    **dict.fromkeys(("c3a", "fourierft"), HIGHEST),
+    "vera": (1e-2, 3e-2, 0.1),
+    # The weights themselves are trained, or a step goes further than LoRA's.
+    **dict.fromkeys(("full", "frugal", "flora", "corda", "lora+", "lora-ga", "remora"), LOWER),
+}
 OPTIONS: dict[str, Any] = {
     # Sizes that no rank sets: about as many numbers as the baseline where that can be paid for.
     "fourierft": {"frequencies": 4800},

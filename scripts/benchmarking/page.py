@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from claiming.page import table
@@ -29,14 +28,15 @@ each at the best of three learning rates of the first task. `scripts/benchmark` 
 [recipes/benchmark](../recipes/benchmark), the figures in [docs/benchmark](benchmark).
 
 **It is no ranking for your data.** The base is a toy, the tasks are toys, there is one seed, and a difference of a few
-hundredths is chance. What it does say: which methods learn at this budget, which need other learning rates, what they
-cost in time. For an answer on your own model and data copy one of the files and run `lrft compare`.
+hundredths is chance. What it does say: which methods learn at this budget, and which need other learning rates. What a
+step of each costs is in [performance.md](performance.md). For an answer on your own model and data copy one of the
+files and run `lrft compare`.
 """
 
 FOOT = """\
 ## The setting
 
-- The base: a Llama of three blocks and width 256 (2.2 million weights), trained from random weights by
+- The base: a Llama of three blocks and width 256 (2.1 million weights), trained from random weights by
   `lrft train recipes/benchmark/base.yaml` on 12,000 lines of a small closed English (little stories, sums up to 20,
   lists and what stands where in them), all linear layers and the head in full; its embedding stays random. The
   tokenizer has a token for each word and each digit.
@@ -44,11 +44,9 @@ FOOT = """\
   512 rows to train, 256 others to measure. The base has seen lists and sums, not the questions.
 - 120 steps of 8 rows (not quite twice through), AdamW without decay, the learning rate falls in a line after a tenth of
   warm-up, float32. The loss is that of the answers' tokens, in nats.
-- Learning rates are searched on the instructions, and taken over by the other tasks: 0.001, 0.003, 0.01; methods that
-  train few numbers or damp them get 0.003 to 0.03, those that train the weights themselves 0.0003 to 0.003. A rate at
-  the edge of its list is marked *: a better one may lie beyond.
-- Time is that of the training steps over LoRA's, the median over the tasks, two runs at a time on two cores: it is
-  rough, and a model this small shows overheads that a large one hides.
+- Learning rates are searched on the instructions, and taken over by the other tasks: 0.001, 0.003, 0.01; some methods
+  get three others, higher where little is trained or it is damped, lower where the weights themselves are trained. A
+  rate at the edge of its list is marked *: a better one may lie beyond.
 
 ```bash
 scripts/benchmark run                  # the base, the data, every run, docs/benchmark and this page
@@ -105,10 +103,9 @@ def main_table(kept: Mapping[str, Facts]) -> str:
                 trained(row, base),
                 rate_text(row, first),
                 *(number(those[run]["mean"], ".3f") for those in tasks.values()),
-                number(slower(run, first["baseline"], tasks.values()), ".2f"),
             ]
         )
-    titles = ["trained", "rate", *kept, "time"]
+    titles = ["trained", "rate", *kept]
     return table(["", "method", "kind", *titles], lines, words=3)
 
 
@@ -132,12 +129,6 @@ def rate_text(row: Facts, facts: Facts) -> str:
         if point["run"] == row["run"] and point["mean"] is not None
     ]
     return f"{rate:g}{'*' if rate in (min(tried), max(tried)) else ''}"
-
-
-def slower(run: str, base: str, tasks: Iterable[Mapping[str, Facts]]) -> float | None:
-    """Seconds of training over the baseline's, the median over the tasks; None where there are none."""
-    found = [those[run]["seconds"] / those[base]["seconds"] for those in tasks if those[run]["seconds"] is not None]
-    return median(found) if found else None
 
 
 def notes(kept: Mapping[str, Facts]) -> str:
