@@ -59,10 +59,10 @@ class Singlora(Method):
 
 
 class SingloraAdapter(Delta):
-    """A (D, r), D = max(d, k), uniform in +-1/sqrt(D): Kaiming's rule with a = sqrt(5) for A', as LoRA's; ramp () is u.
+    """A (D, r), D = max(d, k), uniform in +-1/sqrt(D): Kaiming's rule with a = sqrt(5) for A', as LoRA's. ramp () is u.
 
-    The paper names the rule for A itself. Its fan would be r, and the update of full factor 2/3 on the diagonal of every
-    square layer before anything is learned: more than most weights hold, and training does not come back from it.
+    The paper names the rule for A itself. Its fan would be r, and the update at full factor 2/3 on the diagonal of each
+    square layer before anything is learned: more than most weights hold. Short runs do not come back from it.
     """
 
     def __init__(self, site: Site) -> None:

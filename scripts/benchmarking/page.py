@@ -43,7 +43,8 @@ FOOT = """\
 - The tasks are drawn by [scripts/benchmarking/tasks.py](../scripts/benchmarking/tasks.py), in the public domain:
   512 rows to train, 256 others to measure. The base has seen lists and sums, not the questions.
 - 120 steps of 8 rows (not quite twice through), AdamW without decay, the learning rate falls in a line after a tenth of
-  warm-up, float32. The loss is that of the answers' tokens, in nats.
+  warm-up, float32. The loss is that of the answers' tokens, in nats. No dropout: early-late-dropout, which moves it in
+  time, is LoRA here.
 - Learning rates are searched on the instructions, and taken over by the other tasks: 0.001, 0.003, 0.01; some methods
   get three others, higher where little is trained or it is damped, lower where the weights themselves are trained. A
   rate at the edge of its list is marked *: a better one may lie beyond.
@@ -143,13 +144,12 @@ def notes(kept: Mapping[str, Facts]) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "lrft"))
     wall = duration(sum(facts["cost"]["wall_seconds"] for facts in kept.values()))
     said = (
-        f"{runs} runs, seed {', '.join(map(str, first['seeds']))}, {cpu:.1f} CPU hours with all merge checks "
+        f"{runs} runs, seed {', '.join(map(str, first['seeds']))}, {cpu:.1f} CPU hours with all merge checks, without the base "
         f"({wall} on the clock, two at a time, beside other work), {first['date']}; {machine['cpu']}, "
         f"{machine['threads']} thread a run; {versions}.\n"
     )
-    return (
-        "\n".join([said, "Options that are not the defaults, and runs that gave no figure:\n", *lines, *failed]) + "\n"
-    )
+    failed = ["", "Runs that gave no figure:", "", *failed] if failed else []
+    return "\n".join([said, "Options that are not the defaults:", "", *lines, *failed]) + "\n"
 
 
 def samples() -> str:
