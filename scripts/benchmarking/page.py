@@ -144,8 +144,8 @@ def notes(kept: Mapping[str, Facts]) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "lrft"))
     wall = duration(sum(facts["cost"]["wall_seconds"] for facts in kept.values()))
     said = (
-        f"{runs} runs, seed {', '.join(map(str, first['seeds']))}, {cpu:.1f} CPU hours with all merge checks, without the base "
-        f"({wall} on the clock, two at a time, beside other work), {first['date']}; {machine['cpu']}, "
+        f"{runs} runs, seed {', '.join(map(str, first['seeds']))}, {cpu:.1f} CPU hours with all merge checks, without "
+        f"the base ({wall} on the clock, two at a time, beside other work), {first['date']}; {machine['cpu']}, "
         f"{machine['threads']} thread a run; {versions}.\n"
     )
     failed = ["", "Runs that gave no figure:", "", *failed] if failed else []
