@@ -72,6 +72,7 @@ def make() -> None:
     write_data()
     if BASE.exists():
         return
+    print(f"training {BASE}, some minutes", flush=True)
     write_random()
     lrft("train", str(RECIPE), "--fresh")
     lrft("merge", str(TRAINED), "-o", str(BASE))

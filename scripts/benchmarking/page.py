@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from claiming.page import table
+from pagetable import table
 
 from benchmarking import picture
 from benchmarking.files import KEPT, OPTIONS, OUTSIDE
@@ -23,9 +23,10 @@ Facts = Mapping[str, Any]
 TOP = """\
 # Every method, the same recipe
 
-Each method of `lrft` on three small tasks, with as many trained numbers as a LoRA of rank 8 on all linear layers,
-each at the best of three learning rates of the first task. `scripts/benchmark` makes this page; the comparisons are in
-[recipes/benchmark](../recipes/benchmark), the figures in [docs/benchmark](benchmark).
+Each method of `lrft` on three small tasks, with as many trained numbers as a LoRA of rank 8 on all linear layers
+where that can be chosen (elsewhere a factor stands beside them), each at the best of three learning rates of the first
+task. `scripts/benchmark` makes this page; the comparisons are in [recipes/benchmark](../recipes/benchmark), the figures
+in [docs/benchmark](benchmark).
 
 **It is no ranking for your data.** The base is a toy, the tasks are toys, there is one seed, and a difference of a few
 hundredths is chance. What it does say: which methods learn at this budget, and which need other learning rates. What a

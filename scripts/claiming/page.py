@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pagetable import table
+
 from claiming.claim import Claim, Facts
 from claiming.papers import CLAIMS
 from lrft.compare import columns
@@ -125,9 +127,3 @@ def made(claim: Claim, facts: Facts) -> str:
         f"{duration(cost['wall_seconds'])}, {cost['cpu_seconds']:,.0f} CPU seconds with merge checks and measures, "
         f"without the base; {machine['cpu']}, {machine['threads']} thread, beside other work; {versions}.\n"
     )
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]], words: int = 3) -> str:
-    """words: columns from the left that hold words; the others hold numbers."""
-    marks = ["---" if at < words else "---:" for at in range(len(head))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, marks, *lines]) + "\n"

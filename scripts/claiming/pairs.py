@@ -49,6 +49,7 @@ def make() -> None:
     write_rows(FOLDER / "new.jsonl", pairs(NEW, seed=2))
     if BASE.exists():
         return
+    print(f"training {BASE}, some minutes", flush=True)
     write_random(RANDOM)
     lrft("train", str(RECIPE), "--fresh", "--quiet")
     lrft("merge", str(TRAINED), "-o", str(BASE))
