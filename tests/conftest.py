@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import runs
 from accelerate.state import AcceleratorState
+from hypothesis import settings
+
+# The same examples in each run: a change is judged by what it changes. Others: pytest --hypothesis-profile=default
+settings.load_profile("ci")
 
 
 @pytest.fixture

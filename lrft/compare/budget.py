@@ -143,9 +143,14 @@ def nearest_rank(count: Count, target: int, largest: int) -> tuple[int, int] | N
         """The first rank from here that the method takes."""
         return next((r for r in range(rank, min(rank + GAP, largest + 1)) if at(r) is not None), None)
 
-    first = upwards(1)
-    second = None if first is None else upwards(first + 1)
-    falls = first is not None and second is not None and (at(second) or 0) < (at(first) or 0)
+    def downwards(rank: int) -> int | None:
+        """The first rank from here down that the method takes."""
+        return next((r for r in range(rank, max(0, rank - GAP), -1) if at(r) is not None), None)
+
+    # Neighbouring ranks can have one count, so the ends are looked at as well.
+    spread = [*(upwards(2**n) for n in range(largest.bit_length())), downwards(largest)]
+    counts = [trained for rank in spread if rank is not None and (trained := at(rank)) is not None]
+    falls = next((trained < counts[0] for trained in counts if trained != counts[0]), False)
 
     def enough(rank: int) -> bool:
         taken = upwards(rank)
@@ -158,9 +163,7 @@ def nearest_rank(count: Count, target: int, largest: int) -> tuple[int, int] | N
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if middle > largest or enough(middle) else (middle, high)
-    above = upwards(high)
-    below = next((r for r in range(min(high, largest + 1) - 1, max(0, high - 1 - GAP), -1) if at(r) is not None), None)
-    ranks = [rank for rank in (below, above) if rank is not None]
+    ranks = [rank for rank in (downwards(min(high, largest + 1) - 1), upwards(high)) if rank is not None]
     found = [(rank, trained) for rank in ranks if (trained := at(rank)) is not None]
     return min(found, key=lambda one: (abs(one[1] - target), one[0])) if found else None
 
