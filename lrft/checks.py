@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +45,25 @@ class MovementCheck:
         # torch counts the in-place writes to a tensor: a frozen one must not have any.
         self.frozen = {name: (p, p._version) for name, p in attached.model.named_parameters() if id(p) not in ours}
         self.steps = 0
+        self.reached: set[str] = set()
+        self.hooks = [
+            p.register_post_accumulate_grad_hook(partial(self._note, name)) for name, p in self.trained.items()
+        ]
 
-    def unreached(self) -> list[str]:
-        """Trained tensors without a gradient. To be asked before the gradients are cleared."""
-        return [name for name, p in self.trained.items() if p.grad is None] if self.steps < self.STEPS else []
+    def _note(self, name: str, parameter: Tensor) -> None:
+        self.reached.add(name)
+
+    def unreached(self, reduce: Callable[[Tensor], Tensor] = lambda flags: flags) -> list[str]:
+        """Trained tensors that no gradient has reached in this step. To be asked after its backward passes.
+
+        reduce: sum over processes: it is enough that one of them had a row that reaches a tensor.
+        """
+        if self.steps == self.STEPS:
+            return []
+        device = next((p.device for p in self.trained.values()), None)
+        flags = torch.tensor([float(name in self.reached) for name in self.trained], device=device)
+        self.reached.clear()
+        return [name for name, flag in zip(self.trained, reduce(flags).tolist(), strict=True) if not flag]
 
     def after_step(self, step: int, unreached: list[str], rates: Mapping[str, float], proven: dict[str, str]) -> None:
         """Look after an optimiser step that was made; note in `proven` what holds. Raises CheckFailed.
@@ -83,6 +99,8 @@ class MovementCheck:
         proven["gradients"] = f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, nothing else moved"
         if self.steps == self.STEPS:
             self.start.clear()
+            for hook in self.hooks:
+                hook.remove()
 
 
 @contextmanager

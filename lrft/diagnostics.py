@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrft.core import linear
 from lrft.core.adapter import Adapter, Delta
@@ -17,15 +17,14 @@ from lrft.core.attached import Attached
 LARGEST_UPDATE = 1.0
 
 
-def gradient_norms(trained: Mapping[str, nn.Parameter], scaled: float = 1.0) -> dict[str, float]:
+def gradient_norms(gradients: Iterable[tuple[str, Tensor]], scaled: float = 1.0) -> dict[str, float]:
     """Norm of the gradient by role, the last word of a tensor's name: {"A": ..., "B": ...}.
 
     scaled: the loss scale that is still in the gradients.
     """
     squares: dict[str, float] = defaultdict(float)
-    for name, parameter in trained.items():
-        if parameter.grad is not None:
-            squares[name.rsplit(".", 1)[-1]] += parameter.grad.double().square().sum().item()
+    for name, gradient in gradients:
+        squares[name.rsplit(".", 1)[-1]] += gradient.double().square().sum().item()
     return {role: math.sqrt(square) / scaled for role, square in squares.items()}
 
 

@@ -61,7 +61,7 @@ def sharing(recipe: Recipe, source: Path, process: Process) -> int:
     if wanted == "auto" and memory is not None:
         with plan.imagined(recipe, source) as model:
             weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    if sharding.strategy(wanted, weights, memory) == "ddp":
+    if sharding.strategy(wanted, weights, memory) != "fsdp":
         return 1
     on_a_node = int(process.given.get("LOCAL_WORLD_SIZE", "1"))
     try:
@@ -74,6 +74,8 @@ def sharing(recipe: Recipe, source: Path, process: Process) -> int:
 def strategy_line(recipe: Recipe, sharers: int) -> str:
     """What is done with the base."""
     chosen = ", chosen by the size of the base and of a GPU's memory" if recipe.distributed.strategy == "auto" else ""
+    if recipe.distributed.strategy == "zero2":
+        return "zero2: each process holds the whole base, and its part of gradients and optimiser state"
     if sharers == 1:
         return f"ddp: each process holds the whole base{chosen}"
     return f"fsdp: {sharers} processes hold a copy of the base together{chosen}"

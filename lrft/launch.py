@@ -44,7 +44,7 @@ def refuse_foreign() -> None:
         if os.environ.get(name, "").lower() == "true":
             raise UsageError(
                 f"accelerate's configuration asks for {tool} ({name}); lrft divides the base itself: "
-                "distributed.strategy: fsdp in the recipe",
+                "distributed.strategy: fsdp or zero2 in the recipe",
                 "Take that out of the configuration, e.g.: accelerate launch --multi_gpu -m lrft train RECIPE",
             )
 

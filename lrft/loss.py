@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ class TokenLoss(nn.Module):
     as_base  the context in which `model` is the untouched base
     copies   in how many copies rows are to come: the loss is then the mean over them in training, and that of the mean
              of their probabilities in evaluation
+    computing  the context in which it answers: of a precision
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class TokenLoss(nn.Module):
         self.extra: Callable[[Outputs], Tensor | None] | None = None
         self.copies: Callable[[], int] = lambda: 1
         self.last_extra: Tensor | None = None
+        self.computing: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Sum of the cross-entropy over the trained tokens of `batch`, float32, shape ().
@@ -78,6 +80,10 @@ class TokenLoss(nn.Module):
         batch["labels"] (B, T) holds token j at j where it is trained and -100 elsewhere, not shifted: the logits at
         j - 1 predict it. A sum, never a mean: who divides must know the tokens of the whole optimiser step.
         """
+        with self.computing():
+            return self.sum_of(batch)
+
+    def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         targets, logits, loss = self.answer(batch)
         copies = self.copies()
         if not self.training:

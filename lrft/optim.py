@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -62,9 +62,18 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def with_state(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of the parameters that have state: all of them after the first step that was made, none before."""
-    return sorted(name for name, parameter in _named(optimizer).items() if optimizer.state[parameter])
+def with_state(tensors: Iterable[str]) -> list[str]:
+    """Names of the parameters that have state among `state_tensors`: all of them after the first step that was made,
+    none before."""
+    return sorted({key.rpartition("/")[0] for key in tensors})
+
+
+def check_state(tensors: Mapping[str, Tensor], expected: Collection[str], named: Collection[str]) -> None:
+    """Raises CheckFailed unless just the parameters `expected`, all of them `named`, have state."""
+    found = set(with_state(tensors))
+    odd = sorted((found ^ set(expected)) | (found - set(named)))[:3]
+    if odd:
+        raise CheckFailed(f"the saved optimiser state is not that of these parameters: {', '.join(odd)}")
 
 
 def load_state_tensors(
@@ -72,20 +81,13 @@ def load_state_tensors(
 ) -> None:
     """Put `state_tensors` back. Raises CheckFailed unless just the parameters `expected` have state."""
     named = _named(optimizer)
-    found: dict[str, dict[str, Tensor]] = {}
+    check_state(tensors, expected, named)
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
-        found.setdefault(name, {})[entry] = value
-    odd = sorted((found.keys() ^ set(expected)) | (found.keys() - named.keys()))[:3]
-    if odd:
-        raise CheckFailed(f"the saved optimiser state is not that of these parameters: {', '.join(odd)}")
-    for name in found:
-        parameter = named[name]
-        for entry, value in found[name].items():
-            # AdamW keeps its step counter on the CPU, everything else beside the parameter.
-            where = value.device if value.ndim == 0 else parameter.device
-            # A copy: the tensors of a read file are that file's memory, as long as nobody changes it.
-            optimizer.state[parameter][entry] = value.to(where, copy=True)
+        # AdamW keeps its step counter on the CPU, everything else beside the parameter.
+        where = value.device if value.ndim == 0 else named[name].device
+        # A copy: the tensors of a read file are that file's memory, as long as nobody changes it.
+        optimizer.state[named[name]][entry] = value.to(where, copy=True)
 
 
 def _named(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

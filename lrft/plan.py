@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrft import base, data, footprint, machine, scale, sharding
+from lrft import base, data, footprint, machine, scale, sharding, zero
 from lrft.base.compiled import blocks_of
 from lrft.core import compose, linear
 from lrft.core.adapter import Adapter, AdapterLinear
@@ -109,6 +109,8 @@ def make_plan(
     process = resident() if not torch.cuda.is_available() else 0
     schedule = schedule_of(recipe, prepared.train)
     composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
+    if devices > 1 and recipe.distributed.strategy == "zero2":
+        zero.refuse_parts(recipe, composition)
     with imagined(recipe, source) as model:
         parameters = count(model)
         within = sharding.within_blocks(model)
@@ -173,7 +175,7 @@ def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
     if wanted == "auto":
         most = f"{sharding.MOST_OF_A_GPU:.0%} of a GPU's {memory / 1e9:.0f} GB"
         why += f", as the base takes {'more' if kind == 'fsdp' else 'no more'} than {most}"
-    if kind == "ddp":
+    if kind in ("ddp", "zero2"):
         return kind, why
     if kind not in names:
         raise RecipeError(

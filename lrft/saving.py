@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 import lrft
 from lrft import files, optim
@@ -35,19 +37,21 @@ def save(trainer: Trainer, *, best: bool) -> None:
     """Make a checkpoint of everything that the rest of the run depends on."""
     trainer.watchdog.at("waiting for all processes before saving")
     trainer.accelerator.wait_for_everyone()
+    optimizer = trainer.strategy.state()
     if trainer.folder is None:
         return
     trainer.reporter.doing("saving")
     trainer.folder.save(
         trainer.progress.step,
-        lambda path: write_checkpoint(trainer, path),
+        lambda path: write_checkpoint(trainer, optimizer, path),
         keep=trainer.recipe.checkpoint.keep,
         best=best,
     )
     trainer.describe()
 
 
-def write_checkpoint(trainer: Trainer, path: Path) -> None:
+def write_checkpoint(trainer: Trainer, optimizer: Mapping[str, Tensor], path: Path) -> None:
+    """optimizer: its state, from the run's strategy."""
     adapter = path / "adapter"
     adapter.mkdir()
     trainer.tokenizer.save_pretrained(adapter)
@@ -59,7 +63,7 @@ def write_checkpoint(trainer: Trainer, path: Path) -> None:
         extra={"lrft": lrft.__version__},
         beside=[path.name for path in adapter.iterdir()],
     )
-    files.write_tensors(path / "optimizer.safetensors", optim.state_tensors(trainer.optimizer.optimizer))
+    files.write_tensors(path / "optimizer.safetensors", optimizer)
     states = {
         f"{part.name}/{key}": tensor for part in trainer.composition.parts for key, tensor in part.state().items()
     }
@@ -71,7 +75,7 @@ def write_checkpoint(trainer: Trainer, path: Path) -> None:
             "progress": vars(trainer.progress),
             "data": trainer.prepared.key,
             "base": trainer.base_info,
-            "optimizer": optim.with_state(trainer.optimizer.optimizer),
+            "optimizer": optim.with_state(optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
         },
     )
@@ -100,8 +104,10 @@ def restore(trainer: Trainer) -> None:
         trainer.attached.load_state_dict(adapter.state_dict())
     except ValueError as error:
         raise CheckFailed(f"{path / 'adapter'} is not the adapter of this recipe: {error}") from None
-    optim.load_state_tensors(
-        trainer.optimizer.optimizer, files.read_tensors(path / "optimizer.safetensors"), saved["optimizer"]
+    trainer.strategy.load_state(
+        files.read_tensors(path / "optimizer.safetensors"),
+        saved["optimizer"],
+        lambda: trainer.answer(trainer.collate([0])),
     )
     states = files.read_tensors(path / "parts.safetensors")
     for part in trainer.composition.parts:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 # DistributedDataParallel sums gradients in buckets of this size (its bucket_cap_mb).
 BUCKET = 25 * 2**20
-# Beside a divided base they travel in messages of about this size (lrft/sharding.py).
+# Beside a divided base, and by parts, they travel in messages of about this size (lrft/sharding.py, lrft/zero.py).
 MESSAGE = 2**26
 # Operations in the backward pass that checkpointing adds, for each weight and token.
 AGAIN = {"none": 0.0, "light": 0.0, "medium": 1.0, "full": 2.0}
@@ -135,7 +135,15 @@ def over_devices(whole: Memory, blocks: int, outside: int, devices: int, nodes: 
         for name, size in copies(devices, nodes).items()
         if blocks
     }
-    return {"ddp": whole} | fsdp
+    # DeepSpeed's optimiser steps on a float32 copy of what is trained.
+    copied = replace(whole, optimizer=whole.optimizer + whole.gradients)
+    return {"ddp": whole, "zero2": zero2(copied, devices)} | fsdp
+
+
+def zero2(whole: Memory, devices: int) -> Memory:
+    """Each device has its part of the gradients, beside a message that is on its way, and of the optimiser's state."""
+    gradients = whole.gradients // devices + min(whole.gradients, MESSAGE)
+    return replace(whole, gradients=gradients, optimizer=whole.optimizer // devices)
 
 
 def rings(
@@ -144,7 +152,8 @@ def rings(
     """What devices exchange in an optimiser step, by strategy.
 
     Gradients are summed once, over all devices: ddp does so in the last backward pass, fsdp after it. Divided blocks
-    are gathered in each pass, forward and backward, by the devices that hold them together.
+    are gathered in each pass, forward and backward, by the devices that hold them together. zero2 sums gradients in
+    each pass, leaving each device the sums of its part, and gathers what each has made of its own after the step.
     """
     if devices == 1:
         return {"one device": ()}
@@ -158,7 +167,13 @@ def rings(
         for name, size in copies(devices, nodes).items()
         if blocks
     }
-    return {"ddp": (summed,)} | fsdp
+    return {"ddp": (summed,), "zero2": zero2_rings(whole, passes, devices, nodes)} | fsdp
+
+
+def zero2_rings(whole: Memory, passes: int, devices: int, nodes: int) -> tuple[Ring, ...]:
+    """Half of a sum in each pass, and the other half after the step."""
+    summed = summing(whole.gradients, MESSAGE, devices, nodes)
+    return (replace(summed, size=(passes + 1) * summed.size / 2, times=(passes + 1) * summed.times // 2, behind=False),)
 
 
 def summing(size: int, message: int, devices: int, nodes: int) -> Ring:

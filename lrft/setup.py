@@ -14,7 +14,7 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lrft import base, checks, data, evaluate, layout, machine, optim, sharding
+from lrft import base, checks, data, evaluate, layout, machine, optim, sharding, zero
 from lrft.base.compiled import compile_blocks
 from lrft.checkpoint import read_adapter
 from lrft.core import checkpointing, compose
@@ -29,6 +29,7 @@ from lrft.loss import TokenLoss, trained_tokens
 from lrft.recipe import Recipe
 from lrft.runfolder import RunFolder
 from lrft.saving import resume_point
+from lrft.strategies import Divided, Strategy
 from lrft.trainer import Options, Trainer, schedule_of
 
 # Relative difference of the loss between a fresh adapter and the base that rounding may make.
@@ -51,14 +52,16 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     plan = schedule_of(recipe, prepared.train)
     model = load_model(recipe, source, dtype)
     accelerator = machine.make_accelerator(compute)
-    sharded = divide(recipe, model, accelerator)
+    strategy = divide(recipe, model, accelerator)
     model.to(accelerator.device)
     found = layout.find_layout(model, prepared.train, packing=recipe.data.packing, compute=compute)
     proven = {"packing": found.said} if found.said else {}
     losses = found.loss(model)
-    look = make_look(recipe, prepared.train, plan, accelerator, losses, found.form, together=sharded)
+    look = make_look(recipe, prepared.train, plan, accelerator, losses, found.form, together=strategy == "fsdp")
     resumed_from = resume_point(folder, options)
     attached, composition = attach(recipe, model, look, resumed_from)
+    if strategy == "zero2":
+        zero.refuse_parts(recipe, composition)
     losses.copies = copying(model)
     losses.as_base = lambda: checks.as_base(attached, model)
     if t.gradient_checkpointing != "none":
@@ -67,14 +70,6 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
         text = "training.compile: this model has no blocks that transformers knows"
         raise RecipeError([Problem(recipe.where("training.compile"), text)])
     own = make_optimizer(recipe, attached, composition, broadcast)
-    if sharded:
-        sharding.same_everywhere(attached)
-        wrapped, optimizer = losses, accelerator.prepare(own)
-    else:
-        wrapped, optimizer = accelerator.prepare(losses, own)
-        if isinstance(wrapped, DistributedDataParallel):
-            # It would send buffers at every step. They are constant, or drawn from the seed: alike in all processes.
-            wrapped.broadcast_buffers = False
     warnings = compose.advice(composition, attached.sites, model)
     warnings += [found.warning] if found.warning else []
     if t.activation_offload and accelerator.device.type == "cpu":
@@ -95,11 +90,9 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
         accelerator=accelerator,
         attached=attached,
         composition=composition,
-        model=wrapped,
-        sharded=sharded,
+        strategy=share(strategy, recipe, accelerator, losses, own, attached),
         losses=losses,
         layout=found,
-        optimizer=optimizer,
         plan=plan,
         warnings=warnings,
         checks=proven,
@@ -114,19 +107,46 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     return trainer
 
 
-def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> bool:
-    """Divide the base over devices, where the recipe says so or it is too large for one. Returns whether it is."""
+def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:
+    """The run's strategy. Under fsdp the base is divided over devices here."""
     world, device = accelerator.num_processes, accelerator.device
+    if world == 1:
+        return "ddp"
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    if world == 1 or sharding.strategy(recipe.distributed.strategy, weights, machine.gpu_memory(device)) == "ddp":
-        return False
+    chosen = sharding.strategy(recipe.distributed.strategy, weights, machine.gpu_memory(device))
+    if chosen == "zero2":
+        zero.refuse_missing(recipe)
+    if chosen != "fsdp":
+        return chosen
     try:
         mesh = sharding.mesh_over(device.type, world, recipe.distributed.shard_over)
         sharding.shard(model, mesh)
     except ValueError as error:
         text = f"distributed.strategy: {error}"
         raise RecipeError([Problem(recipe.where("distributed.strategy"), text)]) from None
-    return True
+    return chosen
+
+
+def share(
+    strategy: str,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    losses: TokenLoss,
+    own: torch.optim.Optimizer,
+    attached: Attached,
+) -> Strategy:
+    """Model and optimiser as the run's strategy wants them."""
+    if strategy == "ddp":
+        wrapped, optimizer = accelerator.prepare(losses, own)
+        if isinstance(wrapped, DistributedDataParallel):
+            # It would send buffers at every step. They are constant, or drawn from the seed: alike in all processes.
+            wrapped.broadcast_buffers = False
+        return Strategy(accelerator, wrapped, optimizer, attached)
+    losses.computing = accelerator.autocast  # what `prepare` does to a model
+    if strategy == "zero2":
+        return zero.Zero2(accelerator, losses, own, attached, recipe.training.max_grad_norm)
+    sharding.same_everywhere(attached)
+    return Divided(accelerator, losses, accelerator.prepare(own), attached)
 
 
 def attach(recipe: Recipe, model: Any, look: Look, resumed_from: Path | None) -> tuple[Attached, compose.Composition]:

@@ -102,7 +102,7 @@ def training_lines(trainer: Trainer) -> list[str]:
     passes = -(-t.global_batch_size // (trainer.micro * world))
     epochs = plan.total_steps / plan.steps_per_epoch
     again = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
-    shares = ", the base divided among them" if trainer.sharded else ""
+    shares = ", the base divided among them" if trainer.strategy.together else ""
     return [
         f"{epochs:.4g} epochs = {plan.total_steps:,} steps of {t.global_batch_size} rows: "
         f"{trainer.micro} per pass x {passes} passes x {world} process{'es' * (world > 1)}{shares}",

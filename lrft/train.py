@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrft import base, checks, diagnostics, evaluate, files, machine, optim, plan, schedule, sharding, summary, verify
+from lrft import base, checks, diagnostics, evaluate, files, machine, optim, plan, schedule, summary, verify
 from lrft import recipe as recipes
 from lrft.core import compose
 from lrft.core.part import Run
@@ -173,21 +173,22 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
     added = {}
     if penalty is not None or trainer.losses.extra is not None:
         added = {"regularisation": sums[1] / tokens + (0.0 if penalty is None else penalty.item())}
-    unreached = movement.unreached()
+    unreached = movement.unreached(trainer.reduce)
     logged = step % trainer.recipe.logging.every == trainer.recipe.logging.every - 1 or step in (0, run.total_steps - 1)
     # Before clipping, which takes the loss scale of fp16 out of the gradients.
     scaled = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
-    gradients = diagnostics.gradient_norms(trainer.attached.trained(), scaled) if logged else {}
-    norm = clipped_norm(trainer)
-    refuse_non_finite(trainer, loss / tokens, norm, ids)
-    for part in parts:
-        part.after_backward(run)
-    optimizer.step()
-    made = not accelerator.optimizer_step_was_skipped  # fp16 skips a step whose gradients overflow
+    gradients = diagnostics.gradient_norms(trainer.strategy.gradients(), scaled) if logged else {}
+
+    def clipped(norm: float) -> None:
+        refuse_non_finite(trainer, loss / tokens, norm, ids)
+        for part in parts:
+            part.after_backward(run)
+
+    norm, made = trainer.strategy.step(settings.max_grad_norm, clipped)
     if made:
         for part in parts:
             part.after_step(run)
-    optimizer.zero_grad(set_to_none=True)
+    trainer.strategy.clear()
 
     trainer.progress.step = step = step + 1
     trainer.progress.tokens += (seen := int(trainer.rows.lengths[ids].sum()))
@@ -241,16 +242,15 @@ def backward(trainer: Trainer, ids: np.ndarray, tokens: int) -> Tensor:
         # A rank without rows left goes through the motions with weight zero: the others wait for it.
         weight = 1.0 if micro else 0.0
         batch = trainer.collate(micro or [int(ids[0])])
-        with accelerator.no_sync(trainer.model) if n < len(micros) - 1 else nullcontext():
+        with trainer.strategy.of_pass(last=n == len(micros) - 1):
             trainer.watchdog.at(f"pass {n + 1} of {len(micros)}{', gradients at its end' * (n == len(micros) - 1)}")
             loss = trainer.answer(batch) * weight
-            accelerator.backward(loss * (world / tokens))  # DDP takes the mean over ranks: world undoes it
+            trainer.strategy.backward(loss * (world / tokens))  # gradients are means over ranks: world undoes it
         extra = trainer.losses.take_extra() * weight
         added += extra
         token_losses += loss.detach().double() - extra
-    if trainer.sharded:
-        trainer.watchdog.at("exchanging gradients")
-        sharding.mean_gradients(trainer.attached.trained().values(), accelerator)
+    trainer.watchdog.at("exchanging gradients")
+    trainer.strategy.after_passes()
     return torch.stack([token_losses, added])
 
 
@@ -273,14 +273,6 @@ def over_ranks(trainer: Trainer, local: Tensor, signals: StopSignals) -> tuple[l
     sums[size + trainer.accelerator.process_index] = signals.received
     sums = trainer.reduce(sums)
     return sums[:size].tolist(), int(sums[size:].max().item())
-
-
-def clipped_norm(trainer: Trainer) -> float:
-    """The global norm of the gradient, before clipping."""
-    limit = trainer.recipe.training.max_grad_norm
-    return float(
-        trainer.accelerator.clip_grad_norm_(trainer.attached.trained().values(), math.inf if limit is None else limit)
-    )
 
 
 def refuse_non_finite(trainer: Trainer, loss: float, norm: float, ids: np.ndarray) -> None:
@@ -319,7 +311,7 @@ def measure(trainer: Trainer) -> bool:
     record: dict[str, Any] = {"step": progress.step} | validation_loss(trainer, rows)
     asked = evaluate.with_prompts(rows)
     shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
-    if len(shown) and (trainer.sharded or trainer.accelerator.is_main_process):
+    if len(shown) and (trainer.strategy.together or trainer.accelerator.is_main_process):
         record["samples"] = evaluate.answer_rows(
             trainer.attached.model,
             trainer.tokenizer,

@@ -19,6 +19,7 @@ from lrft.layout import ROWWISE, Layout
 from lrft.loss import TokenLoss
 from lrft.report import Reporter
 from lrft.runfolder import RunFolder
+from lrft.strategies import Strategy
 from lrft.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -79,14 +80,11 @@ class Trainer:
     accelerator: Accelerator
     attached: Attached
     composition: Composition
-    model: nn.Module
-    """`losses` as prepared by Accelerate"""
-    sharded: bool
-    """the base is divided over processes: all of them make every forward pass together"""
+    strategy: Strategy
+    """how processes share a step"""
     losses: TokenLoss
     """answers a batch with its loss; `attached.model` is the language model inside"""
     layout: Layout
-    optimizer: Any
     plan: Schedule
     micro: int
     """rows of a pass: the recipe's, or as many as fit"""
@@ -106,6 +104,15 @@ class Trainer:
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None))
 
     @property
+    def model(self) -> nn.Module:
+        """`losses`, or a distributed wrapper around them."""
+        return self.strategy.model
+
+    @property
+    def optimizer(self) -> Any:
+        return self.strategy.optimizer
+
+    @property
     def rows(self) -> Rows:
         return self.prepared.train
 
@@ -122,7 +129,7 @@ class Trainer:
             "model.attention": attention_of(self.attached.model),
             "data.packing": self.layout.packed,
             "training.micro_batch_size": self.micro,
-            "distributed.strategy": "fsdp" if self.sharded else "ddp",
+            "distributed.strategy": self.strategy.name,
         }
         if self.recipe.where("data.max_length") == "default":  # the model can have fewer positions
             decided["data.max_length"] = self.prepared.report.max_length

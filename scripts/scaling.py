@@ -29,7 +29,7 @@ ROW = 2048
 PASS = 4 * ROW
 GPUS = (8, 64, 512)
 PER_NODE = 8
-# Least to set up first. The last two are DeepSpeed's: lrft runs the others.
+# Least to set up first. The last two are DeepSpeed's, of which lrft runs zero2.
 ORDER = ("one device", "ddp", "fsdp", "fsdp over all", "zero2", "zero3")
 KINDS = ("none", "light", "medium", "full")
 KIND = "full"
@@ -188,25 +188,23 @@ def cases(model: str, size: Sizes, base: str, gpus: int, *, rows: int | None = N
 
 
 def deepspeed_memory(whole: Memory, blocks: int, gpus: int) -> dict[str, Memory]:
-    """Of each GPU under ZeRO-2, which divides gradients and optimiser state, and ZeRO-3, which divides all weights as
-    well. The gradients of one block are whole until they are summed."""
+    """Of each GPU under ZeRO-3, which divides all weights, and gradients and optimiser state as ZeRO-2 does."""
     if gpus == 1:
         return {}
-    gradients = scale.divided(whole.gradients, blocks, gpus, 1)
-    zero2 = replace(whole, gradients=gradients, optimizer=whole.optimizer // gpus)
+    zero2 = scale.zero2(whole, gpus)
     weights, adapter = (scale.divided(held, blocks, gpus, 2) for held in (whole.weights, whole.adapter))
     return {"zero2": zero2, "zero3": replace(zero2, weights=weights, adapter=adapter)}
 
 
 def deepspeed_rings(whole: Memory, passes: int, blocks: int, gpus: int, nodes: int) -> dict[str, tuple[Ring, ...]]:
-    """ZeRO-2 sums gradients by parts and gathers what each GPU makes of its own: as much as a sum. ZeRO-3 gathers all
-    weights in each pass, forward and backward, and leaves each GPU the sums of its part: half of a sum."""
+    """ZeRO-2 is lrft's. ZeRO-3 gathers all weights in each pass, forward and backward, and leaves each GPU the sums of
+    its part: half of a sum."""
     if gpus == 1:
         return {}
-    summed = scale.summing(whole.gradients, scale.BUCKET, gpus, nodes)
+    summed = scale.summing(whole.gradients, scale.MESSAGE, gpus, nodes)
     half = Ring(summed.size / 2, blocks, gpus, nodes)
     return {
-        "zero2": (summed,),
+        "zero2": scale.zero2_rings(whole, passes, gpus, nodes),
         "zero3": (scale.gathering(whole.weights + whole.adapter, 2 * passes, blocks, gpus, nodes), half),
     }
 

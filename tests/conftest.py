@@ -18,5 +18,6 @@ settings.load_profile("ci")
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[runs.Place]:
     """A base, data and a recipe in a temporary folder, with a cache of its own."""
     monkeypatch.setenv("LRFT_CACHE", str(tmp_path / "cache"))
-    yield runs.Place.make(tmp_path)
     AcceleratorState._reset_state()  # Accelerate allows one precision per process
+    yield runs.Place.make(tmp_path)
+    AcceleratorState._reset_state()

@@ -245,7 +245,8 @@ def test_stock_peft_loads_the_folder_without_a_warning(
     save(tmp_path, words, ours, **kept)
     with caplog.at_level(logging.WARNING):  # and Python's own warnings are errors in every test
         theirs = PeftModel.from_pretrained(tiny.make(model), tmp_path)
-    assert caplog.records == []
+    # The first import of bitsandbytes says what it lacks on a CPU.
+    assert [record for record in caplog.records if not record.name.startswith("bitsandbytes")] == []
     assert torch.allclose(tiny.logits(theirs, tiny.tokens()), tiny.logits(ours, tiny.tokens()), atol=1e-5)
 
 

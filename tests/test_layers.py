@@ -31,6 +31,8 @@ TIERS = (
     "checkpoint krylov intruders",
     "evaluate pieces peftfolder",
     "merging verify checks layout footprint sharding",
+    "strategies",
+    "zero",
     "inspecting",
     "inspectreport",
     "trainer",

@@ -482,11 +482,23 @@ WRONG = [
     *(
         (f"distributed: {{strategy: {word}}}", "4:25", f"distributed.strategy: got '{word}'. Here: {here}")
         for word, here in {
-            **dict.fromkeys(("zero2", "zero-2"), "ddp. Gradients"),
-            **dict.fromkeys(("zero3", "zero-3", "deepspeed"), "fsdp, which divides the frozen base as ZeRO-3 does"),
+            **dict.fromkeys(("zero1", "zero-2"), "zero2. Beside small adapters it saves next to nothing"),
+            **dict.fromkeys(("zero3", "zero-3"), "fsdp, which divides the frozen base as ZeRO-3 does"),
+            "deepspeed": "zero2, which divides gradients and optimiser state, or fsdp",
             "fsdp2": "fsdp, which is FSDP2",
             "hsdp": "fsdp with distributed.shard_over: node",
         }.items()
+    ),
+    *(
+        (
+            f"training: {{{key}: {value}}}\ndistributed: {{strategy: zero2}}",
+            "5:25",
+            f"distributed.strategy: zero2 needs {needed}",
+        )
+        for key, value, needed in (
+            ("precision", "fp16", "training.precision: bf16 or fp32"),
+            ("micro_batch_size", "auto", "a number as training.micro_batch_size"),
+        )
     ),
     ("lrft: 2", "4:7", "this recipe is written for a newer lrft: format 2, here 1"),
     ("lrft: true", "4:7", "lrft: expected a whole number, got true"),
@@ -532,7 +544,7 @@ def test_each_mistake_is_told_at_its_place(tmp_path: Path, line: str, place: str
         ("wandb_project: x", "trackers are not supported in this version"),
         ("resume_from_checkpoint: x", "give --resume to the command"),
         *(
-            (f"{key}: x", "Here: distributed.strategy: auto, ddp or fsdp")
+            (f"{key}: x", "Here: distributed.strategy: auto, ddp, fsdp or zero2")
             for key in ("deepspeed", "deepspeed_config", "zero_stage", "fsdp", "fsdp_config", "distributed_type")
         ),
     ],

@@ -59,7 +59,13 @@ def test_what_is_sent_is_what_goes_round_a_ring(devices: int, nodes: int) -> Non
     outside, inside = 640, WHOLE.weights - 640
     summed = 2 * gathering(WHOLE.gradients, devices)
     found = {name: scale.sent(rings) for name, rings in scale.rings(WHOLE, 3, 16, outside, devices, nodes).items()}
-    wanted = {"ddp": summed, "fsdp": summed + 3 * 2 * gathering(inside, devices // nodes)}
+    # zero2: in each of three passes half of a sum, and what each device has made of its part is gathered.
+    scattered = gathering(WHOLE.gradients, devices)
+    wanted = {
+        "ddp": summed,
+        "zero2": 3 * scattered + scattered,
+        "fsdp": summed + 3 * 2 * gathering(inside, devices // nodes),
+    }
     every = {"fsdp over all": summed + 3 * 2 * gathering(inside, devices)}
     assert found == wanted | (every if nodes > 1 else {})
     for rings in scale.rings(WHOLE, 3, 16, outside, devices, nodes).values():
@@ -73,16 +79,15 @@ def test_blocks_are_gathered_inside_a_node_or_over_all() -> None:
         "fsdp over all": (32, 4),
     }
     alone = scale.rings(WHOLE, 1, 16, 0, 4, 4)
-    assert list(alone) == ["ddp", "fsdp"], "nodes of one device have nothing to divide over inside"
+    assert list(alone) == ["ddp", "zero2", "fsdp"], "nodes of one device have nothing to divide over inside"
     assert (alone["fsdp"][0].devices, alone["fsdp"][0].nodes) == (4, 4)
     assert scale.rings(WHOLE, 3, 16, 0, 1, 1) == {"one device": ()}
-    assert list(scale.rings(WHOLE, 1, 0, 0, 8, 2)) == ["ddp"], "without blocks it cannot be divided"
+    assert list(scale.rings(WHOLE, 1, 0, 0, 8, 2)) == ["ddp", "zero2"], "without blocks it cannot be divided"
 
 
 def test_deepspeed_sends_what_goes_round_a_ring() -> None:
     found = scaling.deepspeed_rings(WHOLE, 3, 16, 8, 2)
     summed = 2 * gathering(WHOLE.gradients, 8)
-    assert scale.sent(found["zero2"]) == summed
     both = gathering(WHOLE.weights, 8) + gathering(WHOLE.adapter, 8)
     assert scale.sent(found["zero3"]) == summed / 2 + 3 * 2 * both
     assert sum(ring.times for ring in found["zero3"]) == 16 + 3 * 2 * 16
@@ -209,9 +214,11 @@ def test_a_device_holds_its_part_of_each_block_and_what_is_gathered(devices: int
 
     found = scale.over_devices(WHOLE, blocks, outside, devices, nodes)
     every = {"fsdp over all": weights(devices)} if nodes > 1 else {}
-    assert found == {"ddp": WHOLE, "fsdp": weights(devices // nodes)} | every
+    # A message holds all of these few gradients; the optimiser's own copy of what is trained is divided, too.
+    own = replace(WHOLE, gradients=64 + 64 // devices, optimizer=(64 + 128) // devices)
+    assert found == {"ddp": WHOLE, "zero2": own, "fsdp": weights(devices // nodes)} | every
     zero = scaling.deepspeed_memory(WHOLE, blocks, devices)
-    assert zero["zero2"] == replace(WHOLE, gradients=int(held(64, 1, devices)), optimizer=128 // devices)
+    assert zero["zero2"] == replace(WHOLE, gradients=64 + 64 // devices, optimizer=128 // devices)
     assert zero["zero3"] == replace(
         zero["zero2"], weights=int(held(3200, 2, devices)), adapter=int(held(64, 2, devices))
     )
@@ -219,7 +226,7 @@ def test_a_device_holds_its_part_of_each_block_and_what_is_gathered(devices: int
 
 def test_what_cannot_be_divided_is_whole() -> None:
     assert scale.over_devices(WHOLE, 1, 0, 2, 1)["fsdp"].weights == 3200, "a model of one block is gathered whole"
-    assert scale.over_devices(WHOLE, 0, 3200, 8, 2) == {"ddp": WHOLE}
+    assert list(scale.over_devices(WHOLE, 0, 3200, 8, 2)) == ["ddp", "zero2"]
     assert scale.over_devices(WHOLE, 16, 640, 1, 1) == {"one device": WHOLE}
 
 

@@ -61,6 +61,7 @@ def test_auto_divides_what_takes_most_of_a_gpu_and_a_word_of_the_recipe_stands()
     assert sharding.strategy("auto", 71, None) == "ddp", "a CPU's memory is not a process's own"
     assert sharding.strategy("ddp", 71, 100) == "ddp"
     assert sharding.strategy("fsdp", 1, None) == "fsdp"
+    assert sharding.strategy("zero2", 71, 100) == "zero2"
 
 
 def test_gradients_travel_in_messages_of_one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:

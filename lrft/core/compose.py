@@ -76,6 +76,17 @@ class Composition:
         """Whether some part adds a term of the loss that is made of logits."""
         return any(type(part).output_loss is not Part.output_loss for part in self.parts)
 
+    @property
+    def acting_between_steps(self) -> list[str]:
+        """Names of the parts that act on gradients, trained tensors or the optimiser between a step's passes and the
+        next step's, or add a term to the step's loss."""
+        hooks = ("before_step", "loss", "after_backward", "after_step")
+        acting = [
+            part.name for part in self.parts if any(getattr(type(part), h) is not getattr(Part, h) for h in hooks)
+        ]
+        owner = self.optimizer_owner
+        return acting + ([owner.name] if owner is not None and owner.name not in acting else [])
+
     def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
         """The sum of the parts' terms for one micro-batch."""
         terms = [term for part in self.parts if (term := part.output_loss(run, outputs)) is not None]

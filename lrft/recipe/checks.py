@@ -42,7 +42,27 @@ def all_of(root: Node, problems: Problems) -> Node:
             )
         if compiled is not None and compiled.value is True and _is_quantized(root):
             problems.add(compiled.place, "training.compile: a quantised base is not compiled: leave one of them out")
+        _under_zero2(root, training, problems)
     return adapter(root, problems)
+
+
+def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
+    section = root.child("distributed")
+    strategy = section.child("strategy") if section is not None else None
+    if strategy is None or strategy.value != "zero2":
+        return
+    reasons = {
+        ("precision", "fp16"): "training.precision: bf16 or fp32: it knows no loss scale",
+        (
+            "micro_batch_size",
+            "auto",
+        ): "a number as training.micro_batch_size: a step that was tried stays",
+    }
+    for (key, value), reason in reasons.items():
+        node = training.child(key)
+        if node is not None and node.value == value:
+            later = max(strategy.place, node.place, key=lambda place: place.rank)
+            problems.add(later, f"distributed.strategy: zero2 needs {reason}")
 
 
 def adapter(root: Node, problems: Problems) -> Node:

@@ -237,10 +237,11 @@ class TrainingSection(Section):
 
 
 class DistributedSection(Section):
-    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+    strategy: Literal["auto", "ddp", "fsdp", "zero2"] = Field(
         default="auto",
-        description="How several devices share the work. ddp: each holds the whole base; fsdp: each holds a part of "
-        "it, and gets the others' as it needs them; auto: ddp where the base fits.",
+        description="How several devices share the work. ddp: each holds everything; fsdp: each holds a part of the "
+        "base, and gets the others' as it needs them; zero2: each holds a part of the gradients and of the optimiser's "
+        "state, through DeepSpeed; auto: ddp where the base fits, else fsdp.",
     )
     shard_over: Literal["node", "all"] = Field(
         default="node",

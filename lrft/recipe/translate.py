@@ -14,7 +14,7 @@ _TARGETS = "adapter.target_modules"
 _LENGTH = "data.max_length"
 _QUANTIZATION = "model.quantization"
 _BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
-_DIVIDED = "distributed.strategy: auto, ddp or fsdp"
+_DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
 _TRACKERS = "trackers are not supported in this version; metrics.jsonl in the run folder holds every number"
 
 # {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
@@ -161,12 +161,15 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "data.train.format": {"preference": f"preference {_NOT_YET}"},
     "distributed.strategy": {
         **dict.fromkeys(
-            ("zero2", "zero-2", "zero_2", "zero1", "zero-1"),
-            "Here: ddp. Gradients and optimiser state are the adapters' alone: dividing them saves next to nothing",
+            ("zero-2", "zero_2", "zero1", "zero-1", "zero_1"),
+            "Here: zero2. Beside small adapters it saves next to nothing: then ddp",
         ),
         **dict.fromkeys(
-            ("zero3", "zero-3", "zero_3", "deepspeed"),
+            ("zero3", "zero-3", "zero_3"),
             "Here: fsdp, which divides the frozen base as ZeRO-3 does; adapters stay whole",
+        ),
+        "deepspeed": (
+            "Here: zero2, which divides gradients and optimiser state, or fsdp, which divides the frozen base"
         ),
         **dict.fromkeys(("fsdp2", "full_shard"), "Here: fsdp, which is FSDP2"),
         **dict.fromkeys(("hsdp", "hybrid_shard"), "Here: fsdp with distributed.shard_over: node, its default"),
