@@ -223,11 +223,13 @@ def tokens_of(rows: data.Rows, schedule: data.Schedule) -> int:
 
 
 def optimizer_bytes(composition: compose.Composition, attached: Any) -> int:
-    """AdamW keeps two numbers for each trained one; a part with an optimiser of its own says what it keeps."""
+    """AdamW keeps two numbers for each trained one; a part with an optimiser, or that keeps much, says it."""
     owner = composition.optimizer_owner
+    sizes = [(site.d, site.k, site.rank) for site in attached.sites]
+    own = sum(4 * part.kept_numbers(*size) for part in composition.parts for size in sizes)
     if owner is None:
-        return sum(2 * p.numel() * p.element_size() for p in attached.trained().values())
-    return sum(4 * owner.optimizer_numbers(site.d, site.k, site.rank) for site in attached.sites)
+        return own + sum(2 * p.numel() * p.element_size() for p in attached.trained().values())
+    return own + sum(4 * owner.optimizer_numbers(*size) for size in sizes)
 
 
 def by_module(model: nn.Module) -> list[dict[str, Any]]:

@@ -203,6 +203,10 @@ def test_closes_the_gap() -> None:
         return JUDGE["lora-pro"](ends(lora=lora, lora_pro=pro, full=full)).shows
 
     assert shows([2.0, 3.0], [1.7, 2.0], [1.0, 1.0])
+    two = ends(lora=[2.0, 3.0], lora_pro=[2.0, 3.0], lora_pro_weight=[1.7, 2.0], full=[1.0, 1.0])
+    assert JUDGE["lora-pro"](two).shows, "one form is enough"
+    mixed = ends(lora=[2.0, 3.0], lora_pro=[1.7, 2.9], lora_pro_weight=[2.0, 2.0], full=[1.0, 1.0])
+    assert not JUDGE["lora-pro"](mixed).shows, "but on every seed"
     assert shows([2.0], [0.9], [1.0]), "beyond full fine-tuning"
     assert not shows([2.0, 3.0], [1.7, 2.7], [1.0, 1.0]), "15 % on one seed"
     assert not shows([2.0, 3.0], [2.5, 3.5], [1.0, 1.0])

@@ -244,6 +244,62 @@ def test_float32_is_near_float64_with_a_small_B() -> None:
     assert (found[0] - found[1]).abs().max() <= 1e-4 * found[0].abs().max()
 
 
+def steps_of_weight_moments() -> tuple[list[Tensor], list[Tensor]]:
+    """(the weight's steps over minus the learning rate, those of the definition) of three steps with gradients of
+    their own: each step's E projected, averaged by Adam in a dense layer, and projected again."""
+    model = nn.Sequential(nn.Linear(14, 9)).double()
+    attached = lrft.attach(model, {"method": {"lora-pro": {"moments": "weight"}}, "rank": 3, "scale": 2.0})
+    composition = compose.compose((entry["name"], entry["options"]) for entry in attached.methods)
+    pair: Any = attached.modules["0"]
+    with torch.no_grad():
+        pair.B.copy_(torch.randn(pair.B.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64))
+    groups = [{"params": [pair.A, pair.B], "lr": 1e-6, "weight_decay": 0.0}]
+    factors = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-3)
+    dense = nn.Parameter(torch.zeros(9, 14, dtype=torch.float64))
+    full = torch.optim.Adam([dense], lr=1.0, betas=(0.8, 0.95), eps=1e-3)
+    found, wanted = [], []
+    for step in range(3):
+        G = full_gradient(pair, seed=step)
+        held = [p.detach().clone() for p in (pair.A, pair.B)]
+        with torch.no_grad():
+            by_B, by_A = onto(held[1]), onto(held[0].T)
+        before = dense.detach().clone()
+        dense.grad = by_B @ G + (G - by_B @ G) @ by_A
+        full.step()
+        u = before - dense.detach()
+        wanted.append(by_B @ u + (u - by_B @ u) @ by_A)
+        run = Run(step, 10, attached.model, attached.modules, factors, 0, lambda t: t)
+        for part in composition.parts:
+            part.after_backward(run)
+        factors.step()
+        assert not factors.state, "AdamW has nothing to do"
+        for part in composition.parts:
+            part.after_step(run)
+        a, b = ((old - p.detach()) / 1e-6 for old, p in zip(held, (pair.A, pair.B), strict=True))
+        found.append(2.0 * (held[1] @ a + b @ held[0]))
+    return found, wanted
+
+
+def test_moments_of_the_weight_are_those_of_full_training_projected_on_what_the_pair_can_do() -> None:
+    for found, wanted in zip(*steps_of_weight_moments(), strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_weight_decay_shrinks_the_factors_as_adamw_does() -> None:
+    attached = model_of((9, 14))
+    pair = attached.modules["0"]
+    part = compose.compose([("lora-pro", {"moments": "weight"})]).parts[-1]
+    optimizer = torch.optim.AdamW([{"params": [pair.A, pair.B], "lr": 0.5, "weight_decay": 0.1}])
+    run = Run(0, 10, attached.model, attached.modules, optimizer, 0, lambda t: t)
+    before = {p: p.detach().clone() for p in (pair.A, pair.B)}
+    for p in before:
+        p.grad = torch.zeros_like(p)
+    part.after_backward(run)
+    part.after_step(run)
+    for p, value in before.items():
+        assert torch.allclose(p, 0.95 * value)
+
+
 def test_refused_where_the_update_is_no_plain_product_or_another_sets_the_gradients() -> None:
     model = nn.Sequential(nn.Linear(14, 9))
     for others, sentence in (

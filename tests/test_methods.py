@@ -106,6 +106,7 @@ CASES: dict[str, tuple[Any, Count]] = {
     "nuclear-norm": ("nuclear-norm", pair),
     "nuclear-norm+pissa": (["pissa", {"nuclear-norm": {"form": "exact"}}], pair),
     "lora-pro": ("lora-pro", pair),
+    "lora-pro-weight": ({"lora-pro": {"moments": "weight"}}, pair),
     "lora-pro+pissa+rslora": (["lora-pro", "pissa", "rslora"], pair),
     "preconditioned": ("preconditioned", pair),
     "preconditioned+dora": (["preconditioned", "dora"], lambda d, k, r: pair(d, k, r) + d),

@@ -175,6 +175,11 @@ class Part:
         """The slot "optimizer": how many numbers its state holds for a matrix (d, k)."""
         raise NotImplementedError("abstract: only a part that fills the slot optimizer is asked")
 
+    def kept_numbers(self, d: int, k: int, rank: int) -> int:
+        """How many numbers the part keeps for a matrix (d, k) during the run, where that is more than a few per trained
+        one: for the forecast of memory."""
+        return 0
+
     # every optimiser step
     def rate(self, run: Run, site: str) -> float:
         """Learning rate of one site's tensors over the scheduled one, in this step; `SHARED` is a site too. Asked

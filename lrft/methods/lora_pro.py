@@ -1,4 +1,4 @@
-"""LoRA-Pro. Wang et al., 2024, arXiv 2407.18242, sections 3.2 and 3.3, in the form without full-size moments.
+"""LoRA-Pro. Wang et al., 2024, arXiv 2407.18242, sections 3.2 and 3.3.
 
 With G the gradient by the weight, g_A = s B' G (r, k) and g_B = s G A' (d, r), the step of the weight is
 s (B a + b A) for gradients a, b put in place of g_A, g_B. It is closest to G for
@@ -7,17 +7,24 @@ s (B a + b A) for gradients a, b put in place of g_A, g_B. It is closest to G fo
 
 and a, b are closest to g_A, g_B where X (r, r) solves (B' B) X + X (A A') = -(B' B)^-1 g_A A' / s^2. Inverses leave
 out the directions that a factor does not have: where B is zero, a is zero and b is g_B (A A')^-1 / s^2, the paper's
-first step. The released code differs in its first step, its clipping and a fixed s; this file follows the paper.
+first step.
+
+AdamW then averages a and b; or (`moments: weight`, the released code's way) Adam's running means are those of the
+weight's step E = s (B a + b A), as in full fine-tuning, and A and B are moved so that the weight's step is nearest to
+what Adam makes of E: the formulas once more, with Adam's answer in place of G. The released code differs in its first
+step, its count of steps, its clipping and a fixed s; this file follows the paper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrft.core.part import Part, Run
 
@@ -37,11 +44,74 @@ class LoraPro(Part):
 
     cutoff: Annotated[float, Field(gt=0, lt=1)] = 1e-8
     """Directions of a factor below this share of its mean square are taken as missing."""
+    moments: Literal["factors", "weight"] = "factors"
+    """What the running means are of: gradients of A and B, or the weight's step, which takes two numbers for each entry
+    of the weight."""
+
+    @cached_property
+    def memory(self) -> dict[str, Tensor]:
+        """Running means by pair, and the count of steps."""
+        return {}
+
+    @cached_property
+    def held(self) -> dict[nn.Parameter, Tensor]:
+        """Gradients of the step that is being made."""
+        return {}
 
     @torch.no_grad()
     def after_backward(self, run: Run) -> None:
-        for pairs in run.pairs():  # small decompositions are made together: one by one they would take as long
+        if self.moments == "factors":
+            for pairs in run.pairs():  # small decompositions are made together: one by one they would take as long
+                closest(pairs, self.cutoff)
+            return
+        # AdamW passes over what has no gradient. Whether this step counts is known when it has been made.
+        self.held.clear()
+        for pair in (pair for pairs in run.pairs() for pair in pairs):
+            for p in (pair.A, pair.B):
+                self.held[p], p.grad = p.grad, None
+
+    @torch.no_grad()
+    def after_step(self, run: Run) -> None:
+        if self.moments == "factors":
+            return
+        for p, gradient in self.held.items():
+            p.grad = gradient
+        count = self.memory.setdefault("count", torch.zeros((), dtype=torch.int64)).add_(1)
+        groups = {p: group for group in run.optimizer.param_groups for p in group["params"]}
+        names = {
+            module: f"{site}.{path}"
+            for site, adapter in run.adapters.items()
+            for path, module in adapter.named_modules()
+        }
+        for pairs in run.pairs():
             closest(pairs, self.cutoff)
+            for pair in pairs:
+                group, s = groups[pair.A], pair.site.scale
+                E = s * (pair.B @ pair.A.grad + pair.B.grad @ pair.A)
+                u = self.answer(names[pair], E, int(count), group["betas"], group["eps"])
+                pair.A.grad, pair.B.grad = s * pair.B.T @ u, s * u @ pair.A.T
+            closest(pairs, self.cutoff)
+        for p in self.held:
+            group = groups[p]
+            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * p.grad)
+            p.grad = None
+
+    def answer(self, name: str, E: Tensor, count: int, betas: tuple[float, float], eps: float) -> Tensor:
+        """What Adam makes of the gradient E (d, k) in its step number `count`, at a learning rate of 1."""
+        beta1, beta2 = betas
+        mean, square = (self.memory.setdefault(f"{kind}/{name}", torch.zeros_like(E)) for kind in ("mean", "square"))
+        mean.lerp_(E, 1 - beta1)
+        square.mul_(beta2).addcmul_(E, E, value=1 - beta2)
+        return mean / (1 - beta1**count) / ((square / (1 - beta2**count)).sqrt() + eps)
+
+    def kept_numbers(self, d: int, k: int, rank: int) -> int:
+        return 2 * d * k if self.moments == "weight" else 0
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.memory)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.memory.update({name: tensor.clone() for name, tensor in state.items()})
 
 
 def closest(pairs: list[Any], cutoff: float) -> None:
