@@ -138,7 +138,7 @@ def test_saved_and_loaded_in_the_middle_it_goes_on_in_the_same_bits(cut: int) ->
     saved = {name: t.clone() for name, t in optim.state_tensors(first).items()}
     q = nn.Parameter(p.detach().clone())
     second = make(q)
-    optim.load_state_tensors(second, saved, optim.with_state(first))
+    optim.load_state_tensors(second, saved, optim.with_state(optim.state_tensors(first)))
     assert torch.equal(run(second, q, range(cut, 7))[-1], straight[-1])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lrft
+from lrft import plan
 from lrft.core import compose
 from lrft.core.part import Run
 from lrft.errors import RecipeError
@@ -298,6 +299,13 @@ def test_weight_decay_shrinks_the_factors_as_adamw_does() -> None:
     part.after_step(run)
     for p, value in before.items():
         assert torch.allclose(p, 0.95 * value)
+    kept = sum(tensor.numel() for name, tensor in part.state().items() if name != "count")
+    assert kept == part.kept_numbers(9, 14, 3) == 2 * 9 * 14
+    forecast = [
+        plan.optimizer_bytes(compose.compose([("lora-pro", {"moments": kind})]), attached)
+        for kind in ("factors", "weight")
+    ]
+    assert forecast[1] - forecast[0] == 4 * kept
 
 
 def test_refused_where_the_update_is_no_plain_product_or_another_sets_the_gradients() -> None:

@@ -146,7 +146,7 @@ def test_optimiser_state_goes_by_name_not_by_order() -> None:
     for n, p in enumerate(trained.values()):
         p.grad = torch.full_like(p, float(n + 1))
     first.step()
-    optim.load_state_tensors(turned, optim.state_tensors(first), optim.with_state(first))
+    optim.load_state_tensors(turned, optim.state_tensors(first), optim.with_state(optim.state_tensors(first)))
     for p in trained.values():
         assert torch.equal(turned.state[p]["exp_avg"], first.state[p]["exp_avg"])
     # tensors of another run
@@ -154,7 +154,7 @@ def test_optimiser_state_goes_by_name_not_by_order() -> None:
 
     broken = dict(list(optim.state_tensors(first).items())[3:])
     with pytest.raises(CheckFailed, match="is not that of these parameters"):
-        optim.load_state_tensors(turned, broken, optim.with_state(first))
+        optim.load_state_tensors(turned, broken, optim.with_state(optim.state_tensors(first)))
 
 
 @pytest.mark.parametrize(

@@ -94,14 +94,15 @@ class LoraPro(Part):
         for p in self.held:
             group = groups[p]
             p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * p.grad)
-            p.grad = None
 
     def answer(self, name: str, E: Tensor, count: int, betas: tuple[float, float], eps: float) -> Tensor:
         """What Adam makes of the gradient E (d, k) in its step number `count`, at a learning rate of 1."""
         beta1, beta2 = betas
-        mean, square = (self.memory.setdefault(f"{kind}/{name}", torch.zeros_like(E)) for kind in ("mean", "square"))
+        keys = [f"{kind}/{name}" for kind in ("mean", "square")]
+        mean, square = (self.memory.get(key, torch.zeros_like(E)).to(E.device) for key in keys)
         mean.lerp_(E, 1 - beta1)
         square.mul_(beta2).addcmul_(E, E, value=1 - beta2)
+        self.memory.update(zip(keys, (mean, square), strict=True))
         return mean / (1 - beta1**count) / ((square / (1 - beta2**count)).sqrt() + eps)
 
     def kept_numbers(self, d: int, k: int, rank: int) -> int:
