@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -74,6 +75,8 @@ class Zero2(Strategy):
             "zero_optimization": {"stage": 2, "reduce_bucket_size": min(numbers, MESSAGE // 4)},
             "zero_allow_untested_optimizer": True,  # of torch, not of DeepSpeed
         }
+        # DeepSpeed 0.19 calls a collective by the name that torch 2.13 has given up: no matter of the user's.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor", FutureWarning)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints and logs what it finds and compiles
             import deepspeed
 

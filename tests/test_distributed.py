@@ -31,8 +31,7 @@ KEYS = (
 WORKER = """
 import json, os, sys, warnings
 warnings.simplefilter("error")
-# DeepSpeed 0.19 calls a collective by the name that torch 2.13 has given up.
-warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
+# DeepSpeed 0.19 imports what torch 2.13 has given up.
 warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
 sys.path[:0] = sys.argv[1].split(":")
 import lrft.train as training

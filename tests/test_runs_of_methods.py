@@ -35,8 +35,7 @@ BY_PASS = ("lora-dropout", "ba-lora", "corda-kpm")
 WORKER = """
 import json, sys, warnings
 warnings.simplefilter("error")
-# DeepSpeed 0.19 uses what torch 2.13 has given up.
-warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
+# DeepSpeed 0.19 imports what torch 2.13 has given up.
 warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
 sys.path[:0] = sys.argv[1].split(":")
 from pathlib import Path

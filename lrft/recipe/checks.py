@@ -51,14 +51,11 @@ def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
     strategy = section.child("strategy") if section is not None else None
     if strategy is None or strategy.value != "zero2":
         return
-    reasons = {
-        ("precision", "fp16"): "training.precision: bf16 or fp32: it knows no loss scale",
-        (
-            "micro_batch_size",
-            "auto",
-        ): "a number as training.micro_batch_size: a step that was tried stays",
-    }
-    for (key, value), reason in reasons.items():
+    needed = (
+        ("precision", "fp16", "training.precision: bf16 or fp32: it knows no loss scale"),
+        ("micro_batch_size", "auto", "a number as training.micro_batch_size: it cannot undo the step of a trial"),
+    )
+    for key, value, reason in needed:
         node = training.child(key)
         if node is not None and node.value == value:
             later = max(strategy.place, node.place, key=lambda place: place.rank)
