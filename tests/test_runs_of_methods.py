@@ -25,10 +25,13 @@ KEYS = (
     "checkpoint.every=3",
     "checkpoint.keep=9",
 )
-# Largest difference over the largest value. Sums of two processes round otherwise than those of one, and a large factor
-# makes more of that in a few steps.
+# Largest difference over the largest value. Sums of two processes round otherwise than those of one, and a large
+# factor, or the inverse of a small one, makes more of that in a few steps.
 TOLERANCE = 1e-4
-WIDER = {"singlora+rslora": 1e-2, "corda": 1e-2, "gora+lora+": 1e-2, "fast-forward+dora": 2e-2}
+WIDER = {
+    **{"singlora+rslora": 1e-2, "corda": 1e-2, "gora+lora+": 1e-2, "fast-forward+dora": 2e-2},
+    **{"lora-pro": 1e-3, "lora-one+rslora+preconditioned": 1e-3},
+}
 # What depends on how a batch is cut into passes: masks drawn in each pass, singular values of its logits, inputs scaled
 # by the largest of each pass.
 BY_PASS = ("lora-dropout", "ba-lora", "corda-kpm")
