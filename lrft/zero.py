@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,6 +78,8 @@ class Zero2(Strategy):
             "zero_optimization": {"stage": 2, "reduce_bucket_size": min(numbers, MESSAGE // 4)},
             "zero_allow_untested_optimizer": True,  # of torch, not of DeepSpeed
         }
+        # On a CPU it compiles with ninja, which lies beside the interpreter even where nothing has been activated.
+        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
         # DeepSpeed 0.19 calls a collective by the name that torch 2.13 has given up: no matter of the user's.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor", FutureWarning)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints and logs what it finds and compiles
