@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lrft import base, data, machine, plan, schedule, setup, sharding, verify
+from lrft import base, data, machine, plan, schedule, setup, sharding, verify, zero
 from lrft.data.batch import micro_batches
 from lrft.errors import Problem, RecipeError
 from lrft.launch import Process
@@ -42,6 +42,7 @@ def dry_run(recipe: Recipe, processes: Sequence[Process], *, fresh: bool) -> Non
     """Print what `processes` would do. Raises what a run would raise before its model is loaded."""
     if processes[0].rank == 0:
         RunFolder.refuse(Path(recipe.output_dir), resume=False, fresh=fresh)
+    zero.refuse(recipe, processes[0].world)
     source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
     prepared = setup.prepare_data(recipe, source, setup.load_tokenizer(recipe, source))
     sharers = sharing(recipe, source, processes[0])

@@ -43,7 +43,7 @@ def refuse_foreign() -> None:
     for name, tool in FOREIGN.items():
         if os.environ.get(name, "").lower() == "true":
             raise UsageError(
-                f"accelerate's configuration asks for {tool} ({name}); lrft divides the base itself: "
+                f"accelerate's configuration asks for {tool} ({name}); lrft divides a run by "
                 "distributed.strategy: fsdp or zero2 in the recipe",
                 "Take that out of the configuration, e.g.: accelerate launch --multi_gpu -m lrft train RECIPE",
             )

@@ -24,6 +24,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def processes() -> int:
+    """How many processes the launcher has started; 1 where none has said anything."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def on_this_node() -> int:
     """How many processes the launcher has started on this machine; 1 also where none has said anything."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -140,7 +140,10 @@ def make_plan(
     tokens = copies * tokens_of(prepared.train, schedule)
     passes = -(-t.global_batch_size // (micro * devices))
     divided = (blocks, outside, devices, nodes)
-    memory = scale.over_devices(whole, *divided)
+    memory, rings = scale.over_devices(whole, *divided), scale.rings(whole, passes, *divided)
+    if composition.acting_between_passes:  # zero2 is refused
+        memory.pop("zero2", None)
+        rings.pop("zero2", None)
     strategy, why = chosen(recipe, weights, list(memory))
     return Plan(
         modules=modules,
@@ -150,7 +153,7 @@ def make_plan(
         tokens=tokens,
         largest=largest,
         memory=memory,
-        rings=scale.rings(whole, passes, *divided),
+        rings=rings,
         strategy=strategy,
         why=why,
         flops=scale.operations(tokens, matrix, numbers, t.gradient_checkpointing),

@@ -44,6 +44,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     """
     t = recipe.training
     compute = machine.computation(t.precision)
+    zero.refuse(recipe, machine.processes())
     dtype = machine.frozen_dtype(recipe.model.precision, compute)
     source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
@@ -60,8 +61,6 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     look = make_look(recipe, prepared.train, plan, accelerator, losses, found.form, together=strategy == "fsdp")
     resumed_from = resume_point(folder, options)
     attached, composition = attach(recipe, model, look, resumed_from)
-    if strategy == "zero2":
-        zero.refuse_parts(recipe, composition)
     losses.copies = copying(model)
     losses.as_base = lambda: checks.as_base(attached, model)
     if t.gradient_checkpointing != "none":
@@ -114,8 +113,6 @@ def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:
         return "ddp"
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     chosen = sharding.strategy(recipe.distributed.strategy, weights, machine.gpu_memory(device))
-    if chosen == "zero2":
-        zero.refuse_missing(recipe)
     if chosen != "fsdp":
         return chosen
     try:

@@ -181,13 +181,11 @@ def one_step(trainer: Trainer, movement: checks.MovementCheck, signals: StopSign
 
     def clipped(norm: float) -> None:
         refuse_non_finite(trainer, loss / tokens, norm, ids)
-        for part in parts:
-            part.after_backward(run)
+        trainer.composition.after_backward(run)
 
     norm, made = trainer.strategy.step(settings.max_grad_norm, clipped)
     if made:
-        for part in parts:
-            part.after_step(run)
+        trainer.composition.after_step(run)
     trainer.strategy.clear()
 
     trainer.progress.step = step = step + 1

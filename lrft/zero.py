@@ -2,7 +2,7 @@
 
 Everybody holds the frozen base and the trained tensors whole, so that methods compute as ever. DeepSpeed clips, steps
 and clears in one call, on copies of its own: what acts on gradients, trained tensors or the optimiser's state between
-steps has nothing to act on, and is refused.
+the passes of one step and those of the next has nothing to act on, and is refused.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft import optim
+from lrft import machine, optim
+from lrft.core import compose
 from lrft.core.attached import Attached
 from lrft.core.compose import Composition
-from lrft.errors import MissingError, Problem, RecipeError
+from lrft.errors import CheckFailed, MissingError, Problem, RecipeError
 from lrft.recipe import Recipe
 from lrft.scale import MESSAGE
 from lrft.strategies import Strategy
@@ -32,10 +33,16 @@ from lrft.strategies import Strategy
 # AdamW's running means, of which DeepSpeed keeps parts; its count of steps is one for all tensors of a group.
 MEANS = ("exp_avg", "exp_avg_sq")
 COUNT = "step"
+TOLD = 2000
+"""characters of what DeepSpeed has printed that are shown when it does not start"""
 
 
-def refuse_missing(recipe: Recipe) -> None:
-    """Raises MissingError without DeepSpeed."""
+def refuse(recipe: Recipe, processes: int) -> None:
+    """Raises MissingError without DeepSpeed, RecipeError for parts that it leaves nothing to act on, where `processes`
+    are to share a run by zero2."""
+    if recipe.distributed.strategy != "zero2" or processes == 1:
+        return
+    refuse_parts(recipe, compose.compose((entry.name, entry.options) for entry in recipe.adapter.method))
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingError(
             f"{recipe.where('distributed.strategy')}: zero2 needs the package deepspeed",
@@ -44,12 +51,12 @@ def refuse_missing(recipe: Recipe) -> None:
 
 
 def refuse_parts(recipe: Recipe, composition: Composition) -> None:
-    """Raises RecipeError for parts that act between steps."""
-    acting = composition.acting_between_steps
+    """Raises RecipeError for parts that act between passes."""
+    acting = composition.acting_between_passes
     if acting:
         text = (
-            f"adapter.method: {', '.join(acting)} acts on gradients, trained tensors or the optimiser between steps. "
-            "Under distributed.strategy: zero2 they are DeepSpeed's: use ddp or fsdp"
+            f"adapter.method: {', '.join(acting)} acts on gradients, trained tensors or the optimiser between steps, "
+            "or adds to the loss. Under distributed.strategy: zero2 these are DeepSpeed's: use ddp or fsdp"
         )
         raise RecipeError([Problem(recipe.where("adapter.method"), text)])
 
@@ -75,19 +82,30 @@ class Zero2(Strategy):
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": 0.0 if limit is None else limit,
-            "zero_optimization": {"stage": 2, "reduce_bucket_size": min(numbers, MESSAGE // 4)},
+            "zero_optimization": {
+                "stage": 2,
+                "reduce_bucket_size": min(numbers, MESSAGE // 4),
+                # Each process needs the sums of its own part: else every pass sends all of them to everybody.
+                "use_multi_rank_bucket_allreduce": False,
+            },
             "zero_allow_untested_optimizer": True,  # of torch, not of DeepSpeed
         }
         # On a CPU it compiles with ninja, which lies beside the interpreter even where nothing has been activated.
         os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
         # DeepSpeed 0.19 calls a collective by the name that torch 2.13 has given up: no matter of the user's.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor", FutureWarning)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints and logs what it finds and compiles
-            import deepspeed
+        told = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(told):  # it prints and logs what it finds and compiles
+                import deepspeed
 
-            self.engine, own, _, _ = deepspeed.initialize(
-                model=losses, optimizer=optimizer, config=config, dist_init_required=False
-            )
+                self.engine, own, _, _ = deepspeed.initialize(
+                    model=losses, optimizer=optimizer, config=config, dist_init_required=False
+                )
+        except Exception as error:  # no compiler, another CUDA than torch's, and each has its own kind
+            if machine.says_out_of_memory(error):
+                raise
+            raise MissingError(f"DeepSpeed does not start here: {error}", told.getvalue().strip()[-TOLD:]) from error
         super().__init__(accelerator, self.engine, own, attached)
         # AdamW makes the state of a group in that group's first step; DeepSpeed 0.19 looks for all of them after the
         # first group's, once, and finds no other.
@@ -101,6 +119,17 @@ class Zero2(Strategy):
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
+        """Raises CheckFailed before a pass that would leave out a trained tensor. DeepSpeed sums gradients in the order
+        in which they are made: where processes left out different ones it would sum what does not belong together."""
+        reached = leaves(loss)
+        left_out = [name for name, parameter in self.attached.trained().items() if parameter not in reached]
+        if left_out:
+            others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+            raise CheckFailed(
+                f"no gradient reaches {left_out[0]}{others} in a pass of this process: "
+                "under distributed.strategy: zero2 each pass has to reach all that is trained",
+                "Use fsdp, or leave these layers out with adapter.exclude_modules.",
+            )
         self.engine.backward(loss)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
@@ -176,3 +205,18 @@ class Zero2(Strategy):
             for group in self.optimizer.param_groups
             for name in group["param_names"]
         }
+
+
+def leaves(loss: Tensor) -> set[Tensor]:
+    """The tensors that a backward pass from `loss` would give gradients."""
+    found: set[Tensor] = set()
+    seen: set[Any] = {None}
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += [node for node, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                found.add(node.variable)
+    return found

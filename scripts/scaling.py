@@ -188,7 +188,7 @@ def cases(model: str, size: Sizes, base: str, gpus: int, *, rows: int | None = N
 
 
 def deepspeed_memory(whole: Memory, blocks: int, gpus: int) -> dict[str, Memory]:
-    """Of each GPU under ZeRO-3, which divides all weights, and gradients and optimiser state as ZeRO-2 does."""
+    """Of each GPU under ZeRO-2, and under ZeRO-3, which divides all weights as well."""
     if gpus == 1:
         return {}
     zero2 = scale.zero2(whole, gpus)

@@ -149,11 +149,9 @@ def test_what_is_allowed_trains(one: str, other: str) -> None:
         loss = losses(batches[0]) / ids.numel()
         terms = [term for part in composition.parts if (term := part.loss(run)) is not None]
         torch.stack([loss, *terms]).sum().backward()
-        for part in composition.parts:
-            part.after_backward(run)
+        composition.after_backward(run)
         optimizer.step()
-        for part in composition.parts:
-            part.after_step(run)
+        composition.after_step(run)
         optimizer.zero_grad()
     for name, tensor in attached.state_dict().items():
         assert torch.isfinite(tensor).all(), name

@@ -113,6 +113,7 @@ def test_two_processes_train_what_one_trains(nine: Place, strategy: str) -> None
         assert (theirs["step"], theirs["tokens"], theirs["lr"]) == (mine["step"], mine["tokens"], mine["lr"])
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
         assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-4)
+        assert theirs.get("gradient") == pytest.approx(mine.get("gradient"), rel=1e-4)
     for mine, theirs in zip(runs.records(one, "eval"), runs.records(two, "eval"), strict=True):
         assert theirs["tokens"] == mine["tokens"]  # no row is measured twice
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import runs
 import torch
+from runs import Place
 from torch import Tensor, nn
 
 import lrft
@@ -273,7 +275,7 @@ def steps_of_weight_moments() -> tuple[list[Tensor], list[Tensor]]:
         for part in composition.parts:
             part.after_backward(run)
         factors.step()
-        assert not factors.state, "AdamW has nothing to do"
+        assert "exp_avg" not in factors.state.get(pair.A, {}), "AdamW has nothing to do"
         for part in composition.parts:
             part.after_step(run)
         a, b = ((old - p.detach()) / 1e-6 for old, p in zip(held, (pair.A, pair.B), strict=True))
@@ -299,13 +301,47 @@ def test_weight_decay_shrinks_the_factors_as_adamw_does() -> None:
     part.after_step(run)
     for p, value in before.items():
         assert torch.allclose(p, 0.95 * value)
-    kept = sum(tensor.numel() for name, tensor in part.state().items() if name != "count")
+    kept = sum(tensor.numel() for name, tensor in optimizer.state[pair.A].items() if name != "step")
     assert kept == part.kept_numbers(9, 14, 3) == 2 * 9 * 14
     forecast = [
         plan.optimizer_bytes(compose.compose([("lora-pro", {"moments": kind})]), attached)
         for kind in ("factors", "weight")
     ]
     assert forecast[1] - forecast[0] == 4 * kept
+
+
+WEIGHT = "{lora-pro: {moments: weight}}"
+
+
+@pytest.mark.parametrize("other", ["roselora", "{fast-forward: {every: 2, after: 0}}"])
+@pytest.mark.parametrize("form", ["lora-pro", WEIGHT])
+def test_beside_others_the_order_in_the_recipe_changes_nothing(place: Place, form: str, other: str) -> None:
+    """Who looks at gradients sees those of the passes, and who looks at the step sees the step."""
+
+    def trained(name: str, *words: str) -> dict[str, Tensor]:
+        out = place.train("training.max_steps=6", f"adapter.method=[{', '.join(words)}]", out=name)
+        return {name: tensor for name, tensor in runs.tensors(out).items() if name.startswith("adapter/")}
+
+    one, turned, alone = trained("one", other, form), trained("turned", form, other), trained("alone", form)
+    assert runs.differing(one, turned) == []
+    assert runs.distance(one, alone) > 1e-3, f"{other} does something"
+    if other == "roselora":
+        assert min((tensor == 0).float().mean().item() for tensor in one.values()) > 0.7
+
+
+@pytest.mark.parametrize("moments", ["zero", "forget"])
+def test_a_restart_forgets_the_running_means_of_the_weight(place: Place, moments: str) -> None:
+    """Of four steps the third is the first one after it: its step E alone is in both means."""
+    method = f"adapter.method=[lora, {{relora: {{restarts: 1, moments: {moments}}}}}, {WEIGHT}]"
+    out = place.train("training.max_steps=4", "checkpoint.every=3", method)
+    state = runs.tensors(runs.cut(out, 3, place.root / "cut"))
+    names = [name.removesuffix("/mean") for name in state if name.endswith("/mean")]
+    assert len(names) == 14
+    for name in names:
+        E = state[f"{name}/mean"] / (1 - 0.9)
+        assert E.any()
+        assert torch.allclose(state[f"{name}/square"], (1 - 0.999) * E.square(), rtol=1e-3, atol=0)
+        assert state[f"{name}/step"] == (1 if moments == "forget" else 3)
 
 
 def test_refused_where_the_update_is_no_plain_product_or_another_sets_the_gradients() -> None:

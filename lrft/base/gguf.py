@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import json
 import shutil
 from pathlib import Path
@@ -63,7 +65,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     except Exception as error:  # the reader raises whatever a damaged or unknown file makes it stumble over
         raise LrftError(f"transformers cannot read {gguf}: {type(error).__name__}: {error}") from error
     folder.mkdir()
-    with quiet():
+    # transformers imports DeepSpeed here where that is installed, and it speaks: not into what a command prints.
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

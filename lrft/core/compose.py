@@ -27,6 +27,10 @@ from lrft.errors import Problem, RecipeError, UsageError
 
 Built = TypeVar("Built", bound=nn.Module)
 
+# Parts by what they fill, from the outside of the optimiser's step to the inside: who repeats the step sees all of it,
+# who makes gradients into others does so when everybody has seen those of the passes.
+INSIDE = ("steps", "pair-gradient")
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -77,15 +81,25 @@ class Composition:
         return any(type(part).output_loss is not Part.output_loss for part in self.parts)
 
     @property
-    def acting_between_steps(self) -> list[str]:
-        """Names of the parts that act on gradients, trained tensors or the optimiser between a step's passes and the
-        next step's, or add a term to the step's loss."""
-        hooks = ("before_step", "loss", "after_backward", "after_step")
-        acting = [
-            part.name for part in self.parts if any(getattr(type(part), h) is not getattr(Part, h) for h in hooks)
-        ]
-        owner = self.optimizer_owner
-        return acting + ([owner.name] if owner is not None and owner.name not in acting else [])
+    def acting_between_passes(self) -> list[str]:
+        """Names of the parts that act on gradients, trained tensors or the optimiser between the passes of one step and
+        those of the next, or add a term to the step's loss."""
+        return [part.name for part in self.parts if part.acts_between_passes]
+
+    @property
+    def around_the_step(self) -> list[Part]:
+        """The parts as they stand around the optimiser's step, the outermost first, whatever the recipe's order."""
+        return sorted(
+            self.parts, key=lambda part: max((INSIDE.index(s) + 1 for s in part.fills if s in INSIDE), default=0)
+        )
+
+    def after_backward(self, run: Run) -> None:
+        for part in self.around_the_step:
+            part.after_backward(run)
+
+    def after_step(self, run: Run) -> None:
+        for part in reversed(self.around_the_step):
+            part.after_step(run)
 
     def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
         """The sum of the parts' terms for one micro-batch."""

@@ -8,7 +8,7 @@ The training loop calls the hooks at fixed places and knows no method by name:
 
     once             plan, observe, allot; shared; build -> start, start_from -> (anchor) -> wrap, for every site
     every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
-                     after_backward (gradients reduced and clipped), after_step
+                     after_backward (gradients reduced and clipped), after_step (the parts in the opposite order)
     checkpoints      state, load_state
 """
 
@@ -181,6 +181,13 @@ class Part:
         return 0
 
     # every optimiser step
+    @property
+    def acts_between_passes(self) -> bool:
+        """Whether it acts on gradients, trained tensors or the optimiser between the passes of one step and those of
+        the next, or adds a term to the step's loss. One that uses such a hook for something else says so."""
+        hooks = ("before_step", "loss", "after_backward", "after_step")
+        return "optimizer" in self.fills or any(getattr(type(self), h) is not getattr(Part, h) for h in hooks)
+
     def rate(self, run: Run, site: str) -> float:
         """Learning rate of one site's tensors over the scheduled one, in this step; `SHARED` is a site too. Asked
         before `before_step`."""

@@ -59,6 +59,10 @@ class Dylora(Method):
         generator = torch.Generator().manual_seed(seed_of(run.seed, self.name, run.step))
         return 1 + int(torch.rand((), generator=generator, dtype=torch.float64).item() * rank)
 
+    @property
+    def acts_between_passes(self) -> bool:
+        return self.strict  # else it sets gates that nobody trains
+
     def before_step(self, run: Run) -> None:
         for adapter in mine(run).values():
             adapter.draw(self.drawn(run, adapter.site.rank), frozen=self.frozen)

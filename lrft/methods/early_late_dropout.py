@@ -30,6 +30,10 @@ class EarlyLateDropout(Part):
     schedule: Literal["constant", "linear"] = "constant"
     """linear: early dropout falls from p at the first step to 0 at the cutoff. late and standard stay constant."""
 
+    @property
+    def acts_between_passes(self) -> bool:
+        return False  # it sets what the next passes drop
+
     def before_step(self, run: Run) -> None:
         share = self.share(run.step, self.cutoff * run.total_steps)
         for adapter in run.adapters.values():

@@ -62,6 +62,10 @@ class LoraFa(Method):
             U, _, V = spectrum.leading(W0, adapter.site.rank)
             adapter.rows.copy_((V if self.frozen == "A" else U).T)
 
+    @property
+    def acts_between_passes(self) -> bool:
+        return self.corrected
+
     @torch.no_grad()
     def after_backward(self, run: Run) -> None:
         for adapter in run.adapters.values() if self.corrected else ():

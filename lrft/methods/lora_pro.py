@@ -17,7 +17,6 @@ step, its count of steps, its clipping and a fixed s; this file follows the pape
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -49,11 +48,6 @@ class LoraPro(Part):
     of the weight."""
 
     @cached_property
-    def memory(self) -> dict[str, Tensor]:
-        """Running means by pair, and the count of steps."""
-        return {}
-
-    @cached_property
     def held(self) -> dict[nn.Parameter, Tensor]:
         """Gradients of the step that is being made."""
         return {}
@@ -76,43 +70,35 @@ class LoraPro(Part):
             return
         for p, gradient in self.held.items():
             p.grad = gradient
-        count = self.memory.setdefault("count", torch.zeros((), dtype=torch.int64)).add_(1)
         groups = {p: group for group in run.optimizer.param_groups for p in group["params"]}
-        names = {
-            module: f"{site}.{path}"
-            for site, adapter in run.adapters.items()
-            for path, module in adapter.named_modules()
-        }
         for pairs in run.pairs():
             closest(pairs, self.cutoff)
             for pair in pairs:
                 group, s = groups[pair.A], pair.site.scale
                 E = s * (pair.B @ pair.A.grad + pair.B.grad @ pair.A)
-                u = self.answer(names[pair], E, int(count), group["betas"], group["eps"])
+                u = answer(run.optimizer.state[pair.A], E, group["betas"], group["eps"])
                 pair.A.grad, pair.B.grad = s * pair.B.T @ u, s * u @ pair.A.T
             closest(pairs, self.cutoff)
         for p in self.held:
             group = groups[p]
             p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * p.grad)
 
-    def answer(self, name: str, E: Tensor, count: int, betas: tuple[float, float], eps: float) -> Tensor:
-        """What Adam makes of the gradient E (d, k) in its step number `count`, at a learning rate of 1."""
-        beta1, beta2 = betas
-        keys = [f"{kind}/{name}" for kind in ("mean", "square")]
-        mean, square = (self.memory.get(key, torch.zeros_like(E)).to(E.device) for key in keys)
-        mean.lerp_(E, 1 - beta1)
-        square.mul_(beta2).addcmul_(E, E, value=1 - beta2)
-        self.memory.update(zip(keys, (mean, square), strict=True))
-        return mean / (1 - beta1**count) / ((square / (1 - beta2**count)).sqrt() + eps)
-
     def kept_numbers(self, d: int, k: int, rank: int) -> int:
         return 2 * d * k if self.moments == "weight" else 0
 
-    def state(self) -> dict[str, Tensor]:
-        return dict(self.memory)
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.memory.update({name: tensor.clone() for name, tensor in state.items()})
+def answer(state: dict[str, Tensor], E: Tensor, betas: tuple[float, float], eps: float) -> Tensor:
+    """What Adam makes of the gradient E (d, k), at a learning rate of 1.
+
+    state: the optimiser's, of A, where restarts look for what they are to forget.
+    """
+    if not state:
+        state.update(step=torch.zeros(()), mean=torch.zeros_like(E), square=torch.zeros_like(E))
+    beta1, beta2 = betas
+    count = int(state["step"].add_(1))
+    state["mean"].lerp_(E, 1 - beta1)
+    state["square"].mul_(beta2).addcmul_(E, E, value=1 - beta2)
+    return state["mean"] / (1 - beta1**count) / ((state["square"] / (1 - beta2**count)).sqrt() + eps)
 
 
 def closest(pairs: list[Any], cutoff: float) -> None:

@@ -48,6 +48,10 @@ class Singlora(Method):
     def build(self, site: Site) -> Delta:
         return SingloraAdapter(site)
 
+    @property
+    def acts_between_passes(self) -> bool:
+        return False  # the ramp is a factor that nobody trains
+
     @torch.no_grad()
     def before_step(self, run: Run) -> None:
         steps = self.ramp * run.total_steps if self.ramp <= 1 else self.ramp
@@ -59,7 +63,7 @@ class Singlora(Method):
 
 
 class SingloraAdapter(Delta):
-    """A (D, r), D = max(d, k), uniform in +-1/sqrt(D): Kaiming's rule with a = sqrt(5) for A', as LoRA's. ramp () is u.
+    """A (D, r), D = max(d, k), uniform in +-1/sqrt(D): Kaiming's rule with a = sqrt(5) for A', as LoRA's. ramp is u.
 
     The paper names the rule for A itself. Its fan would be r, and the update at full factor 2/3 on the diagonal of each
     square layer before anything is learned: more than most weights hold. Short runs do not come back from it.
@@ -68,7 +72,8 @@ class SingloraAdapter(Delta):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.A = nn.Parameter(torch.empty(max(site.d, site.k), site.rank, dtype=site.dtype))
-        self.ramp = nn.Parameter(torch.zeros((), dtype=site.dtype), requires_grad=False)
+        # Not of no dimensions: DeepSpeed cannot send such a tensor to others.
+        self.ramp = nn.Parameter(torch.zeros(1, dtype=site.dtype), requires_grad=False)
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), mode="fan_out")
 
     def delta_weight(self) -> Tensor:
