@@ -80,26 +80,38 @@ def test_the_english_has_no_line_twice_and_right_sums() -> None:
 # --- comparisons ---
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_files_are_what_the_catalogue_gives(task: str) -> None:
-    text = (ROOT / comparisons.FOLDER / f"{task}.yaml").read_text(encoding="utf-8")
-    assert text == comparisons.text(task), "run scripts/benchmark files"
+@pytest.mark.parametrize("name", comparisons.COMPARISONS)
+def test_the_files_are_what_the_catalogue_gives(name: str) -> None:
+    text = (ROOT / comparisons.FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    assert text == comparisons.text(name), "run scripts/benchmark files"
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_method_has_a_run_that_trains_it(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", comparisons.COMPARISONS)
+def test_every_method_has_a_run_that_trains_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    comparison = read(Path(comparisons.FOLDER / f"{task}.yaml"))
+    comparison = read(Path(comparisons.FOLDER / f"{name}.yaml"))
     words = {*catalog.methods(), *catalog.PRESETS}
     assert {variant.name for variant in comparison.variants} == words - set(comparisons.OUTSIDE)
     assert {*comparisons.RATES, *comparisons.OPTIONS, *comparisons.OUTSIDE} <= words
     assert comparison.baseline == "lora"
     for variant in comparison.variants:
-        assert len(variant.points) == (3 if task == comparisons.FIRST else 1)
+        assert len(variant.points) in ((3, 4, 5) if name == comparisons.SEARCH else (1,))
         recipe, _ = variant.recipe(variant.points[0], seed=1, output=Path("out"))
         named = {entry.name for entry in recipe.adapter.method}
         preset = catalog.PRESETS.get(variant.name)
         assert (variant.name in named) if preset is None else named >= {name for name, _ in preset.entries}
+
+
+def test_tasks_take_the_rates_that_were_found_and_seeds_that_did_not_find_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = {row["run"]: row["best"] for row in KEPT[comparisons.SEARCH]["methods"]}
+    searched = read(Path(comparisons.FOLDER / f"{comparisons.SEARCH}.yaml"))
+    for task in TASKS:
+        comparison = read(Path(comparisons.FOLDER / f"{task}.yaml"))
+        assert not {*comparison.seeds} & {*searched.seeds}
+        for variant in comparison.variants:
+            recipe, _ = variant.recipe(variant.points[0], seed=2, output=Path("out"))
+            assert {"training.learning_rate": recipe.training.learning_rate} == found[variant.name]
 
 
 def test_the_base_is_trained_with_its_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -131,23 +143,31 @@ def test_the_tokenizer_has_every_word(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_changes_are_ordered_and_complete() -> None:
-    def facts(**means: float | None) -> dict:
-        return {"baseline": "lora", "methods": [{"run": run, "mean": mean} for run, mean in means.items()]}
+    def facts(**seeds: list[float] | None) -> dict:
+        rows = [
+            {"run": run, "mean": values and sum(values) / 2, "values": dict(zip("23", values or [], strict=False))}
+            for run, values in seeds.items()
+        ]
+        return {"baseline": "lora", "methods": rows}
 
-    kept = {"one": facts(lora=1.0, a=0.5, b=1.5, c=None), "two": facts(lora=2.0, a=2.25, b=0.5, c=1.0)}
-    assert page.changes(kept) == {
-        "b": {"one": 0.5, "two": -1.5},
-        "a": {"one": -0.5, "two": 0.25},
-        "lora": {"one": 0.0, "two": 0.0},
+    one = facts(lora=[1.0, 2.0], a=[0.5, 1.5], b=[1.5, 2.5], c=None)
+    two = facts(lora=[2.0, 2.5], a=[2.25, 2.75], b=[0.5, 2.0], c=[1.0, 1.0])
+    three = facts(lora=[1.0, 1.0], a=[1.0, 1.0], b=[1.0, 1.0], c=[0.0, 0.0])
+    found = page.changes(dict(zip(TASKS, (one, two, three), strict=True)))
+    first, second, third = TASKS
+    assert found == {
+        "b": {first: [0.5, 0.5], second: [-1.5, -0.5], third: [0.0, 0.0]},
+        "a": {first: [-0.5, -0.5], second: [0.25, 0.25], third: [0.0, 0.0]},
+        "lora": {task: [0.0, 0.0] for task in TASKS},
     }
-    assert list(page.changes(kept)) == ["b", "a", "lora"]
+    assert list(found) == ["b", "a", "lora"]
 
 
 def test_the_page_is_what_the_figures_give() -> None:
-    assert list(KEPT), "scripts/benchmark run"
+    assert set(KEPT) == {*comparisons.COMPARISONS}, "scripts/benchmark run"
     text = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
-    assert text == page.page({task: KEPT[task] for task in TASKS if task in KEPT})
-    for row in KEPT[comparisons.FIRST]["methods"]:
+    assert text == page.page(KEPT)
+    for row in KEPT[comparisons.SEARCH]["methods"]:
         assert re.search(rf"\| \**{re.escape(row['run'])}\** \|", text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from pagetable import table
 
 from benchmarking import picture
-from benchmarking.files import KEPT, OPTIONS, OUTSIDE
+from benchmarking.files import KEPT, OPTIONS, OUTSIDE, SEARCH, SEEDS
 from benchmarking.tasks import TASKS, rows
 from lrft import catalog, files
 from lrft.compare.columns import NOTHING, number
@@ -24,14 +25,13 @@ TOP = """\
 # Every method, the same recipe
 
 Each method of `lrft` on three small tasks, with as many trained numbers as a LoRA of rank 8 on all linear layers
-where that can be chosen (elsewhere a factor stands beside them), each at the best of three learning rates of the first
-task. `scripts/benchmark` makes this page; the comparisons are in [recipes/benchmark](../recipes/benchmark), the figures
-in [docs/benchmark](benchmark).
+where that can be chosen (elsewhere a factor stands beside them), each at the best of three to five learning rates on
+the first task. `scripts/benchmark` makes this page; the comparisons are in [recipes/benchmark](../recipes/benchmark),
+the figures in [docs/benchmark](benchmark).
 
-**It is no ranking for your data.** The base is a toy, the tasks are toys, there is one seed, and a difference of a few
-hundredths is chance. What it does say: which methods learn at this budget, and which need other learning rates. What a
-step of each costs is in [performance.md](performance.md). For an answer on your own model and data copy one of the
-files and run `lrft compare`.
+**It is no ranking for your data.** The base is a toy, the tasks are toys, and small differences are chance. What it
+does say: which methods learn at this budget, and which need other learning rates. What a step of each costs is in
+[performance.md](performance.md). For an answer on your own model and data copy one of the files and run `lrft compare`.
 """
 
 FOOT = """\
@@ -46,13 +46,16 @@ FOOT = """\
 - 120 steps of 8 rows (not quite twice through), AdamW without decay, the learning rate falls in a line after a tenth of
   warm-up, float32. The loss is that of the answers' tokens, in nats. No dropout: early-late-dropout, which moves it in
   time, is LoRA here.
-- Learning rates are searched on the instructions, and taken over by the other tasks: 0.001, 0.003, 0.01; some methods
-  get three others, higher where little is trained or it is damped, lower where the weights themselves are trained. A
-  rate at the edge of its list is marked *: a better one may lie beyond.
+- Learning rates are searched on the instructions with seed 1, and taken over by the three tasks, which train with
+  other seeds, so that a rate which suited its seed by chance gains nothing by it. They are 0.001, 0.003 and 0.01;
+  some methods get others, higher where little is trained or it is damped, lower where the weights themselves are
+  trained, and one or two more where the best lay at the end. A rate at the edge of its list is marked *: a better one
+  may lie beyond.
+- A seed draws the adapters' first values and the order of the rows. Base and rows are the same for all.
 
 ```bash
 scripts/benchmark run                  # the base, the data, every run, docs/benchmark and this page
-scripts/benchmark run arithmetic       # one task; a comparison that was broken off goes on
+scripts/benchmark run rates            # one of its comparisons; what was broken off goes on
 scripts/benchmark files                # recipes/benchmark, after a method was added
 scripts/benchmark                      # this page alone, from docs/benchmark
 ```
@@ -61,13 +64,13 @@ scripts/benchmark                      # this page alone, from docs/benchmark
 
 def write() -> None:
     kept = {path.stem: files.read_json(path) for path in KEPT.glob("*.json")}
-    files.write_text(WRITTEN, page({task: kept[task] for task in TASKS if task in kept}))
-    picture.draw(changes({task: kept[task] for task in TASKS if task in kept}), DRAWN)
+    files.write_text(WRITTEN, page(kept))
+    picture.draw(changes(kept), DRAWN)
 
 
 def page(kept: Mapping[str, Facts]) -> str:
-    """The whole page. kept: by task."""
-    parts = [TOP, "![change of the loss against LoRA, by method](benchmark.svg)\n", main_table(kept)]
+    """The whole page. kept: by comparison."""
+    parts = [TOP, "![change of the loss against LoRA, by method](benchmark.svg)\n", legend(kept), main_table(kept)]
     parts += [notes(kept), samples(), FOOT]
     return "\n".join(parts)
 
@@ -76,39 +79,62 @@ def by_run(facts: Facts) -> dict[str, Facts]:
     return {row["run"]: row for row in facts["methods"]}
 
 
-def changes(kept: Mapping[str, Facts]) -> dict[str, dict[str, float]]:
-    """loss - LoRA's by run and task, the best mean over the tasks first; a run without a figure is left out there."""
-    found: dict[str, dict[str, float]] = {}
-    for task, facts in kept.items():
-        base = by_run(facts)[facts["baseline"]]["mean"]
+def of_tasks(kept: Mapping[str, Facts]) -> dict[str, Facts]:
+    return {task: kept[task] for task in TASKS}
+
+
+def changes(kept: Mapping[str, Facts]) -> dict[str, dict[str, list[float]]]:
+    """loss - LoRA's for each seed, by run and task, the best mean over the tasks first; a run that has no figure for
+    some task is left out."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for task, facts in of_tasks(kept).items():
+        base = by_run(facts)[facts["baseline"]]["values"]
         for row in facts["methods"]:
             if row["mean"] is not None:
-                found.setdefault(row["run"], {})[task] = row["mean"] - base
-    whole = {run: those for run, those in found.items() if len(those) == len(kept)}
-    return dict(sorted(whole.items(), key=lambda one: sum(one[1].values())))
+                found.setdefault(row["run"], {})[task] = [row["values"][seed] - base[seed] for seed in base]
+    whole = {run: those for run, those in found.items() if len(those) == len(TASKS)}
+    return dict(sorted(whole.items(), key=lambda one: sum(map(statistics.fmean, one[1].values()))))
+
+
+def legend(kept: Mapping[str, Facts]) -> str:
+    """What the numbers of the table are, and how far chance moves them."""
+    seeds = SEEDS[next(iter(TASKS))]
+    apart = [
+        statistics.median(max(values) - min(values) for row in facts["methods"] if (values := row["values"].values()))
+        for facts in of_tasks(kept).values()
+    ]
+    return (
+        f"Validation loss, mean ± standard deviation over the seeds {' and '.join(map(str, seeds))}; in the order of "
+        f"the mean over the tasks. How far chance moves them: the seeds of one method lie "
+        f"{', '.join(format(value, '.3f') for value in apart)} apart on the three tasks (median over the methods).\n"
+    )
 
 
 def main_table(kept: Mapping[str, Facts]) -> str:
-    first = next(iter(kept.values()))
-    tasks = {task: by_run(facts) for task, facts in kept.items()}
-    base = by_run(first)[first["baseline"]]
+    search = kept[SEARCH]
+    tasks = {task: by_run(facts) for task, facts in of_tasks(kept).items()}
+    first = next(iter(tasks.values()))
+    base = first[search["baseline"]]
     ordered = [*changes(kept)]
-    ordered += [row["run"] for row in first["methods"] if row["run"] not in ordered]
-    lines = []
-    for place, run in enumerate(ordered, 1):
-        row = by_run(first)[run]
-        lines.append(
-            [
-                str(place),
-                f"**{run}**" if run == first["baseline"] else run,
-                kind(run),
-                trained(row, base),
-                rate_text(row, first),
-                *(number(those[run]["mean"], ".3f") for those in tasks.values()),
-            ]
-        )
-    titles = ["trained", "rate", *kept]
-    return table(["", "method", "kind", *titles], lines, words=3)
+    ordered += [run for run in first if run not in ordered]
+    lines = [
+        [
+            str(place),
+            f"**{run}**" if run == base["run"] else run,
+            kind(run),
+            trained(first[run], base),
+            rate_text(by_run(search)[run], search),
+            *(loss(those[run]) for those in tasks.values()),
+        ]
+        for place, run in enumerate(ordered, 1)
+    ]
+    return table(["", "method", "kind", "trained", "rate", *tasks], lines, words=3)
+
+
+def loss(row: Facts) -> str:
+    """`1.691 ± 0.012`."""
+    spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
+    return number(row["mean"], ".3f") + spread
 
 
 def kind(run: str) -> str:
@@ -137,16 +163,16 @@ def notes(kept: Mapping[str, Facts]) -> str:
     lines = [f"- {name}: not in the table, {why}" for name, why in OUTSIDE.items()]
     for name, given in OPTIONS.items():
         lines.append(f"- {name} with {', '.join(f'{key}: {value}' for key, value in given.items())}")
-    failed = [f"- {task}, {one['run']}: {one['said']}" for task, facts in kept.items() for one in facts["failed"]]
+    failed = [f"- {name}, {one['run']}: {one['said']}" for name, facts in kept.items() for one in facts["failed"]]
     cpu = sum(facts["cost"]["cpu_seconds"] for facts in kept.values()) / 3600
     runs = sum(sum(facts["runs"].values()) for facts in kept.values())
-    first = next(iter(kept.values()))
-    machine = first["machine"]
+    search = kept[SEARCH]
+    machine = search["machine"]
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "lrft"))
     wall = duration(sum(facts["cost"]["wall_seconds"] for facts in kept.values()))
     said = (
-        f"{runs} runs, seed {', '.join(map(str, first['seeds']))}, {cpu:.1f} CPU hours with all merge checks, without "
-        f"the base ({wall} on the clock, two at a time, beside other work), {first['date']}; {machine['cpu']}, "
+        f"{runs} runs, {cpu:.1f} CPU hours with all merge checks, without the base ({wall} on the clock, two at a "
+        f"time, beside other work), {max(facts['date'] for facts in kept.values())}; {machine['cpu']}, "
         f"{machine['threads']} thread a run; {versions}.\n"
     )
     failed = ["", "Runs that gave no figure:", "", *failed] if failed else []

@@ -1,8 +1,9 @@
-"""The picture of the benchmark: how far each method's loss lies from LoRA's, a point for each task."""
+"""The picture of the benchmark: how far a loss lies from LoRA's, by method and task; the mean, a line over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 INK = "#7a7a7a"  # in between: legible on white and on black
@@ -11,8 +12,12 @@ EDGE = 0.6
 """nats; what lies further is drawn at the edge"""
 
 
-def draw(changes: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """changes: loss - LoRA's by method and task, in the order of the rows."""
+def within(change: float) -> float:
+    return min(max(change, -EDGE), EDGE)
+
+
+def draw(changes: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """changes: loss - LoRA's of each seed, by method and task, in the order of the rows."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -23,8 +28,12 @@ def draw(changes: Mapping[str, Mapping[str, float]], path: Path) -> None:
         figure, axes = plt.subplots(figsize=(8, 1.2 + 0.17 * len(changes)), layout="constrained")
         tasks = list(next(iter(changes.values())))
         for task, colour, mark in zip(tasks, COLOURS, MARKS, strict=False):
-            shown = [min(max(those[task], -EDGE), EDGE) for those in changes.values()]
-            axes.scatter(shown, range(len(changes)), s=16, color=colour, marker=mark, label=task, alpha=0.85)
+            places = range(len(changes))
+            shown, low, high = (
+                [within(of(those[task])) for those in changes.values()] for of in (statistics.fmean, min, max)
+            )
+            axes.hlines(places, low, high, color=colour, linewidth=1, alpha=0.5)
+            axes.scatter(shown, places, s=16, color=colour, marker=mark, label=task, alpha=0.85)
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(range(len(changes)), list(changes))
         axes.invert_yaxis()
