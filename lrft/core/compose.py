@@ -86,19 +86,12 @@ class Composition:
         those of the next, or add a term to the step's loss."""
         return [part.name for part in self.parts if part.acts_between_passes]
 
-    @property
-    def around_the_step(self) -> list[Part]:
-        """The parts as they stand around the optimiser's step, the outermost first, whatever the recipe's order."""
-        return sorted(
-            self.parts, key=lambda part: max((INSIDE.index(s) + 1 for s in part.fills if s in INSIDE), default=0)
-        )
-
     def after_backward(self, run: Run) -> None:
-        for part in self.around_the_step:
+        for part in sorted(self.parts, key=_depth):
             part.after_backward(run)
 
     def after_step(self, run: Run) -> None:
-        for part in reversed(self.around_the_step):
+        for part in sorted(self.parts, key=_depth, reverse=True):  # those of one depth stay in their order
             part.after_step(run)
 
     def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
@@ -122,6 +115,11 @@ class Composition:
             for role, factor in part.lr_factors().items():
                 factors[role] = factors.get(role, 1.0) * factor
         return factors
+
+
+def _depth(part: Part) -> int:
+    """How near to the optimiser's step a part stands, whatever the recipe's order."""
+    return max((INSIDE.index(slot) + 1 for slot in part.fills if slot in INSIDE), default=0)
 
 
 def compose(entries: Iterable[tuple[str, dict[str, Any]]]) -> Composition:

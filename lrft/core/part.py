@@ -8,7 +8,7 @@ The training loop calls the hooks at fixed places and knows no method by name:
 
     once             plan, observe, allot; shared; build -> start, start_from -> (anchor) -> wrap, for every site
     every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
-                     after_backward (gradients reduced and clipped), after_step (the parts in the opposite order)
+                     after_backward (gradients reduced and clipped), after_step
     checkpoints      state, load_state
 """
 
