@@ -64,6 +64,16 @@ def make_accelerator(compute: str) -> Accelerator:
     return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
 
 
+def leave() -> None:
+    """Part from the other processes at the end of a run, when all have come here: one that is gone before takes with it
+    the connections on which others still listen, and these may then end in a crash."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
 def memory_gb(device: torch.device) -> float:
     """Peak memory so far, in GB: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":

@@ -54,7 +54,9 @@ def start(
         more = [*([f"--resume={resume}"] if resume else []), *(flag for flag, given in flags.items() if given)]
         return launch.run_on(count, ["train", str(source), *overrides, *more], gpu=on_gpus)
     with importing():
+        from lrft import machine
         from lrft.train import Options, train
 
     train(recipe, Options(resume, fresh, accept_changes, quiet, source=None if source.is_dir() else source))
+    machine.leave()
     return 0

@@ -300,8 +300,8 @@ LONG = RECIPE + "runs: [lora, lora-fa]\nseeds: [1]\noutput_dir: out\n"
 
 
 def under_way(tmp_path: Path) -> tuple[Path, subprocess.Popen[str], list[Path]]:
-    """The folder of a comparison whose two runs of 150 steps are being trained, its process, and their folders."""
-    root = make(tmp_path, LONG.replace("evaluation", "training: {max_steps: 150, epochs: 999}, evaluation"))
+    """The folder of a comparison whose two runs of 400 steps are being trained, its process, and their folders."""
+    root = make(tmp_path, LONG.replace("evaluation", "training: {max_steps: 400, epochs: 999}, evaluation"))
     process = start(root, "--jobs", "2")
     folders = [root / f"out/runs/{name}/seed-1" for name in ("lora", "lora-fa")]
     until = time.monotonic() + 120
@@ -325,14 +325,14 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(tmp_path: Path) -> N
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         last = runs.records(folder)[-1]["step"]
         assert runs.steps(folder)[-1] == last
-    assert any(runs.steps(folder)[-1] < 150 for folder in folders), "otherwise nothing was interrupted"
+    assert any(runs.steps(folder)[-1] < 400 for folder in folders), "otherwise nothing was interrupted"
     assert command.GOING_ON in found(root)["warnings"]
     assert found(root)["failed"] == []
     code, out, err = compare(root)
     assert code == 0, out + err
     for folder in folders:
-        assert [record["step"] for record in runs.records(folder)] == list(range(1, 151))
-        assert runs.steps(folder)[-1] == 150
+        assert [record["step"] for record in runs.records(folder)] == list(range(1, 401))
+        assert runs.steps(folder)[-1] == 400
     assert all(row["mean"] is not None for row in found(root)["methods"])
 
 
@@ -344,10 +344,10 @@ def test_runs_whose_comparison_was_killed_save_and_leave(tmp_path: Path) -> None
     for folder in folders:
         with (folder / ".lock").open() as lock:  # waits for whoever holds it
             fcntl.flock(lock, fcntl.LOCK_EX)
-    assert any(runs.steps(folder)[-1] < 150 for folder in folders), "otherwise nobody noticed"
+    assert any(runs.steps(folder)[-1] < 400 for folder in folders), "otherwise nobody noticed"
     code, out, err = compare(root)
     assert code == 0, out + err
-    assert all(runs.steps(folder)[-1] == 150 for folder in folders)
+    assert all(runs.steps(folder)[-1] == 400 for folder in folders)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
 sys.path[:0] = sys.argv[1].split(":")
 import lrft.train as training
 from pathlib import Path
-from lrft import recipe
+from lrft import machine, recipe
 from lrft.trainer import Options, Trainer
 
 root, out, resume, penalty, short, *keys = sys.argv[2:]
@@ -52,10 +52,10 @@ if penalty:
     import pytest, runs, test_hooks
     runs.add_parts(pytest.MonkeyPatch(), test_hooks.Penalty(float(penalty)))
 if short == rank:
-    from lrft import machine
     machine.available = lambda: 1
 loaded = recipe.load(Path(root) / "recipe.yaml", (f"output_dir={root}/{out}", *keys))
 training.train(loaded, Options(quiet=True, resume=resume or None))
+machine.leave()
 """
 
 

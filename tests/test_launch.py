@@ -78,7 +78,9 @@ def test_several_processes_train_what_one_trains(place: Place, devices: int) -> 
 def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_three(place: Place) -> None:
     two = place.root / "devices2"
     if not two.exists():
-        assert start(place, "devices2").wait(200) == 0
+        first = start(place, "devices2")
+        assert ended(first)
+        assert first.returncode == 0
     process = start(place, "every", "checkpoint.every=2", "checkpoint.keep=9")
     assert ended(process)
     assert process.returncode == 0

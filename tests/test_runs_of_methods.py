@@ -42,7 +42,7 @@ warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
 sys.path[:0] = sys.argv[1].split(":")
 from pathlib import Path
-from lrft import recipe
+from lrft import machine, recipe
 from lrft.errors import RecipeError
 from lrft.train import train
 from lrft.trainer import Options
@@ -55,6 +55,7 @@ for number, words in enumerate(json.loads(Path(f"{root}/cases.json").read_text()
         train(recipe.load(Path(root) / "recipe.yaml", (*keys, *more)), Options(quiet=True))
     except RecipeError as error:
         Path(f"{root}/{strategy}-{number}.refused").write_text("\\n".join(error.lines()))
+machine.leave()
 """
 
 

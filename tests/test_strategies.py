@@ -146,7 +146,7 @@ except CheckFailed as error:
     said["left out"] = str(error)
 with open(f"{sys.argv[2]}/said-{rank}.json", "w") as file:
     json.dump(said, file)
-torch.distributed.destroy_process_group()
+machine.leave()
 """
 
 
