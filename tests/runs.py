@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,6 +141,32 @@ class Place:
         """Run the recipe with `overrides` (key=value) in this process."""
         source = self.root / "recipe.yaml"
         return train(self.recipe(*overrides, out=out), Options(quiet=True, source=source, **options))
+
+
+def side_by_side(code: str, *arguments: str, world: int = 2, each: int = 1, seconds: float = 200) -> None:
+    """Run Python `code` in `world` processes that talk through gloo, as a launcher starts them, `each` of them on a
+    node. Its first argument is where to import from. All have to end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tests = Path(__file__).parent
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, f"{tests}:{tests.parent}", *arguments],
+            env={
+                **os.environ,
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)},
+                **{"LOCAL_WORLD_SIZE": str(each), "OMP_NUM_THREADS": "1"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    said = [process.communicate(timeout=seconds)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes == [0] * world, "\n".join(text[-3000:] for text, code in zip(said, codes, strict=True) if code)
 
 
 def tensors(run: Path, link: str = "last") -> dict[str, Tensor]:

@@ -114,6 +114,15 @@ def test_tasks_take_the_rates_that_were_found_and_seeds_that_did_not_find_them(m
             assert {"training.learning_rate": recipe.training.learning_rate} == found[variant.name]
 
 
+def test_what_was_searched_is_what_the_search_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    searched = read(Path(comparisons.FOLDER / f"{comparisons.SEARCH}.yaml"))
+    wanted = {(variant.name, *point.plain().values()) for variant in searched.variants for point in variant.points}
+    kept = KEPT[comparisons.SEARCH]["grid"]
+    assert {(point["run"], *point["point"].values()) for point in kept} == wanted
+    assert len(kept) == len(wanted)
+
+
 def test_the_base_is_trained_with_its_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = recipes.load(ROOT / base.RECIPE)

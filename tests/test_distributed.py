@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -73,26 +69,8 @@ def launch(
 
     short: the process that has memory for a single row.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, paths, str(place.root), out, resume, penalty, short, *KEYS, *keys],
-            env={
-                **os.environ,
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)},
-                **{"LOCAL_WORLD_SIZE": str(each), "OMP_NUM_THREADS": "1"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    said = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world, said[0][-3000:]
+    arguments = (str(place.root), out, resume, penalty, short, *KEYS, *keys)
+    runs.side_by_side(WORKER, *arguments, world=world, each=each)
     return place.root / out
 
 

@@ -4,10 +4,6 @@ whether each holds the whole base or half of it, or half of the gradients."""
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -94,25 +90,8 @@ def two(place: Place, request: pytest.FixtureRequest) -> str:
     """
     strategy: str = request.param
     (place.root / "cases.json").write_text(json.dumps([words for words, _ in CASES.values()]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, paths, str(place.root), strategy, *KEYS, "training.micro_batch_size=1"],
-            env={
-                **os.environ,
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=1500)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said[0][-3000:]
+    arguments = (str(place.root), strategy, *KEYS, "training.micro_batch_size=1")
+    runs.side_by_side(WORKER, *arguments, seconds=1500)
     return strategy
 
 

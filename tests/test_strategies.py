@@ -5,15 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 import tiny
 import torch
 from runs import Place
@@ -153,24 +150,7 @@ machine.leave()
 @pytest.mark.slow
 def test_what_zero2_sums_and_what_it_cannot(tmp_path: Path) -> None:
     """Three passes of two processes; a gradient that is not finite on one; a pass that leaves out a tensor."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(Path(__file__).parents[1]), str(tmp_path)],
-            env={
-                **os.environ,
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors[0][-3000:]
+    runs.side_by_side(WORKER, str(tmp_path))
     for rank in range(2):
         said = json.loads((tmp_path / f"said-{rank}.json").read_text())
         # Each pass sends every gradient to the process that keeps its sum, and to nobody else.
