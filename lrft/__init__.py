@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from lrft.core.attached import Attached
+    from lrft.adapters.attached import Attached
 
 __all__ = ["__version__", "attach", "load_adapter", "merge"]
 
@@ -37,34 +37,35 @@ def attach(
     `adapter` has the keys of a recipe's `adapter` section: {"method": "lora", "rank": 8, "target_modules": ["q_proj"]}.
     Adapters are float32 whatever the base's dtype, float64 over a float64 base. Random values depend on `seed` and the
     layers' names only. Raises RecipeError with every mistake in `adapter`. Layers of bitsandbytes give their codes to
-    `lrft.core.quantized.QuantizedLinear`, which stays in the model.
+    `lrft.model.quantized.QuantizedLinear`, which stays in the model.
 
     batches     for methods that look at data before they start: what a causal language model of transformers takes,
                 with "labels" (B, T); all of them are looked at
     """
     from lrft import recipe
-    from lrft.core import compose
-    from lrft.core.look import Look
-    from lrft.core.quantized import take_over
-    from lrft.loss import TokenLoss, trained_tokens
+    from lrft.adapters.attach import attach_adapter
+    from lrft.adapters.calibration import Look
+    from lrft.model.quantized import take_over
+    from lrft.objectives.cross_entropy import trained_tokens
+    from lrft.objectives.sft import TokenLoss
 
     section = recipe.parse_adapter(adapter)
     take_over(model)
     look = None
     if batches is not None:
         look = Look(model, batches=lambda rows: batches, loss=TokenLoss(model), tokens=trained_tokens, seed=seed)
-    return compose.attach_adapter(model, section, seed=seed, look=look)[0]
+    return attach_adapter(model, section, seed=seed, look=look)[0]
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
     """Put a saved adapter into `model`, in place. Raises CheckFailed when a file does not fit the model or itself."""
-    from lrft import checkpoint
+    from lrft.adapters import storage
 
-    return checkpoint.load_adapter(model, folder)
+    return storage.load_adapter(model, folder)
 
 
 def merge(adapter: str | Path, out: str | Path, **options: Any) -> Any:
-    """Write base + adapter as a plain model folder. See `lrft.merging.merge` for the options and the result."""
-    from lrft.merging import merge as run
+    """Write base + adapter as a plain model folder. See `lrft.export.merge.merge` for the options and the result."""
+    from lrft.export.merge import merge_adapter as run
 
     return run(adapter, out, **options)

@@ -1,5 +1,5 @@
 """`python -m lrft`, for launchers that start a module: torchrun -m lrft train recipe.yaml."""
 
-from lrft.cli import main
+from lrft.cli.main import main
 
 main()

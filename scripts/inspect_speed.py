@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lrft import intruders, krylov, spectra
-from lrft.inspecting import KEPT
+from lrft.inspection import intruders, krylov, spectra
+from lrft.inspection.inspect import KEPT
 
 
 def layer(d: int, k: int, size: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-from lrft import charts
+from lrft.report import svg_charts
 
 EVIL = "<script>alert('x')</script> **bold** | `code` &amp; \"quoted\" <img src=x onerror=alert(1)>"
 VOID = ("meta", "br")
@@ -70,8 +70,8 @@ def sound(made: str) -> Parsed:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert parsed.all("meta")[1] == {"name": "viewport", "content": "width=device-width, initial-scale=1"}
     for x, y in places(parsed):
-        assert 0 <= x <= charts.WIDTH
-        assert 0 <= y <= charts.HEIGHT
+        assert 0 <= x <= svg_charts.WIDTH
+        assert 0 <= y <= svg_charts.HEIGHT
     drawn = [ElementTree.fromstring(one) for one in re.findall("<svg.*?</svg>", made, flags=re.DOTALL)]
     assert len(drawn) == len(parsed.all("svg"))
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", made)

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 from transformers import FalconConfig, FalconForCausalLM, PreTrainedModel
 
-from lrft import files, recipe
-from lrft.core import compose
-from lrft.core.part import Method, Part, Run
-from lrft.metrics import read_metrics
+from lrft import recipe
+from lrft.adapters import compose
+from lrft.adapters.part import Method, Part, Run
 from lrft.recipe import Recipe
-from lrft.train import Options, train
+from lrft.runs.metrics import read_metrics
+from lrft.training.run import train
+from lrft.training.state import Options
+from lrft.utils import files
 
 # 10 rows in steps of 4: the last step of each epoch has 2. With 2 epochs, 6 steps.
 RECIPE = """\

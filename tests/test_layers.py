@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lrft
-from lrft import catalog
+from lrft import registry
 
 ROOT = Path(lrft.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -173,7 +173,7 @@ def comparisons_with(names: set[str], tree: ast.AST) -> Iterator[int]:
 
 
 def test_no_method_is_known_by_name_outside_its_file() -> None:
-    names = set(catalog.methods())
+    names = set(registry.methods())
     found = [
         f"{file.relative_to(ROOT.parent)}:{line}"
         for file in MODULES
@@ -185,4 +185,4 @@ def test_no_method_is_known_by_name_outside_its_file() -> None:
 
 def test_the_scan_for_names_finds_them() -> None:
     for source in ('x == "mora"', 'if y in ("lora", 3): ...', "match x:\n case 'dora': ...", '"pissa" in methods'):
-        assert list(comparisons_with(set(catalog.methods()), ast.parse(source))), source
+        assert list(comparisons_with(set(registry.methods()), ast.parse(source))), source

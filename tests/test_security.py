@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 import runs
 import tiny_tokenizers
-from campaigns import ROOT
-from campaigns.damage import BESIDE, Touch
 from runs import Place
+from stress import ROOT
+from stress.damage import BESIDE, Touch
 
-from lrft import checkpoint, files
-from lrft.cli import run_command
+from lrft.adapters.storage import _checksum, read_adapter
+from lrft.cli.main import run_command
 from lrft.errors import CheckFailed
-from lrft.runfolder import RunFolder
+from lrft.runs.folder import RunFolder
+from lrft.utils import files
 
 CANARY = "c4nary-9f2b7e"
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -46,7 +47,7 @@ def edit(folder: Path, change: Any) -> None:
     """Change lrft.json as somebody would who makes its checksum fit."""
     info = files.read_json(folder / "lrft.json")
     change(info)
-    info["checksum"] = checkpoint._checksum({k: v for k, v in info.items() if k != "checksum"})
+    info["checksum"] = _checksum({k: v for k, v in info.items() if k != "checksum"})
     files.write_json(folder / "lrft.json", info)
 
 
@@ -63,12 +64,12 @@ def test_adapter_names_no_file_outside_its_folder(name: str, run: Path, place: P
 
     edit(adapter, lambda info: info["sha256"].update({name: digest}))
     with pytest.raises(CheckFailed, match=r"no file of its folder|is missing"):
-        checkpoint.read_adapter(adapter)
+        read_adapter(adapter)
     edit(adapter, lambda info: info["sha256"].pop(name))
-    checkpoint.read_adapter(adapter)
+    read_adapter(adapter)
     edit(adapter, lambda info: info.update(tensors=name))
     with pytest.raises(CheckFailed, match="names no file of tensors"):
-        checkpoint.read_adapter(adapter)
+        read_adapter(adapter)
 
 
 @pytest.mark.parametrize("name", ["../../../outside", "{root}/outside"])
@@ -101,7 +102,7 @@ def test_an_adapter_of_another_shape_is_refused(change: Any, run: Path) -> None:
     adapter = (run / "last").resolve()
     edit(adapter, change)
     with pytest.raises(CheckFailed):
-        checkpoint.read_adapter(adapter)
+        read_adapter(adapter)
 
 
 def test_weights_outside_the_model_folder_are_not_read(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

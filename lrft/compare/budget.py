@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
-from lrft import base, catalog
-from lrft.compare.file import Comparison
-from lrft.compare.variants import Point, Variant
-from lrft.core import compose
+from lrft import registry
+from lrft.adapters import compose
+from lrft.adapters.attach import count_trained, select_sites
+from lrft.compare.config import Comparison
+from lrft.compare.grid import Point, Variant
 from lrft.errors import Problem, RecipeError
+from lrft.model.hub import find_model
+from lrft.model.load import load_skeleton
 from lrft.recipe import AdapterSection, Recipe
 
 GAP = 64
@@ -64,21 +67,21 @@ class Counter:
         """At a rank. options: by method, in place of the recipe's. Raises RecipeError."""
         adapter: AdapterSection = recipe.adapter.model_copy(update={"rank": rank})
         composition = compose.compose((e.name, (options or {}).get(e.name, e.options)) for e in adapter.method)
-        sites = compose.plan(self.skeleton(recipe), adapter, composition, recipe.where)
+        sites = select_sites(self.skeleton(recipe), adapter, composition, recipe.where)
         with torch.device("meta"):
-            return compose.count_trained(sites, composition, recipe.where)
+            return count_trained(sites, composition, recipe.where)
 
     def largest_rank(self, recipe: Recipe) -> int:
         """The smaller side of the widest adapted layer: no update has a higher rank."""
         composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
-        sites = compose.plan(self.skeleton(recipe), recipe.adapter, composition, recipe.where)
+        sites = select_sites(self.skeleton(recipe), recipe.adapter, composition, recipe.where)
         return max(min(site.d, site.k) for site in sites)
 
     def skeleton(self, recipe: Recipe) -> Any:
         key = (recipe.model.name, recipe.model.revision)
         if key not in self._skeletons:
-            source = base.resolve(*key, where=recipe.where("model.name"))
-            self._skeletons[key] = base.skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
+            source = find_model(*key, where=recipe.where("model.name"))
+            self._skeletons[key] = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
         return self._skeletons[key]
 
 
@@ -172,13 +175,13 @@ def size_knobs(counter: Counter, recipe: Recipe, rank: int, start: int) -> tuple
     """The options of the recipe's methods that change the count: found out by changing each number."""
     found = []
     for entry in recipe.adapter.method:
-        for knob in catalog.methods()[entry.name].knobs:
+        for knob in registry.methods()[entry.name].knobs:
             value = entry.options[knob.name]
             if type(value) is not int and type(value) is not float:
                 continue
             for other in (value * 2, value // 2 if type(value) is int else value / 2):
                 try:
-                    catalog.methods()[entry.name].validate(entry.options | {knob.name: other})
+                    registry.methods()[entry.name].validate(entry.options | {knob.name: other})
                     changed = counter.count(recipe, rank, {entry.name: entry.options | {knob.name: other}}) != start
                 except (RecipeError, ValueError):
                     continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lrft.compare.variants import shown
+from lrft.compare.grid import shown
 
 Facts = Mapping[str, Any]
 Rows = tuple[list[str], list[list[str]]]

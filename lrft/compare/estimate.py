@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from lrft import base, plan, setup
 from lrft.compare.budget import Choice
-from lrft.compare.file import Comparison
+from lrft.compare.config import Comparison
 from lrft.compare.jobs import Job
-from lrft.text import Row, duration
+from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
+from lrft.model.hub import find_model
+from lrft.planning.plan import make_plan
+from lrft.utils.text import Row, duration
 
 
 def plan_rows(comparison: Comparison, jobs: Sequence[Job], choices: Sequence[Choice]) -> list[Row]:
@@ -71,9 +73,9 @@ def time_rows(jobs: Sequence[Job], at_once: int) -> list[Row]:
 def planned_seconds(job: Job) -> float | None:
     """What a plan says of one run, or None. Reads the data, loads no weights."""
     recipe = job.recipe
-    source = base.resolve(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
-    prepared = setup.prepare_data(recipe, source, setup.load_tokenizer(recipe, source))
+    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    prepared = prepare_data(recipe, source, load_recipe_tokenizer(recipe, source))
     try:
-        return plan.make_plan(recipe, source, prepared, 1).seconds
+        return make_plan(recipe, source, prepared, 1).seconds
     except RuntimeError:  # a method that looks at its tensors when it is built cannot be planned without any
         return None

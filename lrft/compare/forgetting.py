@@ -10,13 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lrft import base, checkpoint, data, evaluate, merging
+from lrft import data
 from lrft import recipe as recipes
-from lrft.core.copies import copying
+from lrft.adapters.ensemble import copying
+from lrft.adapters.storage import load_adapter, read_adapter
 from lrft.errors import LrftError, exit_code
-from lrft.layout import find_layout
-from lrft.machine import DTYPES
+from lrft.evaluation.generate import pad_token
+from lrft.evaluation.loss import loss_of
+from lrft.loading.saved import base_of
+from lrft.model.load import load_model, load_tokenizer, position_limit
+from lrft.model.weights import cache_dir
+from lrft.objectives.packing import find_layout
 from lrft.recipe import DataEntry, DataSection
+from lrft.utils.hardware import DTYPES
 
 ROWS_OF_A_PASS = 8
 
@@ -28,12 +34,12 @@ def before_and_after(run: Path, text: Path) -> dict[str, Any]:
     """
     recipe = recipes.load(run / "resolved.yaml")
     adapter = run / "best"
-    saved = checkpoint.read_adapter(adapter)
-    folder = merging.base_of(saved, None)
+    saved = read_adapter(adapter)
+    folder = base_of(saved, None)
     trusted = recipe.model.trust_remote_code
-    model: Any = base.load_model(folder, dtype=DTYPES[saved.info["base"]["dtype"]], trust_remote_code=trusted)
-    attached = checkpoint.load_adapter(model, adapter)
-    tokenizer = base.load_tokenizer(adapter, trusted)
+    model: Any = load_model(folder, dtype=DTYPES[saved.info["base"]["dtype"]], trust_remote_code=trusted)
+    attached = load_adapter(model, adapter)
+    tokenizer = load_tokenizer(adapter, trusted)
     section = DataSection(
         train=(DataEntry(path=str(text)),),
         max_length=recipe.data.max_length,
@@ -44,9 +50,9 @@ def before_and_after(run: Path, text: Path) -> dict[str, Any]:
         section,
         tokenizer,
         seed=0,
-        limit=base.position_limit(model.config),
+        limit=position_limit(model.config),
         where=lambda key: "default",
-        cache=base.cache_dir(),
+        cache=cache_dir(),
     )
     model.to(device())
     found = find_layout(model, rows, packing="auto", compute="fp32" if model.dtype.itemsize > 2 else "bf16")
@@ -54,8 +60,8 @@ def before_and_after(run: Path, text: Path) -> dict[str, Any]:
     losses.copies = copying(model)
 
     def loss() -> float:
-        pad = evaluate.pad_token(tokenizer)
-        return evaluate.loss_of(losses, rows, micro=ROWS_OF_A_PASS, pad_id=pad, form=found.form)["loss"]
+        pad = pad_token(tokenizer)
+        return loss_of(losses, rows, micro=ROWS_OF_A_PASS, pad_id=pad, form=found.form)["loss"]
 
     after = loss()
     with attached.disabled():

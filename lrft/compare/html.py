@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrft.charts import Line, Point, Spot, chart, key, scatter
 from lrft.compare import intervals
 from lrft.compare.columns import Facts, failed_table, grid_table, main_table, notes
-from lrft.figures import points, smooth
-from lrft.metrics import of_kind, read_metrics
-from lrft.page import Html, beside, bullets, element, page, table, wide_table
+from lrft.report.html_page import Html, beside, bullets, element, page, table, wide_table
+from lrft.report.loss_plot import points, smooth
+from lrft.report.svg_charts import Line, Point, Spot, chart, key, scatter
+from lrft.runs.metrics import of_kind, read_metrics
 
 COSTS: tuple[tuple[str, Callable[[Facts], float | None]], ...] = (
     ("seconds for 1,000 tokens", lambda row: 1e3 / row["tokens_per_second"] if row["tokens_per_second"] else None),

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lrft import files
 from lrft import recipe as recipes
-from lrft.compare.file import Comparison
-from lrft.compare.variants import Point, Rank, Variant
+from lrft.compare.config import Comparison
+from lrft.compare.grid import Point, Rank, Variant
 from lrft.errors import CheckFailed, NonFinite, UsageError
 from lrft.recipe import Recipe
+from lrft.utils import files
 
 State = Literal["finished", "diverged", "interrupted", "failed", "new"]
 NOT_FAILURES = (0, 130, 143, -2, -15)

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from lrft.compare import intervals, measure
+from lrft.compare import intervals, queries
 from lrft.compare.budget import Choice
-from lrft.compare.file import Comparison
+from lrft.compare.config import Comparison
+from lrft.compare.grid import Point, Variant, shown
 from lrft.compare.jobs import Job, last_words
-from lrft.compare.variants import Point, Variant, shown
-from lrft.metrics import of_kind, read_metrics, values
+from lrft.runs.metrics import of_kind, read_metrics, values
 
 Facts = dict[str, Any]
 FAR = 0.1
@@ -42,13 +42,13 @@ def _jobs(jobs: Sequence[Job], variant: Variant, point: Point) -> list[Job]:
 
 
 def _values(comparison: Comparison, jobs: Sequence[Job]) -> list[float | None]:
-    return [measure.metric_of(job, comparison.metric) if job.state == "finished" else None for job in jobs]
+    return [queries.metric_of(job, comparison.metric) if job.state == "finished" else None for job in jobs]
 
 
 def best_job(comparison: Comparison, jobs: Sequence[Job]) -> Job:
     """The seed with the best metric: the one whose merge is tried."""
     sign = 1 if comparison.lower_is_better else -1
-    return min(jobs, key=lambda job: sign * (measure.metric_of(job, comparison.metric) or 0.0))
+    return min(jobs, key=lambda job: sign * (queries.metric_of(job, comparison.metric) or 0.0))
 
 
 def gather(comparison: Comparison, jobs: Sequence[Job], choices: Sequence[Choice]) -> Facts:
@@ -94,7 +94,7 @@ def _row(
     facts = jobs[0].facts.get("adapter", {}) if jobs else {}
     trained = facts.get("trained parameters", choice.trained)
     chosen = best_job(comparison, jobs) if jobs else None
-    merged = (measure.answer(chosen, "merge") or {}) if chosen else {}
+    merged = (queries.answer(chosen, "merge") or {}) if chosen else {}
     return {
         "run": variant.name,
         "methods": facts.get("methods"),
@@ -147,7 +147,7 @@ def _cost(jobs: Sequence[Job]) -> Facts:
 
 def _forgotten(jobs: Sequence[Job]) -> Facts:
     """Loss on general text before and after, means over seeds; None where some seed was not asked."""
-    found = [measure.answer(job, "forgetting") or {} for job in jobs]
+    found = [queries.answer(job, "forgetting") or {} for job in jobs]
     whole = bool(found) and all("after" in one for one in found)
     return {
         "general_before": intervals.mean([one["before"] for one in found]) if whole else None,
@@ -160,7 +160,7 @@ def _merge_words(merged: Facts, job: Job | None) -> str | None:
         return None
     if "relative" in merged:
         return "holds"
-    return measure.said_of(job, "merge") or None
+    return queries.said_of(job, "merge") or None
 
 
 def _point(comparison: Comparison, variant: Variant, point: Point, jobs: list[Job]) -> Facts:
@@ -217,4 +217,4 @@ def _is_number(value: Any) -> bool:
 def _questions(jobs: Sequence[Job]) -> list[str]:
     """What commands that were asked about finished runs have failed at."""
     asked = [(job, name) for job in jobs for name in ("evaluation", "forgetting")]
-    return [f"{name} of {job.label} failed, {said}" for job, name in asked if (said := measure.said_of(job, name))]
+    return [f"{name} of {job.label} failed, {said}" for job, name in asked if (said := queries.said_of(job, name))]

@@ -3,11 +3,11 @@
 read, hub: records -> format, collect: samples -> template: pieces -> tokenize, measure, split: rows
 """
 
-from lrft.data.order import Schedule, epoch_order
+from lrft.data.config import resolve_chat_template
+from lrft.data.dataset import Row, Rows
 from lrft.data.prepare import Prepared, prepare, prepare_file
 from lrft.data.report import DataReport, SourceReport
-from lrft.data.rows import Row, Rows
-from lrft.data.settings import chat_template
+from lrft.data.sampler import Schedule, epoch_order
 from lrft.data.tokenize import encode_prompt
 
 __all__ = [
@@ -17,9 +17,9 @@ __all__ = [
     "Rows",
     "Schedule",
     "SourceReport",
-    "chat_template",
     "encode_prompt",
     "epoch_order",
     "prepare",
     "prepare_file",
+    "resolve_chat_template",
 ]

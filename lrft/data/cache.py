@@ -17,10 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lrft.data.dataset import Rows
 from lrft.data.report import DataReport
-from lrft.data.rows import Rows
 from lrft.errors import LrftError
-from lrft.files import room_for, sha256, share, sync
+from lrft.utils.files import room_for, sha256, share, sync
 
 # To be raised with every change of reading, rendering, masking or splitting that changes rows, and with each new figure
 # of their report: an old entry would go without it.

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lrft.data.record import BadRow, kind_of
+from lrft.data.records import BadRow, kind_of
 from lrft.errors import nearest
 
 Message = dict[str, str]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from lrft.data.record import Record, Source, as_object, head
+from lrft.data.records import Record, Source, as_object, head
 from lrft.errors import DataError
 
 SECONDS = 5.0

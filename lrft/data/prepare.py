@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from lrft.data import cache as store
-from lrft.data.collect import collect
-from lrft.data.measure import measure
+from lrft.data.chat_template import Renderer
+from lrft.data.config import Input, Settings, Where, inputs, read_input, settings, validation_input
+from lrft.data.dataset import Row, Rows
+from lrft.data.encode import measure
+from lrft.data.ingest import collect
 from lrft.data.report import DataReport, histogram, quantiles
-from lrft.data.rows import Row, Rows
-from lrft.data.settings import Input, Settings, Where, inputs, read_input, settings, validation_input
 from lrft.data.split import split
-from lrft.data.template import Renderer
 from lrft.data.tokenize import Encoder, require_usable
 from lrft.errors import DataError
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
+from lrft.data.dataset import Rows
 from lrft.data.report import DataReport
-from lrft.data.rows import Rows
-from lrft.text import visible
+from lrft.utils.text import visible
 
 TRAINED, UNTRAINED, CUT, TITLE = "green", "dim", "red", "bold"
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from lrft.data.chat_template import Piece, Rendered, Renderer
 from lrft.data.format import Message
-from lrft.data.record import BadRow
-from lrft.data.template import Piece, Rendered, Renderer
+from lrft.data.records import BadRow
 from lrft.errors import DataError
 
 _ANCHORS = ("\n", ".", "x")

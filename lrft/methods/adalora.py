@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lrft.core.adapter import Delta, Site
-from lrft.core.gated import GatedPair, asked, built, smoothed
-from lrft.core.part import Method, Run
+from lrft.adapters.adapter import Delta, Site
+from lrft.adapters.gated import GatedPair, asked, built, smoothed
+from lrft.adapters.part import Method, Run
 
 FIRST = 2  # steps without a mask in any run: averages of one gradient say nothing
 

@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.gated import smoothed
-from lrft.core.part import Method, Run
+from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.gated import smoothed
+from lrft.adapters.part import Method, Run
 
 
 @dataclass(frozen=True)

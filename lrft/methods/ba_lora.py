@@ -27,9 +27,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core import spectrum
-from lrft.core.adapter import Site
-from lrft.core.part import Outputs, Part, Run
+from lrft.adapters import svd
+from lrft.adapters.adapter import Site
+from lrft.adapters.part import Outputs, Part, Run
 
 # Coefficients of consistency, diversity and svd, and the number of singular values, by version.
 COEFFICIENTS = {2: (0.025, 0.005, 0.005), 1: (1e-4, 3e-4, 1e-4)}
@@ -142,7 +142,7 @@ def leading_sum(Z: Tensor, k: int) -> Tensor:
     """s_1 + ... + s_k, whose gradient is U_k V_k': without the ill-conditioned one of equal singular values."""
     k = min(k, *Z.shape)
     with torch.no_grad():
-        U, _, V = spectrum.leading(Z.detach(), k, iterations=2) if k < min(Z.shape) else spectrum.exact(Z.detach(), k)
+        U, _, V = svd.leading(Z.detach(), k, iterations=2) if k < min(Z.shape) else svd.exact(Z.detach(), k)
     return (Z * (U @ V.T)).sum()
 
 

@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter, Site
-from lrft.core.linear import rows
-from lrft.core.part import Method
+from lrft.adapters.adapter import Adapter, Site
+from lrft.adapters.part import Method
+from lrft.model.linear import rows
 
 
 @dataclass(frozen=True)

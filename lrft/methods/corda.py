@@ -18,11 +18,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core import spectrum
-from lrft.core.adapter import Site
-from lrft.core.compose import seed_of
-from lrft.core.look import Look
-from lrft.core.part import Part, Seen
+from lrft.adapters.adapter import Site
+from lrft.adapters.calibration import Look
+from lrft.adapters.part import Part, Seen
+from lrft.adapters.svd import Triplets, exact, leading, trailing
+from lrft.utils.seeds import seed_of
 
 # Numbers of covariances held at once: there is one pass over the rows for each few layers.
 COVARIANCES_AT_ONCE = 2**29
@@ -83,15 +83,15 @@ class Corda(Part):
                 U, S, V = self.triplets(look.weight(site) @ C, site, look.seed)
                 yield site.name, {"A": S.sqrt()[:, None] * (V.T @ inverse), "B": U * S.sqrt()}
 
-    def triplets(self, WC: Tensor, site: Site, seed: int) -> spectrum.Triplets:
+    def triplets(self, WC: Tensor, site: Site, seed: int) -> Triplets:
         r = min(site.rank, site.d, site.k)
         if self.mode == "kpm":
-            return spectrum.trailing(WC, r)
+            return trailing(WC, r)
         if self.svd == "exact":
-            return spectrum.exact(WC, r)
+            return exact(WC, r)
         with torch.random.fork_rng(devices=[WC.device] if WC.is_cuda else []):
             torch.manual_seed(seed_of(seed, "corda", site.name))
-            return spectrum.leading(WC, r)
+            return leading(WC, r)
 
     def start_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
         A, B, rank, root = seen["A"], seen["B"], adapter.site.rank, adapter.site.scale**-0.5

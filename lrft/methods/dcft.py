@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.part import Method
+from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.part import Method
 
 
 @dataclass(frozen=True)

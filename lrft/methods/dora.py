@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lrft.core import fused
-from lrft.core.adapter import Adapter, Delta, PeftForm
-from lrft.core.linear import dense, product
-from lrft.core.part import Part
+from lrft.adapters.adapter import Adapter, Delta, PeftForm
+from lrft.adapters.part import Part
+from lrft.model import fused_linear
+from lrft.model.linear import dense, product
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class DoraAdapter(Adapter):
         if self.inner.is_fast(x, base):
             factors = self.inner.factors()
             if factors is not None:
-                W, _ = fused.parts_of(base)
-                return fused.linear_plus_pair(x, x, W, None, *factors)
+                W, _ = fused_linear.parts_of(base)
+                return fused_linear.linear_plus_pair(x, x, W, None, *factors)
         y = product(base, x)
         return y + self.inner.delta(self.cast(x)).to(y.dtype)
 

@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.part import Method, Run
-from lrft.core.seeds import seed_of
+from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.part import Method, Run
+from lrft.utils.seeds import seed_of
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lrft.core.adapter import Adapter, Site
-from lrft.core.part import Part, Run
+from lrft.adapters.adapter import Adapter, Site
+from lrft.adapters.part import Part, Run
 
 
 @dataclass(frozen=True)

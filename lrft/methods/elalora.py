@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core.adapter import Delta, Site
-from lrft.core.gated import GatedPair, asked, built, smoothed
-from lrft.core.part import Method, Run
-from lrft.core.seeds import seed_of
+from lrft.adapters.adapter import Delta, Site
+from lrft.adapters.gated import GatedPair, asked, built, smoothed
+from lrft.adapters.part import Method, Run
+from lrft.utils.seeds import seed_of
 
 STD = 0.02
 

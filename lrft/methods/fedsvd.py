@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core.adapter import Adapter
-from lrft.core.part import Part, Run
+from lrft.adapters.adapter import Adapter
+from lrft.adapters.part import Part, Run
 
 
 @dataclass(frozen=True)

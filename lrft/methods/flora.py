@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core import compose
-from lrft.core.part import Making, Part, Run
-from lrft.core.projected import upright
+from lrft.adapters.part import Making, Part, Run
+from lrft.adapters.projected_adam import upright
+from lrft.utils import seeds
 
 TINY = 1e-30  # Adafactor's, on the square of the gradient
 
@@ -106,7 +106,7 @@ class ProjectedMomentum(torch.optim.Optimizer):
 
     def drawn(self, name: str, number: int, like: Tensor, rank: int) -> Tensor:
         """A (n, r) number so much. On the CPU, whose random numbers no other device has."""
-        generator = torch.Generator().manual_seed(compose.seed_of(self.seed, name, number))
+        generator = torch.Generator().manual_seed(seeds.seed_of(self.seed, name, number))
         A = torch.randn(like.shape[1], rank, generator=generator, dtype=like.dtype) / math.sqrt(rank)
         return A.to(like.device)
 

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter, Site
-from lrft.core.linear import product
-from lrft.core.part import Method
+from lrft.adapters.adapter import Adapter, Site
+from lrft.adapters.part import Method
+from lrft.model.linear import product
 
 
 @dataclass(frozen=True)

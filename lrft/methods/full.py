@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lrft.core import fused
-from lrft.core.adapter import Delta, Site
-from lrft.core.part import Method
+from lrft.adapters.adapter import Delta, Site
+from lrft.adapters.part import Method
+from lrft.model import fused_linear
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,6 @@ class FullAdapter(Delta):
     def forward(self, x: Tensor, base: Any) -> Tensor:
         """One product with W + D; where the base is stored otherwise than plainly, two."""
         if self.is_fast(x, base):
-            W, bias = fused.parts_of(base)
-            return fused.linear_sum(x, W, bias, self.D)
+            W, bias = fused_linear.parts_of(base)
+            return fused_linear.linear_sum(x, W, bias, self.D)
         return self.eager(x, x, base)

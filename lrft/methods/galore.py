@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lrft.core.projected import Grid, Projecting
+from lrft.adapters.projected_adam import Grid, Projecting
 
 
 @dataclass(frozen=True)

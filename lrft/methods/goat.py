@@ -25,9 +25,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core import spectrum
-from lrft.core.adapter import Delta, Site
-from lrft.core.part import Method, Outputs, Run
+from lrft.adapters import svd
+from lrft.adapters.adapter import Delta, Site
+from lrft.adapters.part import Method, Outputs, Run
 
 RHO = 10.0
 
@@ -87,7 +87,7 @@ class Goat(Method):
             return
         per, length = adapter.site.rank // self.experts, min(W0.shape) // self.experts
         chosen = torch.cat([torch.arange(per) + i * length for i in range(self.experts)]).to(W0.device)
-        U, S, V = spectrum.exact(W0, min(W0.shape))
+        U, S, V = svd.exact(W0, min(W0.shape))
         root = (S[chosen] / (RHO * adapter.site.scale)).sqrt()
         adapter.A.copy_(root[:, None] * V[:, chosen].T)
         adapter.B.copy_(U[:, chosen] * root)

@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core.adapter import Site
-from lrft.core.look import Look
-from lrft.core.part import Part, Seen
-from lrft.core.seeds import seed_of
+from lrft.adapters.adapter import Site
+from lrft.adapters.calibration import Look
+from lrft.adapters.part import Part, Seen
+from lrft.utils.seeds import seed_of
 
 
 @dataclass(frozen=True)

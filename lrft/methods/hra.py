@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core import fused
-from lrft.core.adapter import Adapter, Site
-from lrft.core.linear import dtype, product
-from lrft.core.part import Method
+from lrft.adapters.adapter import Adapter, Site
+from lrft.adapters.part import Method
+from lrft.model import fused_linear
+from lrft.model.linear import dtype, product
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class HraAdapter(Adapter):
         with torch.autocast(x.device.type, enabled=False):
             V, M = self.chain()
             B = -product(base, V.T.to(dtype(base))).T.to(M.dtype) @ M
-        if fused.is_plain(base) and (
+        if fused_linear.is_plain(base) and (
             torch.is_autocast_enabled(x.device.type) or x.dtype == base.weight.dtype == B.dtype
         ):
-            return fused.linear_plus_pair(x, x, *fused.parts_of(base), B, V.T, 1.0)
+            return fused_linear.linear_plus_pair(x, x, *fused_linear.parts_of(base), B, V.T, 1.0)
         y = base(x)
         return y + linear(linear(self.cast(x), V.T), B).to(y.dtype)
 

@@ -16,11 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lrft.core.adapter import Delta, Site
-from lrft.core.gated import GatedPair, asked, built, smoothed
-from lrft.core.look import GRADIENTS_AT_ONCE
-from lrft.core.part import Method, Run
-from lrft.core.seeds import seed_of
+from lrft.adapters.adapter import Delta, Site
+from lrft.adapters.calibration import GRADIENTS_AT_ONCE
+from lrft.adapters.gated import GatedPair, asked, built, smoothed
+from lrft.adapters.part import Method, Run
+from lrft.utils.seeds import seed_of
 
 RESERVE = 1e-5
 STD = 0.02

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.part import Method
+from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.part import Method
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core import fused
-from lrft.core.adapter import Adapter, Delta, Factors, PeftForm
-from lrft.core.copies import by_copy
-from lrft.core.part import Part
-from lrft.core.seeds import seed_of
+from lrft.adapters.adapter import Adapter, Delta, Factors, PeftForm
+from lrft.adapters.ensemble import by_copy
+from lrft.adapters.part import Part
+from lrft.model import fused_linear
+from lrft.utils.seeds import seed_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class MaskedAdapter(Adapter):
             B, A, s = self.factors()
             s *= self.afterwards
         if self.inner.is_fast(x, base):
-            return fused.linear_plus_pair(x, x, *fused.parts_of(base), B, A, s)
+            return fused_linear.linear_plus_pair(x, x, *fused_linear.parts_of(base), B, A, s)
         y = base(x)
         return y + (s * linear(linear(self.cast(x), A), B)).to(y.dtype)
 

@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core.adapter import Delta, Factors, PeftForm, Site
-from lrft.core.copies import by_copy
-from lrft.core.part import Method
+from lrft.adapters.adapter import Delta, Factors, PeftForm, Site
+from lrft.adapters.ensemble import by_copy
+from lrft.adapters.part import Method
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core import spectrum
-from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.part import Method, Run
+from lrft.adapters import svd
+from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.part import Method, Run
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class LoraFa(Method):
 
     def start(self, adapter: Any, W0: Tensor) -> None:
         if self.init == "svd":
-            U, _, V = spectrum.leading(W0, adapter.site.rank)
+            U, _, V = svd.leading(W0, adapter.site.rank)
             adapter.rows.copy_((V if self.frozen == "A" else U).T)
 
     @property

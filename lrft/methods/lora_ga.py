@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core.look import Look, gradient_triplets
-from lrft.core.part import Part, Seen
-from lrft.core.seeds import seed_of
+from lrft.adapters.calibration import Look, gradient_triplets
+from lrft.adapters.part import Part, Seen
+from lrft.utils.seeds import seed_of
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core import spectrum
-from lrft.core.look import Look, gradient_triplets
-from lrft.core.part import Part, Seen
-from lrft.core.seeds import seed_of
+from lrft.adapters import svd
+from lrft.adapters.calibration import Look, gradient_triplets
+from lrft.adapters.part import Part, Seen
+from lrft.utils.seeds import seed_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LoraOne(Part):
         return {name: {"U": U, "S": S, "V": V} for name, (U, S, V) in found.items()}
 
     def start_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
-        spectrum.refuse_beyond(W0, adapter.site.rank)
+        svd.refuse_beyond(W0, adapter.site.rank)
         U, S, V = seen["U"], seen["S"], seen["V"]
         root = (S / (self.gamma * S[0])).sqrt()
         # Where G has no such direction, both sides would be zero and never move: A takes v at full length, B zero.

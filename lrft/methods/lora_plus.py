@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from lrft.core.adapter import Site
-from lrft.core.part import Part
+from lrft.adapters.adapter import Site
+from lrft.adapters.part import Part
 
 
 @dataclass(frozen=True)

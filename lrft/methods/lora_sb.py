@@ -16,11 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core import spectrum
-from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.look import Look
-from lrft.core.part import Method, Run, Seen
-from lrft.core.seeds import seed_of
+from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.calibration import Look
+from lrft.adapters.part import Method, Run, Seen
+from lrft.adapters.svd import exact, leading
+from lrft.utils.seeds import seed_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LoraSb(Method):
     """randomized: within 2 % of the leading energy; exact: the full decomposition, slow for large layers."""
 
     def observe(self, look: Look) -> Seen:
-        decompose = spectrum.exact if self.svd == "exact" else spectrum.leading
+        decompose = exact if self.svd == "exact" else leading
         found = {}
         for site, G in look.gradients(self.rows):  # the sign of a sum over all processes: each has the same
             with torch.random.fork_rng(devices=[G.device] if G.is_cuda else []):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core import spectrum
-from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.part import Method
+from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.part import Method
+from lrft.adapters.svd import exact, leading
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LoraXs(Method):
         return LoraXsAdapter(site)
 
     def start(self, adapter: Any, W0: Tensor) -> None:
-        decompose = spectrum.exact if self.svd == "exact" else spectrum.leading
+        decompose = exact if self.svd == "exact" else leading
         U, S, V = decompose(W0, adapter.site.rank)
         adapter.A.copy_(S[:, None] * V.T)
         adapter.B.copy_(U)

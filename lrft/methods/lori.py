@@ -16,8 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core.adapter import Delta, Site
-from lrft.core.part import Method, Run
+from lrft.adapters.adapter import Delta, Site
+from lrft.adapters.part import Method, Run
 from lrft.methods.lora import LoraAdapter
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core import fused
-from lrft.core.adapter import Adapter, Site
-from lrft.core.linear import dtype, product
-from lrft.core.part import Method
+from lrft.adapters.adapter import Adapter, Site
+from lrft.adapters.part import Method
+from lrft.model import fused_linear
+from lrft.model.linear import dtype, product
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,10 @@ class PlusAdapter(Adapter):
             return (out if base.bias is None else out + base.bias).to(h.dtype)
         # W (x + s B A x), the sum rounded to bfloat16, would lose a change that is small: W B is made instead.
         WB = product(base, self.B.T.to(dtype(base))).T
-        if fused.is_plain(base) and (torch.is_autocast_enabled(x.device.type) or x.dtype == WB.dtype == self.B.dtype):
-            return fused.linear_plus_pair(x, x, *fused.parts_of(base), WB, self.A, self.site.scale)
+        if fused_linear.is_plain(base) and (
+            torch.is_autocast_enabled(x.device.type) or x.dtype == WB.dtype == self.B.dtype
+        ):
+            return fused_linear.linear_plus_pair(x, x, *fused_linear.parts_of(base), WB, self.A, self.site.scale)
         y = base(x)
         return y + self.site.scale * linear(linear(self.cast(x), self.A), WB.to(self.B.dtype)).to(y.dtype)
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lrft.core import spectrum
-from lrft.core.part import Part
+from lrft.adapters import svd
+from lrft.adapters.part import Part
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Milora(Part):
     natural_scale: ClassVar[float | None] = 1.0
 
     def start(self, adapter: Any, W0: Tensor) -> None:
-        U, S, V = spectrum.trailing(W0, adapter.site.rank)
+        U, S, V = svd.trailing(W0, adapter.site.rank)
         root = (S / adapter.site.scale).sqrt()
         # Where W has no such direction, both sides would be zero and never move: A takes v at unit length, B zero.
         none = torch.finfo(W0.dtype).eps * W0.norm() >= S

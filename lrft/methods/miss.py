@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from lrft.core.adapter import Delta, PeftForm, Site
-from lrft.core.part import Method
+from lrft.adapters.adapter import Delta, PeftForm, Site
+from lrft.adapters.part import Method
 
 
 @dataclass(frozen=True)

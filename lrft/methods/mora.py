@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from lrft.core.adapter import Delta, Site
-from lrft.core.part import Method
+from lrft.adapters.adapter import Delta, Site
+from lrft.adapters.part import Method
 
 # The paper rotates at r = 8 and shares at r = 128 and 256; between them nothing is reported. Saved adapters that say
 # `auto` mean this number: it can never change.

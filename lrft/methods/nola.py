@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.part import Method
-from lrft.core.seeds import seed_of
+from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.part import Method
+from lrft.utils.seeds import seed_of
 
 BLOCK = 2**22  # entries of the basis that exist at one time
 

@@ -16,8 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core.adapter import Adapter, Delta, Factors, Site
-from lrft.core.part import Part, Run
+from lrft.adapters.adapter import Adapter, Delta, Factors, Site
+from lrft.adapters.part import Part, Run
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lrft.core import spectrum
-from lrft.core.adapter import Site
-from lrft.core.part import Part
+from lrft.adapters import svd
+from lrft.adapters.adapter import Site
+from lrft.adapters.part import Part
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Olora(Part):
 
     def start(self, adapter: Any, W0: Tensor) -> None:
         r = adapter.site.rank
-        spectrum.refuse_beyond(W0, r)
+        svd.refuse_beyond(W0, r)
         # The first r columns of Q depend on the first r columns of W alone; R = Q' W is zero below the diagonal.
         Q = torch.linalg.qr(W0[:, :r]).Q
         adapter.B.copy_(Q)

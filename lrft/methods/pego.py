@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter, AdapterLinear
-from lrft.core.linear import dense
-from lrft.core.part import Part, Run
+from lrft.adapters.adapter import Adapter, AdapterLinear
+from lrft.adapters.part import Part, Run
+from lrft.model.linear import dense
 
 ROWS_AT_ONCE = 1024
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core import spectrum
-from lrft.core.adapter import Site
-from lrft.core.part import Part
+from lrft.adapters.adapter import Site
+from lrft.adapters.part import Part
+from lrft.adapters.svd import exact, leading
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Pissa(Part):
 
     def start(self, adapter: Any, W0: Tensor) -> None:
         r, scale = adapter.site.rank, adapter.site.scale
-        U, S, V = spectrum.exact(W0, r) if self.svd == "exact" else spectrum.leading(W0, r, iterations=self.iterations)
+        U, S, V = exact(W0, r) if self.svd == "exact" else leading(W0, r, iterations=self.iterations)
         root = (S / scale).sqrt()
         adapter.A.copy_(root[:, None] * V.T)
         adapter.B.copy_(U * root)

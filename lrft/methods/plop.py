@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from lrft.core.adapter import Site
-from lrft.core.look import Look
-from lrft.core.part import Part, Seen
+from lrft.adapters.adapter import Site
+from lrft.adapters.calibration import Look
+from lrft.adapters.part import Part, Seen
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core.part import Part, Run
+from lrft.adapters.part import Part, Run
 
 
 @dataclass(frozen=True)

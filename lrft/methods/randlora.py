@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core.adapter import Delta, Site
-from lrft.core.part import Method
+from lrft.adapters.adapter import Delta, Site
+from lrft.adapters.part import Method
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core.adapter import Adapter, Delta
-from lrft.core.folded import Folded
-from lrft.core.part import Part, Run
+from lrft.adapters.adapter import Adapter, Delta
+from lrft.adapters.part import Part, Run
+from lrft.adapters.restarts import Folded
 
 
 @dataclass(frozen=True)

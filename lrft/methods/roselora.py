@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lrft.core.part import Part, Run
+from lrft.adapters.part import Part, Run
 
 MEMORY = 0.8
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lrft.core.part import Part
+from lrft.adapters.part import Part
 
 
 @dataclass(frozen=True)

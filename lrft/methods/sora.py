@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lrft.core.adapter import Delta, Site
-from lrft.core.gated import GatedPair
-from lrft.core.part import Method, Run
+from lrft.adapters.adapter import Delta, Site
+from lrft.adapters.gated import GatedPair
+from lrft.adapters.part import Method, Run
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.core import spectrum
-from lrft.core.adapter import Delta, Factors, Site
-from lrft.core.part import Method, Run
+from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.part import Method, Run
+from lrft.adapters.svd import exact, leading
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Sorsa(Method):
         return SorsaAdapter(site)
 
     def start(self, adapter: Any, W0: Tensor) -> None:
-        decompose = spectrum.exact if self.svd == "exact" else spectrum.leading
+        decompose = exact if self.svd == "exact" else leading
         U, S, V = decompose(W0, adapter.site.rank)
         adapter.A.copy_(V.T)
         adapter.sigma.copy_(S)

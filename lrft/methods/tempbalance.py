@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lrft.core import linear
-from lrft.core.part import Part, Run
+from lrft.adapters.part import Part, Run
+from lrft.model import linear
 
 
 @dataclass(frozen=True)

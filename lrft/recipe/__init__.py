@@ -1,6 +1,7 @@
 """Recipes: read, checked, explained and written out. Needs neither torch nor the network."""
 
-from lrft.recipe.document import describe, json_schema, reference
+from lrft.recipe.dump import differences, plain, resolved
+from lrft.recipe.json_schema import describe, json_schema, reference
 from lrft.recipe.load import load, parse_adapter
 from lrft.recipe.schema import (
     AdapterSection,
@@ -18,7 +19,6 @@ from lrft.recipe.schema import (
     Recipe,
     TrainingSection,
 )
-from lrft.recipe.show import differences, plain, resolved
 
 __all__ = [
     "AdapterSection",

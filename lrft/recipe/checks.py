@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from lrft import catalog
+from lrft import registry
 from lrft.errors import nearest
-from lrft.recipe import words
+from lrft.recipe import messages
+from lrft.recipe.foreign_keys import VALUES
+from lrft.recipe.nodes import DEFAULT, Node, mapping, plain
 from lrft.recipe.problems import Problems, Refused
-from lrft.recipe.translate import VALUES
-from lrft.recipe.tree import DEFAULT, Node, mapping, plain
-from lrft.recipe.values import is_number
+from lrft.recipe.types import is_number
 
 FORMAT = 1
 
@@ -104,7 +104,7 @@ def _foreign_targets(section: Node, problems: Problems) -> None:
 def _is_known(entry: Node, problems: Problems) -> bool:
     """Whether the entry {name, options} names a method of the catalog."""
     node = entry.value["name"]
-    name, cards = node.value, catalog.methods()
+    name, cards = node.value, registry.methods()
     if name in cards:
         return True
     if node.place in problems.refused:
@@ -112,7 +112,7 @@ def _is_known(entry: Node, problems: Problems) -> bool:
     if name in VALUES["adapter.method"]:
         problems.add(node.place, f"adapter.method: {VALUES['adapter.method'][name]}")
         return False
-    close = nearest(name.lower(), [*cards, *catalog.PRESETS])
+    close = nearest(name.lower(), [*cards, *registry.PRESETS])
     shown = node.reference or (name if len(name) <= 60 else f"{name[:57]}...")
     hint = f"Did you mean {close[0]}? " if close and node.reference is None else ""
     problems.add(node.place, f"adapter.method: '{shown}' is not a method. {hint}`lrft methods` lists them")
@@ -122,11 +122,11 @@ def _is_known(entry: Node, problems: Problems) -> bool:
 def _with_options(entry: Node, problems: Problems) -> Node:
     """The entry with every option of its method; values that were not given come from the declaration."""
     name, given = entry.value["name"].value, entry.value["options"]
-    card = catalog.methods()[name]
+    card = registry.methods()[name]
     try:
         values = card.validate(plain(given))
     except ValidationError as error:
-        words.add_option_errors(error, name, given, [knob.name for knob in card.knobs], problems)
+        messages.add_option_errors(error, name, given, [knob.name for knob in card.knobs], problems)
         return entry
     nodes = {key: replace(given.child(key) or Node(None, DEFAULT), value=value) for key, value in values.items()}
     keys = {key: given.keys.get(key, DEFAULT) for key in nodes}
@@ -150,7 +150,7 @@ def _combination(section: Node, entries: list[Node], problems: Problems, *, vali
     share = float(dropout.value) if dropout is not None and is_number(dropout.value) else 0.0
     factors = list(_factors(section))
     names = [entry.value["name"].value for entry in entries]
-    found = catalog.conflicts(
+    found = registry.conflicts(
         names, dropout=share, alpha_given=bool(factors), validation=validation, quantized=quantized
     )
     for conflict in found:

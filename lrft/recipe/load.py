@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lrft.errors import Problem, RecipeError
-from lrft.recipe import checks, environment, words
-from lrft.recipe.files import Files
-from lrft.recipe.forms import expand, normalise, with_methods
+from lrft.recipe import checks, env_vars, messages
+from lrft.recipe.extends import Files
+from lrft.recipe.nodes import Node, Place, Source, dotted, from_python, mapping, plain, without_null
+from lrft.recipe.normalize import expand, normalise, with_methods
 from lrft.recipe.overrides import apply
 from lrft.recipe.problems import Problems, Refused
 from lrft.recipe.schema import AdapterSection, Recipe
-from lrft.recipe.tree import Node, Place, Source, dotted, from_python, mapping, plain, without_null
 
 Model = TypeVar("Model", bound=BaseModel)
 SECRET = 6  # characters; a shorter value is a word such as `none`, and would be taken for one everywhere
@@ -43,7 +43,7 @@ def of_tree(root: Node, problems: Problems) -> Recipe:
     Raises RecipeError with what is in `problems` already and every further problem.
     """
     try:
-        root = without_null(environment.fill(root, problems))
+        root = without_null(env_vars.fill(root, problems))
         checks.version(root)
     except Refused as refused:
         problems.add(refused.place, refused.text)
@@ -84,7 +84,7 @@ def _validated(model: type[Model], root: Node, path: tuple[str, ...], problems: 
     try:
         result = model.model_validate(plain(node))
     except ValidationError as error:
-        words.add_errors(error, root, problems, path)
+        messages.add_errors(error, root, problems, path)
         raise RecipeError(problems.sorted()) from None
     problems.raise_if_any()
     return result

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lrft.recipe.forms import expand
+from lrft.recipe.nodes import Node, Path, Place, Source, dotted, mapping, merge
+from lrft.recipe.normalize import expand
 from lrft.recipe.problems import Problems, Refused
-from lrft.recipe.source import MAX_DEPTH, check_text, parse
-from lrft.recipe.tree import Node, Path, Place, Source, dotted, mapping, merge
+from lrft.recipe.yaml_parser import MAX_DEPTH, check_text, parse
 
 FIRST_ORDER = 1_000_000  # arguments are sorted behind every file
 _KEY = re.compile(r"[^\s.=~]+(\.[^.=]+)*")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lrft.errors import Problem, RecipeError
-from lrft.recipe.tree import Place
+from lrft.recipe.nodes import Place
 
 
 class Refused(Exception):

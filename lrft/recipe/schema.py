@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from lrft.recipe.values import (
+from lrft.recipe.types import (
     Alpha,
     BelowOne,
     Count,

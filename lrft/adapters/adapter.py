@@ -1,0 +1,287 @@
+"""What one adapted layer is.
+
+A target linear layer is replaced by `AdapterLinear(base, adapter)`. The base is never written to. The adapter states
+`weight(W0)`, the paper's formula for the adapted weight, and `forward(x, base)`, the way that training computes it;
+merging is the formula, training is the fast path, and one test over all methods says that they agree.
+
+Shapes: x (..., k), W (d, k), A (r, k), B (d, r), dW = s B A.
+
+Tensors of an adapter are of two kinds only, so that saving needs no special case:
+    Parameter   trained, or frozen because it depends on W or on data (requires_grad=False)   saved
+    buffer      can be made again from a seed or a formula: registered with persistent=False  not saved
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
+
+from lrft.model import fused_linear
+
+UNITS_AT_ONCE = 256
+AdapterKind = TypeVar("AdapterKind", bound="Adapter")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear layer that is adapted."""
+
+    name: str
+    d: int
+    """outputs"""
+    k: int
+    """inputs"""
+    rank: int
+    scale: float = 1.0
+    """the factor s on the update, already computed from alpha and rank"""
+    depth: int | None = None
+    """index of the block, None outside the blocks"""
+    dropout: float = 0.0
+    transposed: bool = False
+    """the base stores (k, d), as GPT-2's Conv1D does"""
+    dtype: torch.dtype = torch.float32
+    """of the adapter's tensors: float32, or float64 over a float64 base"""
+
+
+class Factors(NamedTuple):
+    """dW = scale * B @ A with B (d, r) and A (r, k)."""
+
+    B: Tensor
+    A: Tensor
+    scale: float
+
+
+class PeftForm(NamedTuple):
+    """What stock PEFT's LoRA needs to compute the same function on the untouched base."""
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    magnitude: Tensor | None = None
+
+
+class Lent:
+    """A module that is used and not owned: a copy of its user uses the same one."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: Any) -> Lent:
+        return self
+
+
+class Adapter(nn.Module):
+    """Abstract. A subclass states `weight`; it may state a faster `forward`.
+
+    One whose output is no linear function of its input (experts behind a router) has no weight to state: it says so
+    with `mergeable = False`, and states `forward`.
+    """
+
+    mergeable: ClassVar[bool] = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+        self.dropout = site.dropout
+        """share of the input that is dropped now: a schedule may change it between steps"""
+        self.in_copies = False
+        """rows come in as many copies as `copies` says, one for each member (`lrft.adapters.ensemble`)"""
+
+    @property
+    def copies(self) -> int:
+        """Members that want a copy of the rows each, in the present mode of training or evaluation."""
+        return 1
+
+    def members(self) -> list[PeftForm]:
+        """Each member as a LoRA of its own, where there are several."""
+        return []
+
+    @property
+    def shared(self) -> Any:
+        """What all adapters of the model have in common (`Method.shared`). It belongs to the model, not to this one."""
+        return self.__dict__.get("_shared", Lent(None)).module
+
+    def share(self, shared: nn.Module | None) -> None:
+        """Let this adapter, and those inside it, use `shared` without owning it: it is saved and counted once."""
+        for module in self.modules():
+            if isinstance(module, Adapter):
+                module.__dict__["_shared"] = Lent(shared)
+
+    def read_from(self) -> list[nn.Parameter]:
+        """Every parameter that the output depends on: its own, and those that all adapters have in common."""
+        return [*self.parameters(), *(() if self.shared is None else self.shared.parameters())]
+
+    def refuse_copies(self) -> None:
+        """Raises ValueError when a copy of this adapter would not stay what it is: tensors in common are trained on."""
+        if self.shared is not None and any(p.requires_grad for p in self.shared.parameters()):
+            raise ValueError(
+                "its update is made of tensors that other layers train too, so it cannot be kept as it is now: "
+                "leave out what restarts or anchors the update"
+            )
+
+    def weight(self, W0: Tensor) -> Tensor:
+        """The adapted weight (d, k) from the base's (d, k), both in the adapter's dtype. No randomness."""
+        raise NotImplementedError("abstract")
+
+    def forward(self, x: Tensor, base: nn.Module) -> Tensor:
+        """The adapted layer's output (..., d) for x (..., k), in the dtype that `base(x)` has."""
+        raise NotImplementedError("abstract")
+
+    def peft(self) -> PeftForm | None:
+        """This adapter as a LoRA of stock PEFT, or None when PEFT cannot say it exactly."""
+        return None
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Every tensor to be saved, by the name it has in files. A wrapper leaves no trace in what it wraps."""
+        return {name.replace("inner.", ""): value for name, value in self.named_parameters()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` (names as in `tensors()`) into this adapter. Raises ValueError naming what does not fit."""
+        load_tensors(self.site.name, self.tensors(), tensors)
+
+    def cast(self, x: Tensor) -> Tensor:
+        """x in the dtype in which the adapter computes. Under autocast the products choose for themselves."""
+        return x if torch.is_autocast_enabled(x.device.type) else x.to(self.site.dtype)
+
+
+class Delta(Adapter):
+    """Abstract: W = W0 + dW. Write `delta_weight` or `delta`; each defaults to the other."""
+
+    def delta_weight(self) -> Tensor:
+        """dW (d, k), from the images of the unit vectors: some at a time, an identity (k, k) can be larger than W."""
+        reference, k = next(self.parameters()), self.site.k
+        images = []
+        with torch.autocast(reference.device.type, enabled=False):
+            for first in range(0, k, UNITS_AT_ONCE):
+                units = reference.new_zeros(min(UNITS_AT_ONCE, k - first), k)
+                units.diagonal(offset=first).fill_(1)
+                images.append(self.delta(units))
+        return torch.cat(images).T
+
+    def delta(self, x: Tensor) -> Tensor:
+        """dW x for x (..., k)."""
+        return linear(x, self.delta_weight())
+
+    def factors(self) -> Factors | None:
+        """dW as a product of two thin matrices, or None when it is none. Differentiable."""
+        return None
+
+    def weight(self, W0: Tensor) -> Tensor:
+        return W0 + self.delta_weight()
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout on the adapter's input, never on the base's."""
+        return dropout(x, self.dropout) if self.dropout and self.training else x
+
+    def forward(self, x: Tensor, base: nn.Module) -> Tensor:
+        dropped = self.drop(x)
+        if self.is_fast(x, base):
+            W, bias = fused_linear.parts_of(base)
+            factors = self.factors()
+            if factors is not None:
+                return fused_linear.linear_plus_pair(x, dropped, W, bias, *factors)
+            if dropped is x:
+                return fused_linear.linear_plus(x, W, bias, self.delta, self.inputs())
+        return self.eager(x, dropped, base)
+
+    def eager(self, x: Tensor, dropped: Tensor, base: nn.Module) -> Tensor:
+        """The slow twin of `forward`, for every kind of base: each operation by itself."""
+        y = base(x)
+        return y + self.delta(self.cast(dropped)).to(y.dtype)
+
+    def is_fast(self, x: Tensor, base: nn.Module) -> bool:
+        """Whether the fused steps compute what the slow twin computes: a plain base, and one dtype throughout."""
+        if not fused_linear.is_plain(base):
+            return False
+        return torch.is_autocast_enabled(x.device.type) or x.dtype == base.weight.dtype == self.site.dtype
+
+    def inputs(self) -> list[Tensor]:
+        """The tensors that `delta` depends on and that may be trained."""
+        return [p for p in self.read_from() if p.requires_grad]
+
+    def peft(self) -> PeftForm | None:
+        factors = self.factors()
+        return None if factors is None else PeftForm(factors.A, factors.B, factors.scale)
+
+
+def frozen_copy(adapter: AdapterKind) -> AdapterKind:
+    """A copy of which nothing is trained. (deepcopy by itself does not take tensors without content.)"""
+    tensors: dict[int, Any] = {id(buffer): buffer.clone() for buffer in adapter.buffers()}
+    tensors |= {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in adapter.parameters()}
+    return copy.deepcopy(adapter, tensors)
+
+
+class Anchored(Delta):
+    """The change of `inner` since its start: W0 + dW - dW_start. Holds a start that is not zero off the base.
+
+    For factors the difference is one product of rank 2r without cancellation,
+        B A - B0 A0 = [B, B - B0] [A - A0; A0],
+    exactly zero at the start and, in bfloat16, as precise as the change itself. ([B, -B0] [A; A0], the usual form,
+    subtracts two numbers of the size of the principal part of W.)
+    """
+
+    def __init__(self, inner: Delta) -> None:
+        super().__init__(inner.site)
+        inner.refuse_copies()
+        self.inner = inner
+        self.start = frozen_copy(inner)
+
+    def delta_weight(self) -> Tensor:
+        return self.inner.delta_weight() - self.start.delta_weight()
+
+    def delta(self, x: Tensor) -> Tensor:
+        factors = self.factors()
+        if factors is None:
+            return self.inner.delta(x) - self.start.delta(x)
+        return factors.scale * linear(linear(x, factors.A), factors.B)
+
+    def factors(self) -> Factors | None:
+        now, then = self.inner.factors(), self.start.factors()
+        if now is None or then is None:
+            return None
+        B = torch.cat([now.B, now.B - then.B], dim=1)
+        A = torch.cat([now.A - then.A, then.A], dim=0)
+        return Factors(B, A, now.scale)
+
+
+@torch.no_grad()
+def load_tensors(place: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy `given` into `own`, by name. Raises ValueError, naming `place`, for what does not fit."""
+    missing, extra = own.keys() - given.keys(), given.keys() - own.keys()
+    if missing or extra:
+        raise ValueError(f"{place}: tensors missing {sorted(missing)[:3]}, not expected {sorted(extra)[:3]}")
+    for name, value in own.items():
+        if given[name].shape != value.shape:
+            raise ValueError(f"{place}.{name}: shape {tuple(given[name].shape)}, expected {tuple(value.shape)}")
+        if not torch.isfinite(given[name]).all():
+            raise ValueError(f"{place}.{name}: holds values that are not finite")
+        value.copy_(given[name])
+
+
+class AdapterLinear(nn.Module):
+    """A linear layer with its adapter. `enabled=False` is the untouched base."""
+
+    def __init__(self, base: nn.Module, adapter: Adapter) -> None:
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+        self.enabled = True
+        self.train(base.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapter(x, self.base) if self.enabled else self.base(x)
+
+    # Models ask their linear layers for dtype and device through these.
+    @property
+    def weight(self) -> Tensor | nn.Module:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | nn.Module | None:
+        return self.base.bias

@@ -1,0 +1,98 @@
+"""The handle on a model with adapters: read, save, load, switch off, take away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.adapters.adapter import Adapter, AdapterLinear, Delta, Site, load_tensors
+from lrft.model import linear
+
+# What the first adapted layer calls the module that all adapters have in common; in files, the first word of the
+# names of its tensors.
+SHARED = "adapters_shared"
+
+
+class Attached:
+    """Adapters in a model.
+
+    modules   site name -> adapter module, in the model's order
+    sites     the sites, with rank and factor
+    methods   the recipe's words for what was attached: [{"name": ..., "options": {...}}, ...]
+    shared    what all adapters have in common, or None
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: dict[str, Adapter],
+        methods: tuple[dict[str, Any], ...],
+        sites: list[Site],
+        shared: nn.Module | None = None,
+    ) -> None:
+        self.model = model
+        self.modules = modules
+        self.methods = methods
+        self.sites = sites
+        self.shared = shared
+
+    def layers(self) -> dict[str, AdapterLinear]:
+        """site name -> the layer that holds base and adapter."""
+        found = {name: self.model.get_submodule(name) for name in self.modules}
+        return {name: layer for name, layer in found.items() if isinstance(layer, AdapterLinear)}
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Every tensor that is saved, trained or frozen, as "site.tensor"."""
+        common = {} if self.shared is None else {f"{SHARED}.{name}": p for name, p in self.shared.named_parameters()}
+        own = {f"{site}.{name}": p for site, adapter in self.modules.items() for name, p in adapter.tensors().items()}
+        return {**common, **own}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every trained tensor as "site.tensor"."""
+        return {name: p for name, p in self.tensors().items() if p.requires_grad}
+
+    def owners(self) -> dict[str, str]:
+        """The site of every trained tensor, by its name; `SHARED` for one that belongs to all."""
+        sites = {f"{site}.{name}": site for site, adapter in self.modules.items() for name in adapter.tensors()}
+        return {name: sites.get(name, SHARED) for name in self.trained()}
+
+    @torch.no_grad()
+    def delta(self, name: str) -> Tensor:
+        """The dense update of one site, (d_out, d_in), in the adapter's dtype."""
+        adapter = self.modules[name]
+        if isinstance(adapter, Delta):
+            return adapter.delta_weight()
+        W0 = linear.dense(self.layers()[name].base).to(adapter.site.dtype)
+        return adapter.weight(W0) - W0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of every tensor of every adapter, trained and frozen, as "site.tensor"."""
+        return {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put `state` back. Raises ValueError when a tensor is missing, not expected, misshapen or not finite."""
+        load_tensors("adapter", self.tensors(), state)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model is the untouched base."""
+        layers = list(self.layers().values())
+        before = [layer.enabled for layer in layers]
+        try:
+            for layer in layers:
+                layer.enabled = False
+            yield
+        finally:
+            for layer, enabled in zip(layers, before, strict=True):
+                layer.enabled = enabled
+
+    def detach(self) -> nn.Module:
+        """Put the base layers back and return the model, as it was before, still frozen."""
+        for name, layer in self.layers().items():
+            parent, _, word = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), word, layer.base)
+        return self.model

@@ -1,0 +1,129 @@
+"""From the words of a recipe to adapters in a model.
+
+The order inside one site is fixed here, not by the list in the recipe: build -> start, start_from -> anchor -> wrap.
+(A start after wrapping would look for A and B inside the wrapper.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrft import registry
+from lrft.adapters.part import Method, Outputs, Part, Run
+
+# Parts by what they fill, from the outside of the optimiser's step to the inside: who repeats the step sees all of it,
+# who makes gradients into others does so when everybody has seen those of the passes.
+INSIDE = ("steps", "pair-gradient")
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The parts of a run: exactly one builds adapters. `words` are the recipe's entries, ready for JSON."""
+
+    method: Method
+    parts: tuple[Part, ...]
+    words: tuple[dict[str, Any], ...]
+
+    @property
+    def anchored(self) -> bool:
+        return any(part.anchored for part in self.parts)
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether some part looks at the base's weights before the first step: a wide copy is made only then."""
+        hooks = ("start", "start_from", "wrap")
+        return any(getattr(type(part), hook) is not getattr(Part, hook) for part in self.parts for hook in hooks)
+
+    @property
+    def observes(self) -> bool:
+        """Whether some part looks at data before the first step."""
+        return any(type(part).observe is not Part.observe for part in self.parts)
+
+    @property
+    def starts_off(self) -> bool:
+        return any(part.starts_off for part in self.parts)
+
+    @property
+    def scale_owner(self) -> Part | None:
+        """Who turns alpha into the factor s: the part that fills the slot, else a method that has one, else nobody."""
+        filled = next((part for part in self.parts if "scale" in part.fills), None)
+        return filled or (self.method if "scale" in self.method.gives else None)
+
+    @property
+    def resting(self) -> set[str]:
+        """Last words of trained tensors that may stand still in the first steps."""
+        return {role for part in self.parts for role in part.resting}
+
+    @property
+    def optimizer_owner(self) -> Part | None:
+        """The part that brings an optimiser of its own."""
+        return next((part for part in self.parts if "optimizer" in part.fills), None)
+
+    @property
+    def looks_at_outputs(self) -> bool:
+        """Whether some part adds a term of the loss that is made of logits."""
+        return any(type(part).output_loss is not Part.output_loss for part in self.parts)
+
+    @property
+    def acting_between_passes(self) -> list[str]:
+        """Names of the parts that act on gradients, trained tensors or the optimiser between the passes of one step and
+        those of the next, or add a term to the step's loss."""
+        return [part.name for part in self.parts if part.acts_between_passes]
+
+    def after_backward(self, run: Run) -> None:
+        for part in sorted(self.parts, key=_depth):
+            part.after_backward(run)
+
+    def after_step(self, run: Run) -> None:
+        for part in sorted(self.parts, key=_depth, reverse=True):  # those of one depth stay in their order
+            part.after_step(run)
+
+    def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
+        """The sum of the parts' terms for one micro-batch."""
+        terms = [term for part in self.parts if (term := part.output_loss(run, outputs)) is not None]
+        return torch.stack(terms).sum() if terms else None
+
+    @property
+    def rates_by_site(self) -> bool:
+        """Whether some part sets the learning rate of each site during the run."""
+        return any(type(part).rate is not Part.rate for part in self.parts)
+
+    def rate(self, run: Run, site: str) -> float:
+        """Learning rate of a site's tensors over the scheduled one, in this step."""
+        return math.prod(part.rate(run, site) for part in self.parts)
+
+    def lr_factors(self) -> dict[str, float]:
+        """Learning rate over the recipe's, by role."""
+        factors: dict[str, float] = {}
+        for part in self.parts:
+            for role, factor in part.lr_factors().items():
+                factors[role] = factors.get(role, 1.0) * factor
+        return factors
+
+
+def _depth(part: Part) -> int:
+    """How near to the optimiser's step a part stands, whatever the recipe's order."""
+    return max((INSIDE.index(slot) + 1 for slot in part.fills if slot in INSIDE), default=0)
+
+
+def compose(entries: Iterable[tuple[str, dict[str, Any]]]) -> Composition:
+    """The parts named by `entries` (name, options), already checked by the recipe; lora builds when none does."""
+    options = dict(entries)
+    cards = registry.methods()
+    parts: list[Part] = []
+    for name in registry.compose(list(options)):
+        card = cards[name]
+        cls = getattr(importlib.import_module(card.module), card.class_name)
+        parts.append(cls(**options.get(name, {})))
+    method = parts[0]
+    if not isinstance(method, Method):
+        raise TypeError(f"{method.name} is declared to build adapters but is no Method")
+    words = tuple({"name": part.name, "options": options.get(part.name, {})} for part in parts)
+    return Composition(method, tuple(parts), words)

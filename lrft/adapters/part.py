@@ -1,0 +1,234 @@
+"""What a recipe can name under `adapter.method`, and when it is asked to act.
+
+A *part* is one object per run; the fields of its class are the keys of the recipe. Its class variables are its
+declaration: they are literals, read from the source without importing it, so that a recipe can be checked and
+`lrft methods` answered before torch is loaded. A *method* is a part that builds adapters; a run has exactly one.
+
+The training loop calls the hooks at fixed places and knows no method by name:
+
+    once             plan, observe, allot; shared; build -> start, start_from -> (anchor) -> wrap, for every site
+    every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
+                     after_backward (gradients reduced and clipped), after_step
+    checkpoints      state, load_state
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lrft.adapters.adapter import Adapter, Site
+from lrft.adapters.calibration import Look
+
+Seen = Mapping[str, Mapping[str, Tensor]]
+
+
+def not_at_hand(*_: Any) -> Any:
+    raise ValueError("this run of the hooks is not that of the training loop")
+
+
+@dataclass
+class Run:
+    """What the hooks of a step may look at and change."""
+
+    step: int
+    """optimiser steps done before this one"""
+    total_steps: int
+    model: nn.Module
+    adapters: Mapping[str, Adapter]
+    optimizer: torch.optim.Optimizer
+    seed: int
+    reduce: Callable[[Tensor], Tensor]
+    """sum over all processes"""
+    fresh: Callable[[Site, int], Adapter] = not_at_hand
+    """the method's adapter for a site as it is before the first step, drawn anew for restart n >= 1"""
+    held_out: Callable[[], float | None] = not_at_hand
+    """loss on a few validation rows, the same on all processes; None when the run has no validation rows"""
+
+    def steps(self, every: float) -> int:
+        """`every` as optimiser steps, at least one: a share of the run below 1."""
+        return max(1, round(every if every >= 1 else every * self.total_steps))
+
+    @torch.no_grad()
+    def forget(self, parameter: Tensor) -> None:
+        """The optimiser's state of a parameter as before the first step: running means, and the count of steps that
+        corrects them."""
+        for tensor in self.optimizer.state.get(parameter, {}).values():
+            tensor.zero_()
+
+    def pairs(self) -> list[list[Any]]:
+        """The modules that hold factors A and B with gradients, those of one rank together."""
+        by_rank: dict[int, list[Any]] = {}
+        module: Any
+        for adapter in self.adapters.values():
+            for module in adapter.modules():
+                if getattr(getattr(module, "A", None), "grad", None) is not None:
+                    by_rank.setdefault(module.site.rank, []).append(module)
+        return list(by_rank.values())
+
+
+@dataclass(frozen=True)
+class Making:
+    """What an optimiser of a part may need beside its parameters."""
+
+    betas: tuple[float, float]
+    eps: float
+    seed: int
+    broadcast: Callable[[Tensor], Tensor]
+    """a tensor of the first process, on every process"""
+
+
+class Outputs(Protocol):
+    """What a micro-batch was answered with (`lrft.objectives.sft.Outputs`): the n trained tokens and the logits before them."""
+
+    targets: Tensor
+    """(n,)"""
+
+    @property
+    def logits(self) -> Tensor:
+        """(n, vocabulary) float32. Asking for them makes them all at once, which needs memory."""
+
+    def base_logits(self) -> Tensor:
+        """The same of the untouched base, without gradient: one more forward pass."""
+
+
+class Part:
+    """Abstract. A part fills slots, needs properties of the method, and overrides the hooks that it uses."""
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    paper: ClassVar[str]
+    equation: ClassVar[str]
+    parameters: ClassVar[str] = "those of the method"
+    exports: ClassVar[str] = "as the method"
+    evidence: ClassVar[str] = ""
+    builds: ClassVar[bool] = False
+    on: ClassVar[str] = "lora"
+    """the method that a part works on when the recipe names none"""
+    fills: ClassVar[tuple[str, ...]] = ()
+    gives: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    excludes: ClassVar[tuple[str, ...]] = ()
+    """slots that nobody else may fill beside this one, which does not fill them itself"""
+    unquantized: ClassVar[str] = ""
+    """why it makes no sense over a quantised base, as the end of a sentence; empty: it does"""
+    anchored: ClassVar[bool] = False
+    """`start` sets a product that is not zero: the update is counted from there"""
+    natural_scale: ClassVar[float | None] = None
+    """the factor s when the recipe leaves alpha to us"""
+    starts_off: ClassVar[bool] = False
+    """the start is itself a step away from the base"""
+    resting: ClassVar[tuple[str, ...]] = ()
+    """last words of trained tensors that may stand still in the first steps: gated, or released later"""
+
+    # once
+    def alpha(self, rank: int) -> float:
+        """The slot "scale": alpha when the recipe leaves it to us."""
+        raise NotImplementedError("abstract: only a part that fills the slot scale is asked")
+
+    def scale(self, alpha: float, rank: int) -> float:
+        """The slot "scale": the factor s of the update from alpha and the site's own rank."""
+        raise NotImplementedError("abstract: only a part that fills the slot scale is asked")
+
+    def plan(self, sites: Sequence[Site]) -> list[Site]:
+        """The sites with their ranks decided; a site may be left out."""
+        return list(sites)
+
+    def observe(self, look: Look) -> Seen:
+        """What the start, the ranks or the choice of sites depend on: {site: {name: tensor}}. Asked once, before any
+        adapter exists; a resumed or loaded run does not ask again."""
+        return {}
+
+    def allot(self, sites: Sequence[Site], seen: Seen) -> list[Site]:
+        """The sites with the ranks that follow from `seen`; a site may be left out."""
+        return list(sites)
+
+    def start_from(self, adapter: Adapter, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+        """The slot "start" of a part that observes: as `start`, with what was seen of this site."""
+
+    def start(self, adapter: Adapter, W0: Tensor) -> None:
+        """The slot "start": set the adapter's values before the first step. W0 (d, k). The caller seeds."""
+
+    def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
+        """The adapter inside another one, or itself. W0 (d, k) is None when only the structure is asked for."""
+        return adapter
+
+    def lr_factors(self) -> dict[str, float]:
+        """Learning rate over the recipe's, by role: the last word of a tensor's name."""
+        return {}
+
+    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
+        """Sentences for the user about this composition: legal, but not what the paper does."""
+        return []
+
+    def make_optimizer(self, groups: list[dict[str, Any]], making: Making) -> torch.optim.Optimizer:
+        """The slot "optimizer". groups: of named parameters, each of one site, with "site", "rank", "lr",
+        "weight_decay"; what all sites have in common is a site too, `SHARED`, of their largest rank. Its state holds
+        tensors only."""
+        raise NotImplementedError("abstract: only a part that fills the slot optimizer is asked")
+
+    def optimizer_numbers(self, d: int, k: int, rank: int) -> int:
+        """The slot "optimizer": how many numbers its state holds for a matrix (d, k)."""
+        raise NotImplementedError("abstract: only a part that fills the slot optimizer is asked")
+
+    def kept_numbers(self, d: int, k: int, rank: int) -> int:
+        """How many numbers the part keeps for a matrix (d, k) during the run, where that is more than a few per trained
+        one: for the forecast of memory."""
+        return 0
+
+    # every optimiser step
+    @property
+    def acts_between_passes(self) -> bool:
+        """Whether it acts on gradients, trained tensors or the optimiser between the passes of one step and those of
+        the next, or adds a term to the step's loss. One that uses such a hook for something else says so."""
+        hooks = ("before_step", "loss", "after_backward", "after_step")
+        return "optimizer" in self.fills or any(getattr(type(self), h) is not getattr(Part, h) for h in hooks)
+
+    def rate(self, run: Run, site: str) -> float:
+        """Learning rate of one site's tensors over the scheduled one, in this step; `SHARED` is a site too. Asked
+        before `before_step`."""
+        return 1.0
+
+    def before_step(self, run: Run) -> None: ...
+
+    def loss(self, run: Run) -> Tensor | None:
+        """A term added to the mean token loss of the step, or None."""
+        return None
+
+    def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
+        """A mean over a micro-batch's trained tokens that is added to their loss, or None. Micro-batches are weighted
+        by their numbers of tokens. Asked in the forward pass of each."""
+        return None
+
+    def after_backward(self, run: Run) -> None: ...
+
+    def after_step(self, run: Run) -> None: ...
+
+    # checkpoints: tensors only, so that they are plain safetensors
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class Method(Part):
+    """Abstract: a part that builds adapters."""
+
+    builds: ClassVar[bool] = True
+
+    def shared(self, sites: Sequence[Site]) -> nn.Module | None:
+        """What the adapters of all sites have in common: `Adapter.shared`. As for adapters, what is saved is its
+        parameters, trained or frozen; buffers are made again. Its parameters' last words must be no adapter's."""
+        return None
+
+    def build_again(self, site: Site, restart: int) -> Adapter:
+        """The adapter that follows restart n >= 1: of the same shapes."""
+        return self.build(site)
+
+    def build(self, site: Site) -> Adapter:
+        """A fresh adapter on the CPU. Raises ValueError with the reason when the site's shape does not fit."""
+        raise NotImplementedError("abstract")

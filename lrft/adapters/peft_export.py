@@ -1,0 +1,81 @@
+"""Adapters as stock PEFT writes them: tensors, configuration, and the names of target modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lrft.adapters.adapter import Adapter, PeftForm
+from lrft.adapters.attached import Attached
+from lrft.model import linear
+
+PEFT_TENSORS = "adapter_model.safetensors"
+# An adapter whose tensors are just these is the same thing in PEFT's file, under PEFT's names.
+PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+PEFT_PREFIX = "base_model.model."
+
+
+def is_its_form(adapter: Adapter, form: PeftForm) -> bool:
+    """Whether PEFT's tensors are the adapter's own, and all of them."""
+    said = {"A": form.A, "B": form.B, "magnitude": form.magnitude}
+    own = adapter.tensors()
+    return own.keys() <= said.keys() and all(said[name] is tensor for name, tensor in own.items())
+
+
+def peft_tensors(forms: Mapping[str, PeftForm]) -> dict[str, Tensor]:
+    """PEFT's state dict, lora_A (r, k) and lora_B (d, r) for each site."""
+    tensors = {}
+    for name, form in forms.items():
+        tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['A']}"] = form.A
+        tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['B']}"] = form.B
+        if form.magnitude is not None:
+            tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['magnitude']}"] = form.magnitude
+    return tensors
+
+
+def peft_config(attached: Attached, forms: Mapping[str, PeftForm], base: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's LoraConfig. The factor is folded into alpha, so that a reader that ignores use_rslora is right as well."""
+    ranks = {name: form.A.shape[0] for name, form in forms.items()}
+    alphas = {name: form.scale * form.A.shape[0] for name, form in forms.items()}
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.get("name"),
+        "revision": base.get("revision"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+        "target_modules": target_modules(attached),
+        "lora_dropout": attached.sites[0].dropout,
+        "bias": "none",
+        "fan_in_fan_out": any(site.transposed for site in attached.sites),
+        "use_rslora": False,
+        "use_dora": any(form.magnitude is not None for form in forms.values()),
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def target_modules(attached: Attached) -> list[str]:
+    """The last words of the sites' names where they mean exactly the sites, else the whole names."""
+    names = set(attached.modules)
+    words = {name.rsplit(".", 1)[-1] for name in names}
+    inside = tuple(f"{name}." for name in names)  # an AdapterLinear's own base is a linear layer too
+    others = (n for n, _ in linear.named_linears(attached.model) if not n.startswith(inside))
+    return sorted(names if any(n.rsplit(".", 1)[-1] in words for n in others) else words)
+
+
+def from_peft_names(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    own = {}
+    for key, tensor in flat.items():
+        for word, peft_name in PEFT_NAMES.items():
+            if key.startswith(PEFT_PREFIX) and key.endswith(f".{peft_name}"):
+                key = key[len(PEFT_PREFIX) : -len(peft_name)] + word
+                break
+        own[key] = tensor
+    return own

@@ -1,0 +1,145 @@
+"""A LoRA folder as stock PEFT writes it, read as what lrft reads from its own: sites, factors and tensors.
+
+What PEFT multiplies into a weight is taken from its configuration alone: rank from the tensors, alpha from
+`lora_alpha` and `alpha_pattern`, their quotient from `use_rslora`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrft.adapters import compose
+from lrft.adapters.adapter import Site
+from lrft.adapters.peft_export import PEFT_NAMES, PEFT_PREFIX, PEFT_TENSORS
+from lrft.adapters.storage import SavedAdapter
+from lrft.adapters.targets import depth_of
+from lrft.errors import CheckFailed, UsageError
+from lrft.model import linear
+from lrft.model.load import load_skeleton
+from lrft.utils import files
+
+CONFIG = "adapter_config.json"
+SUPPORTED = "LoRA folders of PEFT (peft_type LORA, with rank_pattern, alpha_pattern, use_rslora, use_dora) can be read."
+# Starts that leave the base as it is. The others of PEFT change it, so their factors are no update of the base.
+KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+
+VARIANTS = (
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
+    *("target_parameters", "use_bdlora", "use_qalora", "velora_config"),
+)
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """`left_out`: tensors of the file that change no linear layer's weight, or replace one as a whole."""
+
+    saved: SavedAdapter
+    left_out: tuple[str, ...]
+
+
+def is_peft_folder(folder: Path) -> bool:
+    """Whether PEFT wrote the folder and lrft did not."""
+    return (folder / CONFIG).is_file() and not (folder / "lrft.json").is_file()
+
+
+def read_peft(folder: Path) -> PeftFolder:
+    """Raises UsageError for a kind of adapter that is not supported, CheckFailed for a damaged one.
+
+    Whether the base stores a weight transposed is not known yet: see `placed`.
+    """
+    config = files.read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise CheckFailed(f"{folder / CONFIG} does not describe an adapter")
+    refuse_unsupported(folder, config)
+    if not (folder / PEFT_TENSORS).is_file() and (folder / "adapter_model.bin").is_file():
+        raise UsageError(
+            f"{folder} has its tensors only as a pickle (adapter_model.bin); loading a pickle can run any code",
+            "Save the adapter again with a recent PEFT, which writes adapter_model.safetensors.",
+        )
+    found, left_out = by_site(files.read_tensors(folder / PEFT_TENSORS))
+    if not found:
+        raise UsageError(f"{folder} adapts no linear layer (tensors: {', '.join(left_out[:3]) or 'none'})", SUPPORTED)
+    try:
+        sites = [site_of(name, tensors, config) for name, tensors in found.items()]
+    except (KeyError, AttributeError, TypeError, ValueError, ArithmeticError, re.error) as error:
+        raise CheckFailed(f"{folder}: {error}") from None
+    words = ["lora", *(["dora"] if "magnitude" in next(iter(found.values())) else [])]
+    info = {
+        "base": {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")},
+        "methods": [{"name": word, "options": {}} for word in words],
+        "seed": 0,
+    }
+    saved = SavedAdapter(folder, info, sites, compose.compose((word, {}) for word in words), found)
+    try:
+        for site in sites:
+            saved.build(site)
+    except (ValueError, RuntimeError) as error:
+        raise CheckFailed(f"{folder / PEFT_TENSORS}: {error}") from None
+    return PeftFolder(saved, tuple(left_out))
+
+
+def placed(saved: SavedAdapter, source: Path) -> SavedAdapter:
+    """The adapter with its sites as the base in `source` stores them. Builds the model without weights.
+
+    The configuration's `fan_in_fan_out` is not asked: PEFT keeps one word for all layers, that of the last.
+    """
+    stored = {name for name, module in linear.named_linears(load_skeleton(source)) if linear.is_transposed(module)}
+    return replace(saved, sites=[replace(site, transposed=site.name in stored) for site in saved.sites])
+
+
+def refuse_unsupported(folder: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UsageError(f"{folder} is an adapter of PEFT's type {kind}, which cannot be read here", SUPPORTED)
+    start = config.get("init_lora_weights")
+    if start not in KEEPS_BASE:
+        raise UsageError(
+            f"{folder}: with init_lora_weights {start!r} PEFT changes the base itself: the factors are no update of it",
+            "Save it with PEFT's path_initial_model_for_weight_conversion, which writes an update of the base.",
+        )
+    for key in VARIANTS:
+        if config.get(key):
+            raise UsageError(f"{folder}: {key} is set, a variant of LoRA that cannot be read here", SUPPORTED)
+
+
+def by_site(flat: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """(site name -> A, B and perhaps magnitude; names of the tensors that belong to no linear layer)."""
+    found: dict[str, dict[str, Tensor]] = {}
+    left_out = []
+    for key, tensor in flat.items():
+        word = next((word for word, ending in PEFT_NAMES.items() if key.endswith(f".{ending}")), None)
+        if word is None or not key.startswith(PEFT_PREFIX) or tensor.ndim != (1 if word == "magnitude" else 2):
+            left_out.append(key)
+        else:
+            found.setdefault(key[len(PEFT_PREFIX) : -len(PEFT_NAMES[word]) - 1], {})[word] = tensor
+    return found, left_out
+
+
+def site_of(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Site:
+    """Raises ValueError or KeyError naming what does not go together."""
+    if not tensors.keys() >= {"A", "B"}:
+        raise ValueError(f"{name} has only lora_{'A' if 'A' in tensors else 'B'}")
+    rank, k = tensors["A"].shape
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    said = ranks.get(pattern_for(name, ranks), config["r"])
+    if said != rank or tensors["B"].shape[1] != rank:
+        raise ValueError(f"{name}: {CONFIG} says rank {said}, its tensors {rank} and {tensors['B'].shape[1]}")
+    alpha = alphas.get(pattern_for(name, alphas), config["lora_alpha"])
+    scale = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if not math.isfinite(scale):
+        raise ValueError(f"{name}: {CONFIG} says alpha {alpha}")
+    dtype = torch.float64 if tensors["A"].dtype == torch.float64 else torch.float32
+    return Site(name, len(tensors["B"]), k, rank, scale, depth_of(name), dtype=dtype)
+
+
+def pattern_for(name: str, patterns: Mapping[str, Any]) -> str:
+    """The first key that means the module, by PEFT's own rule: a regular expression for its name's end after a dot."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), name)

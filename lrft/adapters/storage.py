@@ -1,0 +1,240 @@
+"""The adapter's folder on disk.
+
+    adapter_config.json, adapter_model.safetensors    PEFT's own layout, whenever stock PEFT can say the method exactly
+    lrft.json                                         what lrft needs beside it: methods, sites, base, checksums
+    lrft.safetensors                                  the adapter's own tensors, only when PEFT's are not the same ones
+    tokenizer files, chat template                    those that trained
+
+Reading is strict: a missing, extra, misshapen, not finite or altered tensor is an error that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.adapters import compose
+from lrft.adapters.adapter import Adapter, Site, load_tensors
+from lrft.adapters.attach import attach_sites, build_shared, build_site, refuse_adapted
+from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.peft_export import PEFT_TENSORS, from_peft_names, is_its_form, peft_config, peft_tensors
+from lrft.errors import CheckFailed, LrftError, UsageError
+from lrft.model import linear
+from lrft.model.quantized import KINDS, take_over
+from lrft.utils import files
+
+FORMAT = 1
+OWN_TENSORS = "lrft.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter folder, read and checked. `tensors`: site name, or `SHARED` -> tensor name -> tensor."""
+
+    folder: Path
+    info: dict[str, Any]
+    sites: list[Site]
+    composition: compose.Composition
+    tensors: dict[str, dict[str, Tensor]]
+
+    @property
+    def quantization(self) -> str:
+        """How the base was quantised that it was trained on: none, nf4, fp4 or int8."""
+        return str(self.info["base"].get("quantization", "none"))
+
+    def build(self, site: Site) -> Adapter:
+        """One site's adapter with its saved values, without a model."""
+        adapter = build_site(site, self.composition, None, fresh=False, shared=self.shared)
+        adapter.load(self.tensors[site.name])
+        return adapter.eval()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors, as `Attached.state_dict` names them."""
+        return {f"{site}.{name}": t for site, named in self.tensors.items() for name, t in named.items()}
+
+    @cached_property
+    def shared(self) -> nn.Module | None:
+        """What all adapters have in common, with its saved values."""
+        shared = build_shared(self.sites, self.composition, seed=self.info["seed"])
+        if shared is not None:
+            load_tensors(SHARED, dict(shared.named_parameters()), self.tensors.get(SHARED, {}))
+        return shared
+
+
+def save_adapter(
+    attached: Attached,
+    folder: Path,
+    *,
+    base: Mapping[str, Any],
+    seed: int = 0,
+    extra: Mapping[str, Any] | None = None,
+    beside: Iterable[str] = (),
+) -> None:
+    """Write the adapter's files into the existing `folder`. `base` holds name, revision and fingerprint.
+
+    beside   names of files that are there already and belong to the adapter (its tokenizer): they are vouched for too
+    """
+    forms = {name: adapter.peft() for name, adapter in attached.modules.items()}
+    sayable = {name: form for name, form in forms.items() if form is not None}
+    written: list[str] = []
+    listed = list(beside)
+    same = False
+    if len(sayable) == len(forms):
+        tensors = peft_tensors(sayable)
+        files.write_tensors(folder / PEFT_TENSORS, tensors)
+        files.write_json(folder / "adapter_config.json", peft_config(attached, sayable, base))
+        written.append(PEFT_TENSORS)
+        listed.append("adapter_config.json")
+        same = attached.shared is None and all(
+            is_its_form(adapter, sayable[name]) for name, adapter in attached.modules.items()
+        )
+    if not same:
+        files.write_tensors(folder / OWN_TENSORS, attached.state_dict())
+        written.append(OWN_TENSORS)
+    save_members(attached, folder, base)
+    info = {
+        "format": FORMAT,
+        "methods": list(attached.methods),
+        "tensors": PEFT_TENSORS if same else OWN_TENSORS,
+        "base": dict(base),
+        "seed": seed,
+        "sites": [_site_to_json(site) for site in attached.sites],
+        "sha256": {name: files.sha256(folder / name) for name in sorted([*written, *listed])},
+        **(extra or {}),
+    }
+    files.write_json(folder / "lrft.json", info | {"checksum": _checksum(info)})
+    _read_back(folder, written)
+
+
+def save_members(attached: Attached, folder: Path, base: Mapping[str, Any]) -> None:
+    """Each member of an ensemble in a folder of its own, as stock PEFT reads it: member-1, member-2, ..."""
+    forms = {name: adapter.members() for name, adapter in attached.modules.items()}
+    for number in range(min(len(found) for found in forms.values())):
+        member = folder / f"member-{number + 1}"
+        member.mkdir(exist_ok=True)
+        mine = {name: found[number] for name, found in forms.items()}
+        files.write_tensors(member / PEFT_TENSORS, peft_tensors(mine))
+        files.write_json(member / "adapter_config.json", peft_config(attached, mine, base))
+
+
+def read_adapter(folder: str | Path) -> SavedAdapter:
+    """Read and check an adapter folder. Raises UsageError when it is none, CheckFailed when it is damaged."""
+    folder = Path(folder)
+    if not (folder / "lrft.json").is_file():
+        raise UsageError(f"{folder} holds no adapter made by lrft (no lrft.json)")
+    info = files.read_json(folder / "lrft.json")
+    if not isinstance(info, dict) or "format" not in info:
+        raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter")
+    if not isinstance(info["format"], int) or info["format"] > FORMAT:
+        raise LrftError(f"{folder} was written by a newer lrft (format {info['format']}, this one reads {FORMAT})")
+    # A rank or a factor that is not the one that was trained would load without a complaint.
+    if info.pop("checksum", None) != _checksum(info):
+        raise CheckFailed(f"{folder / 'lrft.json'} is not the file that was saved (its checksum differs)")
+    try:
+        _check_files(folder, info)
+        sites = [_site_from_json(site) for site in info["sites"]]
+        composition = compose.compose((entry["name"], entry["options"]) for entry in info["methods"])
+        str(info["base"]["name"]), int(info["seed"])
+        if info["base"].get("quantization", "none") not in ("none", *KINDS):
+            raise ValueError("a kind of quantisation that does not exist")
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter") from None
+    flat = files.read_tensors(folder / info["tensors"])
+    if info["tensors"] == PEFT_TENSORS:
+        flat = from_peft_names(flat)
+    tensors = _by_site(flat, sites, folder / info["tensors"])
+    saved = SavedAdapter(folder, info, sites, composition, tensors)
+    try:
+        if saved.shared is None and SHARED in tensors:
+            raise ValueError(f"{SHARED}: not expected")
+        for site in sites:
+            saved.build(site)
+    except (ValueError, TypeError, RuntimeError) as error:  # the last two: sizes that no tensor can have
+        raise CheckFailed(f"{folder / info['tensors']}: {error}") from None
+    return saved
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
+    """Attach a saved adapter to `model`, in place. Raises CheckFailed when it does not fit."""
+    refuse_adapted(model)
+    take_over(model)
+    saved = read_adapter(folder)
+    modules = dict(linear.named_linears(model))
+    for site in saved.sites:
+        if site.name not in modules:
+            raise CheckFailed(f"{folder}: this model has no linear layer {site.name}")
+        if linear.shape(modules[site.name]) != (site.d, site.k):
+            d, k = linear.shape(modules[site.name])
+            raise CheckFailed(f"{folder}: {site.name} is {d} x {k} in this model, {site.d} x {site.k} in the adapter")
+    attached = attach_sites(model, saved.sites, saved.composition, seed=saved.info["seed"], fresh=False)
+    attached.load_state_dict(saved.state_dict())
+    return attached
+
+
+def _checksum(info: Mapping[str, Any]) -> str:
+    """sha256 of what lrft.json says, whatever its spacing and order."""
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+
+
+def _check_files(folder: Path, info: Mapping[str, Any]) -> None:
+    """Raises CheckFailed for a file that is missing or altered, or for a name that leads out of the folder."""
+    if info["tensors"] not in (PEFT_TENSORS, OWN_TENSORS) or info["tensors"] not in info["sha256"]:
+        raise CheckFailed(f"{folder / 'lrft.json'} names no file of tensors")
+    for name, expected in info["sha256"].items():
+        if Path(name).name != name or name == "..":
+            raise CheckFailed(f"{folder / 'lrft.json'} lists {name!r}, which is no file of its folder")
+        if not (folder / name).is_file():
+            raise CheckFailed(f"{folder / name} is missing")
+        if files.sha256(folder / name) != expected:
+            raise CheckFailed(f"{folder / name} is not the file that was saved (its checksum differs)")
+
+
+def _by_site(flat: Mapping[str, Tensor], sites: Iterable[Site], path: Path) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {site.name: {} for site in sites}
+    if any(key.startswith(f"{SHARED}.") for key in flat):
+        found[SHARED] = {}
+    # A site's name can be the beginning of another's: the longest one that fits is meant.
+    for key, tensor in flat.items():
+        site = max((name for name in found if key.startswith(f"{name}.")), key=len, default=None)
+        if site is None:
+            raise CheckFailed(f"{path}: tensor {key} belongs to no adapted layer")
+        found[site][key[len(site) + 1 :]] = tensor
+    return found
+
+
+def _read_back(folder: Path, names: Iterable[str]) -> None:
+    """A file of adapter tensors is only saved when its header says so: names, shapes, nothing of size zero."""
+    from safetensors import safe_open
+
+    for name in names:
+        with safe_open(folder / name, framework="pt") as file:
+            keys = list(file.keys())
+            empty = [key for key in keys if 0 in file.get_slice(key).get_shape()]
+        if not keys or empty:
+            raise CheckFailed(f"{folder / name}: written without content ({', '.join(empty[:3]) or 'no tensors'})")
+
+
+def _site_to_json(site: Site) -> dict[str, Any]:
+    return {
+        "name": site.name,
+        "d": site.d,
+        "k": site.k,
+        "rank": site.rank,
+        "scale": site.scale,
+        "depth": site.depth,
+        "dropout": site.dropout,
+        "transposed": site.transposed,
+        "dtype": str(site.dtype).removeprefix("torch."),
+    }
+
+
+def _site_from_json(value: Mapping[str, Any]) -> Site:
+    return Site(**{**value, "dtype": {"float32": torch.float32, "float64": torch.float64}[value["dtype"]]})

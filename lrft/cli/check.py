@@ -1,0 +1,43 @@
+"""`lrft check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lrft.adapters import compose, targets
+from lrft.adapters.attach import composition_warnings, count_trained, select_sites
+from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
+from lrft.model import linear
+from lrft.model.hub import find_model
+from lrft.model.load import load_skeleton
+from lrft.recipe import Recipe
+from lrft.tracking.console import Reporter
+
+
+def check(recipe: Recipe, path: Path) -> None:
+    """`lrft check`: tokenizer, data, module names and shapes; the model is built without weights."""
+    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    skeleton = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
+    composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
+    sites = select_sites(skeleton, recipe.adapter, composition, recipe.where)
+    trained = count_trained(sites, composition, recipe.where)
+    prepared = prepare_data(recipe, source, load_recipe_tokenizer(recipe, source))
+    everything = sum(p.numel() for p in skeleton.parameters())
+    linears = sum(1 for _ in linear.named_linears(skeleton))
+    with Reporter(None) as reporter:
+        reporter.table(
+            [
+                ("model", [recipe.masked(recipe.model.name), f"{everything / 1e6:,.1f} M parameters"]),
+                (
+                    "adapter",
+                    [
+                        f"{len(sites)} of {linears} linear layers: {' '.join(targets.words_of(s.name for s in sites))}",
+                        f"{trained / 1e6:,.2f} M trained ({trained / (everything + trained):.2%})",
+                    ],
+                ),
+                ("data", prepared.report.lines()),
+            ]
+        )
+        for text in composition_warnings(composition, sites, skeleton):
+            reporter.warn(text)
+        reporter.line(f"{path}: nothing wrong was found")

@@ -1,0 +1,117 @@
+"""What is asked of finished runs, each by a command of its own: the metric, the merge check, what was forgotten.
+
+Answers are kept beside the run with the run's id, and asked for again when the folder holds another run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from lrft.compare.config import Comparison, Metric
+from lrft.compare.jobs import NOT_FAILURES, Job, last_words
+from lrft.compare.pool import Task
+from lrft.errors import CheckFailed, UsageError
+
+FINAL = (0, UsageError.exit_code, CheckFailed.exit_code)
+"""exit codes of a command that would answer the same again"""
+
+
+def answer(job: Job, name: str) -> dict[str, Any] | None:
+    """What a command has said of the run that is in the folder now; None when it has not been asked."""
+    kept = job.record.get(name)
+    known = isinstance(kept, dict) and kept.get("run") == job.facts.get("id") and kept.get("exit") in FINAL
+    return kept if known else None
+
+
+def metric_of(job: Job, metric: Metric) -> float | None:
+    """The metric of a finished run's best checkpoint on its validation rows; None when it is not known."""
+    best = job.facts.get("result", {}).get("best validation loss")
+    if metric == "exact_match" or best is None:
+        found = (answer(job, "evaluation") or {}).get(metric)
+        return None if found is None else float(found)
+    return float(best) if metric == "loss" else math.exp(min(best, 700.0))
+
+
+def evaluation(job: Job, metric: Metric) -> Task | None:
+    """`lrft eval`, where the run's own record does not hold the metric."""
+    if metric_of(job, metric) is not None:
+        return None
+    generate = (
+        ["--max-new-tokens", str(job.recipe.evaluation.max_new_tokens)]
+        if metric == "exact_match"
+        else ["--no-generate"]
+    )
+    return _task(job, "evaluation", ["eval", str(job.folder), "--json", "--samples", "0", *generate], _figures)
+
+
+def forgetting(job: Job, text: str) -> Task | None:
+    """The loss on general text before and after training."""
+    known = answer(job, "forgetting")
+    if known is not None and known.get("text") == text:
+        return None
+
+    def read(said: dict[str, Any]) -> dict[str, Any]:
+        return {**said, "text": text}
+
+    return _task(job, "forgetting", [str(job.folder), text], read, module="lrft.compare.forgetting")
+
+
+def merge(job: Job, comparison: Comparison) -> Task | None:
+    """`lrft merge` with its check. The merged folder is removed again: it is as large as the model."""
+    if answer(job, "merge") is not None:
+        return None
+    out = comparison.output / "merged" / job.variant.name
+    shutil.rmtree(out, ignore_errors=True)
+
+    def read(said: dict[str, Any]) -> dict[str, Any]:
+        return {key: said["verified"][key] for key in ("relative", "tolerance", "same_first")}
+
+    def remove() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            out.parent.rmdir()  # the last one takes the folder along
+
+    return _task(job, "merge", ["merge", str(job.folder), "-o", str(out), "--json"], read, after=remove)
+
+
+def _figures(said: dict[str, Any]) -> dict[str, Any]:
+    return {key: said[key] for key in ("loss", "perplexity", "exact_match") if key in said}
+
+
+def _task(
+    job: Job,
+    name: str,
+    arguments: list[str],
+    read: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    after: Callable[[], None] = lambda: None,
+    module: str = "lrft",
+) -> Task:
+    """A command whose JSON becomes an answer of the job: `read` picks what is kept of it."""
+    out, log = job.beside(f".{name}.out"), job.beside(f".{name}.log")
+
+    def ended(code: int, seconds: float) -> None:
+        kept: dict[str, Any] = {"run": job.facts.get("id"), "exit": code}
+        if code == 0:
+            kept |= read(json.loads(out.read_text(encoding="utf-8")))
+            log.unlink(missing_ok=True)
+        else:
+            kept["said"] = last_words(log)
+        out.unlink(missing_ok=True)
+        after()
+        job.note(**{name: kept})
+
+    return Task(f"{name} of {job.label}", arguments, log, ended, out, module)
+
+
+def said_of(job: Job, name: str) -> str:
+    """Why a command has no answer; "" when it has one or was not asked."""
+    kept: Any = job.record.get(name)
+    if not isinstance(kept, dict) or kept.get("exit") in NOT_FAILURES:
+        return ""
+    return f"exit code {kept['exit']}: {kept.get('said', '')}"

@@ -1,0 +1,269 @@
+"""From a sample to pieces of text, each known to be trained or not.
+
+Conversations are rendered by the chat template that the model will be used with. Nothing is searched for in
+the result; an answer's span is a difference of renderings:
+
+    head = render(messages[:i], add_generation_prompt=True)    what generation starts from
+    end  = render(messages[:i + 1])                            the same and the answer
+    full = render(messages)
+
+`head` must be a prefix of `end`, and `end` of `full`; the answer's span is what `end` has beyond `head`. A
+template that writes earlier turns otherwise than last ones breaks this, and is refused with the sample.
+Of the span, everything up to the end-of-turn token is trained, the white space after that token is not.
+Where the template writes no such token, the row ends after its last answer with the tokenizer's eos, trained.
+
+Special tokens typed by a person are data. Where a sample holds the text of one, it is put between two marks
+(characters that the sample does not hold) before rendering; what then stands between marks is tokenised as
+plain text. The rendering without its marks must equal the rendering of the unmarked sample, so a template
+that takes such text apart is noticed. All else goes through the tokenizer exactly as in generation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lrft.data.format import Message, Sample
+from lrft.data.records import BadRow
+from lrft.errors import DataError
+
+# Noncharacters of Unicode: legal in strings, never meant for exchange.
+_MARKS = [chr(c) for c in range(0xFDD0, 0xFDF0)]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of text. plain: tokenised without recognising special tokens."""
+
+    text: str
+    trained: bool
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Span:
+    """A trained answer: pieces[first:last], and its reference text."""
+
+    first: int
+    last: int
+    answer: str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A sample as text.
+
+    spans: at least one. add_eos: the eos token follows the last piece and belongs to the last span.
+    end: the token that closes the last span, "" when none does. altered: the template left out or rewrote the
+    content of some turn.
+    """
+
+    pieces: tuple[Piece, ...]
+    spans: tuple[Span, ...]
+    add_eos: bool
+    end: str
+    altered: bool = False
+
+    @property
+    def marked(self) -> bool:
+        """The sample holds the text of a special token."""
+        return any(piece.plain for piece in self.pieces)
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+
+class Renderer:
+    """Turns samples into pieces.
+
+    template: the jinja text, or None for a tokenizer without one. train_on: as in the recipe.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | None, train_on: str) -> None:
+        self._tokenizer, self._template, self._train_on = tokenizer, template, train_on
+        added = tokenizer.added_tokens_decoder.values()
+        self._closing = _any_of(token.content for token in added)
+        special = {token.content for token in added if token.special}
+        self._special = _any_of(special | {str(t) for t in tokenizer.all_special_tokens} - {""})
+        self._eos = str(tokenizer.eos_token)
+        self._tools = template is not None and "tool" in template
+
+    def __call__(self, sample: Sample) -> Rendered:
+        """Raises BadRow when the template refuses the sample, DataError when spans cannot be told."""
+        if sample.messages:
+            return self._chat(sample.messages)
+        if sample.document is not None:
+            return self._join([(sample.document, True)])
+        return self._join([(sample.prompt, self._train_on == "all"), (sample.answer, True)])
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
+        """The pieces that generation of the next answer starts from. Raises BadRow.
+
+        Earlier answers are cut out as in training, so that the ids are those of a trained row.
+        """
+        turns, marks = self._mark(messages)
+        full = self._render(turns, prompt=True)
+        self._without_marks(full, marks, messages, prompt=True)
+        answers = [i for i, m in enumerate(turns[:-1]) if m["role"] == "assistant"]
+        try:
+            bounds = [self._bounds(turns, i, full) for i in answers]
+        except DataError:
+            # The template rewrites earlier answers: training was with last-assistant, which cuts none of them.
+            bounds = []
+        pieces, _ = _cut(full, bounds, marks)
+        return tuple(pieces)
+
+    def _join(self, parts: Sequence[tuple[str, bool]]) -> Rendered:
+        """Pieces without a template from (text, trained) parts, the last being the answer; eos follows."""
+        pieces: list[Piece] = []
+        for text, trained in parts:
+            first, at = len(pieces), 0
+            for found in self._special.finditer(text):
+                pieces += [Piece(text[at : found.start()], trained)] if found.start() > at else []
+                pieces.append(Piece(found[0], trained, plain=True))
+                at = found.end()
+            pieces += [Piece(text[at:], trained)] if at < len(text) else []
+        return Rendered(tuple(pieces), (Span(first, len(pieces), parts[-1][0]),), add_eos=True, end=self._eos)
+
+    def _chat(self, messages: Sequence[Message]) -> Rendered:
+        if not self._tools and any(m["role"] == "tool" for m in messages):
+            raise BadRow("unknown role", "the chat template has no tool turns")
+        turns, marks = self._mark(messages)
+        full = self._render(turns)
+        clean = self._without_marks(full, marks, messages)
+        answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        chosen = answers[-1:] if self._train_on == "last-assistant" else answers
+        bounds = [self._bounds(turns, i, full) for i in chosen]
+        # No end-of-turn token: the row stops at the answer's last character and eos comes right there.
+        start, stop = bounds[-1]
+        end = self._closes(full[start:stop], turns[chosen[-1]]["content"])
+        add_eos = not end and chosen[-1] == len(turns) - 1
+        pieces, places = _cut(full[:stop] if add_eos else full, bounds, marks)
+        if self._train_on == "all":
+            pieces = [replace(piece, trained=True) for piece in pieces]
+        spans = [Span(*place, messages[i]["content"]) for place, i in zip(places, chosen, strict=True)]
+        altered = any(m["content"].strip() not in clean for m in messages)
+        return Rendered(tuple(pieces), tuple(spans), add_eos, end or self._eos * add_eos, altered)
+
+    def _bounds(self, turns: Sequence[Message], i: int, full: str) -> tuple[int, int]:
+        """Where the trained text of answer i starts and ends in `full`."""
+        head = self._render(turns[:i], prompt=True)
+        end = full if i == len(turns) - 1 else self._render(turns[: i + 1])
+        if not end.startswith(head) or not full.startswith(head):
+            raise _unstable(i, "the turns before the answer", head, full if end.startswith(head) else end)
+        written = turns[i]["content"]
+        if not full.startswith(end):
+            # Some templates close every conversation with one more end token, not there between turns.
+            shorter = end[: end.rfind(self._last_token(end.rstrip()))]
+            if not (full.startswith(shorter) and self._closes(shorter[len(head) :].rstrip(), written)):
+                raise _unstable(i, "the answer", end, full)
+            end = shorter
+        body = end[len(head) :].rstrip()
+        if not self._closes(body, written):
+            # White space at the end of the answer is the answer's; what the template adds is not.
+            own = written[len(written.rstrip()) :]
+            if own and end[len(head) + len(body) :].startswith(own):
+                body += own
+        return len(head), len(head) + len(body)
+
+    def _closes(self, body: str, answer: str) -> str:
+        """The added token that the template wrote after `answer`, at the end of `body`; "" for none."""
+        token, answer = self._last_token(body), answer.strip()
+        # An added token that is no special one may be the end of the answer itself.
+        own = token and answer.endswith(token) and not body[: -len(token)].rstrip().endswith(answer)
+        return "" if own else token
+
+    def _last_token(self, text: str) -> str:
+        """The added token that `text` ends with; "" for none."""
+        return next((m[0] for m in self._closing.finditer(text) if m.end() == len(text)), "")
+
+    def _mark(self, messages: Sequence[Message]) -> tuple[Sequence[Message], tuple[str, str] | None]:
+        """The messages with the text of special tokens between marks, and the marks (None: no such text)."""
+        texts = [m["content"] for m in messages]
+        if not any(self._special.search(text) for text in texts):
+            return messages, None
+        opening, closing = _free_marks(texts)
+        turns = [
+            {**m, "content": self._special.sub(lambda found: f"{opening}{found[0]}{closing}", m["content"])}
+            for m in messages
+        ]
+        return turns, (opening, closing)
+
+    def _without_marks(
+        self, full: str, marks: tuple[str, str] | None, messages: Sequence[Message], prompt: bool = False
+    ) -> str:
+        """`full` without its marks. Raises BadRow when they are not around whole tokens, or changed the text."""
+        if marks is None:
+            return full
+        opening, closing = marks
+        clean = re.sub(f"{opening}({self._special.pattern}){closing}", r"\1", full)
+        if opening in clean or closing in clean or clean != self._render(messages, prompt):
+            raise BadRow("special token in the text", "the chat template takes its text apart")
+        return clean
+
+    def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return self._tokenizer.apply_chat_template(
+                list(messages), chat_template=self._template, tokenize=False, add_generation_prompt=prompt
+            )
+        except TemplateError as error:
+            raise BadRow("refused by the chat template", f"the chat template refuses it: {error}") from error
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted({t for t in texts if t}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _free_marks(texts: Sequence[str]) -> tuple[str, str]:
+    free = [mark for mark in _MARKS if not any(mark in text for text in texts)]
+    if len(free) < 2:
+        raise BadRow("special token in the text", "and every character that could set it apart as well")
+    return free[0], free[1]
+
+
+def _agree(a: str, b: str) -> int:
+    """How many first characters two texts share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _unstable(i: int, what: str, alone: str, whole: str) -> DataError:
+    at = _agree(alone, whole)
+    return DataError(
+        f"the chat template writes {what} (turn {i + 1}) otherwise once more text follows: "
+        f"{alone[at : at + 40]!r} became {whole[at : at + 40]!r}",
+        "Set data.train_on: last-assistant, or give another data.chat_template.",
+    )
+
+
+def _cut(
+    text: str, bounds: Sequence[tuple[int, int]], marks: tuple[str, str] | None
+) -> tuple[list[Piece], list[tuple[int, int]]]:
+    """The pieces of `text`, cut at the bounds of the trained stretches and at the marks (which disappear).
+
+    Also, for each trained stretch, the numbers of its first piece and of the piece after its last.
+    """
+    pieces: list[Piece] = []
+    places = []
+    at = 0
+    for start, stop in bounds:
+        pieces += [Piece(t, False, plain) for t, plain in _unmark(text[at:start], marks)]
+        first = len(pieces)
+        pieces += [Piece(t, True, plain) for t, plain in _unmark(text[start:stop], marks)]
+        places.append((first, len(pieces)))
+        at = stop
+    pieces += [Piece(t, False, plain) for t, plain in _unmark(text[at:], marks)]
+    return pieces, places
+
+
+def _unmark(text: str, marks: tuple[str, str] | None) -> list[tuple[str, bool]]:
+    """(text, plain) for each stretch that is not empty."""
+    if marks is None:
+        return [(text, False)] if text else []
+    parts = re.split(f"{marks[0]}(.*?){marks[1]}", text, flags=re.DOTALL)
+    return [(part, k % 2 == 1) for k, part in enumerate(parts) if part]

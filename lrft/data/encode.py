@@ -1,0 +1,178 @@
+"""From samples to tokenised rows of a permitted length."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import numpy as np
+
+from lrft.data.chat_template import Rendered, Renderer
+from lrft.data.config import Settings
+from lrft.data.dataset import Row
+from lrft.data.ingest import Found, drop, refuse_bad
+from lrft.data.records import BadRow
+from lrft.data.report import NO_TOKEN, TOO_LONG, DataReport, quantile_words, quantiles
+from lrft.data.tokenize import Encoded, Encoder
+from lrft.errors import DataError
+
+CHUNK = 512
+Item = tuple[Found, Rendered, Encoded]
+Begun = tuple[list[tuple[Found, Rendered | BadRow]], "Future[list[Encoded | BadRow]]"]
+
+
+def tokenise(samples: Sequence[Found], renderer: Renderer, encoder: Encoder) -> Iterator[Item]:
+    """Samples with their tokens, in order. A bad row is counted and left out.
+
+    Rendering is Python and encoding is Rust, which does not hold Python's lock: one chunk is encoded while the next
+    is rendered. Raises DataError with the sample's place when its answers cannot be told from its questions.
+    """
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        for rendered, encoding in _one_ahead(_begin(chunk, renderer, encoder, beside) for chunk in _chunks(samples)):
+            encoded = iter(encoding.result())
+            for item, text in rendered:
+                if isinstance(text, BadRow):
+                    _leave_out(item, text)
+                elif isinstance(ids := next(encoded), BadRow):
+                    _leave_out(item, ids)
+                else:
+                    yield item, text, ids
+
+
+def _chunks(samples: Sequence[Found]) -> Iterator[Sequence[Found]]:
+    return (samples[at : at + CHUNK] for at in range(0, len(samples), CHUNK))
+
+
+def _begin(chunk: Sequence[Found], renderer: Renderer, encoder: Encoder, beside: Executor) -> Begun:
+    """Render `chunk` and have it encoded: each sample with its text or what is wrong, and the ids of those texts."""
+    rendered = [(item, _render(item, renderer)) for item in chunk]
+    good = [(item.source, text) for item, text in rendered if not isinstance(text, BadRow)]
+    return rendered, beside.submit(encoder, [text for _, text in good], [source for source, _ in good])
+
+
+def _one_ahead(items: Iterator[Begun]) -> Iterator[Begun]:
+    """The items, each handed out when the one after it has been made."""
+    last: list[Begun] = []
+    for item in items:
+        yield from last
+        last = [item]
+    yield from last
+
+
+def _render(item: Found, renderer: Renderer) -> Rendered | BadRow:
+    try:
+        return renderer(item.sample)
+    except BadRow as bad:
+        return bad
+    except DataError as error:
+        raise DataError(f"{item.source}: {error.message}", error.hint) from error
+
+
+def _leave_out(item: Found, bad: BadRow) -> None:
+    item.report.used -= 1
+    drop(item.report, item.source, bad, item.head)
+
+
+def measure(
+    samples: Sequence[Found], renderer: Renderer, encoder: Encoder, settings: Settings, report: DataReport
+) -> list[tuple[str, Row]]:
+    """(role, row) for every row within max_length that has something to learn; counts go into `report`.
+
+    Raises DataError for bad rows (on_bad_row: error) and long rows (too_long: error).
+    """
+    rows: list[tuple[str, Row]] = []
+    lengths: list[int] = []
+    long: list[tuple[str, int]] = []
+    ends: dict[str, None] = {}
+    open_end = False
+    for item, text, encoded in tokenise(samples, renderer, encoder):
+        n = len(encoded.tokens)
+        lengths.append(n)
+        if n > settings.max_length and settings.too_long == "error":
+            long.append((item.source, n))
+            continue
+        made = _fit(item, encoded, settings, encoder)
+        if isinstance(made, BadRow):
+            _leave_out(item, made)
+            continue
+        report.special_text += text.marked
+        report.altered += text.altered
+        ends |= dict.fromkeys([text.end] if text.end else [])
+        open_end = open_end or not text.end
+        item.report.truncated += made[-1].cut > 0
+        item.report.rows += len(made)
+        rows += [(item.report.role, row) for row in made]
+    if settings.on_bad_row == "error":
+        refuse_bad(report.sources)
+    if long:
+        raise _too_long(long, lengths, settings, all(item.sample.document is not None for item in samples))
+    report.end_tokens = list(ends)
+    report.end_token_trained = bool(ends) and not open_end
+    return rows
+
+
+def _fit(item: Found, encoded: Encoded, settings: Settings, encoder: Encoder) -> list[Row] | BadRow:
+    """The rows of one sample under the length policy (not `error`): one, or several with `split`."""
+    n = len(encoded.tokens)
+    if n > settings.max_length and settings.too_long == "drop":
+        return BadRow(TOO_LONG, f"{n:,} tokens, max_length is {settings.max_length:,}")
+    if n > settings.max_length and settings.too_long == "split":
+        return _split(item, encoded, settings.max_length, encoder)
+    row = _row(item, encoded, settings.max_length)
+    if not row.trained.any():
+        cut = f": all of the answer lies beyond token {settings.max_length:,}" if row.cut else ""
+        return BadRow(NO_TOKEN, f"nothing to learn{cut}")
+    return [row]
+
+
+def _row(item: Found, encoded: Encoded, most: int) -> Row:
+    """One row of at most `most` tokens, cut at the right."""
+    inside = [span for span in encoded.spans if span[0] < most] or encoded.spans[:1]
+    start, _, answer = inside[-1]
+    return Row(
+        tokens=encoded.tokens[:most],
+        trained=encoded.trained[:most],
+        # Nothing stands before the first token of a document: generation starts from that token.
+        prompt_end=max(start, 1),
+        answer=answer,
+        file=item.file,
+        number=item.number,
+        cut=max(0, len(encoded.tokens) - most),
+        digest=item.sample.digest(),
+    )
+
+
+def _split(item: Found, encoded: Encoded, most: int, encoder: Encoder) -> list[Row]:
+    """Rows of at most `most` tokens in which every token but the document's first is trained exactly once.
+
+    A piece begins with BOS where the tokenizer has it, else with the last token of the piece before.
+    """
+    tokens, step = encoded.tokens, most - 1
+    rows = []
+    for at in range(1, len(tokens), step):
+        head = tokens[at - 1] if encoder.bos is None else encoder.bos
+        part = np.concatenate([np.array([head], dtype=np.int32), tokens[at : at + step]])
+        trained = np.arange(len(part)) > 0
+        digest = int.from_bytes(hashlib.sha256(part.tobytes()).digest()[:8])
+        text = encoder.text(part[1:])
+        rows.append(Row(part, trained, 1, text, item.file, item.number, digest=digest))
+    return rows
+
+
+def _too_long(
+    long: Sequence[tuple[str, int]], lengths: Sequence[int], settings: Settings, documents: bool
+) -> DataError:
+    most = max(n for _, n in long)
+    lines = [f"{source}  {n:,} tokens" for source, n in long[:10]]
+    more = len(long) - len(lines)
+    choices = f"data.too_long: {'split | ' if documents else ''}truncate | drop"
+    if settings.max_from == "the model":
+        hint = f"The model has {settings.max_length:,} positions. Set {choices}."
+    else:
+        hint = f"Set data.max_length: {most} to keep them all, or {choices}."
+    title = (
+        f"{len(long):,} of {len(lengths):,} rows ({len(long) / len(lengths):.1%}) are longer than "
+        f"{settings.max_length:,} tokens ({settings.max_from}). Lengths: {quantile_words(quantiles(lengths))}"
+    )
+    return DataError("\n".join([title, *lines, *([f"... and {more:,} more"] if more > 0 else [])]), hint)

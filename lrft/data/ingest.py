@@ -1,0 +1,161 @@
+"""From inputs to samples: format found, columns renamed, bad rows counted, `limit` drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lrft.data.config import Input, Settings, Where, refuse
+from lrft.data.format import OPTIONAL, REQUIRED, Sample, detect, rename, sample, unclear
+from lrft.data.records import BadRow, Record, Source
+from lrft.data.report import CHOSEN, EXAMPLES, NOT_DRAWN, SourceReport
+from lrft.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sample with its place and the report that counts it."""
+
+    sample: Sample
+    file: str
+    number: int
+    head: str
+    report: SourceReport
+
+    @property
+    def source(self) -> str:
+        return f"{self.file}{self.number}"
+
+
+def collect(inputs: Sequence[Input], settings: Settings, where: Where) -> tuple[list[Found], list[SourceReport]]:
+    """All usable samples in the order of the inputs, and one report per source.
+
+    Raises DataError when no format fits, when on_bad_row is error and a row is bad; RecipeError for columns.
+    """
+    samples: list[Found] = []
+    reports: list[SourceReport] = []
+    for k, item in enumerate(inputs):
+        drawn: list[Found] = []
+        for source in item.sources:
+            report = SourceReport(path=source.path, role=item.role)
+            reports.append(report)
+            drawn += _read(item, source, report, settings, where)
+        samples += _draw(drawn, item.limit, [settings.seed, k])
+    if settings.on_bad_row == "error":
+        refuse_bad(reports)
+    return samples, reports
+
+
+def refuse_bad(reports: Sequence[SourceReport]) -> None:
+    """Raise DataError with the first bad rows when there is any."""
+    bad = sum(n for r in reports for reason, n in r.dropped.items() if reason not in CHOSEN)
+    if not bad:
+        return
+    offenders = [e for r in reports for e in r.examples if e["reason"] not in CHOSEN]
+    lines = [f"{e['source']}  {e['detail']}   {e['head']}".rstrip() for e in offenders[:EXAMPLES]]
+    more = bad - len(lines)
+    title = f"{bad:,} of {sum(r.read for r in reports):,} rows cannot be used"
+    raise DataError(
+        "\n".join([title, *lines, *([f"... and {more:,} more"] if more > 0 else [])]),
+        "Correct them, or set data.on_bad_row: skip to leave them out; they are counted in the report.",
+    )
+
+
+def _read(item: Input, source: Source, report: SourceReport, settings: Settings, where: Where) -> list[Found]:
+    found: list[Found] = []
+    make: Callable[[dict[str, Any]], Sample] | None = None
+    for record in source.records():
+        report.read += 1
+        try:
+            if isinstance(record.value, BadRow):
+                raise record.value
+            if make is None:
+                make = _maker(item, source, record, report, settings, where)
+            found.append(Found(make(record.value), source.name, record.number, record.head, report))
+        except BadRow as bad:
+            drop(report, f"{source.name}{record.number}", bad, record.head)
+    if report.read == 0:
+        raise DataError(f"{source.path}: the file holds no rows")
+    report.used = len(found)
+    return found
+
+
+def drop(report: SourceReport, source: str, bad: BadRow, head: str) -> None:
+    """Count a bad row, with its field named in the detail."""
+    report.drop(bad.reason, source, f"{bad.field}: {bad.detail}" if bad.field else bad.detail, head)
+
+
+def _maker(
+    item: Input, source: Source, record: Record, report: SourceReport, settings: Settings, where: Where
+) -> Callable[[dict[str, Any]], Sample]:
+    """Decide on the source's format from its first good record; returns what turns records into samples."""
+    first: Any = record.value
+    for theirs, ours in item.columns.items():
+        if theirs not in first:
+            close = nearest(theirs, first)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            refuse(
+                where,
+                f"{item.key}.columns",
+                f"{source.path} has no column {theirs}.{hint} It has {', '.join(first)}",
+            )
+        if ours in first and ours not in item.columns and ours != theirs:
+            refuse(
+                where,
+                f"{item.key}.columns",
+                f"{source.path} has a column {ours} already; {theirs} cannot take its name",
+            )
+    renamed = rename(first, item.columns)
+    name = _format(item, source, renamed, where)
+    given = source.kind == ".txt" or item.format != "auto"
+    report.format = name
+    report.decided = ("file type" if source.kind == ".txt" else "given") if given else "found"
+    used = {*REQUIRED[name], *OPTIONAL.get(name, ())}
+    report.ignored = [column for column in renamed if column not in used]
+    if name in ("messages", "sharegpt") and settings.template is None:
+        raise DataError(
+            f"{source.path}: conversations ({name}), but the tokenizer has no chat template",
+            "Give data.chat_template a .jinja file.",
+        )
+    if settings.too_long == "split" and name != "text":
+        refuse(
+            where,
+            "data.too_long",
+            f"split is for format text; {source.path} is {name}, and the second half of "
+            "an answer without its question teaches nothing. Choose error, truncate or drop",
+        )
+    chat = settings.template is not None
+    return lambda value: sample(rename(value, item.columns), name, chat=chat)
+
+
+def _format(item: Input, source: Source, record: dict[str, Any], where: Where) -> str:
+    if source.kind == ".txt":
+        if item.format not in ("auto", "text"):
+            refuse(
+                where,
+                f"{item.key}.format",
+                f"{source.path} is a .txt file, whose format is text, not {item.format}",
+            )
+        return "text"
+    if item.format != "auto":
+        return item.format
+    name = detect(record)
+    if name is None:
+        message, hint = unclear(record)
+        raise DataError(f"{source.path}: {message}", hint)
+    return name
+
+
+def _draw(found: list[Found], limit: int | None, seed: Sequence[int]) -> list[Found]:
+    """`limit` samples, in their old order; the others are counted as not drawn."""
+    if limit is None or limit >= len(found):
+        return found
+    taken = set(np.random.default_rng(seed).choice(len(found), size=limit, replace=False).tolist())
+    for k, item in enumerate(found):
+        if k not in taken:
+            item.report.used -= 1
+            item.report.dropped[NOT_DRAWN] = item.report.dropped.get(NOT_DRAWN, 0) + 1
+    return [found[k] for k in sorted(taken)]

@@ -1,0 +1,238 @@
+"""From files, folders and hub data sets to raw records, each with its place.
+
+A record is one JSON object: a line of .jsonl, an element of the array of a .json file, a row of .csv or
+.parquet. A .txt file is one record with the column `text`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lrft.data.hub import hub_source
+from lrft.data.records import BadRow, Record, Source, as_object, head, kind_of
+from lrft.errors import DataError, nearest
+
+_HELD_OUT = re.compile(r"(test|valid|validation|dev|eval)(?![a-z])", re.IGNORECASE)
+
+
+def find(path: str, split: str = "train") -> list[Source]:
+    """The sources of one path of the recipe: a file, the files of a folder (sorted), or hub:OWNER/NAME.
+
+    Raises DataError when there is none.
+    """
+    if path.startswith("hub:"):
+        return [hub_source(path, split)]
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return [_file(file) for file in _folder(place)]
+    if not place.is_file():
+        close = nearest(place.name, (f.name for f in place.parent.iterdir())) if place.parent.is_dir() else []
+        hint = f"Close: {place.parent / close[0]}" if close else "For a data set of the hub write hub:OWNER/NAME."
+        raise DataError(f"{path}: no such file or folder", hint)
+    if place.suffix.lower() not in READERS:
+        raise DataError(f"{path}: {place.suffix or 'a file without suffix'} is not a kind of data file", _KINDS)
+    return [_file(place)]
+
+
+def _folder(folder: Path) -> list[Path]:
+    files = sorted(
+        f
+        for f in folder.rglob("*")
+        if f.is_file()
+        and f.suffix.lower() in READERS
+        and not any(part.startswith(".") for part in f.relative_to(folder).parts)
+    )
+    if not files:
+        raise DataError(f"{folder}: the folder holds no data file", _KINDS)
+    held_out = [f for f in files if _HELD_OUT.match(f.stem)]
+    others = [f for f in files if f not in held_out]
+    if held_out and others:
+        raise DataError(
+            f"{folder}: the folder holds both {others[0].name} and {held_out[0].name}; "
+            "rows meant for testing would be trained on",
+            "Name the files that you mean, one by one.",
+        )
+    return files
+
+
+def _file(path: Path) -> Source:
+    kind = path.suffix.lower()
+    seen: list[tuple[int, int]] = []
+
+    def stamp() -> tuple[int, int]:
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+
+    def digest() -> str:
+        seen[:] = [stamp()]
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def records() -> Iterator[Record]:
+        yield from READERS[kind](path)
+        if seen and seen[0] != stamp():
+            raise DataError(f"{path}: the file changed while it was read", "Run the same command again.")
+
+    return Source(f"{path}{'#' if kind in ('.json', '.parquet') else ':'}", kind, _plainly(digest, path), records)
+
+
+def _plainly(call: Callable[[], str], path: Path) -> Callable[[], str]:
+    def guarded() -> str:
+        try:
+            return call()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror or error}") from error
+
+    return guarded
+
+
+# --- kinds of files --------------------------------------------------------------------------------
+
+
+def _jsonl(path: Path) -> Iterator[Record]:
+    with path.open("rb") as file:
+        # A binary file is split at \n only; splitlines would also split at U+2028 inside a string.
+        for number, raw in enumerate(file, 1):
+            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            if number == 1:
+                _refuse_utf16(path, line)
+            if line.strip():
+                yield Record(number, _parse_line(line), head(line))
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | BadRow:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        return BadRow("invalid UTF-8", f"byte {error.start + 1} of the line is not UTF-8")
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except BadRow as bad:
+        return bad
+    except RecursionError:
+        return BadRow("bad JSON", "nested too deeply")
+    except ValueError as error:
+        hint = " (a JSON array over several lines? then name the file .json)" if text.strip() in "[{" else ""
+        return BadRow("bad JSON", f"not JSON: {error}{hint}")
+    return as_object(value)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise BadRow("NaN or Infinity", f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRow("bad JSON", f"the key '{twice}' stands twice")
+    return found
+
+
+def _json(path: Path) -> Iterator[Record]:
+    text = _text(path)
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except BadRow as bad:
+        raise DataError(f"{path}: {bad.detail}") from bad
+    except RecursionError as error:
+        raise DataError(f"{path}: nested too deeply") from error
+    except ValueError as error:
+        lines = "Extra data" in str(error) and text.lstrip().startswith("{")
+        hint = "One object per line? Then name the file .jsonl." if lines else None
+        raise DataError(f"{path}: not JSON: {error}", hint) from error
+    if isinstance(value, dict):
+        arrays = [v for v in value.values() if isinstance(v, list)]
+        if len(arrays) != 1:
+            raise DataError(
+                f"{path}: an object with {len(arrays)} arrays; wanted an array of objects, or an object "
+                "holding one array"
+            )
+        value = arrays[0]
+    if not isinstance(value, list):
+        raise DataError(f"{path}: wanted an array of objects, this is {kind_of(value)}")
+    for number, item in enumerate(value, 1):
+        yield Record(number, as_object(item), head(item))
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    # Bytes that are not UTF-8 travel as lone surrogates, so that only their own row is bad.
+    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    csv.field_size_limit(sys.maxsize)
+    # strict: otherwise an unclosed quote swallows the rest of the file as one field.
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(lines, None)
+        if not header:
+            return
+        if repeated := [name for name in header if header.count(name) > 1]:
+            raise DataError(f"{path}:1: the column '{repeated[0]}' stands twice in the header")
+        start = lines.line_num + 1
+        for fields in lines:
+            if fields:
+                yield Record(start, _csv_row(header, fields), head(",".join(fields)))
+            start = lines.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}:{lines.line_num}: {error}", "Look for an unclosed or stray quote.") from error
+
+
+def _csv_row(header: list[str], fields: list[str]) -> dict[str, Any] | BadRow:
+    if len(fields) != len(header):
+        return BadRow("ragged row", f"{len(fields)} fields, the header has {len(header)}")
+    if any("\udc80" <= c <= "\udcff" for field in fields if not field.isascii() for c in field):
+        return BadRow("invalid UTF-8", "the row holds bytes that are not UTF-8")
+    return dict(zip(header, fields, strict=True))
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        number = 0
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Record(number, value, head(value))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as parquet: {error}") from error
+
+
+def _txt(path: Path) -> Iterator[Record]:
+    text = _text(path)
+    yield Record(1, {"text": text}, head(text))
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    _refuse_utf16(path, raw)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: invalid UTF-8 at byte {error.start + 1} of the file") from error
+
+
+def _refuse_utf16(path: Path, raw: bytes) -> None:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}: the file is UTF-16", "Save it as UTF-8.")
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".txt": _txt,
+}
+_KINDS = f"Data files end in {', '.join(READERS)}."

@@ -1,0 +1,1 @@
+"""Loss and generated answers of a model on rows."""

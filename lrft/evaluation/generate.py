@@ -1,0 +1,140 @@
+"""Greedy answers to prompts, in batches, and their exact match."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor
+
+from lrft.model.modes import evaluation_mode
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lrft.data.dataset import Rows
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[np.ndarray],
+    *,
+    pad_id: int,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_size: int = 8,
+    copies: Callable[[], int] = lambda: 1,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[int]]:
+    """Greedy answers (token ids, without the stop token) for prompts of token ids, in the order given.
+
+    Prompts of a batch are padded on the left, masked, with positions counted from their own first token, so that a
+    batch answers as each prompt does alone. With copies each token is the likeliest by the mean of the copies'
+    probabilities.
+    """
+    inner: Any = getattr(model, "module", model)
+    device = next(inner.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    with evaluation_mode(inner):
+        many = copies()
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            width = max(len(prompts[i]) for i in chosen)
+            ids = torch.full((len(chosen), width), pad_id, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(chosen):
+                ids[row, width - len(prompts[i]) :] = torch.from_numpy(prompts[i].astype("int64"))
+                mask[row, width - len(prompts[i]) :] = 1
+            out = inner.generate(
+                input_ids=ids.to(device).repeat(many, 1),
+                attention_mask=mask.to(device).repeat(many, 1),
+                logits_processor=[MeanOfCopies(many)] if many > 1 else [],
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                pad_token_id=pad_id,
+                eos_token_id=list(stop_ids) or None,
+            )
+            for row, i in enumerate(chosen):  # of the first copy: the others have the same
+                answers[i] = until_stop(out[row, width:].tolist(), stop_ids)
+            progress(at + len(chosen))
+    return answers
+
+
+class MeanOfCopies(LogitsProcessor):
+    """Gives every copy the logarithm of the mean of all copies' probabilities."""
+
+    def __init__(self, copies: int) -> None:
+        self.copies = copies
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores (copies rows, vocabulary)"""
+        logs = scores.log_softmax(-1).unflatten(0, (self.copies, -1))
+        return (logs.logsumexp(dim=0) - math.log(self.copies)).repeat(self.copies, 1)
+
+
+def with_prompts(rows: Rows) -> Rows:
+    """The rows that ask something. Plain text has no prompt (at most a beginning-of-text token) and no answer."""
+    return rows.slice([i for i in range(len(rows)) if len(rows.prompt(i)) > 1])
+
+
+def until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    """The ids before the first stop token."""
+    return next((ids[:n] for n, token in enumerate(ids) if token in stop_ids), ids)
+
+
+def stop_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Every id that ends an answer: the tokenizer's end token and those of the generation config."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [tokenizer.eos_token_id, *several] if token is not None})
+
+
+def answer_rows(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Rows,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    copies: Callable[[], int] = lambda: 1,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[dict[str, Any]]:
+    """[{"prompt", "expected", "answer", "match"}] for every row: the answer to all before its last trained span.
+
+    `match` compares the texts without surrounding white space and nothing else.
+    """
+    answers = generate(
+        model,
+        [rows.prompt(i) for i in range(len(rows))],
+        pad_id=pad_token(tokenizer),
+        stop_ids=stop_tokens(model, tokenizer),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        copies=copies,
+        progress=progress,
+    )
+    results = []
+    for i, ids in enumerate(answers):
+        answer = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        expected = rows.answer(i).strip()
+        prompt = tokenizer.decode(rows.prompt(i).tolist(), skip_special_tokens=False)
+        results.append({"prompt": prompt, "expected": expected, "answer": answer, "match": answer == expected})
+    return results
+
+
+def pad_token(tokenizer: Any) -> int:
+    """The id that fills up a batch. What it is does not matter: padding is masked by position, never by id."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0

@@ -1,0 +1,49 @@
+"""Measuring a model on rows: token-exact loss, and exact match by greedy generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.data.collate import Form, collate, micro_batches
+from lrft.model.modes import evaluation_mode
+
+if TYPE_CHECKING:
+    from lrft.data.dataset import Rows
+
+
+def loss_of(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    micro: int,
+    pad_id: int,
+    form: Form = "padded",
+    rank: int = 0,
+    world: int = 1,
+    reduce: Callable[[Tensor], Tensor] = lambda t: t,
+) -> dict[str, float]:
+    """{"loss", "perplexity", "tokens"}: mean over all trained tokens of `rows`, whatever the batch and rank counts.
+
+    model: a `TokenLoss`, or a distributed wrapper around one.
+
+    Each rank measures its own rows, none twice; the sums are added up by `reduce`.
+    """
+    device = next(model.parameters()).device
+    asked = [i for i in range(len(rows)) if rows.trained(i).any()]
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    losses: Any = getattr(model, "module", model)
+    with evaluation_mode(model):
+        for ids in micro_batches(asked, rows.lengths, micro=micro, rank=rank, world=world):
+            # A rank without rows left goes through the motions: those that share a divided base wait for it.
+            given = collate(rows, (ids or asked[:1]) * losses.copies(), pad_id=pad_id, form=form)
+            loss = losses({k: v.to(device) for k, v in given.items()}).double()
+            sums[0] += loss if ids else 0.0
+            sums[1] += sum(int(rows.trained(i).sum()) for i in ids)
+    total, tokens = reduce(sums).tolist()
+    mean = total / tokens if tokens else math.nan
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": int(tokens)}

@@ -1,0 +1,1 @@
+"""From base and adapter to a folder that other tools load."""

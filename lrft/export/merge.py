@@ -1,0 +1,206 @@
+"""Merging: adapter + base folder -> a folder that plain transformers loads.
+
+The base's safetensors files are read piece by piece (`pieces`); a target becomes `adapter.weight(W0)` in float32,
+rounded once. The model is not built: memory is that of a few pieces, or of the largest tensor when the adapter states
+its weight only as a whole. (But where W0 is to be the weight that a quantised base had, it comes from that base, and
+every quantised weight is written as it was there.) Afterwards the written folder is loaded and its logits are compared
+with those of base + adapter.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lrft.adapters.adapter import Site
+from lrft.adapters.storage import SavedAdapter, read_adapter
+from lrft.errors import CheckFailed, UsageError
+from lrft.export.merge_shards import Change, TrainedOn, merge_file, workers_for
+from lrft.loading.saved import base_of, refuse_other_base
+from lrft.model import linear
+from lrft.model.load import load_model
+from lrft.model.quantized import QuantizedLinear
+from lrft.model.weights import weight_files, weight_keys
+from lrft.utils import files
+from lrft.utils.hardware import DTYPES
+from lrft.utils.safetensors_stream import TensorReader
+
+INDEX = "model.safetensors.index.json"
+# What lies in the base's and the adapter's folder goes along as it is, but for weights, other tools' pickles and locks.
+NOT_COPIED = {
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".h5", ".msgpack", ".onnx"),
+    ".lock",
+}
+OWN_FILES = {"adapter_config.json", "adapter_model.safetensors", "lrft.json", "lrft.safetensors", "README.md"}
+
+
+@dataclass
+class MergeResult:
+    """What a merge did. Norms are Frobenius norms over all sites."""
+
+    out: Path
+    base: Path
+    """the folder that was merged into"""
+    sites: int
+    dtype: str
+    update_norm: float = 0.0
+    lost_norm: float = 0.0
+    """of what rounding to the stored dtype took from the update"""
+    worst_site: str = ""
+    worst_share: float = 0.0
+
+    def add(self, changes: Mapping[str, Change]) -> None:
+        for site, change in changes.items():
+            update, lost = math.sqrt(change.update), math.sqrt(change.lost)
+            self.update_norm = math.hypot(self.update_norm, update)
+            self.lost_norm = math.hypot(self.lost_norm, lost)
+            if update and lost / update >= self.worst_share:
+                self.worst_site, self.worst_share = site, lost / update
+
+    @property
+    def lost_share(self) -> float:
+        return self.lost_norm / self.update_norm if self.update_norm else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"out": str(self.out), "base": str(self.base), "lost_share": self.lost_share}
+
+
+def merge_adapter(
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    base_model: str | None = None,
+    dtype: str | None = None,
+    accept_other_base: bool = False,
+    into: str = "original",
+    trust_remote_code: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> MergeResult:
+    """Write the merged model into the new folder `out`.
+
+    adapter     an adapter folder
+    base_model  folder or hub id, when it is not where the adapter says
+    dtype       float32, bfloat16 or float16; None keeps each tensor's own
+    into        original, or dequantized for an adapter that was trained on a quantised base: the weights that were
+                trained against. The quantised model is then held in memory, and several of its largest tensors.
+    Raises UsageError (nothing to merge, `out` exists), CheckFailed (damaged adapter, another base, nothing changed).
+    """
+    saved, out = read_adapter(adapter), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not empty", "Name another folder with -o.")
+    refuse_unmergeable(saved)
+    if into == "dequantized" and saved.quantization == "none":
+        raise UsageError("this adapter was not trained on a quantised base: there is nothing to dequantize")
+    source = base_of(saved, base_model)
+    refuse_other_base(saved, source, accept_other_base)
+    weights = weight_files(source)
+    keys = tensor_keys(saved, weights)
+    trained_on = dequantized(saved, source, weights, trust_remote_code) if into == "dequantized" else TrainedOn()
+    result = MergeResult(out, source, len(saved.sites), dtype or "as stored")
+
+    needed = sum(path.stat().st_size for path in weights) * (2 if dtype == "float32" else 1)
+    with files.room_for(out, needed), files.scratch_for(out) as temporary:
+        with workers_for(saved) as workers:
+            for number, path in enumerate(weights):
+                result.add(merge_file(path, temporary / path.name, saved, keys, dtype, workers, trained_on))
+                progress(number + 1, len(weights))
+        if not result.update_norm:
+            raise CheckFailed("the adapter's update is zero everywhere: merging would change nothing")
+        complete_folder(temporary, source, saved, dtype)
+        with ThreadPoolExecutor() as pool:  # the disk brings many files home in the time of one
+            list(pool.map(files.sync, temporary.iterdir()))
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+        files.sync(out.parent)
+    return result
+
+
+def refuse_unmergeable(saved: SavedAdapter) -> None:
+    """Raises UsageError for adapters that no weight can say."""
+    if not all(saved.build(site).mergeable for site in saved.sites):
+        names = ", ".join(entry["name"] for entry in saved.info["methods"])
+        raise UsageError(
+            f"{names}: what it adds to a layer is no linear function of the layer's input, so no weight can hold it",
+            "Use the adapter as it is: `lrft eval` and lrft.load_adapter take it.",
+        )
+
+
+def tensor_keys(saved: SavedAdapter, weights: list[Path]) -> dict[str, Site]:
+    """Name of each target's tensor in the files -> its site. Raises CheckFailed for a site without a tensor.
+
+    A checkpoint may be saved from inside its outer module ("h.0.attn" for "transformer.h.0.attn"), so a site is met
+    by its name or by the longest end of its name that some tensor has; or with its words in another order
+    ("language_model.model.layers" for "model.language_model.layers").
+    """
+    keys = weight_keys([site.name for site in saved.sites], weights)
+    return {keys[site.name]: site for site in saved.sites}
+
+
+def dequantized(saved: SavedAdapter, source: Path, weights: list[Path], trusted: bool) -> TrainedOn:
+    """The weights that were trained against, by the names of their tensors in the files."""
+    dtype = DTYPES[saved.info["base"].get("dtype", "float32")]
+    model = load_model(source, dtype=dtype, quantization=saved.quantization, trust_remote_code=trusted)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+    keys = weight_keys(layers, weights)
+    return TrainedOn({keys[name]: partial(as_stored, layer) for name, layer in layers.items()}, dtype)
+
+
+def as_stored(layer: QuantizedLinear) -> Tensor:
+    """A quantised layer's weight as the base's files have it: (k, d) for some."""
+    return linear.as_rows(linear.dense(layer), linear.stored_transposed(layer))
+
+
+def complete_folder(out: Path, source: Path, saved: SavedAdapter, dtype: str | None) -> None:
+    """Everything beside the weights: configuration, generation configuration, tokenizer, template, index, card."""
+    for path in source.iterdir():
+        if goes_along(path):
+            shutil.copyfile(path, out / path.name)
+    for path in saved.folder.iterdir():  # the tokenizer and the template that trained win over the base's
+        if goes_along(path) and path.name not in OWN_FILES:
+            shutil.copyfile(path, out / path.name)
+    if dtype:
+        config = files.read_json(out / "config.json")
+        config.pop("torch_dtype", None)
+        files.write_json(out / "config.json", config | {"dtype": dtype})
+        if (out / INDEX).exists():
+            index = files.read_json(out / INDEX)
+            index.setdefault("metadata", {})["total_size"] = total_size(out)
+            files.write_json(out / INDEX, index)
+    files.write_text(out / "README.md", card(saved))
+
+
+def goes_along(path: Path) -> bool:
+    """Whether a file beside the weights belongs into the merged folder."""
+    hidden = path.name.startswith(".")
+    return path.is_file() and path.suffix not in NOT_COPIED and not hidden and path.name != "README.md"
+
+
+def total_size(folder: Path) -> int:
+    size = 0
+    for path in weight_files(folder):
+        with TensorReader(path) as reader:
+            size += sum(entry.size for entry in reader.entries.values())
+    return size
+
+
+def card(saved: SavedAdapter) -> str:
+    """A short model card: what it is and how it was made. No local paths."""
+    name = saved.info["base"]["name"]
+    shown = Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
+    methods = ", ".join(entry["name"] for entry in saved.info["methods"])
+    ranks = sorted({site.rank for site in saved.sites})
+    return (
+        f"---\nbase_model: {shown}\nlibrary_name: transformers\ntags: [lrft]\n---\n\n"
+        f"# {shown}, fine-tuned\n\n"
+        f"Fine-tuned with lrft {saved.info.get('lrft', '')} and merged: {methods}, rank {', '.join(map(str, ranks))}, "
+        f"{len(saved.sites)} linear layers.\n"
+    )

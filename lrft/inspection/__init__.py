@@ -1,0 +1,1 @@
+"""What an adapter did to the weights: norms, ranks, spectra, intruder dimensions."""

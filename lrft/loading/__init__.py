@@ -1,0 +1,1 @@
+"""Base, tokenizer, data and adapter: of a recipe, and as a saved run was trained."""

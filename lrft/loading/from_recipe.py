@@ -1,0 +1,51 @@
+"""Tokenizer, data and base model of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lrft import data
+from lrft.model import load
+from lrft.model.load import load_config, position_limit
+from lrft.model.weights import cache_dir
+from lrft.recipe import Recipe
+from lrft.utils import hardware
+
+
+def base_name(recipe: Recipe) -> str:
+    """The base as files name it: a path as the recipe writes it, with ${NAME}. A hub id is public."""
+    name = recipe.model.name
+    return recipe.masked(name) if Path(name).expanduser().exists() else name
+
+
+def load_recipe_tokenizer(recipe: Recipe, source: Path) -> Any:
+    """The base's tokenizer, with the recipe's chat template where it names one: it is saved with every result."""
+    tokenizer = load.load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
+    template = data.resolve_chat_template(recipe.data, tokenizer, where=recipe.where)
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
+    prepared = data.prepare(
+        recipe.data,
+        tokenizer,
+        seed=recipe.training.seed,
+        limit=position_limit(load_config(source, trust_remote_code=recipe.model.trust_remote_code)),
+        where=recipe.where,
+        cache=cache_dir(),
+    )
+    prepared.rename(recipe.masked)
+    return prepared
+
+
+def load_recipe_model(recipe: Recipe, source: Path, dtype: str) -> Any:
+    return load.load_model(
+        source,
+        dtype=hardware.DTYPES[dtype],
+        quantization=recipe.model.quantization,
+        attention=recipe.model.attention,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )

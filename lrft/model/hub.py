@@ -1,0 +1,123 @@
+"""From the name of a base to the folder that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lrft.errors import MissingError, nearest
+from lrft.model.gguf import converted
+from lrft.model.weights import weight_files
+
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+# Weights, configuration, tokenizer, template. Sub-folders hold the same weights in other formats.
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*"]
+REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")  # as in recipes
+PROBE_SECONDS = 5.0
+
+
+def find_model(name: str, revision: str | None = None, *, where: str = "model.name") -> Path:
+    """The folder that holds the base `name`: a folder, a `.gguf` file, or a hub id.
+
+    A hub id is looked up in the local hub cache first; the network is asked only when it is not there
+    complete, and an unreachable hub fails within seconds. A `.gguf` file is converted once under the
+    cache folder. `where` is the recipe key or argument that gave the name, for messages.
+
+    Raises:
+        MissingError: there is no such folder, file or hub id, or the hub cannot be reached.
+        LrftError: the folder or file is there and is not a usable model.
+    """
+    path = Path(_from_environment(name, where)).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise MissingError(f"{where}: there is no file {name}", _close(path))
+        return converted(path.resolve(), where)
+    if path.is_dir():
+        weight_files(path)
+        return path
+    if not HUB_ID.fullmatch(name):
+        raise MissingError(f"{where}: there is no folder {name}", _close(path))
+    return _from_hub(name, revision, where)
+
+
+def _from_environment(name: str, where: str) -> str:
+    """An adapter keeps ${NAME} and ${NAME:-default} of its recipe: files never hold an environment variable's value."""
+
+    def value(found: re.Match[str]) -> str:
+        if (filled := os.environ.get(found[1], found[2])) is None:
+            raise MissingError(f"{where}: {name}: the environment variable {found[1]} is not set")
+        return filled
+
+    return REFERENCE.sub(value, name)
+
+
+def _close(path: Path) -> str | None:
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    names = nearest(path.name, beside)
+    return f"Close: {path.parent / names[0]}" if names else None
+
+
+def _from_hub(name: str, revision: str | None, where: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    patterns: dict[str, Any] = {"allow_patterns": HUB_FILES, "ignore_patterns": ["*/*"]}
+    with contextlib.suppress(OSError, MissingError):
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True, **patterns))
+        weight_files(folder)  # an interrupted download leaves a snapshot without its weights
+        return folder
+    at = f"{name} at revision {revision}" if revision else name
+    trouble = _unreachable()
+    if trouble:
+        raise MissingError(
+            f"{where}: {at} was not found locally and the hub cannot be reached ({trouble})",
+            _close(Path(name)) or "Name a folder or a .gguf file, or run once with a network to fill the local cache.",
+        )
+    try:
+        folder = Path(snapshot_download(name, revision=revision, **patterns))
+    except RevisionNotFoundError as error:
+        raise MissingError(f"{where}: the hub has {name}, but no revision {revision}") from error
+    except GatedRepoError as error:
+        hint = "Accept its terms on its hub page and set HF_TOKEN."
+        raise MissingError(f"{where}: {name} is gated", hint) from error
+    except RepositoryNotFoundError as error:
+        hint = "Check the spelling; for a private model set HF_TOKEN. No folder here has this name either."
+        raise MissingError(f"{where}: the hub has no model {name}", hint) from error
+    except _download_errors() as error:
+        raise MissingError(f"{where}: {at} was not downloaded: {error}", "Run the command again.") from error
+    weight_files(folder)
+    return folder
+
+
+def _unreachable() -> str | None:
+    """Why the hub cannot be reached, or None. One TCP connection, to the proxy where one is configured.
+
+    huggingface_hub itself would try five times with growing pauses before it gives up.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    target = urlsplit(constants.ENDPOINT)
+    proxy = urllib.request.getproxies().get(target.scheme)
+    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
+        target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = target.port or (80 if target.scheme == "http" else 443)
+    try:
+        socket.create_connection((target.hostname or "", port), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        return f"{target.hostname}: {error.strerror or error}"
+    return None
+
+
+def _download_errors() -> tuple[type[Exception], ...]:
+    """Also the base error of huggingface_hub's HTTP library: httpx2 since its version 2, httpx before."""
+    transport = (sys.modules[name].HTTPError for name in ("httpx2", "httpx") if name in sys.modules)
+    return (OSError, ValueError, *transport)

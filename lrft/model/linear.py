@@ -1,0 +1,83 @@
+"""Linear layers as the adapters see them: W of shape (d, k) = (outputs, inputs), whatever the storage.
+
+`nn.Linear` stores (d, k). GPT-2's `Conv1D` stores the transpose (k, d): reading it as (d, k) unnoticed merges a
+square layer silently wrong, so every read goes through these functions. A `QuantizedLinear` stores codes, and makes W
+when it is asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lrft.model.quantized import QuantizedLinear
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """True for transformers' Conv1D. (An instance can only exist when its module has been imported.)"""
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return conv1d is not None and isinstance(module, conv1d)
+
+
+def is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | QuantizedLinear) or is_transposed(module)
+
+
+def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every linear layer below `model` by its dotted name, in the model's order.
+
+    Not `model` itself: it has no parent in which another layer could take its place.
+    """
+    return ((name, module) for name, module in model.named_modules() if name and is_linear(module))
+
+
+def shape(module: Any) -> tuple[int, int]:
+    """(d, k): outputs, inputs."""
+    if isinstance(module, QuantizedLinear):
+        return module.shape
+    rows, columns = module.weight.shape
+    return (columns, rows) if is_transposed(module) else (rows, columns)
+
+
+def as_rows(weight: Tensor, transposed: bool) -> Tensor:
+    """The stored weight as (d, k), or a (d, k) weight as it is stored. A view; its own inverse."""
+    return weight.T if transposed else weight
+
+
+def dtype(module: Any) -> torch.dtype:
+    """Of the numbers that the layer computes with."""
+    found: torch.dtype = module.like.dtype if isinstance(module, QuantizedLinear) else module.weight.dtype
+    return found
+
+
+def stored_transposed(module: Any) -> bool:
+    """Whether the base's files, and PEFT, have (k, d) for it. A quantised layer has turned what it was made from."""
+    return module.transposed if isinstance(module, QuantizedLinear) else is_transposed(module)
+
+
+def rows(module: Any) -> Tensor:
+    """W as (d, k) in the layer's own dtype: its own memory, or made anew where the layer is quantised."""
+    return as_rows(module.weight, is_transposed(module))
+
+
+def dense(module: Any) -> Tensor:
+    """W as (d, k) in at least float32, detached. The layer's own memory when no cast is needed: do not write to it.
+
+    Of a weight that is divided over processes this is a copy, and all of them must ask for it.
+    """
+    if isinstance(module, QuantizedLinear):
+        return module.made(torch.promote_types(dtype(module), torch.float32))
+    weight = rows(module).detach()
+    if isinstance(weight, DTensor):
+        weight = weight.full_tensor()
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+def product(module: Any, x: Tensor) -> Tensor:
+    """W x for x (..., k), without the bias, in the layer's own precision; a quantised layer's is that of x."""
+    return module.product(x) if isinstance(module, QuantizedLinear) else nn.functional.linear(x, rows(module))

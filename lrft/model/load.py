@@ -1,0 +1,245 @@
+"""Model, tokenizer and skeleton of a local folder. Nothing here asks the network."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib.util
+import logging as standard_logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrft.errors import LrftError, MissingError
+from lrft.model.weights import weight_files
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    quantization: str = "none",
+    attention: str = "auto",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The causal language model in `folder`: in eval mode, every parameter frozen and in `dtype`.
+
+    quantization   nf4, fp4 or int8: the linear layers but for the output head become `QuantizedLinear`s, made of the
+                   weights in `dtype`. A folder that is stored so already is read as it is, with "none".
+    Raises:
+        MissingError: no safetensors, or the attention kernel or the package that quantises is not installed.
+        LrftError: transformers cannot read the folder, or the files lack weights that the model has.
+    """
+    refuse_missing(quantization)
+    _import_transformers()
+    from transformers import AutoModelForCausalLM
+
+    from lrft.model.packed_attention import use_rowwise
+    from lrft.model.quantized import take_over
+
+    weight_files(folder)
+    options = {}
+    if quantization != "none":
+        if hasattr(load_config(folder, trust_remote_code), "quantization_config"):
+            raise LrftError(f"{folder} is stored quantised already", "Leave model.quantization out.")
+        # On the CPU whatever the machine has: the codes are the same everywhere.
+        options = {"quantization_config": quantizer(quantization, dtype), "device_map": {"": "cpu"}}
+    with quiet(), _readable(folder, "model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            attn_implementation=None if attention == "auto" else attention,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    model, loading = loaded
+    absent = sorted(loading["missing_keys"])
+    if absent:  # transformers fills them with random numbers and goes on
+        raise LrftError(f"The weights in {folder} lack {len(absent)} tensors of the model, e.g. {absent[0]}")
+    take_over(model)
+    if quantization != "none":
+        _leave_the_files(model)
+    if getattr(model, "hf_quantizer", None) is not None:  # transformers would refuse to move or widen the model
+        model.hf_quantizer.remove_quantization_config(model)
+    use_rowwise(model)
+    return model.eval().requires_grad_(False)
+
+
+def _leave_the_files(model: nn.Module) -> None:
+    """Copies what was not quantised, and gives back what quantising took.
+
+    The rest lies in the mapped files, and as long as anything does, all that was read of them is memory of this
+    process: the whole model, unquantised. What lies free between codes is kept by the C library until it is told.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
+        trim(0)
+
+
+def refuse_missing(quantization: str, where: str = "model.quantization") -> None:
+    """Raises MissingError when `quantization` needs a package that is not installed. Loads nothing."""
+    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingError(f"{where}: {quantization} needs the package bitsandbytes", "pip install 'lrft[quant]'")
+
+
+def quantizer(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """transformers' words for nf4, fp4 or int8."""
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    # The scales in 8 bits too, as QLoRA has them (Dettmers et al., 2023, arXiv 2305.14314, section 3): 4.13 bits for
+    # each weight in place of 4.5, without a loss that its authors could measure.
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`. Raises LrftError when there is none that transformers can read."""
+    _import_transformers()
+    from transformers import AutoTokenizer
+
+    with quiet(), _readable(folder, "tokenizer"):
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+
+
+def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's configuration. Raises LrftError when transformers cannot read it."""
+    _import_transformers()
+    from transformers import AutoConfig
+
+    with quiet(), _readable(folder, "configuration"):
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+
+
+def load_skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of `folder` on the meta device: names and shapes, nothing read but the config."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(folder, trust_remote_code)
+    with quiet(), _readable(folder, "configuration"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def imagine_quantized(
+    folder: Path, *, dtype: torch.dtype, quantization: str = "none", trust_remote_code: bool = False
+) -> Iterator[PreTrainedModel]:
+    """The model of `folder` in `dtype`, of fake tensors: on the CPU by their own account, with shapes and no content.
+
+    Inside, everything that is made of tensors is as fake. Nothing is read but the config.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModelForCausalLM
+
+    from lrft.model.packed_attention import use_rowwise
+    from lrft.model.quantized import imagine
+
+    config = load_config(folder, trust_remote_code)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with quiet(), _readable(folder, "configuration"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            if quantization != "none":
+                imagine(model, quantization)
+        use_rowwise(model)
+        yield model.eval().requires_grad_(False)
+
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """The longest sequence in tokens that the model's positions allow, or None when its config names none.
+
+    The tokenizer's `model_max_length` is not asked: it is often a placeholder of 10^30.
+    """
+    text = config.get_text_config()
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        limit = getattr(text, key, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around imports of large libraries, without the garbage collector, which takes a quarter of their time.
+
+    They make half a million objects that stay; the collector would look at them again and again as they come. In a
+    process that sets objects aside for good, as `cli` does, these are as well: it then never looks at them.
+    """
+    collecting, aside = gc.isenabled(), gc.get_freeze_count() > 0
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if not aside:
+            gc.unfreeze()  # what was young is old now, in one step
+        if collecting:
+            gc.enable()
+
+
+def _import_transformers() -> None:
+    """At one time what transformers imports by and by when a model and a tokenizer are loaded."""
+    if "transformers.modeling_utils" not in sys.modules:
+        with importing():
+            from transformers import (  # noqa: F401
+                AutoConfig,
+                AutoModelForCausalLM,
+                AutoTokenizer,
+                PreTrainedModel,
+                PreTrainedTokenizerFast,
+            )
+
+
+@contextlib.contextmanager
+def _readable(place: Path, what: str) -> Iterator[None]:
+    """Turns what transformers raises on an unusable folder into one sentence with the place."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ImportError as error:
+        raise MissingError(f"The {what} {place} needs a package that is not installed: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        hint = None
+        if "trust_remote_code" in str(error):
+            hint = (
+                "Read that code first; model.trust_remote_code: true, or lrft eval --trust-remote-code, then allows it."
+            )
+        raise LrftError(f"transformers cannot read the {what} {place}: {error}", hint) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the progress bars and notices of transformers and bitsandbytes, and puts them back."""
+    from transformers.utils import logging
+
+    quantizing = standard_logging.getLogger("bitsandbytes")
+    level = quantizing.level
+    quantizing.setLevel(standard_logging.ERROR)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        quantizing.setLevel(level)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

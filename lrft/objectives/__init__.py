@@ -1,0 +1,1 @@
+"""What is trained for: the loss of a batch, and the layout of its rows."""

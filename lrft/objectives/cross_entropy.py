@@ -1,0 +1,108 @@
+"""Cross-entropy over trained tokens, from hidden states in chunks: the tensor (tokens, vocabulary) is never whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lrft.model.layers import decoder_of, makes_chosen_logits
+
+IGNORE_INDEX = -100
+# Logits at once. On a CPU few enough to stay near its caches; a GPU wants larger products.
+LOGITS_AT_ONCE = {"cpu": 2**24}
+MORE_LOGITS_AT_ONCE = 2**26
+
+
+def wide(logits: Tensor) -> Tensor:
+    """In at least float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def hidden_before_labels(model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The decoder's last hidden states (n, width) before each of the n trained tokens, and the tokens (n,)."""
+    row, column = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+    hidden = decoder_of(model)(**inputs, use_cache=False).last_hidden_state[row, column]
+    return hidden, labels[row, column + 1]
+
+
+def logits_before_labels(model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's own logits (B, n, vocabulary) and the labels (B, n) that they predict.
+
+    At positions where some row has a label, where the model can be asked for chosen ones.
+    """
+    before = (labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero().flatten()
+    if makes_chosen_logits(model):
+        logits = model(**inputs, use_cache=False, logits_to_keep=before).logits
+    else:
+        logits = model(**inputs, use_cache=False).logits[:, before]
+    return logits, labels[:, before + 1]
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The definition: logits (..., vocabulary), targets (...) -> sum over targets that are not ignored."""
+    return cross_entropy(wide(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def mixed_cross_entropy(logits: Tensor, targets: Tensor, copies: int) -> Tensor:
+    """Of the mean of the copies' probabilities. logits (copies n, vocabulary), targets (copies n): all rows, again."""
+    logs = logits.log_softmax(-1).gather(1, targets[:, None]).view(copies, -1)
+    return -(logs.logsumexp(dim=0) - math.log(copies)).sum()
+
+
+def chunked_cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """`summed_cross_entropy(head(hidden), targets)` for hidden (n, width), some rows at a time.
+
+    Where a gradient is wanted, each part's is made at once with its logits: they are never made again.
+    """
+    if not torch.is_grad_enabled():
+        losses = [summed_cross_entropy(head(part), t) for part, t in chunks(head, hidden, targets)]
+        return torch.stack(losses).sum() if losses else hidden.new_zeros(())
+    trained = [p for p in head.parameters() if p.requires_grad]
+    return _ChunkedCrossEntropy.apply(head, hidden, targets, *trained)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, head: nn.Module, hidden: Tensor, targets: Tensor, *trained: Tensor) -> Tensor:
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        gradient = torch.empty_like(hidden)
+        gradients = [torch.zeros_like(p) for p in trained]
+        done = 0
+        for part, target in chunks(head, hidden, targets):
+            part = part.detach().requires_grad_()
+            with torch.enable_grad():
+                logits = head(part)
+            logs = logits.detach().to(total.dtype).log_softmax(-1)
+            total -= logs.gather(1, target[:, None]).sum()
+            slope = logs.exp_()  # the derivative of the loss by the logits is softmax - one at the target
+            slope.scatter_add_(1, target[:, None], -torch.ones_like(target[:, None], dtype=slope.dtype))
+            of_part, *of_trained = torch.autograd.grad(logits, [part, *trained], slope.to(logits.dtype))
+            gradient[done : done + len(part)] = of_part
+            for own, more in zip(gradients, of_trained, strict=True):
+                own += more
+            done += len(part)
+        ctx.save_for_backward(gradient, *gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        gradient, *gradients = ctx.saved_tensors
+        return None, gradient * slope.to(gradient.dtype), None, *(g * slope for g in gradients)
+
+
+def chunks(head: nn.Module, hidden: Tensor, targets: Tensor) -> Any:
+    """(hidden, targets) in pieces whose logits are few enough."""
+    vocabulary = max(1, head.weight.shape[0] if isinstance(head.weight, Tensor) else 1)
+    most = LOGITS_AT_ONCE.get(hidden.device.type, MORE_LOGITS_AT_ONCE)
+    size = max(64, most // vocabulary)
+    return zip(hidden.split(size), targets.split(size), strict=True) if len(hidden) else ()
+
+
+def trained_tokens(batch: Mapping[str, Tensor]) -> int:
+    """Number of tokens that the loss sums over."""
+    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())

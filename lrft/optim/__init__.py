@@ -1,0 +1,1 @@
+"""Optimisers, their state, and the learning rate over the steps."""

@@ -1,0 +1,164 @@
+"""What a training step holds in memory, found out without weights: the model runs on fake tensors, which have shapes
+and no content, and what autograd keeps for the backward pass is counted as it is kept.
+
+No formula of an architecture is in here: a new one is counted as well as an old one. What cannot be seen that way, the
+chunks of logits and the recomputed block, is added from shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.adapters import gradient_checkpointing
+from lrft.adapters.adapter import AdapterLinear
+from lrft.adapters.targets import depth_of
+from lrft.model.layers import decoder_of, head_of
+from lrft.model.linear import named_linears, shape
+from lrft.model.quantized import QuantizedLinear
+from lrft.objectives.cross_entropy import LOGITS_AT_ONCE, MORE_LOGITS_AT_ONCE
+
+KERNEL = "planned_attention"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that one pass over one micro-batch keeps, and what the loss and one block need on top for a moment."""
+
+    kept: int
+    logits: int
+    moment: int
+
+
+def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, device: str) -> Activations:
+    """Of one micro-batch of `tokens` tokens laid end to end, on a fake `model` with its adapters.
+
+    kind     gradient checkpointing: none, light, medium or full
+    dtype    in which activations are computed
+    device   "cpu" or "cuda": how many logits are made at once
+
+    Logits are taken to be made in chunks, as they are where a model's own are no more than a product.
+    """
+    hidden, everything = kept_by(model, tokens, dtype)
+    blocks = max(1, len({depth for name, _ in named_linears(model) if (depth := depth_of(name)) is not None}))
+    row: int = hidden.shape[-1] * hidden.itemsize * tokens
+    one_block = max(0, everything - row) // blocks
+    if kind == "none":
+        kept, moment = everything, widest(model) * tokens * dtype.itemsize * 2
+    else:  # the input of each block, what is played back, and one block made again
+        played = replayed(model, gradient_checkpointing.KEPT[kind]) if kind in gradient_checkpointing.KEPT else 0
+        kept = blocks * row + played * tokens * dtype.itemsize
+        moment = one_block + widest(model) * tokens * dtype.itemsize * 2
+    moment += max((m.making(dtype) for _, m in named_linears(model) if isinstance(m, QuantizedLinear)), default=0)
+    if device == "cpu":
+        holes = left_in_heap(model) * tokens * dtype.itemsize
+        kept += holes if kind == "none" else holes // blocks
+    vocabulary, _ = shape(head_of(model))
+    most = LOGITS_AT_ONCE.get(device, MORE_LOGITS_AT_ONCE)
+    at_once = min(tokens, max(64, most // vocabulary))
+    # The logits, their logarithms in float32 and the slope; and the gradient of the hidden states.
+    logits = at_once * vocabulary * (2 * dtype.itemsize + 4) + row
+    return Activations(kept, logits, moment)
+
+
+def kept_by(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, int]:
+    """The last hidden states and the bytes that autograd keeps for them."""
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
+    # A mask of four dimensions is handed on as it is: transformers would look into another one, or make one.
+    inputs = {"input_ids": ids, "attention_mask": ids.new_zeros(1, 1, 1, 1)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with (
+        planned_attention(model),
+        keeping(model) as kept,
+        torch.enable_grad(),
+        torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
+    ):
+        hidden = decoder_of(model)(**inputs, use_cache=False).last_hidden_state
+    if trained and not hidden.requires_grad:
+        raise ValueError("no adapter is reached")
+    return hidden, size_of(kept)
+
+
+@contextmanager
+def keeping(model: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """What autograd keeps for the backward pass inside, each storage once, without what belongs to `model`."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        yield kept
+
+
+def size_of(kept: dict[int, Tensor]) -> int:
+    """Bytes."""
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def replayed(model: nn.Module, widest_kept: float) -> int:
+    """Outputs for each token of the linear layers inside blocks that checkpointing keeps."""
+    total = 0
+    for name, module in named_linears(model):
+        d, k = shape(module)
+        if depth_of(name) is not None and d <= widest_kept * k:
+            total += d
+    return total
+
+
+def left_in_heap(model: nn.Module) -> int:
+    """Numbers for each token that the C library's heap holds beyond what is in use, over a quantised base.
+
+    Measured, not derived: about the outputs of the adapted layers. Their steps are not fused, so what they let go lies
+    between what they keep. A fixed MALLOC_MMAP_THRESHOLD_ makes it vanish, and the step slower.
+    """
+    adapted = (m for m in model.modules() if isinstance(m, AdapterLinear))
+    return sum(shape(m.base)[0] for m in adapted if isinstance(m.base, QuantizedLinear))
+
+
+def widest(model: nn.Module) -> int:
+    """The most outputs, for each token, of a linear layer inside a block."""
+    return max((shape(m)[0] for n, m in named_linears(model) if depth_of(n) is not None), default=0)
+
+
+@contextmanager
+def planned_attention(model: Any) -> Iterator[None]:
+    """Attention that keeps what the fused kernels keep: queries, keys, values, outputs and a number for each query."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(KERNEL, _attention)
+    AttentionMaskInterface.register(KERNEL, lambda *arguments, **named: None)
+    before = model.config._attn_implementation
+    if before == "eager" or not model._can_set_attn_implementation():
+        yield
+        return
+    model.set_attn_implementation(KERNEL)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
+    return _Kept.apply(q, k, v), None
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)
+        sums = q.new_empty(q.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        raise NotImplementedError("a plan goes forward only")

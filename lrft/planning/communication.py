@@ -1,0 +1,203 @@
+"""What devices hold, send and wait for: the arithmetic of distributed training, from sizes alone.
+
+`lrft plan` uses it with the sizes of a recipe, docs/scale.md with those of published models. Nothing here is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+from lrft.distributed.sizes import BUCKET, MESSAGE, copy_size
+
+# Bits of a weight in nf4: 4, a scale of 8 for each 64 weights, and one of 32 for each 256 of these (QLoRA, 2.2 and 3).
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+# Operations in the backward pass that checkpointing adds, for each weight and token.
+AGAIN = {"none": 0.0, "light": 0.0, "medium": 1.0, "full": 2.0}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device during a step, by part."""
+
+    process: int
+    """Python, its libraries, tokenizer and data; none on a GPU"""
+    weights: int
+    """frozen"""
+    adapter: int
+    """what is trained"""
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    moment: int
+    """for a moment of the backward pass"""
+
+    @property
+    def at_the_end(self) -> int:
+        """Logits, and what one layer's backward pass takes. A GPU's allocator gives the memory of the one to the other;
+        a process keeps small pieces for small pieces, and asks for the large ones anew."""
+        return self.logits + self.moment if self.process else max(self.logits, self.moment)
+
+    @property
+    def total(self) -> int:
+        parts = asdict(self)
+        return sum(parts.values()) - self.logits - self.moment + self.at_the_end
+
+
+@dataclass(frozen=True)
+class Links:
+    """How fast devices send to each other."""
+
+    inside: float
+    """bytes a second from one device to another of its node, in one direction"""
+    between: float
+    """bytes a second from one device through its own adapter to another node"""
+    reached: float
+    """share of both that large transfers reach"""
+    hop_inside: float
+    """seconds until the next device of a ring has the first piece"""
+    hop_between: float
+
+
+# NVLink 4: 900 GB/s in both directions (NVIDIA H100 datasheet, SXM5). One InfiniBand NDR adapter for each GPU: 400 Gb/s
+# (NVIDIA DGX H100 datasheet). Hops: NCCL's own table for rings, src/graph/tuning.cc. `reached` is an assumption.
+H100_LINKS = Links(inside=450e9, between=50e9, reached=0.8, hop_inside=3.4e-6, hop_between=14e-6)
+# NVIDIA H100 datasheet, SXM5: dense bf16; memory.
+H100_FLOPS = 989e12
+H100_MEMORY = 80e9
+# Share of H100_FLOPS that the computation reaches. The Llama 3 Herd of Models, table 4: 0.38 to 0.43.
+MFU = 0.4
+
+
+@dataclass(frozen=True)
+class Ring:
+    """What goes round a ring of devices in an optimiser step."""
+
+    size: float
+    """bytes that each device sends to the next"""
+    times: int
+    """that the ring is gone round: each costs its hops, however little it moves"""
+    devices: int
+    nodes: int
+    """that these are on"""
+    behind: bool = True
+    """whether devices can compute meanwhile"""
+
+    def seconds(self, links: Links = H100_LINKS) -> float:
+        """That this takes by itself. Each device of a node has an adapter to the other nodes, and as many rings leave
+        the node, each with its part."""
+        inside = self.size / links.inside
+        between = self.size / (self.devices / self.nodes) / links.between if self.nodes > 1 else 0.0
+        hops = (self.devices - self.nodes) * links.hop_inside + (self.nodes - 1) * links.hop_between
+        return max(inside, between) / links.reached + self.times * hops
+
+
+def copies(devices: int, nodes: int) -> dict[str, int]:
+    """Devices that hold one copy of the base together, by strategy that divides it: those that differ."""
+    node = copy_size(devices, devices // nodes, "node")
+    return {"fsdp": node} | ({"fsdp over all": devices} if node < devices else {})
+
+
+def divided(size: int, blocks: int, devices: int, whole_blocks: int) -> int:
+    """Bytes of a device that holds its part of each block, and so many blocks whole."""
+    return min(size, size // devices + whole_blocks * size // blocks)
+
+
+def over_devices(whole: Memory, blocks: int, outside: int, devices: int, nodes: int) -> dict[str, Memory]:
+    """Memory of each device, by strategy.
+
+    blocks: that the model can be divided by; one is gathered while it is used and the next while it is waited for.
+    With 0 it cannot be divided. outside: bytes of frozen weights that are in no block. They stay whole, as adapters do.
+    """
+    if devices == 1:
+        return {"one device": whole}
+    fsdp = {
+        name: replace(whole, weights=outside + divided(whole.weights - outside, blocks, size, 2))
+        for name, size in copies(devices, nodes).items()
+        if blocks
+    }
+    # DeepSpeed's optimiser steps on a float32 copy of what is trained.
+    copied = replace(whole, optimizer=whole.optimizer + whole.gradients)
+    return {"ddp": whole, "zero2": zero2(copied, devices)} | fsdp
+
+
+def zero2(whole: Memory, devices: int) -> Memory:
+    """Each device has its part of the gradients, beside a message that is on its way, and of the optimiser's state."""
+    gradients = whole.gradients // devices + min(whole.gradients, MESSAGE)
+    return replace(whole, gradients=gradients, optimizer=whole.optimizer // devices)
+
+
+def rings(
+    whole: Memory, passes: int, blocks: int, outside: int, devices: int, nodes: int
+) -> dict[str, tuple[Ring, ...]]:
+    """What devices exchange in an optimiser step, by strategy.
+
+    Gradients are summed once, over all devices: ddp does so in the last backward pass, fsdp after it. Divided blocks
+    are gathered in each pass, forward and backward, by the devices that hold them together. zero2 sums gradients in
+    each pass, leaving each device the sums of its part, and gathers what each has made of its own after the step.
+    """
+    if devices == 1:
+        return {"one device": ()}
+    summed = summing(whole.gradients, BUCKET, devices, nodes)
+    after = replace(summing(whole.gradients, MESSAGE, devices, nodes), behind=False)
+    fsdp: dict[str, tuple[Ring, ...]] = {
+        name: (
+            gathering(whole.weights - outside, 2 * passes, blocks, size, nodes if size == devices else 1),
+            after,
+        )
+        for name, size in copies(devices, nodes).items()
+        if blocks
+    }
+    return {"ddp": (summed,), "zero2": zero2_rings(whole, passes, devices, nodes)} | fsdp
+
+
+def zero2_rings(whole: Memory, passes: int, devices: int, nodes: int) -> tuple[Ring, ...]:
+    """Half of a sum in each pass, and the other half after the step."""
+    summed = summing(whole.gradients, MESSAGE, devices, nodes)
+    return (replace(summed, size=(passes + 1) * summed.size / 2, times=(passes + 1) * summed.times // 2, behind=False),)
+
+
+def summing(size: int, message: int, devices: int, nodes: int) -> Ring:
+    """A sum over devices: 2 (n - 1) / n of its size from each, in two rounds for each message."""
+    return Ring(2 * (devices - 1) / devices * size, 2 * math.ceil(size / message), devices, nodes)
+
+
+def gathering(size: int, times: int, blocks: int, devices: int, nodes: int) -> Ring:
+    """All blocks gathered so many times: (n - 1) / n of their size from each device, in a round for each block."""
+    return Ring(times * (devices - 1) / devices * size, times * blocks, devices, nodes)
+
+
+def sent(found: Iterable[Ring]) -> float:
+    """Bytes that each device sends."""
+    return sum(ring.size for ring in found)
+
+
+def exchange(found: Iterable[Ring]) -> float:
+    """Seconds that communication takes by itself."""
+    return sum(ring.seconds() for ring in found)
+
+
+def alone(found: Iterable[Ring]) -> float:
+    """Seconds of these in which no device can compute."""
+    return exchange(ring for ring in found if not ring.behind)
+
+
+def efficiency(compute: float, behind: float, after: float) -> float:
+    """Share of the time in which a device computes, all in seconds.
+
+    behind: communication that goes on behind the computation: only what takes longer is waited for. after: the rest.
+    """
+    return compute / (max(compute, behind) + after)
+
+
+def operations(tokens: int, matrix: int, trained: int, kind: str) -> float:
+    """Of linear layers: two for each weight and token forward, as many backward for the inputs, as many again for the
+    weights that are trained, and what checkpointing computes again. Attention's own products are left out."""
+    return tokens * ((4.0 + AGAIN[kind]) * matrix + 2.0 * trained)
+
+
+def nf4_bytes(numbers: int) -> int:
+    """Of so many weights in nf4 with its scales quantised as well."""
+    return math.ceil(numbers * NF4_BITS / 8)

@@ -1,0 +1,277 @@
+"""What a run will take: parameters, memory by part, steps, tokens, time, and how that divides over devices.
+
+Nothing is loaded but the config, the tokenizer and the data: the model is made of fake tensors (`footprint`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrft import data
+from lrft.adapters import compose
+from lrft.adapters.adapter import Adapter, AdapterLinear
+from lrft.adapters.attach import attach_sites, select_sites
+from lrft.data.collate import micro_batches
+from lrft.data.sampler import schedule_of
+from lrft.distributed import fsdp, processes, zero2
+from lrft.errors import Problem, RecipeError
+from lrft.model import linear
+from lrft.model.layers import blocks_of, decoder_of
+from lrft.model.load import imagine_quantized
+from lrft.model.quantized import count, load_library
+from lrft.planning import activation_memory, communication
+from lrft.planning import communication as planning_communication
+from lrft.planning.communication import H100_MEMORY, Memory, Ring, alone, efficiency, sent
+from lrft.recipe import Recipe
+from lrft.utils import hardware
+
+# Steps whose micro-batches are looked at to find the largest.
+STEPS_SEEN = 2000
+# Share of the measured speed of matrix products at which a whole step runs: what lies between them takes the rest.
+EFFICIENCY = 0.75
+MEASURED_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `lrft plan` says."""
+
+    modules: list[dict[str, Any]]
+    """by last word: layers, d, k, trained"""
+    parameters: int
+    trained: int
+    steps: int
+    tokens: int
+    """seen in the run, prompts included"""
+    largest: int
+    """tokens of the largest micro-batch"""
+    memory: dict[str, Memory]
+    """by strategy"""
+    rings: dict[str, tuple[Ring, ...]]
+    """what devices exchange in a step, by strategy"""
+    strategy: str
+    """that the recipe chooses"""
+    why: str
+    """it does, in words"""
+    flops: float
+    """of the run, on all devices together"""
+    speed: float
+    """operations a second of matrix products, measured here"""
+    devices: int
+    """of all nodes together"""
+    nodes: int
+
+    @property
+    def seconds(self) -> float:
+        return self.flops / (self.speed * EFFICIENCY * self.devices)
+
+    @property
+    def communication(self) -> dict[str, float]:
+        """Bytes that a device sends in a step, by strategy."""
+        return {name: sent(found) for name, found in self.rings.items()}
+
+    @property
+    def exchange(self) -> dict[str, float]:
+        """Seconds that this takes by itself, by strategy, over the links of `scale`."""
+        return {name: planning_communication.exchange(found) for name, found in self.rings.items()}
+
+    @property
+    def efficiency(self) -> dict[str, tuple[float, float]]:
+        """Share of a step in which devices compute, by strategy: with nothing of the exchange behind it, and with all
+        that can be."""
+        step = self.seconds / self.steps
+        waits = {name: (planning_communication.exchange(found), alone(found)) for name, found in self.rings.items()}
+        return {
+            name: (efficiency(step, 0.0, each), efficiency(step, each - alone, alone))
+            for name, (each, alone) in waits.items()
+        }
+
+
+def make_plan(
+    recipe: Recipe, source: Path, prepared: data.Prepared, devices: int, micro: int | None = None, nodes: int = 1
+) -> Plan:
+    """The plan of a recipe whose data are prepared. Raises RecipeError.
+
+    devices: of all `nodes` together. micro: rows of a pass, where the recipe leaves them open and they have been found.
+    """
+    t = recipe.training
+    compute = hardware.computation(t.precision)
+    active = hardware.DTYPES[hardware.OF_COMPUTATION[compute]]
+    # What a process needs before it trains: the libraries, also those that are loaded by their first use.
+    processes.make_accelerator(compute)
+    if recipe.model.quantization != "none":
+        load_library()
+    speed = speed_here(active)
+    process = resident() if not torch.cuda.is_available() else 0
+    schedule = schedule_of(recipe, prepared.train)
+    composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
+    if devices > 1 and recipe.distributed.strategy == "zero2":
+        zero2.refuse_parts(recipe, composition)
+    with imagined(recipe, source) as model:
+        parameters = count(model)
+        within = fsdp.within_blocks(model)
+        outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
+        blocks = len(blocks_of(decoder_of(model)))
+        sites = select_sites(model, recipe.adapter, composition, recipe.where)
+        attached = attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
+        model.train()
+        copies = max(adapter.copies for adapter in attached.modules.values())
+        micro = micro or rows_of_a_pass(recipe, devices)
+        largest = copies * largest_batch(recipe, prepared.train, schedule, devices, micro)
+        trained = attached.trained()
+        numbers = sum(p.numel() for p in trained.values())
+        kept = activation_memory.activations(
+            model,
+            largest,
+            kind=t.gradient_checkpointing,
+            dtype=active,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+        adapter = sum(p.numel() * p.element_size() for p in attached.tensors().values())
+        state = optimizer_bytes(composition, attached)
+        weights = sum(p.numel() * p.element_size() for p in model.parameters()) - adapter
+        modules = by_module(model)
+        matrix = sum(d * k for d, k in (linear.shape(module) for _, module in linear.named_linears(model)))
+    whole = Memory(process, weights, adapter, numbers * 4, state, kept.kept, kept.logits, kept.moment)
+    tokens = copies * tokens_of(prepared.train, schedule)
+    passes = -(-t.global_batch_size // (micro * devices))
+    divided = (blocks, outside, devices, nodes)
+    memory, rings = communication.over_devices(whole, *divided), communication.rings(whole, passes, *divided)
+    if composition.acting_between_passes:  # zero2 is refused
+        memory.pop("zero2", None)
+        rings.pop("zero2", None)
+    strategy, why = chosen(recipe, weights, list(memory))
+    return Plan(
+        modules=modules,
+        parameters=parameters,
+        trained=numbers,
+        steps=schedule.total_steps,
+        tokens=tokens,
+        largest=largest,
+        memory=memory,
+        rings=rings,
+        strategy=strategy,
+        why=why,
+        flops=communication.operations(tokens, matrix, numbers, t.gradient_checkpointing),
+        speed=speed,
+        devices=devices,
+        nodes=nodes,
+    )
+
+
+def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
+    """The strategy that the recipe chooses among `names`, and why. Raises RecipeError when it cannot be had.
+
+    weights: bytes of the whole base. Where there is no GPU to ask, one has as much memory as those of `scale`.
+    """
+    wanted, over, first = recipe.distributed.strategy, recipe.distributed.shard_over, names[0]
+    if first == "one device":
+        return first, ""
+    here = hardware.gpu_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    memory = int(H100_MEMORY) if here is None else here
+    kind = fsdp.strategy(wanted, weights, memory)
+    why = f"distributed.strategy: {wanted}"
+    if wanted == "auto":
+        most = f"{fsdp.MOST_OF_A_GPU:.0%} of a GPU's {memory / 1e9:.0f} GB"
+        why += f", as the base takes {'more' if kind == 'fsdp' else 'no more'} than {most}"
+    if kind in ("ddp", "zero2"):
+        return kind, why
+    if kind not in names:
+        raise RecipeError([Problem(recipe.where("distributed.strategy"), f"distributed.strategy: {fsdp.NO_BLOCKS}")])
+    every = "fsdp over all"
+    return (every, f"{why}, shard_over: all") if over == "all" and every in names else (kind, why)
+
+
+def imagined(recipe: Recipe, source: Path) -> AbstractContextManager[Any]:
+    """The recipe's base in `source`, of fake tensors, in the number format in which it would be frozen."""
+    compute = hardware.computation(recipe.training.precision)
+    return imagine_quantized(
+        source,
+        dtype=hardware.DTYPES[hardware.frozen_dtype(recipe.model.precision, compute)],
+        quantization=recipe.model.quantization,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def rows_of_a_pass(recipe: Recipe, devices: int) -> int:
+    """The recipe's micro-batch; for auto, all that a device gets of a step."""
+    wanted = recipe.training.micro_batch_size
+    return math.ceil(recipe.training.global_batch_size / devices) if wanted == "auto" else wanted
+
+
+def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.Schedule, devices: int, micro: int) -> int:
+    """Tokens of the largest micro-batch, padding included where rows are padded."""
+    most = 0
+    for step in range(min(schedule.total_steps, STEPS_SEEN)):
+        batches = micro_batches(schedule.rows(step), rows.lengths, micro=micro, rank=0, world=devices)
+        for ids in batches:
+            lengths = rows.lengths[ids]
+            if len(ids):
+                padded = len(ids) * int(lengths.max())
+                most = max(most, padded if recipe.data.packing is False else int(lengths.sum()))
+    return most
+
+
+def tokens_of(rows: data.Rows, schedule: data.Schedule) -> int:
+    """Tokens of the whole run."""
+    whole, rest = divmod(schedule.total_steps, schedule.steps_per_epoch)
+    last = sum(int(rows.lengths[schedule.rows(whole * schedule.steps_per_epoch + step)].sum()) for step in range(rest))
+    return whole * int(rows.lengths.sum()) + last
+
+
+def optimizer_bytes(composition: compose.Composition, attached: Any) -> int:
+    """AdamW keeps two numbers for each trained one; a part with an optimiser, or that keeps much, says it."""
+    owner = composition.optimizer_owner
+    sizes = [(site.d, site.k, site.rank) for site in attached.sites]
+    own = sum(4 * part.kept_numbers(*size) for part in composition.parts for size in sizes)
+    if owner is None:
+        return own + sum(2 * p.numel() * p.element_size() for p in attached.trained().values())
+    return own + sum(4 * owner.optimizer_numbers(*size) for size in sizes)
+
+
+def by_module(model: nn.Module) -> list[dict[str, Any]]:
+    """Linear layers by their last word and shape: how many, and what is trained beside them."""
+    counted: Counter[tuple[str, int, int]] = Counter()
+    trained: Counter[tuple[str, int, int]] = Counter()
+    for name, module in model.named_modules():
+        if linear.is_linear(module):
+            word = name.removesuffix(".base").rsplit(".", 1)[-1]
+            counted[(word, *linear.shape(module))] += 1
+        if isinstance(module, AdapterLinear):
+            word = name.rsplit(".", 1)[-1]
+            adapter: Adapter = module.adapter
+            trained[(word, adapter.site.d, adapter.site.k)] += sum(
+                p.numel() for p in adapter.parameters() if p.requires_grad
+            )
+    return [
+        {"module": word, "layers": n, "d": d, "k": k, "trained": trained[word, d, k]}
+        for (word, d, k), n in counted.items()
+    ]
+
+
+def speed_here(dtype: torch.dtype) -> float:
+    """Operations a second of matrix products as large as those of a small model, on the device that will train."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((1024, 1024), (1024, 4096)))
+    a @ b
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < MEASURED_SECONDS:
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        done += 1
+    return done * 2 * 1024 * 1024 * 4096 / (time.perf_counter() - began)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 if Path("/proc/self/statm").exists() else 0

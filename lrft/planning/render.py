@@ -1,0 +1,110 @@
+"""A plan as the lines of a table, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from lrft.planning import communication
+from lrft.planning.communication import H100_LINKS
+from lrft.planning.plan import EFFICIENCY, Plan
+from lrft.recipe import Recipe
+from lrft.utils.text import Row
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON values, with totals."""
+    facts = asdict(plan) | {"seconds": plan.seconds}
+    facts |= {"communication": plan.communication, "exchange": plan.exchange, "efficiency": plan.efficiency}
+    facts["memory"] = {name: asdict(part) | {"total": part.total} for name, part in plan.memory.items()}
+    return facts
+
+
+def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
+    """The plan as `lrft plan` shows it."""
+    held = plan.memory[plan.strategy]
+    width = max(len(m["module"]) for m in plan.modules)
+    modules = [
+        f"{m['module']:<{width}} {m['layers']:>4} x {m['d']:>6} x {m['k']:<6}"
+        + (f" {m['trained'] / 1e6:>9.3f} M trained" if m["trained"] else "")
+        for m in plan.modules
+    ]
+    parts = [
+        ("process", held.process, "Python, libraries, tokenizer, data"),
+        ("weights", held.weights, f"frozen{quantized_words(recipe)}{divided_words(plan, plan.strategy)}"),
+        ("adapter", held.adapter, ""),
+        ("gradients", held.gradients, ""),
+        ("optimizer", held.optimizer, ""),
+        ("activations", held.activations, f"{plan.largest:,} tokens, {recipe.training.gradient_checkpointing} "
+         "checkpointing"),
+        ("at its end", held.at_the_end, "logits, and one layer's gradients"),
+    ]  # fmt: skip
+    shown = [f"{name:<12}{gigabytes(size):>10}   {text}".rstrip() for name, size, text in parts if size]
+    said: list[Row] = [
+        ("model", [recipe.masked(recipe.model.name), f"{plan.parameters / 1e6:,.1f} M parameters"]),
+        ("modules", modules),
+        ("trained", [f"{plan.trained / 1e6:,.3f} M ({plan.trained / (plan.parameters + plan.trained):.2%})"]),
+        ("run", [f"{plan.steps:,} steps", f"{plan.tokens:,} tokens", f"largest pass {plan.largest:,} tokens"]),
+        ("memory", [*shown, f"{'together':<12}{gigabytes(held.total):>10}"]),
+        ("time", [time_line(plan)]),
+    ]
+    if plan.devices > 1:
+        said.append((f"{plan.devices} devices", device_lines(plan)))
+    return said
+
+
+def device_lines(plan: Plan) -> list[str]:
+    """What each strategy asks of a device and of the links between them."""
+    between = f", {H100_LINKS.between / 1e9:.0f} GB/s between nodes" if plan.nodes > 1 else ""
+    return [
+        f"{plan.nodes} x {plan.devices // plan.nodes}: computing as fast as here, sending at "
+        f"{H100_LINKS.inside / 1e9:.0f} GB/s inside a node{between}; calculated, not measured",
+        *(
+            f"{name}   {gigabytes(part.total)} each   sends {gigabytes(plan.communication[name])} a step   "
+            f"computes {shares(*plan.efficiency[name])} of the time{divided_words(plan, name)}"
+            for name, part in plan.memory.items()
+        ),
+        f"`lrft train` runs {plan.strategy} ({plan.why})",
+    ]
+
+
+def divided_words(plan: Plan, name: str) -> str:
+    """What a strategy does with the base."""
+    over = communication.copies(plan.devices, plan.nodes).get(name)
+    return f", blocks divided over {over} devices" if over else ""
+
+
+def shares(least: float, most: float) -> str:
+    """Of the time, between nothing and all of the communication behind the computation."""
+    low, high = f"{least:.0%}", f"{most:.0%}"
+    return low if low == high else f"{low} to {high}"
+
+
+def quantized_words(recipe: Recipe) -> str:
+    kind = recipe.model.quantization
+    return "" if kind == "none" else f", linear layers in {kind}"
+
+
+def parts_line(plan: Plan) -> str:
+    """The parts of one device's memory, largest first."""
+    parts = sorted(asdict(plan.memory[plan.strategy]).items(), key=lambda part: -part[1])
+    return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts if size >= 1e6)
+
+
+def time_line(plan: Plan) -> str:
+    each = plan.seconds / plan.steps
+    return (
+        f"about {duration(plan.seconds)}, {each:.3g} s a step: {plan.flops / plan.steps / 1e12:,.3g} TFLOP each, at "
+        f"{EFFICIENCY:.0%} of the {plan.speed * plan.devices / 1e9:,.0f} GFLOP/s of products measured here"
+    )
+
+
+def duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.3f} GB"

@@ -1,0 +1,202 @@
+"""Words of other trainers, and of features that do not exist here: refused with the answer, never accepted.
+
+Accepting a second spelling would leave two in the world; refusing with the fix costs one edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lrft.recipe.nodes import Node
+
+_MODEL = "model.name"
+_TARGETS = "adapter.target_modules"
+_LENGTH = "data.max_length"
+_QUANTIZATION = "model.quantization"
+_BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
+_DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
+_TRACKERS = "trackers are not supported in this version; metrics.jsonl in the run folder holds every number"
+
+# {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
+KEYS: Mapping[str, str] = {
+    **dict.fromkeys(("base_model", "model_name", "model_name_or_path", "pretrained_model_name_or_path"), _MODEL),
+    **dict.fromkeys(("checkpoint_dir", "model_id"), _MODEL),
+    **dict.fromkeys(("finetuning_type", "tuner_type", "fine_tune_type", "peft", "peft_type"), "adapter.method"),
+    **dict.fromkeys(("lora_r", "lora_rank", "r", "dim"), "adapter.rank"),
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    **dict.fromkeys(("lora_target", "lora_target_modules", "target_layers", "lora_attn_modules"), _TARGETS),
+    **dict.fromkeys(("keys", "lora_modules"), _TARGETS),
+    **dict.fromkeys(("lora_target_linear", "match_all_linear"), "adapter.target_modules: all-linear"),
+    **dict.fromkeys(("layers_to_transform", "num_layers", "lora_layers"), "adapter.layers"),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), "adapter.overrides"),
+    **dict.fromkeys(("peft_use_rslora", "use_rslora"), "adapter.method: rslora"),
+    **dict.fromkeys(("peft_use_dora", "use_dora"), "adapter.method: dora"),
+    **dict.fromkeys(
+        ("pissa_init", "init_lora_weights", "peft_init_lora_weights", "init_weights"),
+        "adapter.method, e.g. pissa",
+    ),
+    **dict.fromkeys(("loraplus_lr_ratio", "lorap_lr_ratio"), "adapter.method: {lora+: {ratio: ...}}"),
+    **dict.fromkeys(("datasets", "dataset", "train_file", "train_dataset"), "data.train"),
+    **dict.fromkeys(("sequence_len", "cutoff_len", "max_seq_length", "max_seq_len"), _LENGTH),
+    **dict.fromkeys(("model_max_length", "block_size", "seq_length"), _LENGTH),
+    **dict.fromkeys(("sample_packing", "neat_packing", "pack", "packed"), "data.packing"),
+    **dict.fromkeys(("train_on_inputs", "train_on_prompt", "train_on_input"), "data.train_on: assistant or all"),
+    **dict.fromkeys(("assistant_only_loss", "completion_only_loss", "mask_prompt"), "data.train_on: assistant"),
+    "train_on_completions": "data.train_on: assistant",
+    **dict.fromkeys(("val_set_size", "val_size", "split_dataset_ratio", "test_split_size"), "data.validation"),
+    **dict.fromkeys(("valid_split", "validation_dataset", "eval_dataset"), "data.validation"),
+    "template": "data.chat_template, which needs no name: the tokenizer's own template is used",
+    **dict.fromkeys(("per_device_train_batch_size", "local_batch_size"), "training.micro_batch_size"),
+    **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "evaluation.micro_batch_size"),
+    "effective_batch_size": "training.global_batch_size",
+    **dict.fromkeys(("num_epochs", "num_train_epochs"), "training.epochs"),
+    **dict.fromkeys(("iters", "train_steps"), "training.max_steps"),
+    "lr": "training.learning_rate",
+    **dict.fromkeys(
+        ("lr_scheduler_type", "lr_schedule", "scheduler", "learning_rate_scheduler"), "training.lr_scheduler"
+    ),
+    **dict.fromkeys(("num_warmup_steps", "lr_warmup_steps"), "training.warmup_steps"),
+    "warmup_fraction": "training.warmup_ratio",
+    "optim": "training.optimizer",
+    **dict.fromkeys(("clip_grad_norm", "gradient_clipping", "max_norm"), "training.max_grad_norm"),
+    "bf16": "training.precision: bf16",
+    "fp16": "training.precision: fp16",
+    **dict.fromkeys(("mixed_precision", "mixed_precision_dtype"), "training.precision"),
+    **dict.fromkeys(
+        ("torch_dtype", "dtype"),
+        "model.precision for the frozen weights, training.precision for the computation",
+    ),
+    **dict.fromkeys(("activation_checkpointing", "grad_checkpoint"), "training.gradient_checkpointing"),
+    **dict.fromkeys(
+        ("enable_activation_checkpointing", "enable_gradient_checkpointing"),
+        "training.gradient_checkpointing",
+    ),
+    "random_seed": "training.seed",
+    **dict.fromkeys(("logging_steps", "log_every_n_steps", "log_interval", "steps_per_report"), "logging.every"),
+    **dict.fromkeys(("eval_steps", "evals_per_epoch", "steps_per_eval", "val_every_steps"), "evaluation.every"),
+    **dict.fromkeys(("save_steps", "save_every", "save_interval", "ckpt_every_steps"), "checkpoint.every"),
+    **dict.fromkeys(("save_total_limit", "max_recent_checkpoints"), "checkpoint.keep"),
+    **dict.fromkeys(("out_dir", "output_directory", "adapter_path", "project_name"), "output_dir"),
+    "attn_implementation": "model.attention",
+    "load_in_4bit": f"{_QUANTIZATION}: nf4",
+    "load_in_8bit": f"{_QUANTIZATION}: int8",
+    **dict.fromkeys(("quantization_bit", "quant_bits", "quant_bit", "bits"), _BITS),
+    **dict.fromkeys(("quantization_config", "quantization_method", "quant_method"), _BITS),
+    **dict.fromkeys(("bnb_4bit_quant_type", "quantization_type"), f"{_QUANTIZATION}: nf4 or fp4"),
+    "bnb_4bit_compute_dtype": "training.precision",
+    **dict.fromkeys(("deepspeed", "deepspeed_config", "zero_stage", "fsdp_config", "distributed_type"), _DIVIDED),
+    "fsdp": _DIVIDED,
+}
+
+# Names with a sentence of their own.
+SENTENCES: Mapping[str, str] = {
+    "batch_size": "is ambiguous. Per step over all devices: training.global_batch_size. "
+    "Per device and pass: training.micro_batch_size",
+    "gradient_accumulation_steps": "is not needed: remove it and state training.global_batch_size, "
+    "the product of rows per device, steps and devices",
+    **dict.fromkeys(
+        ("resume_from_checkpoint", "resume", "restore_from"),
+        "is not part of a recipe: give --resume to the command",
+    ),
+    **dict.fromkeys(
+        ("bnb_4bit_use_double_quant", "double_quantization"),
+        "is not needed: model.quantization nf4 and fp4 always quantise the scales too",
+    ),
+    **dict.fromkeys(("use_loftq", "loftq_config"), ": LoftQ is not supported in this version"),
+    **dict.fromkeys(("wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "use_wandb"), f": {_TRACKERS}"),
+    **dict.fromkeys(("enable_wandb", "mlflow_tracking_uri", "run_name"), f": {_TRACKERS}"),
+    "additional_target": ": adapter.modules_to_save is not supported in this version",
+    "lora_modules_to_save": ": adapter.modules_to_save is not supported in this version",
+}
+ACCUMULATION = ("gradient_accumulation_steps", "grad_accumulation_steps", "gradient_accumulation")
+PER_DEVICE = ("per_device_train_batch_size", "micro_batch_size", "local_batch_size", "batch_size")
+
+# Keys of other versions of this format.
+ABSENT: frozenset[str] = frozenset(
+    {
+        "after",
+        "compare",
+        "compile",
+        "deterministic",
+        "generation",
+        "metrics",
+        "modules_to_save",
+        "objective",
+        "on_signal",
+        "report",
+        "report_to",
+        "start_from",
+        "streaming",
+        "task",
+        "weight",
+    }
+)
+
+# {key: {value: sentence}}: values that a nearest name would not explain.
+_NOT_YET = "is not supported in this version"
+VALUES: Mapping[str, Mapping[str, str]] = {
+    "adapter.method": {
+        "qlora": f"qlora is lora over a quantised base model: take lora, and {_QUANTIZATION}: nf4",
+    },
+    "adapter.target_modules": {
+        **dict.fromkeys(("all", "all_linear"), "Here: all-linear, which leaves out the output head"),
+    },
+    "model.precision": {"bf16": "Here: bfloat16", "fp16": "Here: float16", "fp32": "Here: float32"},
+    "model.quantization": {
+        **dict.fromkeys(("4bit", "4-bit", "int4", "4", "bnb", "bitsandbytes", "true"), "Here: nf4"),
+        **dict.fromkeys(("8bit", "8-bit", "8", "llm_int8", "llm.int8"), "Here: int8"),
+        **dict.fromkeys(("false", "no"), "Here: none"),
+        **dict.fromkeys(("gptq", "awq", "hqq", "aqlm", "quanto", "torchao"), "Here: nf4, fp4 or int8"),
+    },
+    "training.precision": {
+        **{"bfloat16": "Here: bf16", "float16": "Here: fp16", "float32": "Here: fp32"},
+        "no": "Here: fp32",
+    },
+    "training.gradient_checkpointing": {
+        "auto": f"auto {_NOT_YET}; give none, light, medium or full",
+        "true": "Here: full, or light, which costs a few percent",
+        "false": "Here: none",
+    },
+    "data.train.format": {"preference": f"preference {_NOT_YET}"},
+    "distributed.strategy": {
+        **dict.fromkeys(
+            ("zero-2", "zero_2", "zero1", "zero-1", "zero_1"),
+            "Here: zero2. Beside small adapters it saves next to nothing: then ddp",
+        ),
+        **dict.fromkeys(
+            ("zero3", "zero-3", "zero_3"),
+            "Here: fsdp, which divides the frozen base as ZeRO-3 does; adapters stay whole",
+        ),
+        "deepspeed": (
+            "Here: zero2, which divides gradients and optimiser state, or fsdp, which divides the frozen base"
+        ),
+        **dict.fromkeys(("fsdp2", "full_shard"), "Here: fsdp, which is FSDP2"),
+        **dict.fromkeys(("hsdp", "hybrid_shard"), "Here: fsdp with distributed.shard_over: node, its default"),
+    },
+    "training.lr_scheduler": {"cosine_with_min_lr": "Here: {cosine: {min_lr_ratio: ...}}"},
+}
+
+
+def key_sentence(name: str, dotted: str, root: Node) -> str | None:
+    """What to say about a key that another tool, or another version, has. None when nobody known has it."""
+    if name in ACCUMULATION:
+        return f"{dotted} {SENTENCES[ACCUMULATION[0]]}{_product(name, root)}"
+    if name in SENTENCES:
+        sentence = SENTENCES[name]
+        return f"{dotted}{sentence}" if sentence.startswith(":") else f"{dotted} {sentence}"
+    if name in KEYS:
+        return f"{dotted} is another tool's name. Here: {KEYS[name]}"
+    if name in ABSENT:
+        return f"{dotted} is not supported in this version"
+    return None
+
+
+def _product(name: str, root: Node) -> str:
+    """ " (4 per device x 8 steps = 32 on one device)" when both numbers stand in the recipe."""
+    wanted = (name, *PER_DEVICE)
+    counts = {path[-1]: node.value for path, node in root.walk() if path and path[-1] in wanted}
+    steps, rows = counts.get(name), next((counts[key] for key in PER_DEVICE if key in counts), None)
+    if type(steps) is not int or type(rows) is not int:
+        return ""
+    return f" ({rows} per device x {steps} steps = {rows * steps} on one device)"

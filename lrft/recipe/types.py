@@ -1,0 +1,131 @@
+"""Types of single keys, where a bound or a list of words does not say it all."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from lrft.recipe.yaml_scalars import looks_like_number
+
+LARGEST = 2**31 - 1
+MOST_LAYERS = 10_000
+
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def refuse(sentence: str) -> PydanticCustomError:
+    """The error of a validator below: its text is shown as it is."""
+    return PydanticCustomError("plain", "{sentence}", {"sentence": sentence})
+
+
+def said(value: Any) -> str:
+    """A wrong value in a sentence. Numbers and texts are shown, what holds others is only named."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
+    if isinstance(value, int) and abs(value) > 10**40:
+        return "a huge number"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, dict):
+        return "a map"
+    return "a list" if isinstance(value, tuple | list) else f"a value of type {type(value).__name__}"
+
+
+def is_number(value: Any) -> bool:
+    """Finite, and small enough to become a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _every(value: Any) -> int | float | str:
+    if value == "none" or (is_number(value) and 0 < value < 1):
+        return value
+    if is_number(value) and 1 <= value <= LARGEST and value == int(value):
+        return int(value)
+    raise refuse(f"expected a fraction of the run below 1, a whole number of steps, or none; got {said(value)}")
+
+
+def _validation(value: Any) -> int | float | str:
+    if is_number(value) and 0 < value < 1:
+        return float(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST:
+        return value
+    if isinstance(value, str) and value and not looks_like_number(value):
+        return value
+    raise refuse(f"expected a fraction below 1, a number of rows, a path, or none; got {said(value)}")
+
+
+def _layers(value: Any) -> str | tuple[int, ...]:
+    if value == "all":
+        return "all"
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,4})-(\d{1,4})", value, re.ASCII)):
+        first, last = int(match[1]), int(match[2])
+        if first > last:
+            raise refuse(f"the range {value} is empty: write the smaller number first")
+        return tuple(range(first, last + 1))
+    indices = isinstance(value, tuple | list) and all(type(i) is int and 0 <= i < MOST_LAYERS for i in value)
+    if not indices or not value:
+        hint = f"; write [{value}] for this layer alone" if type(value) is int and value >= 0 else ""
+        raise refuse(f"expected all, a range such as 0-7, or a list of layer numbers; got {said(value)}{hint}")
+    if len(set(value)) < len(value):
+        raise refuse("a layer is listed twice")
+    return tuple(sorted(value))
+
+
+def _pattern(value: Any) -> Any:
+    """A module name, a glob, or re: with a regular expression that compiles."""
+    if isinstance(value, str) and value.startswith("re:"):
+        try:
+            re.compile(value[3:])
+        except (re.error, RecursionError, OverflowError) as error:
+            raise refuse(f"'{value[3:60]}' is not a regular expression: {error}") from None
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _no_clipping(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+def _alpha(value: Any) -> float | str:
+    if value == "auto" or (is_number(value) and value > 0):
+        return value if value == "auto" else float(value)
+    raise refuse(f"expected a number above 0, or auto; got {said(value)}")
+
+
+_FRACTION = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_COUNT = {"type": "integer", "minimum": 1}
+_POSITIVE = {"type": "number", "exclusiveMinimum": 0}
+_TEXT = {"type": "string", "minLength": 1}
+_INDICES = {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "integer", "minimum": 0}}
+_RANGE = {"type": "string", "pattern": "^[0-9]{1,4}-[0-9]{1,4}$"}
+
+
+def _any_of(*forms: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": list(forms)})
+
+
+Every = Annotated[int | float | Literal["none"], PlainValidator(_every), _any_of(_FRACTION, _COUNT, {"const": "none"})]
+Validation = Annotated[int | float | str, PlainValidator(_validation), _any_of(_FRACTION, _COUNT, _TEXT)]
+Alpha = Annotated[float | Literal["auto"], PlainValidator(_alpha), _any_of({"const": "auto"}, _POSITIVE)]
+Layers = Annotated[
+    Literal["all"] | tuple[int, ...], PlainValidator(_layers), _any_of({"const": "all"}, _RANGE, _INDICES)
+]
+Pattern = Annotated[str, Field(min_length=1), BeforeValidator(_pattern)]
+Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(_as_tuple), _any_of(_TEXT, {"type": "array", "items": _TEXT})]
+GradNorm = Annotated[Positive | None, BeforeValidator(_no_clipping), _any_of(_POSITIVE, {"const": "none"})]

@@ -1,0 +1,199 @@
+"""What the files of a run say, as sections of tables, lists and words: for report.md and for the run's page alike.
+
+All text here is as it came, from data and names too: whoever writes it out escapes it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lrft.errors import CheckFailed
+from lrft.runs.metrics import of_kind, values
+from lrft.utils.files import read_json
+from lrft.utils.text import decimals
+
+SECTIONS = (
+    "result",
+    "checks",
+    "warnings",
+    "model",
+    "adapter",
+    "data",
+    "training",
+)
+LIST_SHOWN = 20  # items of one list
+SAMPLE_SHOWN = 600  # characters of one text of a sample
+
+
+class Cell(NamedTuple):
+    """`remark`: words of lrft's own behind the text, to be told apart from it."""
+
+    text: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    head: list[str]
+    rows: list[list[Cell]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Points:
+    items: list[str]
+
+
+@dataclass(frozen=True)
+class Words:
+    text: str
+
+
+Block = Table | Points | Words
+
+
+@dataclass(frozen=True)
+class Section:
+    name: str
+    blocks: list[Block]
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """run.json. Raises CheckFailed when it is missing or broken."""
+    run = read_json(run_dir / "run.json")
+    if not isinstance(run, dict):
+        raise CheckFailed(f"{run_dir / 'run.json'} is no record of a run: it holds no JSON object")
+    return run
+
+
+def recorded(run: Mapping[str, Any]) -> list[Section]:
+    """What run.json holds: the sections that are known in their order, then the others."""
+    names = [*(name for name in SECTIONS if name in run), *(n for n in run if n not in (*SECTIONS, "title"))]
+    sections = [section(name, run[name]) for name in names]
+    return [one for one in sections if one.blocks]
+
+
+def section(name: str, value: Any) -> Section:
+    """A dict as a table of names and values, each list of dicts in it as another table; a list as points."""
+    return Section(name[:1].upper() + name[1:], list(_blocks(value)))
+
+
+def _blocks(value: Any) -> Iterator[Block]:
+    if isinstance(value, Mapping):
+        leaves = list(_leaves(value, ""))
+        single = [[Cell(name), Cell(in_words(item))] for name, item in leaves if not _is_table(item)]
+        if single:
+            yield Table(["", ""], single)
+        for name, item in leaves:
+            if _is_table(item):
+                columns = list(dict.fromkeys(key for row in item for key in row))
+                yield Table(columns, [[Cell(in_words(row.get(key, ""))) for key in columns] for row in item], name)
+    elif isinstance(value, list):
+        if value:
+            yield Points([in_words(item) for item in value])
+    else:
+        yield Words(in_words(value))
+
+
+def _leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            yield from _leaves(item, f"{name}: ")
+        else:
+            yield name, item
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def in_words(value: Any) -> str:
+    """A value of JSON for people."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {in_words(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        more = [f"and {len(value) - LIST_SHOWN:,} more"] if len(value) > LIST_SHOWN else []
+        return ", ".join([*(in_words(item) for item in value[:LIST_SHOWN]), *more])
+    return str(value)
+
+
+def pace(records: Sequence[dict[str, Any]], unreadable: int) -> Section:
+    """Steps, tokens, speed and memory. `unreadable`: lines of metrics.jsonl."""
+    steps = of_kind(records, "step")
+    speeds, memory = values(steps, "tokens_per_second"), values(steps, "memory_gb")
+    rows = [("Recorded steps", f"{len(steps):,}")]
+    rows += [("Tokens", f"{steps[-1]['tokens']:,}")] if steps and "tokens" in steps[-1] else []
+    rows += [("Tokens per second, median", f"{statistics.median(speeds):,.0f}")] if speeds else []
+    rows += [("Memory, largest", f"{max(memory):.2f} GB")] if memory else []
+    bad = [f"{record['step']:,}" for record in steps if record.get("non_finite")]
+    rows += [("Steps with values that are not finite", in_words(bad))] if bad else []
+    rows += [("Unreadable lines in metrics.jsonl", str(unreadable))] if unreadable else []
+    return Section("Steps", [Table(["", ""], [[Cell(name), Cell(value)] for name, value in rows])])
+
+
+def best_of(evals: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((record for record in reversed(evals) if record.get("best")), None)
+
+
+def evaluations(records: Sequence[dict[str, Any]]) -> list[Section]:
+    """A table of all evaluations; none where there were none."""
+    evals = of_kind(records, "eval")
+    if not evals:
+        return []
+    best = best_of(evals)
+    rows = [
+        [Cell(f"{r['step']:,}"), *(Cell(score) for score in scores(r)), Cell("best" if r is best else "")]
+        for r in evals
+    ]
+    return [Section("Evaluations", [Table(["step", "loss", "perplexity", ""], rows)])]
+
+
+def samples(records: Sequence[dict[str, Any]], *, every: bool = False) -> list[Section]:
+    """The answers of the first and the best evaluation, or of `every` one, each below a line that says which."""
+    evals = of_kind(records, "eval")
+    sampled, best = [record for record in evals if record.get("samples")], best_of(evals)
+    if not sampled:
+        return []
+    if not every:
+        end = next((record for record in sampled[1:] if record is best), sampled[-1])
+        sampled = [sampled[0], end] if end is not sampled[0] else [end]
+    blocks = [block for record in sampled for block in _samples(record, " (best)" if record is best else "")]
+    return [Section("Samples", blocks)]
+
+
+def _samples(record: Mapping[str, Any], remark: str) -> list[Block]:
+    columns = ["prompt", "expected", "answer"]
+    rows = [[_sample(sample.get(column)) for column in columns] for sample in record["samples"]]
+    return [Words(f"At step {record['step']:,}, loss {scores(record)[0]}{remark}:"), Table(columns, rows)]
+
+
+def scores(record: Mapping[str, Any]) -> list[str]:
+    """Loss and perplexity of an evaluation."""
+    loss, perplexity = record.get("loss"), record.get("perplexity")
+    return [
+        "not finite" if loss is None else decimals(loss, 4),
+        "–" if perplexity is None else decimals(perplexity, 2),
+    ]
+
+
+def _sample(text: str | None) -> Cell:
+    if text is None:
+        return Cell("–")
+    if not text.strip():
+        return Cell("", "(empty)")
+    if len(text) > SAMPLE_SHOWN:
+        return Cell(f"{text[:SAMPLE_SHOWN]} …", f"({len(text):,} characters)")
+    return Cell(text)

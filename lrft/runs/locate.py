@@ -1,0 +1,33 @@
+"""From the path that a user gives to the run and the adapter that are meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lrft import recipe as recipes
+from lrft.errors import UsageError
+
+
+def adapter_of(source: Path) -> Path:
+    """The adapter folder meant by a run folder (its best) or an adapter folder. Raises UsageError."""
+    if (source / "lrft.json").is_file():
+        return source
+    for name in ("best", "last"):
+        if (source / name / "lrft.json").is_file():
+            return source / name
+    if (source / "run.json").is_file():
+        raise UsageError(f"{source} is a run without a checkpoint yet")
+    raise UsageError(f"{source} is neither a run nor an adapter folder")
+
+
+def run_of(adapter: Path) -> Path | None:
+    """The run folder that an adapter lies in, or None."""
+    return next((p for p in adapter.resolve().parents if (p / "run.json").is_file()), None)
+
+
+def trusts_remote_code(adapter: Path) -> bool:
+    """Whether the recipe of the run that the adapter lies in has said so. An adapter by itself is never believed."""
+    run = run_of(adapter)
+    if run is None or not (run / "resolved.yaml").is_file():
+        return False
+    return recipes.load(run / "resolved.yaml").model.trust_remote_code

@@ -1,0 +1,125 @@
+"""What a run tests about itself. A check that fails stops the run with the figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lrft.adapters.attached import SHARED, Attached
+from lrft.errors import CheckFailed
+from lrft.model.modes import evaluation_mode
+from lrft.objectives.cross_entropy import trained_tokens
+
+RESOLUTION = 2.0**-24  # of float32, relative to the number
+
+
+class MovementCheck:
+    """Every trained tensor moves in the first steps, and nothing else does.
+
+    LoRA's A has no gradient in the first step, because B is zero: after one step every trained tensor must have a
+    gradient and every adapter must have moved somewhere; after two steps every tensor must have moved.
+
+    A resumed run has shown movement before, and near its end the rate can be below what float32 shows: there only
+    gradients and frozen tensors are looked at.
+    """
+
+    STEPS = 2
+
+    def __init__(self, attached: Attached, *, resumed: bool = False, resting: Collection[str] = ()) -> None:
+        """resting: last words of the tensors' names that may stand still."""
+        self.trained = attached.trained()
+        self.sites = attached.owners()
+        self.start = (
+            {}
+            if resumed
+            else {
+                name: p.detach().clone() for name, p in self.trained.items() if name.rsplit(".", 1)[-1] not in resting
+            }
+        )
+        # Frozen tensors of the adapters may be set by their own parts: a gate, a mask.
+        ours = {id(p) for p in attached.tensors().values()}
+        # torch counts the in-place writes to a tensor: a frozen one must not have any.
+        self.frozen = {name: (p, p._version) for name, p in attached.model.named_parameters() if id(p) not in ours}
+        self.steps = 0
+        self.reached: set[str] = set()
+        self.hooks = [
+            p.register_post_accumulate_grad_hook(partial(self._note, name)) for name, p in self.trained.items()
+        ]
+
+    def _note(self, name: str, parameter: Tensor) -> None:
+        self.reached.add(name)
+
+    def unreached(self, reduce: Callable[[Tensor], Tensor] = lambda flags: flags) -> list[str]:
+        """Trained tensors that no gradient has reached in this step. To be asked after its backward passes.
+
+        reduce: sum over processes: it is enough that one of them had a row that reaches a tensor.
+        """
+        if self.steps == self.STEPS:
+            return []
+        device = next((p.device for p in self.trained.values()), None)
+        flags = torch.tensor([float(name in self.reached) for name in self.trained], device=device)
+        self.reached.clear()
+        return [name for name, flag in zip(self.trained, reduce(flags).tolist(), strict=True) if not flag]
+
+    def after_step(self, step: int, unreached: list[str], rates: Mapping[str, float], proven: dict[str, str]) -> None:
+        """Look after an optimiser step that was made; note in `proven` what holds. Raises CheckFailed.
+
+        rates: the learning rate of each tensor in this step. Adam moves a number by about that much, which float32
+        does not show where the number is 2^24 times larger: in a long warm-up such a tensor may stand still.
+        """
+        if self.steps == self.STEPS:
+            return
+        self.steps += 1
+        if unreached:
+            raise CheckFailed(
+                f"no gradient reaches {_some(unreached)} in step {step}",
+                "These layers take no part in the forward pass: leave them out with adapter.exclude_modules.",
+            )
+        touched = [name for name, (p, version) in self.frozen.items() if p._version != version]
+        if touched:
+            raise CheckFailed(f"frozen tensors were changed by step {step}: {_some(touched)}")
+        still = [
+            name
+            for name, start in self.start.items()
+            if torch.equal(self.trained[name].detach(), start) and rates[name] > RESOLUTION * start.abs().max().item()
+        ]
+        if self.steps == 1:
+            # What all adapters have in common is none of them: it may wait for their own tensors.
+            moved = {self.sites[name] for name in self.start.keys() - set(still)} | {SHARED}
+            still = [site for site in dict.fromkeys(self.sites[name] for name in self.start) if site not in moved]
+        if still:
+            raise CheckFailed(
+                f"{_some(still)} did not move in {self.steps} step{'s' * (self.steps > 1)}",
+                "Either the layer takes no part in the forward pass, or the learning rate is too small for float32.",
+            )
+        proven["gradients"] = f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, nothing else moved"
+        if self.steps == self.STEPS:
+            self.start.clear()
+            for hook in self.hooks:
+                hook.remove()
+
+
+@contextmanager
+def as_base(attached: Attached, model: nn.Module) -> Iterator[None]:
+    """Inside, the model is the untouched base, in evaluation mode and without gradients."""
+    with evaluation_mode(model), attached.disabled():
+        yield
+
+
+def start_against_base(attached: Attached, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, float]:
+    """(mean token loss of the adapted model, of the base) on one batch, without dropout. model: a `TokenLoss`."""
+    tokens = trained_tokens(batch)
+    with evaluation_mode(model):
+        adapted = model(batch).item() / tokens
+    with as_base(attached, model):
+        base = model(batch).item() / tokens
+    return adapted, base
+
+
+def _some(names: list[str], shown: int = 3) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,1 @@
+"""Files, text, seeds and hardware: helpers that know nothing of training."""

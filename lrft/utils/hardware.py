@@ -1,0 +1,71 @@
+"""What the machine offers: processes, precision, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lrft.errors import MissingError
+
+if TYPE_CHECKING:
+    pass
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OF_COMPUTATION = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def gpu_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory; None for a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def computation(wanted: str) -> str:
+    """fp32, bf16 or fp16. auto: bf16 on a GPU that has it, else fp32. Raises MissingError when it cannot be had."""
+    gpu = torch.cuda.is_available()
+    if wanted == "auto":
+        return "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if wanted == "fp16" and not gpu:
+        raise MissingError("training.precision: fp16 needs a GPU", "Use fp32 or bf16 on a CPU.")
+    if wanted == "bf16" and gpu and not torch.cuda.is_bf16_supported():
+        raise MissingError("training.precision: this GPU has no bf16", "Use fp16 or fp32.")
+    return wanted
+
+
+def frozen_dtype(wanted: str, compute: str) -> str:
+    """The dtype of the frozen weights: auto follows the computation."""
+    return OF_COMPUTATION[compute] if wanted == "auto" else wanted
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory so far, in GB: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return peak_of_process() / 1e9
+
+
+def peak_of_process() -> int:
+    """The most bytes that this process held in memory so far.
+
+    Where the system says it per address space: `ru_maxrss` begins, in a child, with what its parent once held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line[:6] == "VmHWM:") * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def available() -> int | None:
+    """Bytes of memory that this machine could still give to a process, None where nobody says."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if found is None else int(found) * 1024

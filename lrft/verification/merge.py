@@ -1,0 +1,215 @@
+"""After a merge: does the written folder answer as base + adapter do?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.adapters.storage import load_adapter, read_adapter
+from lrft.errors import CheckFailed
+from lrft.loading.saved import loaded, trained_base
+from lrft.model.layers import makes_chosen_logits
+from lrft.model.modes import evaluation_mode
+from lrft.model.weights import weight_files
+from lrft.runs.locate import trusts_remote_code
+from lrft.runs.probe import probe
+
+PROBE_POSITIONS = 32  # logits of all of them would be tens of GB with a large vocabulary
+# Largest logit difference over the largest logit, by the dtype that the merged weights are stored in.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# Of a quantised base's mean logit difference from the original: how much farther than that a merge into the original
+# may be from the adapter. (What is trained passes through layers that are all a little different.)
+QUANTIZED_SHARE = 3.0
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How far apart a quantised base and the original one are. Means of absolute logit differences over the probe."""
+
+    kind: str
+    mean: float
+    """merged into the original, against the adapter on the quantised one"""
+    base: float
+    """the original base against the quantised one"""
+    update: float
+    """what the adapter changes on the original, against what it changes on the quantised one"""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Merged against adapter. Logits are compared in float32 over all positions of the probe."""
+
+    rows: int
+    tokens: int
+    largest: float
+    mean: float
+    largest_logit: float
+    same_first: float
+    """share of positions with the same most likely token"""
+    changed: float
+    """largest logit difference between adapter and base: zero means that the adapter does nothing"""
+    mean_changed: float
+    tolerance: float
+    limit_of_dtype: float
+    """the tolerance that the merged dtype has by default"""
+    quantized: Quantized | None = None
+    """where the adapter was trained on a quantised base and merged into the original one"""
+
+    @property
+    def relative(self) -> float:
+        return self.largest / self.largest_logit
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"relative": self.relative}
+
+
+def verify_merge(
+    merged: Path, adapter: Path, *, base_folder: Path, tolerance: float | None = None, into: str = "original"
+) -> Difference:
+    """Compare, and raise CheckFailed above the tolerance, when the adapter changes nothing, or when its change is lost.
+
+    tolerance   of the largest logit difference relative to the largest logit; None: by the merged dtype
+    into        original or dequantized, as it was merged. An adapter that was trained on a quantised base does not
+                answer the same on the original one: there, what it changes must be kept, and the difference must not
+                be more than `QUANTIZED_SHARE` times that of the two bases (beyond what rounding may do).
+    """
+    rows = probe(adapter, base_folder)
+    dtype = stored_dtype(merged)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    trusted = trusts_remote_code(adapter)
+    saved = read_adapter(adapter)
+    model = trained_base(saved, base_folder, device, trusted)
+    attached = load_adapter(model, adapter)
+    expected = logits(model, rows, device)
+    with attached.disabled():
+        untouched = logits(model, rows, device)
+    del model, attached
+    got = logits(loaded(merged, device, trusted), rows, device)
+
+    difference = compare(got, expected, untouched, tolerance=tolerance, dtype=dtype)
+    if difference.changed == 0:
+        raise CheckFailed("the adapter changes nothing: its logits are those of the base")
+    if saved.quantization != "none" and into == "original":
+        original = logits(loaded(base_folder, device, trusted), rows, device)
+        found = compare_quantized(saved.quantization, got, expected, untouched, original)
+        refuse_quantized(difference, found, merged, within=tolerance)
+        return replace(difference, quantized=found)
+    if difference.mean >= difference.mean_changed:
+        raise CheckFailed(
+            f"the merged model is no nearer to the adapter than the base is (mean logit difference "
+            f"{difference.mean:.1e} and {difference.mean_changed:.1e}): the update is lost",
+            f"The merged folder was kept for inspection: {merged}. A wider --dtype loses less to rounding.",
+        )
+    if not difference.relative <= difference.tolerance:
+        raise CheckFailed(
+            f"merged and adapter differ by {difference.relative:.1e} of the largest logit "
+            f"(tolerance {difference.tolerance:.0e}); same first token at {difference.same_first:.2%} of positions",
+            f"The merged folder was kept for inspection: {merged}. A wider --dtype loses less to rounding.",
+        )
+    return difference
+
+
+def refuse_quantized(difference: Difference, found: Quantized, merged: Path, *, within: float | None) -> None:
+    """Raises CheckFailed for a merge into the original base that does not keep what was trained on the quantised one.
+
+    within   the tolerance that was asked for, in place of the bound by what quantisation does
+    """
+    hint = f"The merged folder was kept for inspection: {merged}. --into dequantized merges where it was trained."
+    if found.update >= difference.mean_changed:
+        raise CheckFailed(
+            f"what the adapter changes on the base in {found.kind} is not what it changes on the original one (mean "
+            f"logit difference of the changes {found.update:.1e}, of the change itself {difference.mean_changed:.1e})",
+            hint,
+        )
+    limit = QUANTIZED_SHARE * found.base + difference.tolerance * difference.largest_logit
+    if within is None and not found.mean <= limit:
+        raise CheckFailed(
+            f"merged and adapter differ by {found.mean:.1e} in the mean logit, the two bases by {found.base:.1e}: more "
+            f"than quantisation explains (at most {limit:.1e})",
+            hint,
+        )
+    if within is not None and not difference.relative <= within:
+        raise CheckFailed(
+            f"merged and adapter differ by {difference.relative:.1e} of the largest logit (tolerance {within:.0e})",
+            hint,
+        )
+
+
+def compare(
+    got: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    untouched: Sequence[Tensor],
+    *,
+    tolerance: float | None,
+    dtype: str,
+) -> Difference:
+    """Figures over rows of logits (n, vocabulary)."""
+    distances = [(g - e).abs() for g, e in zip(got, expected, strict=True)]
+    changes = [(e - u).abs() for e, u in zip(expected, untouched, strict=True)]
+    tokens = sum(len(e) for e in expected)
+    same = sum(int((g.argmax(-1) == e.argmax(-1)).sum()) for g, e in zip(got, expected, strict=True))
+    return Difference(
+        rows=len(expected),
+        tokens=tokens,
+        largest=max(d.max().item() for d in distances),
+        mean=sum(d.mean(dim=-1).sum().item() for d in distances) / tokens,
+        largest_logit=max(e.abs().max().item() for e in expected),
+        same_first=same / tokens,
+        changed=max(c.max().item() for c in changes),
+        mean_changed=sum(c.mean(dim=-1).sum().item() for c in changes) / tokens,
+        tolerance=TOLERANCE[dtype] if tolerance is None else tolerance,
+        limit_of_dtype=TOLERANCE[dtype],
+    )
+
+
+def compare_quantized(
+    kind: str,
+    got: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    untouched: Sequence[Tensor],
+    original: Sequence[Tensor],
+) -> Quantized:
+    """Figures over rows of logits: merged, adapter on the quantised base, that base, and the original one."""
+    tokens = sum(len(e) for e in expected)
+
+    def mean(differences: Iterable[Tensor]) -> float:
+        return sum(d.abs().mean(dim=-1).sum().item() for d in differences) / tokens
+
+    together = list(zip(got, expected, untouched, original, strict=True))
+    return Quantized(
+        kind=kind,
+        mean=mean(g - e for g, e, _, _ in together),
+        base=mean(o - u for _, _, u, o in together),
+        update=mean((g - o) - (e - u) for g, e, u, o in together),
+    )
+
+
+def logits(model: nn.Module, rows: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Logits (n, vocabulary) of each row alone, on the CPU, at no more than PROBE_POSITIONS places spread over it."""
+    chosen = makes_chosen_logits(model)
+    found = []
+    with evaluation_mode(model):
+        for row in rows:
+            at = torch.linspace(0, len(row) - 1, min(len(row), PROBE_POSITIONS)).long().to(device)
+            keep = {"logits_to_keep": at} if chosen else {}
+            made = model(input_ids=row[None].to(device), use_cache=False, **keep).logits[0]
+            found.append((made if chosen else made[at]).float().cpu())
+    return found
+
+
+def stored_dtype(folder: Path) -> str:
+    """The narrowest float dtype among a folder's tensors: the one that decides what rounding may cost."""
+    from lrft.utils.safetensors_stream import TensorReader
+
+    names = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    found = set()
+    for path in weight_files(folder):
+        with TensorReader(path) as reader:
+            found |= {names[e.dtype] for e in reader.entries.values() if e.dtype in names}
+    return max(found, key=lambda name: TOLERANCE[name], default="float32")

@@ -1,0 +1,224 @@
+"""`lrft verify RUN`: the run's own promises, tested on a small slice of its own data.
+
+packed        rows laid end to end answer as each row does alone
+accumulation  one pass over N rows and N passes over one row give the same gradient
+merged        the merged folder answers as base + adapter do
+resumed       stopped and resumed, training ends in the same bits as when it was not stopped
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrft import data
+from lrft import recipe as recipes
+from lrft.adapters.attached import Attached
+from lrft.adapters.storage import load_adapter, read_adapter
+from lrft.data.collate import collate
+from lrft.errors import CheckFailed
+from lrft.export.merge import merge_adapter
+from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
+from lrft.model.hub import find_model
+from lrft.model.load import load_model
+from lrft.objectives.cross_entropy import trained_tokens
+from lrft.objectives.packing import packed_equals_alone, packed_form
+from lrft.objectives.sft import TokenLoss
+from lrft.recipe import Recipe
+from lrft.runs.locate import trusts_remote_code
+from lrft.training.run import train
+from lrft.training.state import Options
+from lrft.utils import files, hardware
+from lrft.verification.merge import verify_merge
+
+ROWS = 8
+STEPS = 4
+# Relative differences that rounding may make in float32.
+ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One promise: the figure that was measured and the largest one that keeps it. `skipped` says why there is none."""
+
+    name: str
+    figure: float
+    limit: float
+    text: str
+    skipped: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.skipped or self.figure <= self.limit  # False for NaN
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"holds": self.holds}
+
+
+def verify_run(run: Path, adapter: Path, *, tell: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
+    """Test all four. Raises CheckFailed, with the figures, after the last one when any does not hold."""
+    recipe = recipes.load(run / "resolved.yaml")
+    source = find_model(recipe.model.name, recipe.model.revision)
+    prepared = prepare_data(recipe, source, load_recipe_tokenizer(recipe, source))
+    rows = prepared.train.slice(np.argsort(prepared.train.lengths, kind="stable")[:ROWS])
+    findings = []
+    with scratch(run) as folder:
+        # One after the other, so that no two hold a model at the same time.
+        for test in (
+            lambda: packed(recipe, source, adapter, rows),
+            lambda: accumulation(recipe, source, adapter, rows),
+            lambda: merged(run, adapter, source, folder),
+            lambda: resumed(recipe, folder),
+        ):
+            findings.append(test())
+            tell(findings[-1])
+    failed = [f"{f.name}: {f.text}" for f in findings if not f.holds]
+    if failed:
+        raise CheckFailed("a promise does not hold for this run:\n  " + "\n  ".join(failed))
+    return findings
+
+
+@contextmanager
+def scratch(run: Path) -> Iterator[Path]:
+    """A folder inside the run's, removed afterwards."""
+    folder = run / ".verify"
+    shutil.rmtree(folder, ignore_errors=True)
+    with files.room_for(run):
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def adapted(recipe: Recipe, source: Path, adapter: Path) -> tuple[Any, Attached]:
+    """The model in float32, where a difference is the tool's and not rounding's, with the run's adapter."""
+    model: Any = load_model(
+        source,
+        dtype=torch.float32,
+        quantization=recipe.model.quantization,
+        attention=recipe.model.attention,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    attached = load_adapter(model, adapter)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, attached
+
+
+def packed(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Finding:
+    if recipe.data.packing is not True:
+        return Finding("packed", 0.0, ROUNDING, "not tested: this run does not pack", True)
+    model, _ = adapted(recipe, source, adapter)
+    form = packed_form(model)
+    ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(model.device) for i in range(len(rows))]
+    difference = packed_equals_alone(model, ids, form)
+    return Finding(
+        "packed",
+        difference,
+        ROUNDING,
+        f"{len(ids)} rows packed against alone: logits differ by {difference:.1e} of the largest",
+    )
+
+
+def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Finding:
+    model, attached = adapted(recipe, source, adapter)
+    together = gradient(model, attached, rows, micro=len(rows))
+    apart = gradient(model, attached, rows, micro=1)
+    difference = (norm(together - apart) / norm(together)) if norm(together) else math.nan
+    return Finding(
+        "accumulation",
+        difference,
+        ROUNDING,
+        f"1 x {len(rows)} rows against {len(rows)} x 1: gradients differ by {difference:.1e} of their norm",
+    )
+
+
+def gradient(model: Any, attached: Attached, rows: data.Rows, micro: int) -> Tensor:
+    """The gradient of the mean token loss over all rows, all trained tensors end to end."""
+    trained = list(attached.trained().values())
+    for parameter in trained:
+        parameter.grad = None
+    model.eval()  # without dropout, whose masks would differ
+    batches = [
+        {k: v.to(model.device) for k, v in collate(rows, ids, pad_id=0, form="padded").items()}
+        for ids in (list(range(len(rows)))[at : at + micro] for at in range(0, len(rows), micro))
+    ]
+    tokens = sum(map(trained_tokens, batches))
+    for batch in batches:
+        (TokenLoss(model)(batch) / tokens).backward()
+    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in trained])
+
+
+def norm(vector: Tensor) -> float:
+    return torch.linalg.vector_norm(vector).item()
+
+
+def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
+    """Of the run's merged folder when there is one, else of one made for the purpose."""
+    saved = read_adapter(adapter)
+    if not all(saved.build(site).mergeable for site in saved.sites):
+        return Finding("merged", 0.0, 0.0, "not tested: no weight can hold this adapter", True)
+    # Into the original base an adapter from a quantised one is not to answer as it did.
+    into = "original" if saved.quantization == "none" else "dequantized"
+    out = run / "merged"
+    if into == "dequantized" or not out.is_dir():
+        out = folder / "merged"
+        merge_adapter(adapter, out, base_model=str(source), into=into, trust_remote_code=trusts_remote_code(adapter))
+    difference = verify_merge(out, adapter, base_folder=source, tolerance=math.inf, into=into)
+    limit = difference.limit_of_dtype
+    return Finding(
+        "merged",
+        difference.relative,
+        limit,
+        f"merged against adapter on {difference.rows} rows: logits differ by {difference.relative:.1e} of the largest, "
+        f"same first token {difference.same_first:.2%}",
+    )
+
+
+def resumed(recipe: Recipe, folder: Path) -> Finding:
+    """A few steps of the run's own recipe, straight through and stopped in the middle: compared bit for bit."""
+    short = shortened(recipe, folder / "straight")
+    if torch.cuda.is_available():
+        return Finding("resumed", 0.0, 0.0, "not tested on a GPU, whose sums are not bit-equal from run to run", True)
+    straight = train(short, Options(quiet=True))
+    stopped = folder / "stopped"
+    shutil.copytree(straight, stopped, symlinks=True)
+    last = max((stopped / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
+    shutil.rmtree(last)
+    again = train(shortened(recipe, stopped), Options(resume="last", quiet=True))
+    one, two = (read_adapter(path / "last").tensors for path in (straight, again))
+    unequal = [
+        f"{site}.{name}" for site in one for name in one[site] if not torch.equal(one[site][name], two[site][name])
+    ]
+    steps = short.training.max_steps
+    text = f"{steps} steps, stopped after {int(last.name[5:]) - 1} and resumed: {len(unequal)} tensors differ"
+    return Finding("resumed", float(len(unequal)), 0.0, text)
+
+
+def shortened(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe for a few steps on a few rows, into `out`."""
+    entries = tuple(entry.model_copy(update={"limit": min(entry.limit or 64, 64)}) for entry in recipe.data.train)
+    few = {"train": entries, "validation": "none", "too_long": "drop"}
+    training = {
+        "max_steps": STEPS,
+        "epochs": None,
+        "global_batch_size": min(recipe.training.global_batch_size, 4),
+        "precision": "fp32" if hardware.computation("auto") == "fp32" else recipe.training.precision,
+    }
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=few),
+            "training": recipe.training.model_copy(update=training),
+            "checkpoint": recipe.checkpoint.model_copy(update={"every": 1, "keep": STEPS}),
+            "output_dir": str(out),
+        }
+    )

@@ -1,0 +1,54 @@
+"""What the pages in docs keep of a comparison: its figures, its cost, the machine."""
+
+from __future__ import annotations
+
+import datetime
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lrft.utils import files
+
+OF_COMPARISON = ("metric", "baseline", "budget", "seeds", "runs", "grid", "failed", "warnings")
+OF_METHOD = ("run", "methods", "rank", "trained", "best", "values", "mean", "spread", "difference", "low", "high")
+
+Facts = dict[str, Any]
+
+
+def of_comparison(compared: Facts, cost: Path) -> Facts:
+    """compared: a compare.json. cost: what `counted` has written."""
+    kept = {key: compared[key] for key in OF_COMPARISON}
+    kept["methods"] = [{key: row[key] for key in OF_METHOD} for row in compared["methods"]]
+    kept["cost"] = files.read_json(cost)
+    kept["machine"] = machine(compared["methods"][0]["best_folder"])
+    kept["date"] = datetime.date.today().isoformat()
+    return kept
+
+
+@contextmanager
+def counted(path: Path) -> Iterator[None]:
+    """Adds the seconds of what is done inside to those at `path`: a comparison that was broken off goes on."""
+    wall, cpu = time.monotonic(), processor_seconds()
+    try:
+        yield
+    finally:
+        spent = {"wall_seconds": time.monotonic() - wall, "cpu_seconds": processor_seconds() - cpu}
+        before = files.read_json(path) if path.is_file() else dict.fromkeys(spent, 0.0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, {key: round(before[key] + spent[key], 1) for key in spent})
+
+
+def processor_seconds() -> float:
+    """Of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def machine(folder: str) -> Facts:
+    """What a run says of where it was made, and with what."""
+    said = files.read_json(Path(folder) / "environment.json")
+    versions = {name: said["packages"][name] for name in ("lrft", "torch", "transformers")}
+    return {"cpu": said["cpu"], "threads": said["torch"]["threads"], "python": said["python"], **versions}

@@ -1,0 +1,101 @@
+"""lrft as `lrft train` runs it: a recipe, `set_up`, real optimiser steps. What is known of its inside stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+from performance.job import Job
+from performance.recorder import Recorder
+from performance.rows import load
+
+RECIPE = """\
+model: {model}
+adapter: {{method: lora, rank: {rank}}}
+data: {{train: {rows}, validation: none, cache: false, shuffle: false, max_length: {longest}}}
+training:
+  max_steps: 1000
+  global_batch_size: {batch}
+  learning_rate: {rate}
+  lr_scheduler: constant
+  warmup_steps: 0
+  seed: {seed}
+evaluation: {{every: none, at_start: false, samples: 0}}
+checkpoint: {{every: none}}
+output_dir: {folder}/run
+"""
+
+
+def run(job: Job, recorder: Recorder) -> None:
+    """Options: `recipe`, keys to change (key=value); `start`, a file for the adapter's first values."""
+    from lrft.training.loop import one_step
+    from lrft.training.sanity_checks import MovementCheck
+    from lrft.training.signals import StopSignals
+
+    trainer = set_up(job)
+    trainer.reporter = telling(recorder)
+    if "start" in job.options:
+        save_file(trainer.attached.state_dict(), job.options["start"])
+    trainer.model.train()
+    movement = MovementCheck(trainer.attached, resting=trainer.composition.resting)
+    recorder.loaded(trainer.model.parameters())
+    with StopSignals(speak=False) as signals:
+        for _ in range(job.steps):
+            one_step(trainer, movement, signals)
+            recorder.step()
+    recorder.saw(**seen(trainer.rows, trainer.plan.rows(0)))
+
+
+def recipe_file(job: Job, folder: Path) -> Path:
+    """The recipe of a job, in `folder`."""
+    rows = Path(job.rows)
+    made = load(rows)
+    text = RECIPE.format(
+        model=job.model,
+        rank=job.rank,
+        rows=rows.with_suffix(".jsonl"),
+        batch=len(made[0].rows),
+        longest=max(batch.longest for batch in made),
+        rate=f"{job.learning_rate:.10f}",
+        seed=job.seed,
+        folder=folder,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def set_up(job: Job) -> Any:
+    """lrft's trainer for the job."""
+    from lrft import recipe
+    from lrft.training.setup import set_up
+    from lrft.training.state import Options
+
+    loaded = recipe.load(recipe_file(job, Path(job.folder)), job.options.get("recipe", []))
+    return set_up(loaded, Options(quiet=True))
+
+
+def telling(recorder: Recorder) -> Any:
+    """A reporter that prints nothing and gives every step's loss to the recorder."""
+    from lrft.tracking.console import Reporter
+
+    class Listener(Reporter):
+        def step(self, record: Mapping[str, Any], *, logged: bool = True) -> None:
+            recorder.loss(record["loss"])
+
+    return Listener(None, main=False)
+
+
+def seen(rows: Any, ids: np.ndarray) -> dict[str, int]:
+    """What lrft's own data path has made of the rows of a step."""
+    tokens, labelled = [rows.tokens(int(i)) for i in ids], [rows.trained(int(i)) for i in ids]
+    return {
+        "tokens": sum(map(len, tokens)),
+        "labelled": int(sum(mask.sum() for mask in labelled)),
+        "checksum": int(sum(t[mask].sum() for t, mask in zip(tokens, labelled, strict=True))),
+    }

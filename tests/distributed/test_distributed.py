@@ -1,0 +1,209 @@
+"""Several processes train what one process trains, whether each holds the whole base or a part of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import runs
+from runs import Place
+
+pytestmark = pytest.mark.slow
+
+# 9 rows in steps of 4: 4, 4 and 1, so that the last step of an epoch has fewer rows than there are processes.
+KEYS = (
+    "training.global_batch_size=4",
+    "training.epochs=2",
+    "training.micro_batch_size=1",
+    "training.optimizer={adamw: {eps: 1e-3}}",  # else Adam blows up the rounding of gradients that are nearly zero
+    "evaluation.every=2",
+    "evaluation.at_start=true",
+    "evaluation.samples=1",
+    "evaluation.max_new_tokens=2",
+    "checkpoint.every=2",
+    "checkpoint.keep=9",
+)
+WORKER = """
+import json, os, sys, warnings
+warnings.simplefilter("error")
+# DeepSpeed 0.19 imports what torch 2.13 has given up.
+warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+sys.path[:0] = sys.argv[1].split(":")
+import lrft.train as training
+from pathlib import Path
+from lrft import machine, recipe
+from lrft.training.state import Options, Trainer
+
+root, out, resume, penalty, short, *keys = sys.argv[2:]
+rank = os.environ["RANK"]
+micro_batches = training.micro_batches
+def noted(*arguments, **named):
+    found = micro_batches(*arguments, **named)
+    with open(f"{root}/{out}-rows-{rank}", "a") as seen:
+        print(json.dumps(found), file=seen)
+    return found
+training.micro_batches = noted
+if penalty:
+    import pytest, runs, test_hooks
+    runs.add_parts(pytest.MonkeyPatch(), test_hooks.Penalty(float(penalty)))
+if short == rank:
+    machine.available = lambda: 1
+loaded = recipe.load(Path(root) / "recipe.yaml", (f"output_dir={root}/{out}", *keys))
+training.train(loaded, Options(quiet=True, resume=resume or None))
+machine.leave()
+"""
+
+
+def launch(
+    place: Place,
+    out: str,
+    *keys: str,
+    resume: str = "",
+    penalty: str = "",
+    short: str = "",
+    world: int = 2,
+    each: int = 1,
+) -> Path:
+    """Run in `world` processes that talk through gloo, as a launcher starts them, `each` of them on a node.
+
+    short: the process that has memory for a single row.
+    """
+    arguments = (str(place.root), out, resume, penalty, short, *KEYS, *keys)
+    runs.side_by_side(WORKER, *arguments, world=world, each=each)
+    return place.root / out
+
+
+@pytest.fixture
+def nine(place: Place) -> Place:
+    runs.write_rows(place.root / "train.jsonl", runs.rows(9))
+    return place
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
+def test_two_processes_train_what_one_trains(nine: Place, strategy: str) -> None:
+    """Trust 2, 4, 50."""
+    one = nine.train(*KEYS, out="one")
+    two = launch(nine, "two", f"distributed.strategy={strategy}")
+    assert f"strategy: {strategy}" in (two / "resolved.yaml").read_text()
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
+    for mine, theirs in zip(runs.records(one), runs.records(two), strict=True):
+        assert (theirs["step"], theirs["tokens"], theirs["lr"]) == (mine["step"], mine["tokens"], mine["lr"])
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+        assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-4)
+        assert theirs.get("gradient") == pytest.approx(mine.get("gradient"), rel=1e-4)
+    for mine, theirs in zip(runs.records(one, "eval"), runs.records(two, "eval"), strict=True):
+        assert theirs["tokens"] == mine["tokens"]  # no row is measured twice
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+
+    # Each row once per epoch, over both processes; both make the same number of passes.
+    lines = [(nine.root / f"two-rows-{rank}").read_text().splitlines() for rank in (0, 1)]
+    steps = [[json.loads(line) for line in found] for found in lines]
+    assert [[len(step) for step in found] for found in steps] == [[2, 2, 1, 2, 2, 1]] * 2
+    for epoch in (0, 1):
+        ids = [i for found in steps for step in found[3 * epoch : 3 * epoch + 3] for micro in step for i in micro]
+        assert sorted(ids) == list(range(9))
+    assert steps[1][2] == [[]]  # the second process had no row there
+
+
+@pytest.mark.parametrize(
+    ("keys", "each"),
+    [
+        (("distributed.strategy=ddp",), 3),
+        (("distributed.strategy=fsdp",), 3),
+        (("distributed.strategy=fsdp",), 2),  # two nodes, each with the whole base
+        (("distributed.strategy=fsdp", "distributed.shard_over=all"), 2),
+        (("distributed.strategy=fsdp", "training.gradient_checkpointing=light"), 3),
+        (("distributed.strategy=fsdp", "training.gradient_checkpointing=full"), 3),
+        (("distributed.strategy=fsdp", "model.quantization=nf4"), 3),
+        (("distributed.strategy=fsdp", "model.quantization=int8"), 2),
+        (("distributed.strategy=zero2", "training.gradient_checkpointing=full"), 3),
+        (("distributed.strategy=zero2", "model.quantization=nf4"), 3),
+    ],
+    ids=lambda value: "+".join(key.rsplit("=")[1] for key in value) if isinstance(value, tuple) else str(value),
+)
+def test_more_processes_and_nodes(nine: Place, keys: tuple[str, ...], each: int) -> None:
+    same = [key for key in keys if key.startswith("model.")]
+    one = nine.train(*KEYS, *same, "adapter.method=[pissa, dora]", out="one")
+    more = launch(nine, "more", *keys, "adapter.method=[pissa, dora]", world=4 if each == 2 else 3, each=each)
+    assert runs.distance(runs.tensors(one), runs.tensors(more), "adapter") < 1e-5
+    assert runs.records(one, "eval")[-1]["loss"] == pytest.approx(runs.records(more, "eval")[-1]["loss"], rel=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(nine: Place) -> None:
+    whole = nine.train(*KEYS, out="whole")
+    cut = runs.cut(launch(nine, "two", "distributed.strategy=fsdp"), 2, nine.root / "cut")
+    launch(nine, "cut", "distributed.strategy=ddp", resume="last", world=3)
+    assert runs.distance(runs.tensors(whole), runs.tensors(cut), "adapter") < 1e-5
+
+
+def test_zero2_resumes_exactly_and_others_go_on_with_its_checkpoints(nine: Place) -> None:
+    """Several groups of rates and decays, and norms that are kept until a tensor is written to."""
+    method, strategy = "adapter.method=[{lora+: {ratio: 4}}, dora]", "distributed.strategy=zero2"
+    one = nine.train(*KEYS, method, out="one")
+    two = launch(nine, "two", method, strategy)
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "optimizer") < 1e-4
+    cut = runs.cut(two, 2, nine.root / "cut")
+    launch(nine, "cut", method, strategy, resume="last")
+    assert runs.differing(runs.tensors(cut), runs.tensors(two)) == []
+    whole = runs.cut(two, 2, nine.root / "whole")
+    nine.train(*KEYS, method, out="whole", resume="last")
+    assert runs.distance(runs.tensors(one), runs.tensors(whole), "adapter") < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
+def test_every_strategy_computes_in_the_recipes_precision(nine: Place, strategy: str) -> None:
+    """In bf16 over weights of float32: what would be lost are not digits but the precision that was asked for."""
+    keys = ("training.precision=bf16", "model.precision=float32", "evaluation.every=none")
+    wide = nine.train(*KEYS, "evaluation.every=none", out="wide")
+    one = launch(nine, "one", *keys, world=1)  # Accelerate allows one precision per process
+    two = launch(nine, "two", *keys, f"distributed.strategy={strategy}")
+    losses = [[record["loss"] for record in runs.records(run)] for run in (wide, one, two)]
+    apart = [max(abs(a - b) for a, b in zip(losses[i], losses[1], strict=True)) for i in (0, 2)]
+    assert apart[1] < apart[0] / 4
+
+
+def test_two_processes_resume_and_add_a_term_once(nine: Place) -> None:
+    """A loss term counts once, whatever the number of processes; a resume is exact here too."""
+    from test_hooks import Penalty
+
+    with pytest.MonkeyPatch.context() as patch:
+        runs.add_parts(patch, Penalty(0.5))
+        one = nine.train(*KEYS, out="one")
+    two = launch(nine, "two", penalty="0.5")
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
+    cut = runs.cut(two, 2, nine.root / "cut")
+    launch(nine, "cut", resume="last", penalty="0.5")
+    assert runs.differing(runs.tensors(cut), runs.tensors(two)) == []
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "{galore: {projection: randomized, every: 3}}",
+        "{fira: {every: 3}}",
+        "{frugal: {every: 3, density: 0.5, inactive: sgd}}",  # a sign would show the rounding of what is nearly zero
+        "{flora: {every: 3}}",
+        "lora, {fast-forward: {every: 2, after: 0}}",
+    ],
+)
+def test_two_processes_take_the_steps_that_one_takes(nine: Place, method: str) -> None:
+    """Projections, choices and decisions are the same on both; a resume in the middle of a period is exact."""
+    keys = (f"adapter.method=[{method}]", "evaluation.samples=0")
+    one = nine.train(*KEYS, *keys, out="one")
+    two = launch(nine, "two", *keys)
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-3
+    cut = runs.cut(two, 2, nine.root / "cut")
+    launch(nine, "cut", *keys, resume="last")
+    assert runs.differing(runs.tensors(cut), runs.tensors(two)) == []
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_with_unequal_memory_agree_on_a_micro_batch(nine: Place, strategy: str) -> None:
+    """What each would take alone differs; passes that do not match would wait for each other."""
+    keys = ("training.micro_batch_size=auto", f"distributed.strategy={strategy}")
+    one = nine.train(*KEYS, out="one")
+    two = launch(nine, "two", *keys, short="1")
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
+    assert "micro_batch_size: 1" in (two / "resolved.yaml").read_text()

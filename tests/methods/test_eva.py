@@ -1,0 +1,264 @@
+"""EVA: components and ranks against decompositions of the collected inputs and against PEFT; one look per run."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import runs
+import tiny
+import torch
+from runs import Place
+from test_distributed import KEYS, launch
+from torch import Tensor, nn
+
+import lrft
+from lrft.adapters.adapter import Site
+from lrft.adapters.calibration import Look
+from lrft.errors import RecipeError
+from lrft.methods.eva import Eva
+
+DOWN = "model.layers.0.mlp.down_proj"
+
+
+@dataclass
+class Given(Look):
+    """A look at inputs that are made up: every site sees `given`, in this order."""
+
+    given: Sequence[Tensor] = ()
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, sites: Sequence[Site], given: Sequence[Tensor], weights: Sequence[Tensor] = ()) -> Self:
+        named = {site.name: W for site, W in zip(sites, weights, strict=False)}
+        nothing = nn.Linear(1, 1)
+        return cls(
+            nothing, lambda n: [], lambda b: torch.zeros(()), lambda b: 0, sites=sites, given=given, weights=named
+        )
+
+    def weight(self, site: Site) -> Tensor:
+        return self.weights[site.name]
+
+    def inputs(self, rows: int, collect: Callable[[str, Tensor], None]) -> dict[str, str]:
+        for x in self.given:
+            for site in self.sites:
+                collect(site.name, x)
+        return {site.name: site.name for site in self.sites}
+
+
+def batches(rows: int = 6) -> list[dict[str, Tensor]]:
+    """One row each, padded to different lengths."""
+    made = []
+    for row in range(rows):
+        ids = tiny.tokens(rows=1, length=40, seed=row)
+        mask = torch.ones_like(ids)
+        mask[:, 40 - 3 * row :] = 0
+        made.append({"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)})
+    return made
+
+
+def inputs_of(model: Any, given: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """(n, k) of every linear layer in the blocks, without padding, by hooks of our own."""
+    seen: dict[str, list[Tensor]] = {}
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n}
+    hooks = [
+        m.register_forward_hook(lambda _, x, __, n=n: seen.setdefault(n, []).append(x[0][0].detach()))
+        for n, m in modules.items()
+    ]
+    for batch in given:
+        n = int(batch["attention_mask"].sum())
+        model(input_ids=batch["input_ids"][:, :n])
+    for hook in hooks:
+        hook.remove()
+    return {n: torch.cat(x) for n, x in seen.items()}
+
+
+def components(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions (k, k) as rows and their shares of the variance, by the full decomposition of the centred inputs."""
+    _, S, Vh = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
+    return Vh, S.square() / S.square().sum()
+
+
+def overlap(A: Tensor, V: Tensor) -> float:
+    """Mean squared cosine between the spans of the rows: 1 when they are the same."""
+    return ((A @ V.T).square().sum() / len(V)).item()
+
+
+def attach(given: Sequence[dict[str, Tensor]], **options: Any) -> Any:
+    return lrft.attach(tiny.make("llama").double(), {"method": {"eva": options}, "rank": 4}, batches=given)
+
+
+def test_the_start_is_the_principal_components_of_the_centred_inputs() -> None:
+    given = batches()
+    inputs = inputs_of(tiny.make("llama").double(), given)
+    attached = attach(given, rho=1.0, passes=60)
+    assert attached.modules.keys() == inputs.keys()
+    worst_uncentred = 1.0
+    for name, adapter in attached.modules.items():
+        V, _ = components(inputs[name])
+        assert torch.allclose(adapter.A @ adapter.A.T, torch.eye(4, dtype=torch.float64), atol=1e-12), name
+        assert torch.allclose((adapter.A @ V[:4].T).abs(), torch.eye(4, dtype=torch.float64), atol=1e-4), name
+        assert not adapter.B.any()
+        assert torch.equal(adapter.A.max(dim=1).values, adapter.A.abs().max(dim=1).values)  # no free signs
+        plain = torch.linalg.svd(inputs[name])[2]
+        worst_uncentred = min(worst_uncentred, overlap(adapter.A, plain[:4]))
+    assert worst_uncentred < 0.95
+
+
+def test_the_default_number_of_passes_is_enough() -> None:
+    given = batches()
+    inputs = inputs_of(tiny.make("llama").double(), given)
+    for name, adapter in attach(given, rho=1.0).modules.items():
+        assert overlap(adapter.A, components(inputs[name])[0][:4]) > 0.99, name
+
+
+@pytest.mark.parametrize(("decay", "enough"), [(0.5, 0.9), (1.0, 0.98)])
+def test_wide_layers_with_slowly_falling_variances(decay: float, enough: float) -> None:
+    """k is far more than the vectors that are kept: nothing is complete here."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 400, generator=generator, dtype=torch.float64)
+    x = x * torch.arange(1, 401, dtype=torch.float64) ** (-decay / 2) + 5
+    x = x @ torch.linalg.qr(torch.randn(400, 400, generator=generator, dtype=torch.float64)).Q
+    site = Site("a", 30, 400, 8, dtype=torch.float64)
+    V, shares = components(x)
+    found = Eva().observe(Given.make([site], x.split(700)))["a"]
+    assert overlap(found["directions"][:8], V[:8]) > enough
+    assert torch.allclose(found["shares"][:8], shares[:8], rtol=0.05)
+    poor = Eva(passes=1).observe(Given.make([site], x.split(700)))["a"]
+    assert overlap(poor["directions"][:8], V[:8]) < enough - 0.05
+
+
+@pytest.mark.parametrize("rho", [1.0, 1.5, 2.0, 6.0])
+def test_ranks_are_the_largest_shares_of_all_layers_and_the_factor_stays(rho: float) -> None:
+    given = batches()
+    inputs = inputs_of(tiny.make("llama").double(), given)
+    attached = attach(given, rho=rho, passes=60)
+    most = min(24, round(4 * rho))
+    shares = [(-s.item(), n) for n, x in inputs.items() for s in components(x)[1][: min(most, x.shape[1])]]
+    shares.sort(key=lambda entry: round(entry[0], 9))
+    expected = Counter(n for _, n in shares[: 4 * len(inputs)])
+    assert {site.name: site.rank for site in attached.sites} == dict(expected)
+    assert sum(site.rank for site in attached.sites) == 4 * len(inputs)
+    assert {site.scale for site in attached.sites} == {2.0}
+    assert all(adapter.A.shape[0] == adapter.site.rank for adapter in attached.modules.values())
+    if rho == 1:
+        assert {site.rank for site in attached.sites} == {4}
+
+
+def test_a_layer_without_a_component_among_the_largest_goes() -> None:
+    sites = [Site(name, 9, 9, 2) for name in "abcd"]
+    shares = {"a": [0.5, 0.4, 0.1], "b": [0.01], "c": [0.5, 0.3, 0.2]}  # no row reaches d
+    found = Eva().allot(sites, {name: {"shares": torch.tensor(values)} for name, values in shares.items()})
+    assert {site.name: site.rank for site in found} == {"a": 3, "b": 1, "c": 3}
+    found = Eva().allot(sites[:3], {name: {"shares": torch.tensor(values)} for name, values in shares.items()})
+    assert {site.name: site.rank for site in found} == {"a": 3, "c": 3}
+    assert Eva(1.0).allot(sites, {}) == sites
+
+
+def test_the_factor_stays_with_rslora() -> None:
+    model = tiny.make("llama")
+    attached = lrft.attach(model, {"method": ["eva", "rslora"], "rank": 4, "alpha": 8.0}, batches=batches())
+    assert len({site.rank for site in attached.sites}) > 1
+    assert {site.scale for site in attached.sites} == {4.0}
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    one, other = attach(batches()), attach(batches()[::-1])
+    assert [s.rank for s in one.sites] == [s.rank for s in other.sites]
+    for name, adapter in one.modules.items():
+        assert overlap(adapter.A, other.modules[name].A) == pytest.approx(1, abs=1e-9), name
+
+
+def test_directions_and_ranks_are_those_of_peft() -> None:
+    from peft import EvaConfig, LoraConfig
+    from peft.tuners.lora.eva import get_eva_state_dict
+
+    # In one batch, which PEFT sees twice: its incremental decomposition forgets a part of each.
+    ids = tiny.tokens(rows=12, length=40)
+    mask = torch.arange(40) < torch.arange(29, 41)[:, None]
+    given = [{"input_ids": ids, "attention_mask": mask.long(), "labels": ids}]
+    for rho in (1.0, 2.0):
+        config = LoraConfig(
+            r=4,
+            target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
+            init_lora_weights="eva",
+            eva_config=EvaConfig(rho=rho, use_label_mask=False),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = get_eva_state_dict(tiny.make("llama"), given, config, show_progress_bar=False)
+        adapter = {"method": {"eva": {"rho": rho}}, "rank": 4, "target_modules": sorted(config.target_modules)}
+        ours = lrft.attach(tiny.make("llama"), adapter, batches=given)
+        theirs = {name: A.float() for name, A in theirs.items() if len(A)}
+        ranks = {site.name: site.rank for site in ours.sites}
+        assert sum(ranks.values()) == sum(map(len, theirs.values())) == 40
+        assert sum(abs(ranks.get(name, 0) - len(A)) for name, A in theirs.items()) <= 2
+        for name, A in theirs.items():
+            r = min(len(A), ranks[name])
+            assert overlap(ours.modules[name].A[:r], A[:r]) > 0.95, name
+
+
+def test_layers_with_the_same_inputs_are_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = []
+    first = Eva.first
+    monkeypatch.setattr(Eva, "first", lambda self, sites, seed: starts.append(len(sites)) or first(self, sites, seed))
+    attach(batches(), rho=1.0)
+    assert starts == [3, 1, 2, 1] * 2  # q k v, o, gate up, down
+
+
+def test_a_rank_beyond_the_inputs_is_refused() -> None:
+    with pytest.raises(RecipeError, match="eva: rank 25 of a layer with 24 inputs"):
+        lrft.attach(tiny.make("llama"), {"method": {"eva": {"rho": 1.0}}, "rank": 25}, batches=batches())
+
+
+@pytest.mark.parametrize("word", ["pissa", "adalora", "prilora", "plop"])
+def test_another_owner_of_start_ranks_or_placement_is_refused(word: str) -> None:
+    with pytest.raises(RecipeError, match=r"keep one|needs|cannot work beside"):
+        lrft.attach(tiny.make("llama"), {"method": ["eva", word]}, batches=batches())
+
+
+def no_more_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("looked again")
+
+    for name in ("inputs", "weight", "gradients", "_gradients"):
+        monkeypatch.setattr(Look, name, refuse)
+
+
+def resumes_exactly_without_looking(place: Place, monkeypatch: pytest.MonkeyPatch, *keys: str) -> Path:
+    """A whole run; cut after step 3 and resumed it is the same, bit for bit."""
+    keys = (*keys, "checkpoint.every=1", "checkpoint.keep=99")
+    whole = place.train(*keys)
+    part = runs.cut(whole, 3, place.root / "cut")
+    no_more_looks(monkeypatch)
+    place.train(*keys, out=part.name, resume="last")
+    assert runs.differing(runs.tensors(part), runs.tensors(whole)) == []
+    return whole
+
+
+def shapes(run: Path) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in runs.tensors(run).items() if name.startswith("adapter/")}
+
+
+def test_a_run_trains_its_ranks_and_resumes_exactly_without_looking(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = resumes_exactly_without_looking(place, monkeypatch, "adapter.method=eva")
+    found = {shape[0] for name, shape in shapes(whole).items() if "lora_A" in name}
+    assert len(found) > 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(place: Place) -> None:
+    # rows: 9 is odd, so that the processes see different numbers of rows, and 1 leaves one of them without any.
+    for rows in (9, 1):
+        key = f"adapter.method={{eva: {{rows: {rows}, passes: 20}}}}"
+        one = place.train(*KEYS, key, out=f"one{rows}")
+        two = launch(place, f"two{rows}", key)
+        assert shapes(one) == shapes(two)
+        assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-3

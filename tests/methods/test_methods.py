@@ -1,0 +1,479 @@
+"""What every method must keep, over every kind of base. A new method is one line in CASES."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import lrft
+from lrft import recipe, registry
+from lrft.adapters import compose, gradient_checkpointing
+from lrft.adapters.adapter import Delta
+from lrft.adapters.part import Run
+from lrft.adapters.storage import save_adapter
+from lrft.export.merge import merge_adapter
+from lrft.model import linear
+
+Count = Callable[[int, int, int], int]
+RANK = 4
+
+
+def pair(d: int, k: int, r: int) -> int:
+    return r * (d + k)
+
+
+def square(d: int, k: int, r: int) -> int:
+    return round(((d + k) * r) ** 0.5) ** 2
+
+
+def even_square(d: int, k: int, r: int) -> int:
+    return (2 * (round(((d + k) * r) ** 0.5) // 2)) ** 2
+
+
+def randlora(d: int, k: int, r: int) -> int:
+    return math.ceil(min(d, k) / r) * (r + min(d, k))
+
+
+# method as in a recipe -> numbers trained for a layer of d outputs, k inputs at rank r
+CASES: dict[str, tuple[Any, Count]] = {
+    "lora": ("lora", pair),
+    "rslora": ("rslora", pair),
+    "lora+": ("lora+", pair),
+    "pissa": ("pissa", pair),
+    "pissa-exact": ({"pissa": {"svd": "exact"}}, pair),
+    "dora": ("dora", lambda d, k, r: pair(d, k, r) + d),
+    "mora": ("mora", even_square),
+    "mora-1": ({"mora": {"type": 1}}, square),
+    "mora-2": ({"mora": {"type": 2}}, square),
+    "mora-3": ({"mora": {"type": 3}}, square),
+    "mora-4": ({"mora": {"type": 4}}, square),
+    "mora-6": ({"mora": {"type": 6}}, even_square),
+    "pissa+rslora+lora+": (["pissa", "rslora", "lora+"], pair),
+    "pissa+dora": (["pissa", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "mora+dora": (["mora", "dora"], lambda d, k, r: even_square(d, k, r) + d),
+    "rslora+dora+lora+": (["rslora", "dora", "lora+"], lambda d, k, r: pair(d, k, r) + d),
+    "gralora": ("gralora", pair),
+    "gralora-hybrid": ({"gralora": {"blocks": 2, "hybrid_rank": 2}}, pair),
+    "melora": ({"melora": {"minis": 4}}, pair),
+    "miss": ("miss", lambda d, k, r: r * d),
+    "miss-mini": ({"miss": {"mini": 4}}, lambda d, k, r: r * 4),
+    "bone": ({"bone": {"block": 4}}, lambda d, k, r: 4 * d),
+    "fourierft": ({"fourierft": {"frequencies": 50}}, lambda d, k, r: 50),
+    "c3a": ({"c3a": {"block": 4}}, lambda d, k, r: d * k // 4),
+    "gralora+rslora+dora": (["gralora", "rslora", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "hra": ("hra", lambda d, k, r: r * k),
+    "lorma": ("lorma", lambda d, k, r: 2 * r * d),
+    "lorma-inputs": ({"lorma": {"side": "inputs"}}, lambda d, k, r: 2 * r * k),
+    "lorma-pi": ({"lorma": {"variant": "pi"}}, lambda d, k, r: 2 * r * d),
+    "lorma-pi-inputs": ({"lorma": {"variant": "pi", "side": "inputs"}}, lambda d, k, r: 2 * r * k),
+    "dcft": ({"dcft": {"kernel": 4}}, lambda d, k, r: (d + k) // 4 + 16),
+    "flora-batched": ("flora-batched", pair),
+    "lora-fa": ("lora-fa", lambda d, k, r: r * d),
+    "lora-fa-orthonormal": ({"lora-fa": {"init": "orthonormal", "corrected": True}}, lambda d, k, r: r * d),
+    "lora-fa-svd": ({"lora-fa": {"init": "svd"}}, lambda d, k, r: r * d),
+    "lora-fa-mirror": ({"lora-fa": {"frozen": "B"}}, lambda d, k, r: r * k),
+    "lora-fa+rslora+dora": (["lora-fa", "rslora", "dora"], lambda d, k, r: r * d + d),
+    "olora": ("olora", pair),
+    "milora": ("milora", pair),
+    "milora+dora": (["milora", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "lora-xs": ("lora-xs", lambda d, k, r: r * r),
+    "lora-xs-exact": ({"lora-xs": {"svd": "exact"}}, lambda d, k, r: r * r),
+    "lora-ensemble": ({"lora-ensemble": {"members": 3}}, lambda d, k, r: 3 * pair(d, k, r)),
+    "full": ("full", lambda d, k, r: d * k),
+    "full+dora": (["full", "dora"], lambda d, k, r: d * k + d),
+    "relora": (["lora", "relora"], pair),
+    "remora": ("remora", square),
+    "rslora+relora+dora": (["rslora", "relora", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "pissa+ba-lora": (["pissa", "ba-lora"], pair),
+    "delora": ("delora", lambda d, k, r: pair(d, k, r) + 1),
+    "delora+dora": (["delora", "dora"], lambda d, k, r: pair(d, k, r) + 1 + d),
+    "singlora": ("singlora", lambda d, k, r: r * max(d, k)),
+    "singlora+rslora": (["singlora", "rslora"], lambda d, k, r: r * max(d, k)),
+    "nola": ({"nola": {"basis": 20}}, lambda d, k, r: 2 * 20),
+    "nola+rslora+dora": ([{"nola": {"basis": 20}}, "rslora", "dora"], lambda d, k, r: 2 * 20 + d),
+    "edora": ("edora", lambda d, k, r: r * r + d),
+    "lora-dropout": ("lora-dropout", pair),
+    "lora-dropout+lora+": ([{"lora-dropout": {"rescale": "inverted"}}, "lora+"], pair),
+    "lora-dropout+pissa": (["pissa", {"lora-dropout": {"p": 0.2}}], pair),
+    "pego": ({"pego": {"groups": 2}}, pair),
+    "pego+dora": (["dora", {"pego": {"groups": 2}}], lambda d, k, r: pair(d, k, r) + d),
+    "nuclear-norm": ("nuclear-norm", pair),
+    "nuclear-norm+pissa": (["pissa", {"nuclear-norm": {"form": "exact"}}], pair),
+    "lora-pro": ("lora-pro", pair),
+    "lora-pro-weight": ({"lora-pro": {"moments": "weight"}}, pair),
+    "lora-pro+pissa+rslora": (["lora-pro", "pissa", "rslora"], pair),
+    "preconditioned": ("preconditioned", pair),
+    "preconditioned+dora": (["preconditioned", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "sorsa": ("sorsa", lambda d, k, r: r * (d + k + 1)),
+    "sorsa-exact": ({"sorsa": {"svd": "exact", "squared": True}}, lambda d, k, r: r * (d + k + 1)),
+    "fedsvd": ({"fedsvd": {"every": 2}}, pair),
+    "fedsvd+dora": (["fedsvd", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "early-late-dropout": ("early-late-dropout", pair),
+    "tempbalance": ("tempbalance", pair),
+    "adalora": ({"adalora": {"over": 1.0}}, lambda d, k, r: r * (d + k + 1)),
+    "adalora+rslora+dora": ([{"adalora": {"over": 1.0}}, "rslora", "dora"], lambda d, k, r: r * (d + k + 1) + d),
+    "sora": ("sora", lambda d, k, r: r * (d + k + 1)),
+    "sora+rslora+dora": ([{"sora": {"rule": "released"}}, "rslora", "dora"], lambda d, k, r: r * (d + k + 1) + d),
+    "dylora": ("dylora", pair),
+    "dylora-all": ({"dylora": {"frozen": False, "strict": True, "use_rank": 2}}, pair),
+    "prilora": ({"prilora": {"spread": 0.0}}, pair),
+    "increlora": ({"increlora": {"over": 1.0}}, lambda d, k, r: r * (d + k + 1)),
+    "increlora+dora": ([{"increlora": {"over": 1.0}}, "dora"], lambda d, k, r: r * (d + k + 1) + d),
+    "elalora": ({"elalora": {"over": 1.0}}, lambda d, k, r: r * (d + k + 1)),
+    "elalora+dora": ([{"elalora": {"over": 1.0}}, "dora"], lambda d, k, r: r * (d + k + 1) + d),
+    "roselora": ("roselora", pair),
+    "roselora+rslora+lora+": (["roselora", "rslora", "lora+"], pair),
+    "lori": ("lori", lambda d, k, r: r * d),
+    "aflora": ("aflora", lambda d, k, r: pair(d, k, r) + r + d),
+    "lora-ga": ("lora-ga", pair),
+    "lora-ga+rslora+dora": (["lora-ga", "rslora", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    # A start that is a step, made so small that half precision is told apart from it.
+    "lora-one": ({"lora-one": {"gamma": 4096.0}}, pair),
+    "lora-one+rslora+preconditioned": ([{"lora-one": {"gamma": 8192.0}}, "rslora", "preconditioned"], pair),
+    "lora-one+dora": ([{"lora-one": {"gamma": 4096.0}}, "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "lora-sb": ("lora-sb", lambda d, k, r: r * r),
+    "lora-sb-exact": ({"lora-sb": {"svd": "exact"}}, lambda d, k, r: r * r),
+    "gora": ({"gora": {"least": 1.0, "most": 1.0, "step": 0.001}}, pair),
+    "gora+lora+": ([{"gora": {"least": 1.0, "most": 1.0, "step": 0.001}}, "lora+"], pair),
+    "goat": ({"goat": {"experts": 2}}, lambda d, k, r: pair(d, k, r) + 2 * k),
+    "goat-lora": ({"goat": {"experts": 2, "init": "lora"}}, lambda d, k, r: pair(d, k, r) + 2 * k),
+    "vera": ("vera", lambda d, k, r: r + d),
+    "vera-saved": ({"vera": {"save_projection": True, "seed": 5}}, lambda d, k, r: r + d),
+    "vera+dora": (["vera", "dora"], lambda d, k, r: r + 2 * d),
+    "randlora": ("randlora", randlora),
+    "randlora-sparse": ({"randlora": {"bases": "sparse", "by_count": True}}, randlora),
+    "randlora-very-sparse+rslora": ([{"randlora": {"bases": "very-sparse"}}, "rslora"], randlora),
+    "lotr": ("lotr", lambda d, k, r: r * r),
+    "lotr+dora": ([{"lotr": {"init": "norm"}}, "dora"], lambda d, k, r: r * r + d),
+    "galore": ("galore", lambda d, k, r: d * k),
+    "dct-adamw": ("dct-adamw", lambda d, k, r: d * k),
+    "fira": ("fira", lambda d, k, r: d * k),
+    "frugal": ("frugal", lambda d, k, r: d * k),
+    "flora": ("flora", lambda d, k, r: d * k),
+    "fast-forward": ("fast-forward", pair),
+    "fast-forward+dora": ([{"fast-forward": {"every": 1, "after": 0.0}}, "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "eva": ({"eva": {"rho": 1.0}}, pair),
+    "eva+rslora+dora": ([{"eva": {"rho": 1.0}}, "rslora", "dora"], lambda d, k, r: pair(d, k, r) + d),
+    "corda": ("corda", pair),
+    "corda-kpm": ({"corda": {"mode": "kpm", "normalise": "max"}}, pair),
+    "plop": ({"plop": {"kinds": 99}}, pair),
+    "lamda++": ({"lamda++": {"spread": 0.0}}, pair),
+}
+# What no LoRA of stock PEFT can say, by the beginnings of their cases.
+NOT_A_LORA = (
+    "bone",
+    "c3a",
+    "dct-adamw",
+    "fira",
+    "flora",
+    "flora-batched",
+    "fourierft",
+    "frugal",
+    "full",
+    "galore",
+    "goat",
+    "hra",
+    "lora-ensemble",
+    "lorma",
+    "mora",
+    "randlora",
+    "remora",
+)
+# What no weight can say: the output is no linear function of the input.
+NOT_MERGEABLE = ("goat", "lora-ensemble")
+EVERY_CASE = pytest.mark.parametrize("case", CASES)
+EVERY_MODEL = pytest.mark.parametrize("model_name", tiny.MODELS)
+
+
+def attach(model: torch.nn.Module, case: str, seed: int = 0, **more: Any) -> Any:
+    overrides = {tiny_target(model): {"rank": RANK + 2}}
+    adapter = {"method": CASES[case][0], "rank": RANK, "overrides": overrides, **more}
+    batches = [{"input_ids": ids, "labels": ids} for ids in (tiny.tokens(seed=8), tiny.tokens(seed=9))]
+    return lrft.attach(model, adapter, seed=seed, batches=batches)
+
+
+def composed(attached: Any) -> compose.Composition:
+    return compose.compose((entry["name"], entry["options"]) for entry in attached.methods)
+
+
+def late(attached: Any, size: float = 0.2) -> None:
+    """Put trained tensors where no start is, at the end of a run of 100 steps."""
+    tiny.disturb(list(attached.trained().values()), size=size)
+    hooks(attached, "before_step", 99)
+
+
+def hooks(attached: Any, name: str, step: int, optimizer: Any = None) -> None:
+    """Call one hook of every part, as the training loop does."""
+    composition = composed(attached)
+    run = Run(step, 100, attached.model, attached.modules, optimizer, 0, lambda t: t)
+    for part in composition.parts:
+        getattr(part, name)(run)
+
+
+def tiny_target(model: torch.nn.Module) -> str:
+    """A layer that gets a rank of its own, so that ranks per module are never forgotten."""
+    return "*.1.mlp.c_fc" if hasattr(model, "transformer") else "*.1.mlp.down_proj"
+
+
+def test_every_method_file_has_a_case() -> None:
+    named = {entry.name for words, _ in CASES.values() for entry in recipe.parse_adapter({"method": words}).method}
+    assert named == set(registry.methods())
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_fresh_equals_base(case: str, model_name: str) -> None:
+    model, ids = tiny.make(model_name), tiny.tokens()
+    before = tiny.logits(model, ids)
+    if composed(attach(model, case)).starts_off:
+        assert not torch.equal(tiny.logits(model, ids), before)
+        return
+    assert (tiny.logits(model, ids) - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+@EVERY_CASE
+def test_fresh_lora_like_update_is_exactly_zero(case: str) -> None:
+    attached = attach(tiny.make("llama"), case)
+    for name, adapter in attached.modules.items():
+        if isinstance(adapter, Delta) and adapter.mergeable and not composed(attached).starts_off:
+            assert not attached.delta(name).any(), name
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_fast_path_equals_definition(case: str, model_name: str) -> None:
+    model = tiny.make(model_name).double()
+    attached = attach(model, case)
+    late(attached)
+    for name, layer in attached.layers().items():
+        if not layer.adapter.mergeable:
+            continue
+        x = torch.randn(2, 3, layer.adapter.site.k, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        W = layer.adapter.weight(linear.dense(layer.base))
+        expected = torch.nn.functional.linear(x, W, layer.base.bias)
+        assert torch.allclose(layer(x), expected, rtol=1e-10, atol=1e-10), name
+        assert torch.allclose(attached.delta(name), W - linear.dense(layer.base), rtol=1e-9, atol=1e-9), name
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_trained_numbers_follow_the_formula(case: str, model_name: str) -> None:
+    """Trust 20."""
+    attached = attach(tiny.make(model_name), case)
+    for name, adapter in attached.modules.items():
+        site = adapter.site
+        trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+        assert trained == CASES[case][1](site.d, site.k, site.rank), name
+    assert {site.rank for site in attached.sites} == {RANK, RANK + 2}
+    assert {id(p) for p in attached.model.parameters() if p.requires_grad} == set(map(id, attached.trained().values()))
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_gradients_reach_every_trained_tensor_by_the_second_step(case: str, model_name: str) -> None:
+    model, ids = tiny.make(model_name).train(), tiny.tokens()
+    attached = attach(model, case)
+    start = attached.state_dict()
+    ours = set(map(id, attached.tensors().values()))  # of these, parts may set the frozen ones
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in ours}
+    optimizer = torch.optim.AdamW(attached.trained().values(), lr=1e-2)
+    composition = composed(attached)
+    for step in range(2):
+        optimizer.zero_grad()
+        run = Run(step, 100, model, attached.modules, optimizer, 0, lambda t: t, held_out=lambda: 1.0)
+        for part in composition.parts:
+            part.before_step(run)
+        model(input_ids=ids, labels=ids).loss.backward()
+        for part in composition.parts:
+            part.after_backward(run)
+        optimizer.step()
+        for part in composition.parts:
+            part.after_step(run)
+    resting = {role for part in composition.parts for role in part.resting}
+    for name, p in attached.trained().items():
+        assert p.grad is not None, name
+        if name.rsplit(".", 1)[-1] not in resting:
+            assert p.grad.abs().max() > 0, name
+            assert not torch.equal(p.detach(), start[name]), name
+    for name, p in model.named_parameters():
+        if name in frozen:
+            assert torch.equal(p, frozen[name]), name
+
+
+@EVERY_CASE
+def test_disabled_and_detached_are_the_untouched_base(case: str) -> None:
+    model, ids = tiny.make("llama"), tiny.tokens()
+    before = tiny.logits(model, ids)
+    attached = attach(model, case)
+    late(attached)
+    assert not torch.equal(tiny.logits(model, ids), before)
+    with attached.disabled():
+        assert torch.equal(tiny.logits(model, ids), before)
+    assert not torch.equal(tiny.logits(model, ids), before)
+    attached.detach()
+    assert torch.equal(tiny.logits(model, ids), before)
+
+
+@EVERY_CASE
+def test_the_seed_decides_the_start_and_the_global_generator_is_left_alone(case: str) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, again = attach(tiny.make("llama"), case, seed=1).state_dict(), None
+    torch.manual_seed(5)
+    model = tiny.make("llama")
+    torch.manual_seed(5)
+    again = attach(model, case, seed=1).state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    assert one.keys() == again.keys()
+    assert all(torch.equal(one[name], again[name]) for name in one)
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_over_a_half_precision_base_adapters_are_float32_and_outputs_keep_the_dtype(
+    case: str, dtype: torch.dtype
+) -> None:
+    """Trust 33."""
+    model, ids = tiny.make("llama").to(dtype), tiny.tokens()
+    before = tiny.logits(model, ids)
+    attached = attach(model, case)
+    assert {p.dtype for p in attached.trained().values()} == {torch.float32}
+    assert tiny.logits(model, ids).dtype == dtype
+    assert (tiny.logits(model, ids) - before).abs().max() <= 0.02 * before.abs().max()
+    with torch.autocast("cpu", dtype=dtype):
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in attached.trained().values())
+
+
+@EVERY_CASE
+def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
+    """Trust 27."""
+    compare_checkpointed(lambda: tiny.make("llama"), case)
+
+
+def compare_checkpointed(make: Callable[[], Any], case: str) -> None:
+    """Gradients of a case's adapters over `make()`, by strength of checkpointing."""
+    gradients = []
+    for kind in ("none", "light", "medium", "full"):
+        model, ids = make().train(), tiny.tokens()
+        attached = attach(model, case)
+        late(attached)
+        if kind != "none":
+            gradient_checkpointing.checkpoint(model, kind)
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append({name: p.grad for name, p in attached.trained().items()})
+    for name, plain in gradients[0].items():
+        for again in gradients[1:]:
+            assert torch.allclose(plain, again[name], rtol=1e-5, atol=1e-6), name
+
+
+# What must hold in another process, with another seed: saved folders are read there by lrft, by stock PEFT on stock
+# transformers, and merged folders by stock transformers. One process serves all cases, because starting one is slow.
+READER = """
+import json, sys, torch, transformers, tiny
+import lrft
+from transformers import AutoModelForCausalLM
+folder, ids = sys.argv[1], tiny.tokens()
+torch.manual_seed(999)
+report = {}
+for work in json.load(open(folder + "/work.json")):
+    expected = torch.load(work["logits"], weights_only=True)
+    def gap(model):
+        return (tiny.logits(model.eval(), ids) - expected).abs().max().item()
+    def base():
+        return AutoModelForCausalLM.from_pretrained(work["base"], dtype=torch.float32)
+    found = {}
+    model = base()
+    lrft.load_adapter(model, work["adapter"])
+    found["lrft"] = gap(model)
+    if work["merged"]:
+        found["merged"] = gap(AutoModelForCausalLM.from_pretrained(work["merged"], dtype=torch.float32))
+    if work["peft"]:
+        from peft import PeftModel
+        found["peft"] = gap(PeftModel.from_pretrained(base(), work["adapter"]))
+    report[work["name"]] = found
+json.dump(report, open(folder + "/report.json", "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    """ "case model" -> {"lrft", "merged", "peft" if it can be said there}: largest logit difference over there."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    work = []
+    for model_name in tiny.MODELS:
+        base = tiny.save(tiny.make(model_name), folder / f"base-{model_name}")
+        for number, case in enumerate(CASES):
+            model = tiny.make(model_name)
+            attached = attach(model, case)
+            late(attached, size=0.05)
+            adapter = folder / f"{model_name}-{number}"
+            adapter.mkdir()
+            save_adapter(attached, adapter, base={"name": str(base)})
+            merged = folder / f"merged-{model_name}-{number}"
+            mergeable = all(own.mergeable for own in attached.modules.values())
+            if mergeable:
+                merge_adapter(adapter, merged)
+            logits = folder / f"{model_name}-{number}.pt"
+            torch.save(tiny.logits(model, tiny.tokens()), logits)
+            work.append(
+                {
+                    "name": f"{case} {model_name}",
+                    "base": str(base),
+                    "adapter": str(adapter),
+                    "merged": str(merged) if mergeable else None,
+                    "logits": str(logits),
+                    "peft": (adapter / "adapter_config.json").exists(),
+                }
+            )
+    (folder / "work.json").write_text(json.dumps(work))
+    environment = {
+        "PYTHONPATH": f"{Path(lrft.__file__).parents[1]}:{Path(runs.__file__).parent}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", READER, str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report: dict[str, dict[str, float]] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_saved_loads_elsewhere_to_the_same_logits(case: str, model_name: str, elsewhere: dict[str, Any]) -> None:
+    assert elsewhere[f"{case} {model_name}"]["lrft"] <= 1e-6
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_merged_equals_adapter(case: str, model_name: str, elsewhere: dict[str, Any]) -> None:
+    found = elsewhere[f"{case} {model_name}"]
+    if case.startswith(NOT_MERGEABLE):
+        assert "merged" not in found
+    else:
+        assert found["merged"] <= 1e-4
+
+
+@EVERY_CASE
+@EVERY_MODEL
+def test_stock_peft_gives_the_same_logits(case: str, model_name: str, elsewhere: dict[str, Any]) -> None:
+    found = elsewhere[f"{case} {model_name}"]
+    if case.startswith(NOT_A_LORA):
+        assert "peft" not in found, "no LoRA of stock PEFT: the folder must not pretend"
+    else:
+        assert found["peft"] <= 1e-4

@@ -1,0 +1,111 @@
+"""What every method must keep in a run: resumed is straight to the bit, and two processes train what one trains,
+whether each holds the whole base or half of it, or half of the gradients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import runs
+from runs import Place
+from test_methods import CASES
+
+from lrft.adapters import compose
+
+EVERY_CASE = pytest.mark.parametrize("case", CASES)
+# 9 rows in steps of 4: the last step of an epoch has fewer rows than two processes with micro-batches of 2 have places.
+KEYS = (
+    "training.epochs=2",
+    "training.optimizer={adamw: {eps: 1e-3}}",  # else Adam blows up the rounding of gradients that are nearly zero
+    "checkpoint.every=3",
+    "checkpoint.keep=9",
+)
+# Largest difference over the largest value. Sums of two processes round otherwise than those of one, and a large
+# factor, or the inverse of a small one, makes more of that in a few steps.
+TOLERANCE = 1e-4
+WIDER = {
+    **{"singlora+rslora": 1e-2, "corda": 1e-2, "gora+lora+": 1e-2, "fast-forward+dora": 2e-2},
+    **{"lora-pro": 1e-3, "lora-one+rslora+preconditioned": 1e-3},
+}
+# What depends on how a batch is cut into passes: masks drawn in each pass, singular values of its logits, inputs scaled
+# by the largest of each pass.
+BY_PASS = ("lora-dropout", "ba-lora", "corda-kpm")
+WORKER = """
+import json, sys, warnings
+warnings.simplefilter("error")
+# DeepSpeed 0.19 imports what torch 2.13 has given up.
+warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+sys.path[:0] = sys.argv[1].split(":")
+from pathlib import Path
+from lrft import machine, recipe
+from lrft.errors import RecipeError
+from lrft.train import train
+from lrft.training.state import Options
+
+root, strategy, *keys = sys.argv[2:]
+for number, words in enumerate(json.loads(Path(f"{root}/cases.json").read_text())):
+    more = (f"output_dir={root}/{strategy}-{number}", f"adapter.method={json.dumps(words)}")
+    more += (f"distributed.strategy={strategy}",)
+    try:
+        train(recipe.load(Path(root) / "recipe.yaml", (*keys, *more)), Options(quiet=True))
+    except RecipeError as error:
+        Path(f"{root}/{strategy}-{number}.refused").write_text("\\n".join(error.lines()))
+machine.leave()
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place.make(tmp_path_factory.mktemp("methods"), train_rows=9)
+
+
+def straight(place: Place, case: str) -> Path:
+    """The case's run, made once."""
+    out = place.root / f"one-{list(CASES).index(case)}"
+    if not out.exists():
+        place.train(*KEYS, method_of(case), out=out.name)
+    return out
+
+
+def method_of(case: str) -> str:
+    return f"adapter.method={json.dumps(CASES[case][0])}"
+
+
+@EVERY_CASE
+def test_a_resumed_run_ends_in_the_bits_of_a_straight_one(case: str, place: Place) -> None:
+    """Trust 13."""
+    whole = straight(place, case)
+    cut = runs.cut(whole, 3, place.root / f"cut-{list(CASES).index(case)}")
+    place.train(*KEYS, method_of(case), out=cut.name, resume="last")
+    assert runs.differing(runs.tensors(whole), runs.tensors(cut)) == []
+    assert runs.records(whole) == runs.records(cut)
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp", "zero2"])
+def two(place: Place, request: pytest.FixtureRequest) -> str:
+    """All cases, each trained by two processes that talk through gloo. One pair serves all: starting it is slow.
+
+    Returns how the folders' names begin.
+    """
+    strategy: str = request.param
+    (place.root / "cases.json").write_text(json.dumps([words for words, _ in CASES.values()]))
+    arguments = (str(place.root), strategy, *KEYS, "training.micro_batch_size=1")
+    runs.side_by_side(WORKER, *arguments, seconds=1500)
+    return strategy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if not any(word in case for word in BY_PASS)])
+def test_two_processes_train_what_one_trains(case: str, place: Place, two: str) -> None:
+    one, other = straight(place, case), place.root / f"{two}-{list(CASES).index(case)}"
+    refused = other.with_suffix(".refused")
+    acting = compose.compose((e.name, e.options) for e in place.recipe(method_of(case)).adapter.method)
+    names = acting.acting_between_passes if two == "zero2" else []
+    assert refused.exists() == bool(names)
+    if names:  # DeepSpeed has its own copies of what these act on
+        assert f"adapter.method: {', '.join(names)} acts on gradients" in refused.read_text()
+        return
+    assert runs.distance(runs.tensors(one), runs.tensors(other), "adapter") < WIDER.get(case, TOLERANCE)
+    for mine, theirs in zip(runs.records(one), runs.records(other), strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=WIDER.get(case, TOLERANCE))

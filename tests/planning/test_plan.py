@@ -1,0 +1,301 @@
+"""`lrft plan`: counts against the real model, memory against measured peaks, and nothing loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import runs
+import tiny
+import torch
+from runs import Place
+from scaling_tables import tables
+from test_methods import CASES
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import lrft
+from lrft.adapters import compose
+from lrft.adapters.attach import attach_sites
+from lrft.cli.main import run_command
+from lrft.errors import RecipeError
+from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
+from lrft.model.load import load_model
+from lrft.planning import activation_memory, plan
+from lrft.planning import render as plan_render
+from lrft.planning.plan import Plan, chosen, make_plan
+from lrft.utils import files
+
+ROOT = Path(lrft.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place.make(tmp_path_factory.mktemp("plan"))
+
+
+def planned(place: Place, *keys: str, devices: int = 1, nodes: int = 1) -> Plan:
+    recipe = place.recipe(*keys)
+    prepared = prepare_data(recipe, place.root / "base", load_recipe_tokenizer(recipe, place.root / "base"))
+    return make_plan(recipe, place.root / "base", prepared, devices, nodes=nodes)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_counts_are_those_of_the_real_model(case: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every method can be built and passed through without content."""
+    monkeypatch.setattr(plan, "MEASURED_SECONDS", 0.01)
+    words = CASES[case][0]
+    made = planned(place, f"adapter.method={json.dumps(words)}")
+    model: Any = load_model(place.root / "base", dtype=torch.float32)
+    parameters = sum(p.numel() for p in model.parameters())
+    whole = made.memory["one device"]
+    assert made.parameters == parameters
+    assert whole.weights == 4 * parameters
+    assert whole.gradients == 4 * made.trained
+    assert whole.activations > 0
+    assert sum(m["trained"] for m in made.modules) <= made.trained
+    entries = place.recipe(f"adapter.method={json.dumps(words)}").adapter.method
+    if compose.compose((entry.name, entry.options) for entry in entries).observes:
+        return  # ranks follow from data, which a plan does not look at
+    attached = lrft.attach(model, {"method": words, "rank": 4})
+    assert made.trained == sum(p.numel() for p in attached.trained().values())
+    assert whole.adapter == sum(p.numel() * p.element_size() for p in attached.tensors().values())
+
+
+def test_the_optimiser_is_counted_by_what_it_keeps(place: Place) -> None:
+    for method in ("lora", "galore", "fira", "frugal", "flora", {"galore": {"projection": "dct"}}):
+        keys = (f"adapter.method={json.dumps(method)}", "training.max_steps=1")
+        made = planned(place, *keys)
+        run = place.train(*keys, out=f"state-{json.dumps(method)[2:8].strip()}-{len(json.dumps(method))}")
+        state = {n: t for n, t in runs.tensors(run).items() if n.startswith("optimizer.safetensors")}
+        kept = sum(t.numel() * t.element_size() for t in state.values() if t.ndim)
+        assert made.memory["one device"].optimizer == pytest.approx(kept, rel=0.4 if method == "frugal" else 0.02), (
+            method
+        )
+
+
+def test_steps_tokens_and_the_largest_pass_are_those_of_the_run(place: Place) -> None:
+    made = planned(place)
+    records = runs.records(place.train(out="counted"))
+    assert made.steps == len(records) == runs.STEPS
+    assert made.tokens == records[-1]["tokens"]
+    recipe = place.recipe()
+    rows = prepare_data(recipe, place.root / "base", load_recipe_tokenizer(recipe, place.root / "base")).train
+    two = sorted(rows.lengths.tolist())[-2:]
+    assert max(two) < made.largest <= sum(two)
+    assert planned(place, "data.packing=false").largest >= made.largest
+
+
+def test_what_autograd_keeps_is_what_it_keeps_with_real_tensors() -> None:
+    """The same count on a real model; attention apart, which a plan takes as fused."""
+    for method in ("lora", "dora", "mora", "hra"):
+        model = tiny.make("llama").train()
+        lrft.attach(model, {"method": method, "rank": 4})
+        _, real = activation_memory.kept_by(model, 40, torch.float32)
+        with torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+            fake_model = tiny.MODELS["llama"]().requires_grad_(False).train()
+            composition = compose.compose([(method, {})])
+            sites = lrft.attach(tiny.make("llama"), {"method": method, "rank": 4}).sites
+            attach_sites(fake_model, sites, composition, seed=0, fresh=False)
+            _, fake = activation_memory.kept_by(fake_model, 40, torch.float32)
+        assert fake == pytest.approx(real, rel=0.02), method
+
+
+def test_devices_divide_the_blocks_of_the_base(place: Place) -> None:
+    made = planned(place, devices=4)
+    assert list(made.memory) == ["ddp", "zero2", "fsdp"], "one device's passes would be larger"
+    ddp, sharded = made.memory["ddp"], made.memory["fsdp"]
+    model: Any = load_model(place.root / "base", dtype=torch.float32)
+    within = sum(4 * p.numel() for name, p in model.named_parameters() if ".layers." in name)
+    blocks = model.config.num_hidden_layers
+    gathered = min(within, within // 4 + 2 * within // blocks)
+    assert sharded == dataclasses.replace(ddp, weights=ddp.weights - within + gathered)
+    summed = 2 * 0.75 * ddp.gradients
+    passes = 1  # four rows, one for each device
+    assert made.communication["ddp"] == pytest.approx(summed)
+    assert made.communication["fsdp"] == pytest.approx(summed + 2 * passes * 0.75 * within)
+    assert made.rings["fsdp"][0].times == 2 * passes * blocks
+    few = planned(place, "adapter.layers=[0]", devices=4)
+    assert few.rings["fsdp"][0] == made.rings["fsdp"][0], "blocks without adapters are gathered as well"
+
+
+@pytest.mark.parametrize(
+    ("keys", "nodes", "strategy"),
+    [
+        ((), 2, "ddp"),
+        (("distributed.strategy=ddp",), 2, "ddp"),
+        (("distributed.strategy=fsdp",), 2, "fsdp"),
+        (("distributed.strategy=fsdp", "distributed.shard_over=all"), 2, "fsdp over all"),
+        (("distributed.strategy=fsdp", "distributed.shard_over=all"), 1, "fsdp"),
+        (("distributed.strategy=fsdp",), 4, "fsdp"),
+        (("distributed.strategy=zero2",), 2, "zero2"),
+    ],
+)
+def test_the_strategy_is_the_one_that_the_recipe_chooses(
+    place: Place, keys: tuple[str, ...], nodes: int, strategy: str
+) -> None:
+    made = planned(place, *keys, devices=4, nodes=nodes)
+    assert made.strategy == strategy
+    larger = {name: dataclasses.replace(made.memory[name], weights=n * 10**9) for n, name in enumerate(made.memory, 1)}
+    made = dataclasses.replace(made, memory=larger)
+    said = dict(plan_render.table_rows(made, place.recipe(*keys)))
+    assert f"`lrft train` runs {strategy} (distributed.strategy: " in said["4 devices"][-1]
+    assert ("shard_over: all" in said["4 devices"][-1]) == (strategy == "fsdp over all")
+    assert plan_render.gigabytes(larger[strategy].total) in said["memory"][-1], "the parts are those of the choice"
+    assert plan_render.gigabytes(larger[strategy].weights) in plan_render.parts_line(made)
+    over = {"fsdp": f"{4 if nodes == 4 else 4 // nodes} devices", "fsdp over all": "4 devices"}.get(strategy, "")
+    (weights,) = [line for line in said["memory"] if line.startswith("weights")]
+    assert weights.endswith(over or "frozen")
+
+
+def test_auto_divides_a_base_that_leaves_a_gpu_too_little() -> None:
+    recipe: Any = SimpleNamespace(distributed=SimpleNamespace(strategy="auto", shard_over="node"))
+    names = ["ddp", "fsdp", "fsdp over all"]
+    limit = int(0.7 * 80e9)
+    assert not torch.cuda.is_available(), "else the memory is that GPU's"
+    assert chosen(recipe, limit, names)[0] == "ddp"
+    assert chosen(recipe, limit + 1, names) == (
+        "fsdp",
+        "distributed.strategy: auto, as the base takes more than 70% of a GPU's 80 GB",
+    )
+    assert chosen(recipe, limit + 1, ["one device"])[0] == "one device"
+
+
+def test_dividing_what_has_no_blocks_is_refused_as_in_a_run(place: Place) -> None:
+    with pytest.raises(RecipeError, match=r"argument \d+ distributed.strategy: this model has no blocks"):
+        chosen(place.recipe("distributed.strategy=fsdp"), 1, ["ddp"])
+
+
+def test_the_command_shows_it_and_gives_json(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(place.root / "recipe.yaml")
+    assert run_command(["plan", recipe, "--devices", "2"]) == 0
+    said = capsys.readouterr().out
+    for word in ("q_proj", "activations", "together", "ddp", "TFLOP", "steps"):
+        assert word in said
+    assert run_command(["plan", recipe, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["memory"]["one device"]["total"] > facts["memory"]["one device"]["weights"]
+    assert run_command(["plan", recipe, "--devices", "0"]) == 2
+    assert run_command(["plan", recipe, "adapter.rank=0"]) == 2
+
+
+def test_nodes_multiply_devices_and_slow_what_is_sent(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, said = str(place.root / "recipe.yaml"), {}
+    for nodes in ("1", "2"):
+        assert run_command(["plan", recipe, "--devices", "4", "--nodes", nodes, "--json"]) == 0
+        said[nodes] = json.loads(capsys.readouterr().out)
+    assert (said["2"]["devices"], said["2"]["nodes"]) == (8, 2)
+    assert list(said["1"]["memory"]) == ["ddp", "zero2", "fsdp"]
+    assert said["2"]["memory"]["fsdp"]["weights"] == said["1"]["memory"]["fsdp"]["weights"]
+    names = ("ddp", "zero2", "fsdp", "fsdp over all")
+    for name in names:
+        assert said["2"]["exchange"][name] > said["1"]["exchange"].get(name, 0)
+        least, most = said["2"]["efficiency"][name]
+        assert 0 < least <= most <= 1
+        assert (least == most) == (name == "zero2"), "DeepSpeed computes nothing while it exchanges"
+    assert said["2"]["exchange"]["fsdp over all"] > said["2"]["exchange"]["fsdp"]
+    assert run_command(["plan", recipe, "--devices", "4", "--nodes", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "2 x 4" in text
+    assert "50 GB/s between" in text
+    assert all(f"{name} " in text for name in names)
+    for devices in (4, 8):
+        assert f"blocks divided over {devices} devices" in " ".join(text.split())
+    assert run_command(["plan", recipe, "--nodes", "0"]) == 2
+
+
+@pytest.mark.slow
+def test_the_page_on_scale_has_what_the_plan_says(place: Place) -> None:
+    """A Llama 3.1 8B by its config alone: the parts that do not depend on the rows."""
+    width, inner, blocks, heads = tables.SHAPES["8B"]
+    root = place.root / "eight"
+    shutil.copytree(place.root / "base", root)
+    config = json.loads((root / "config.json").read_text()) | {
+        **{"vocab_size": 128256, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks},
+        **{"num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": width // heads},
+    }
+    (root / "config.json").write_text(json.dumps(config))
+    keys = (f"model={root}", "training.precision=bf16", "adapter.rank=16", "training.micro_batch_size=1")
+    arguments = ["--devices=8", "--nodes=8", "--json", "training.global_batch_size=64"]
+    made = json.loads(process("plan", str(place.root / "recipe.yaml"), *keys, *arguments))
+    page = tables.cases("8B", files.read_json(ROOT / "docs" / "scale.json")["8B"], "bf16", 64)
+    for name, case in page.items():
+        for part in ("weights", "adapter", "gradients", "optimizer"):
+            assert made["memory"][name][part] == getattr(case.memory, part), (name, part)
+        assert made["communication"][name] == case.sends
+        assert made["exchange"][name] == case.communication
+
+
+# --- measured ---
+
+RECIPES = {
+    "lora": (),
+    "lora-light": ("training.gradient_checkpointing=light",),
+    "lora-full": ("training.gradient_checkpointing=full",),
+    "dora": ("adapter.method=dora",),
+    "mora": ("adapter.method=mora",),
+    "full": ("adapter.method=full",),
+    "padded": ("data.packing=false",),
+    "nf4": ("model.quantization=nf4",),
+    "int8": ("model.quantization=int8",),
+}
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A model whose activations are more than the process itself."""
+    place = Place.make(tmp_path_factory.mktemp("larger"), train_rows=1)
+    config = json.loads((place.root / "base" / "config.json").read_text())
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=8192,
+            hidden_size=512,
+            intermediate_size=1408,
+            num_hidden_layers=5,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            max_position_embeddings=4096,
+            **{key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        )
+    )
+    model.save_pretrained(place.root / "base")
+    said = {"role": "assistant", "content": "forty two time " * 60}
+    rows = [{"messages": [{"role": "user", "content": "hello world " * 3}, said]}] * 8
+    runs.write_rows(place.root / "train.jsonl", rows)
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_forecast_is_within_15_percent_of_the_measured_peak(larger: Place, name: str) -> None:
+    keys = (
+        *(
+            "training.global_batch_size=8",
+            "training.micro_batch_size=8",
+            "training.max_steps=2",
+            "training.epochs=null",
+        ),
+        *("data.validation=none", f"output_dir={larger.root / name}", *RECIPES[name]),
+    )
+    recipe = str(larger.root / "recipe.yaml")
+    forecast = json.loads(process("plan", recipe, "--json", *keys))["memory"]["one device"]["total"]
+    process("train", recipe, "--fresh", *keys)
+    lines = (larger.root / name / "metrics.jsonl").read_text().splitlines()
+    assert forecast == pytest.approx(max(json.loads(line)["memory_gb"] for line in lines) * 1e9, rel=0.15)
+
+
+def process(*arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "lrft", *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

@@ -1,0 +1,124 @@
+"""micro_batch_size: auto finds what fits, changes nothing, and says so when not even one row does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import runs
+import torch
+from runs import Place
+
+from lrft import recipe
+from lrft.errors import MemoryExhausted
+from lrft.objectives.sft import TokenLoss
+from lrft.planning.activation_memory import keeping, size_of
+from lrft.training import find_batch_size
+from lrft.training.setup import set_up
+from lrft.training.state import Options
+from lrft.utils import hardware
+
+AUTO = "training.micro_batch_size=auto"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place.make(tmp_path_factory.mktemp("fitting"))
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, tokens: int) -> list[int]:
+    """Passes in training of more tokens than that run out of memory. Returns the tokens of all."""
+    seen: list[int] = []
+    original = TokenLoss.forward
+
+    def forward(self: TokenLoss, batch: Any) -> Any:
+        if self.training:
+            seen.append(batch["input_ids"].numel())
+            if seen[-1] > tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much")
+        return original(self, batch)
+
+    monkeypatch.setattr(TokenLoss, "forward", forward)
+    return seen
+
+
+def test_it_takes_a_whole_step_where_there_is_room_and_learns_the_same(place: Place) -> None:
+    auto = place.train(AUTO, out="auto")
+    given = place.train("training.micro_batch_size=4", out="four")
+    assert recipe.load(auto / "resolved.yaml").training.micro_batch_size == 4
+    assert runs.differing(runs.tensors(auto), runs.tensors(given)) == []
+
+
+@pytest.mark.parametrize("method", ["lora", "galore", "ba-lora"])
+def test_trying_leaves_no_trace(place: Place, method: str) -> None:
+    trainer = set_up(place.recipe(f"adapter.method={method}", AUTO), Options())
+    plain = set_up(place.recipe(f"adapter.method={method}", "training.micro_batch_size=4"), Options())
+    for name, tensor in trainer.attached.state_dict().items():
+        assert torch.equal(tensor, plain.attached.state_dict()[name]), name
+    assert all(p.grad is None for p in trainer.attached.trained().values())
+    assert not trainer.optimizer.optimizer.state
+    rates = [group["lr"] for group in trainer.optimizer.optimizer.param_groups]
+    assert rates == [group["lr"] for group in plain.optimizer.optimizer.param_groups]
+
+
+def test_it_halves_until_the_longest_rows_fit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = sorted(set_up(place.recipe(), Options()).rows.lengths.tolist(), reverse=True)
+    seen = short_of_memory(monkeypatch, sum(lengths[:2]))
+    trainer = set_up(place.recipe(AUTO), Options())
+    assert trainer.micro == 2
+    assert seen[-2:] == [sum(lengths[:4]), sum(lengths[:2])]
+
+
+def test_memory_without_a_gpu_is_counted_not_tried(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine would kill the process. What a pass keeps is known from one row."""
+    trainer = set_up(place.recipe(AUTO), Options())
+    (one,) = find_batch_size.longest(trainer, 1)
+    trainer.model.train()
+    with keeping(trainer.losses) as kept:
+        trainer.model(trainer.collate([one]))
+    each = size_of(kept)
+    assert each > 100 * int(trainer.rows.lengths[one])
+    for rows in (1, 2, 3, 100):
+        monkeypatch.setattr(
+            hardware, "available", lambda rows=rows: int(each * (rows + 0.5) / find_batch_size.SHARE_OF_MEMORY)
+        )
+        assert find_batch_size.expected_to_fit(trainer, 4) == min(4, rows)
+    monkeypatch.setattr(hardware, "available", lambda: int(each * 3.5 / find_batch_size.SHARE_OF_MEMORY))
+    assert find_batch_size.expected_to_fit(trainer, 4) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert find_batch_size.expected_to_fit(trainer, 4) == 1, "three processes share the memory"
+    monkeypatch.setattr(hardware, "available", lambda: None)
+    assert find_batch_size.expected_to_fit(trainer, 4) == 4
+
+
+def test_not_even_one_row_is_said_with_what_to_change(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, 1)
+    with pytest.raises(MemoryExhausted, match="out of memory") as told:
+        place.train(AUTO, out="never")
+    assert "data.max_length" in str(told.value.hint)
+    assert told.value.exit_code == 6
+    assert not (place.root / "never").exists()
+
+
+def test_other_errors_are_no_lack_of_memory(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find_batch_size, "at_rest", lambda trainer: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        set_up(place.recipe(AUTO), Options())
+
+
+def test_a_resumed_run_may_find_another_number(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("checkpoint.every=2", "checkpoint.keep=9")
+    straight = place.train(AUTO, *keys, out="straight")
+    cut = runs.cut(straight, 2, place.root / "cut")
+    short_of_memory(monkeypatch, 250)
+    resumed = place.train(AUTO, *keys, out=cut.name, resume="last")
+    assert runs.distance(runs.tensors(straight), runs.tensors(resumed), "adapter") < 1e-3
+
+
+def test_running_out_later_says_where_the_memory_went(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, 100)
+    with pytest.raises(MemoryExhausted) as told:
+        place.train("training.micro_batch_size=4", out="later")
+    said = "\n".join(told.value.lines())
+    assert "A step takes about: process " in said
+    assert "training.micro_batch_size: 2" in said
