@@ -83,7 +83,7 @@ class Making:
 
 
 class Outputs(Protocol):
-    """What a micro-batch was answered with (`lrft.objectives.sft.Outputs`): the n trained tokens and the logits before them."""
+    """The n trained tokens of a micro-batch and the logits that predict them (`lrft.objectives.sft.Outputs`)."""
 
     targets: Tensor
     """(n,)"""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from lrft.data.dataset import Rows
     from lrft.recipe import Recipe
 
 

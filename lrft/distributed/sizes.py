@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # DistributedDataParallel sums gradients in buckets of this size (its bucket_cap_mb).
 BUCKET = 25 * 2**20
-# Beside a divided base, and by parts, they travel in messages of about this size (lrft/distributed/fsdp.py, lrft/distributed/zero2.py).
+# fsdp and zero2 send gradients in messages of about this size.
 MESSAGE = 2**26
 
 

@@ -28,7 +28,8 @@ from lrft.loading.saved import base_of, refuse_other_base
 from lrft.model import linear
 from lrft.model.load import load_model
 from lrft.model.quantized import QuantizedLinear
-from lrft.model.weights import weight_files, weight_keys
+from lrft.model.weight_names import weight_keys
+from lrft.model.weights import weight_files
 from lrft.utils import files
 from lrft.utils.hardware import DTYPES
 from lrft.utils.safetensors_stream import TensorReader

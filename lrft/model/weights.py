@@ -8,12 +8,11 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lrft.errors import CheckFailed, LrftError, MissingError
-from lrft.utils.safetensors_stream import TensorReader
+from lrft.errors import LrftError, MissingError
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -120,21 +119,3 @@ def _digest_line(content: mmap.mmap, start: int, name: str, entry: dict[str, lis
         digest = hashlib.sha256(data).hexdigest()
     content.madvise(mmap.MADV_DONTNEED)  # pages that were read would count as this process's memory
     return json.dumps([name, entry["dtype"], entry["shape"], digest])
-
-
-def weight_keys(modules: Iterable[str], weights: list[Path]) -> dict[str, str]:
-    """Name of each linear layer -> that of its weight in the files. Raises CheckFailed as `tensor_keys`."""
-    names: set[str] = set()
-    for path in weights:
-        with TensorReader(path) as reader:
-            names |= reader.entries.keys()
-    found: dict[str, str] = {}
-    for module in modules:
-        words = f"{module}.weight".split(".")
-        candidates = (".".join(words[at:]) for at in range(len(words) - 1))
-        same_words = (name for name in names if sorted(name.split(".")) == sorted(words))
-        key = next((name for name in candidates if name in names), None) or next(same_words, None)
-        if key is None or key in found.values():
-            raise CheckFailed(f"the base's files hold no tensor for {module}: its weights are stored under other names")
-        found[module] = key
-    return found

@@ -42,8 +42,8 @@ FOOT = """\
   `lrft train recipes/benchmark/base.yaml` on 12,000 lines of a small closed English (little stories, sums up to 20,
   lists and what stands where in them), all linear layers and the head in full; its embedding stays random. The
   tokenizer has a token for each word and each digit.
-- The tasks are drawn by [scripts/method_benchmark/tasks.py](../scripts/method_benchmark/tasks.py), in the public domain:
-  512 rows to train, 256 others to measure. The base has seen lists and sums, not the questions.
+- The tasks are drawn by [scripts/method_benchmark/tasks.py](../scripts/method_benchmark/tasks.py), in the public
+  domain: 512 rows to train, 256 others to measure. The base has seen lists and sums, not the questions.
 - 120 steps of 8 rows (not quite twice through), AdamW without decay, the learning rate falls in a line after a tenth of
   warm-up, float32. The loss is that of the answers' tokens, in nats. No dropout: early-late-dropout, which moves it in
   time, is LoRA here.

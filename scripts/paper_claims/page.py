@@ -16,8 +16,8 @@ TOP = """\
 
 What papers say of their methods, and whether it shows on a model that one CPU core trains in half a minute: a Llama of
 two or three blocks and width 256, which is given 256 random pairs to memorise, or a small task to learn.
-`scripts/claims` makes this page; the rules stand in [scripts/paper_claims/papers](../scripts/paper_claims/papers), the figures
-in [docs/claims](claims), the recipes in [recipes/claims](../recipes/claims).
+`scripts/claims` makes this page; the rules stand in [scripts/paper_claims/papers](../scripts/paper_claims/papers), the
+figures in [docs/claims](claims), the recipes in [recipes/claims](../recipes/claims).
 
 **A claim that shows here holds for this model and this data; one that does not may well hold for the paper's.** None of
 the papers' own experiments is repeated: theirs are of pretrained models up to thousands of times as large.

@@ -351,7 +351,8 @@ def assumptions() -> str:
     return table(
         ["", "taken as", "from"],
         [
-            ["GPU", f"H100 SXM, {communication.H100_MEMORY / 1e9:.0f} GB, {communication.H100_FLOPS / 1e12:.0f} TFLOP/s dense bf16",
+            ["GPU", f"H100 SXM, {communication.H100_MEMORY / 1e9:.0f} GB, "
+             f"{communication.H100_FLOPS / 1e12:.0f} TFLOP/s dense bf16",
              "NVIDIA's data sheet"],
             ["share of it that computation reaches", f"{communication.MFU:.0%}",
              "The Llama 3 Herd of Models, table 4: 38 to 43 %"],
