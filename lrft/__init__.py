@@ -44,17 +44,19 @@ def attach(
     """
     from lrft import recipe
     from lrft.adapters.attach import attach_adapter
-    from lrft.adapters.calibration import Look
+    from lrft.adapters.calibration import CalibrationContext
     from lrft.model.quantized import take_over
     from lrft.objectives.cross_entropy import trained_tokens
     from lrft.objectives.sft import TokenLoss
 
     section = recipe.parse_adapter(adapter)
     take_over(model)
-    look = None
+    context = None
     if batches is not None:
-        look = Look(model, batches=lambda rows: batches, loss=TokenLoss(model), tokens=trained_tokens, seed=seed)
-    return attach_adapter(model, section, seed=seed, look=look)[0]
+        context = CalibrationContext(
+            model, batches=lambda rows: batches, loss=TokenLoss(model), tokens=trained_tokens, seed=seed
+        )
+    return attach_adapter(model, section, seed=seed, context=context)[0]
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> Attached:

@@ -23,7 +23,7 @@ DEFAULT_METHOD = "lora"
 # What two owners would both do. A declaration that names another slot is refused: a typo would hide one.
 SLOTS: dict[str, str] = {
     "update": "build the update",
-    "start": "set the start of A and B",
+    "init": "set the init of A and B",
     "scale": "set the factor of the update",
     "ranks": "decide on ranks",
     "entries": "decide which entries of A and B are zero",
@@ -31,18 +31,18 @@ SLOTS: dict[str, str] = {
     "pair-gradient": "change the gradients of A and B",
     "magnitude": "decide how lengths and directions move",
     "optimizer": "choose the optimiser",
-    "restart": "begin anew",
+    "restart": "restart the update",
     "copies": "average several answers",
     "steps": "decide how far a step goes",
     "placement": "choose the layers",
 }
 
-# What one entry gives and another needs, as the end of "X needs ..." and of "Y has no ...".
+# What one entry provides and another requires, as the end of "X needs ..." and of "Y has no ...".
 PROPERTIES: dict[str, tuple[str, str]] = {
     "delta": ("an update that is added to the weight", "such update"),
     "pair": ("a pair of factors A and B", "such pair"),
     "scale": ("a factor alpha/r", "factor alpha/r"),
-    "anew": ("a start of zero that can be drawn again", "such start"),
+    "redrawable": ("a zero init that can be drawn again", "such init"),
     "dense": ("an update as large as the weight", "such update"),
 }
 NO_DROPOUT = "dropout=0"
@@ -127,11 +127,11 @@ class MethodCard:
     evidence: str
     builds: bool
     on: str
-    fills: tuple[str, ...]
-    gives: tuple[str, ...]
-    needs: tuple[str, ...]
-    excludes: tuple[str, ...]
-    unquantized: str
+    slots: tuple[str, ...]
+    provides: tuple[str, ...]
+    requires: tuple[str, ...]
+    conflicts: tuple[str, ...]
+    quantization_conflict: str
     knobs: tuple[Knob, ...]
 
     @cached_property
@@ -197,21 +197,21 @@ def read_card(file: Path) -> MethodCard:
         evidence=values.get("evidence", ""),
         builds=values.get("builds", is_method),
         on=values.get("on", DEFAULT_METHOD),
-        fills=values.get("fills", ()),
-        gives=values.get("gives", ()),
-        needs=values.get("needs", ()),
-        excludes=values.get("excludes", ()),
-        unquantized=values.get("unquantized", ""),
+        slots=values.get("slots", ()),
+        provides=values.get("provides", ()),
+        requires=values.get("requires", ()),
+        conflicts=values.get("conflicts", ()),
+        quantization_conflict=values.get("quantization_conflict", ""),
         knobs=tuple(_knobs(node, file)),
     )
 
 
 def _check_words(file: Path, node: ast.ClassDef, values: dict[str, Any]) -> None:
     allowed = {
-        "fills": {*SLOTS},
-        "gives": {*PROPERTIES},
-        "needs": {*PROPERTIES, NO_DROPOUT, VALIDATION},
-        "excludes": {*SLOTS},
+        "slots": {*SLOTS},
+        "provides": {*PROPERTIES},
+        "requires": {*PROPERTIES, NO_DROPOUT, VALIDATION},
+        "conflicts": {*SLOTS},
     }
     for key, words in allowed.items():
         unknown = set(values.get(key, ())) - words
@@ -311,7 +311,7 @@ def conflicts(
     found += _slots_twice(names, cards)
     for i, name in enumerate(names):
         for other in names:
-            both = [slot for slot in cards[name].excludes if slot in cards[other].fills and other != name]
+            both = [slot for slot in cards[name].conflicts if slot in cards[other].slots and other != name]
             for slot in both:
                 text = f"{name} cannot work beside {other}, which is to {SLOTS[slot]}"
                 found.append(Conflict(i, slot, text))
@@ -319,13 +319,13 @@ def conflicts(
     if builder not in names:
         whose = next((name for name in names if cards[name].on == builder), None)
         builder = f"{builder}, which {whose} works on," if whose and builder != DEFAULT_METHOD else builder
-    given = {gift for name in composed for gift in cards[name].gives}
+    given = {gift for name in composed for gift in cards[name].provides}
     for name in dict.fromkeys([*names, *composed]):
         i = first.get(name, 0)  # who brought along a method is to be blamed for it
-        if quantized and cards[name].unquantized:
+        if quantized and cards[name].quantization_conflict:
             who = builder if name == builders[0] else name
-            found.append(Conflict(i, QUANTIZED, over_quantized(who, cards[name].unquantized)))
-        for need in cards[name].needs:
+            found.append(Conflict(i, QUANTIZED, over_quantized(who, cards[name].quantization_conflict)))
+        for need in cards[name].requires:
             if need == NO_DROPOUT and dropout > 0:
                 found.append(Conflict(i, need, f"{name} needs adapter.dropout: 0, got {dropout:g}"))
             elif need == VALIDATION and not validation:
@@ -341,7 +341,7 @@ def conflicts(
 def _slots_twice(names: Sequence[str], cards: dict[str, MethodCard]) -> Iterator[Conflict]:
     owners: dict[str, str] = {}
     for i, name in enumerate(names):
-        for slot in cards[name].fills:
+        for slot in cards[name].slots:
             owner = owners.setdefault(slot, name)
             if owner != name and not (cards[owner].builds and cards[name].builds):
                 yield Conflict(i, slot, f"{owner} and {name} both {SLOTS[slot]}: keep one")

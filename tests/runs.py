@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import FalconConfig, FalconForCausalLM, PreTrainedModel
 
 from lrft import recipe
-from lrft.adapters import compose
+from lrft.adapters import attach, compose
 from lrft.adapters.part import Method, Part, Run
 from lrft.recipe import Recipe
 from lrft.runs.metrics import read_metrics
@@ -54,6 +54,9 @@ logging:
 output_dir: {out}
 """
 STEPS = 6
+# Where a process finds the tests' helpers and lrft.
+HERE = Path(__file__).parent
+IMPORTS = ":".join(str(p) for p in (HERE, *sorted(p for p in HERE.iterdir() if p.is_dir()), HERE.parent))
 
 
 def rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -151,10 +154,9 @@ def side_by_side(code: str, *arguments: str, world: int = 2, each: int = 1, seco
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    tests = Path(__file__).parent
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, f"{tests}:{tests.parent}", *arguments],
+            [sys.executable, "-c", code, IMPORTS, *arguments],
             env={
                 **os.environ,
                 **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)},
@@ -228,6 +230,7 @@ def add_parts(monkeypatch: Any, *parts: Part, method: Method | None = None) -> N
         return replace(made, method=chosen, parts=(chosen, *made.parts[1:], *parts))
 
     monkeypatch.setattr(compose, "compose", composed)
+    monkeypatch.setattr(attach, "compose", composed)
 
 
 class At(Part):

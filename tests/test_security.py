@@ -251,7 +251,7 @@ def refuse(*_, **__): raise RuntimeError("the network was asked")
 socket.socket = Offline
 socket.create_connection = socket.getaddrinfo = socket.gethostbyname = refuse
 
-from lrft.cli import run_command
+from lrft.cli.main import run_command
 root = sys.argv[1]
 recipe = f"{root}/recipe.yaml"
 for words in (

@@ -217,7 +217,7 @@ def frozen_copy(adapter: AdapterKind) -> AdapterKind:
     return copy.deepcopy(adapter, tensors)
 
 
-class Anchored(Delta):
+class OffsetFromInit(Delta):
     """The change of `inner` since its start: W0 + dW - dW_start. Holds a start that is not zero off the base.
 
     For factors the difference is one product of rank 2r without cancellation,

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from lrft import registry
 from lrft.adapters import targets
-from lrft.adapters.adapter import Adapter, AdapterLinear, Anchored, Delta, Site
+from lrft.adapters.adapter import Adapter, AdapterLinear, Delta, OffsetFromInit, Site
 from lrft.adapters.attached import SHARED, Attached
-from lrft.adapters.calibration import Look
+from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.compose import Composition, compose
-from lrft.adapters.part import Seen
+from lrft.adapters.part import CalibrationResult
 from lrft.errors import Problem, RecipeError, UsageError
 from lrft.model import linear
 from lrft.model.quantized import is_quantized
@@ -38,9 +38,11 @@ def refuse_quantized(composition: Composition, where: targets.Where) -> None:
     """Raises RecipeError for parts that make no sense over a quantised base. (A recipe that says so is refused before:
     this is for bases that are stored so, and for models that are given.)"""
     problems = [
-        Problem(where("adapter.method"), f"adapter.method: {registry.over_quantized(part.name, part.unquantized)}")
+        Problem(
+            where("adapter.method"), f"adapter.method: {registry.over_quantized(part.name, part.quantization_conflict)}"
+        )
         for part in composition.parts
-        if part.unquantized
+        if part.quantization_conflict
     ]
     if problems:
         raise RecipeError(problems)
@@ -72,7 +74,7 @@ def select_sites(model: nn.Module, adapter: Any, composition: Composition, where
         factor = factor_of(composition, rank, alpha, scale)
         sites.append(targets.site_of(name, module, rank=rank, scale=factor, dropout=adapter.dropout))
     for part in composition.parts:
-        sites = part.plan(sites)
+        sites = part.assign_ranks(sites)
     return sites
 
 
@@ -92,24 +94,24 @@ def factor_of(composition: Composition, rank: int, alpha: float | str, scale: fl
 def calibrate(
     sites: Sequence[Site],
     composition: Composition,
-    look: Look,
+    context: CalibrationContext,
     where: targets.Where = lambda key: key,
-) -> tuple[list[Site], list[Seen]]:
+) -> tuple[list[Site], list[CalibrationResult]]:
     """The sites that follow from what the parts see of the data, and what each part has seen.
 
     Raises RecipeError when a part wants to look and there is nothing to look at, or nothing that it can use.
     """
-    seen: dict[str, Seen] = {}
+    seen: dict[str, CalibrationResult] = {}
     # First the layers, then the ranks that are shared out among those that stay, then starts of those ranks.
-    for part in sorted(composition.parts, key=lambda part: ("placement" not in part.fills, "ranks" not in part.fills)):
-        look.sites = sites
+    for part in sorted(composition.parts, key=lambda part: ("placement" not in part.slots, "ranks" not in part.slots)):
+        context.sites = sites
         try:
-            seen[part.name] = part.observe(look)
+            seen[part.name] = part.calibrate(context)
         except ValueError as error:
             raise RecipeError([Problem(where("adapter.method"), f"adapter.method: {part.name}: {error}")]) from error
-        sites = part.allot(sites, seen[part.name])
+        sites = part.assign_ranks_from(sites, seen[part.name])
         # Ranks are shapes, and a decomposition may round otherwise on another machine: the first process decides.
-        sites = look.agree(list(sites)) if composition.observes else list(sites)
+        sites = context.agree(list(sites)) if composition.calibrates else list(sites)
     return list(sites), [seen[part.name] for part in composition.parts]
 
 
@@ -121,7 +123,7 @@ def build_site(
     fresh: bool,
     seed: int = 0,
     shared: nn.Module | None = None,
-    seen: Sequence[Seen] | None = None,
+    seen: Sequence[CalibrationResult] | None = None,
 ) -> Adapter:
     """One adapter. `fresh` sets its start from W0 (d, k); otherwise only the structure is made, to be loaded.
 
@@ -137,15 +139,15 @@ def build_site(
         if fresh and W0 is not None:
             with torch.no_grad():
                 for part, found in zip(composition.parts, seen or [{} for _ in composition.parts], strict=True):
-                    part.start(adapter, W0)
+                    part.initialize(adapter, W0)
                     if site.name in found:
-                        part.start_from(adapter, W0, found[site.name])
-    if composition.anchored:
+                        part.initialize_from(adapter, W0, found[site.name])
+    if composition.offset_from_init:
         if not isinstance(adapter, Delta):
             raise TypeError(f"{composition.method.name} is declared to give a delta but does not")
-        adapter = Anchored(adapter)
+        adapter = OffsetFromInit(adapter)
     # What freezes the update and begins it anew lies inside of what changes the whole of it.
-    for part in sorted(composition.parts, key=lambda part: "restart" not in part.fills):
+    for part in sorted(composition.parts, key=lambda part: "restart" not in part.slots):
         adapter = part.wrap(adapter, W0)
     adapter.share(shared)  # the wrappers too
     return adapter
@@ -155,7 +157,7 @@ def rebuild_site(site: Site, restart: int, *, composition: Composition, seed: in
     """The method's own adapter for a site as restart n >= 1 begins with it, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, site.name, restart))
-        return composition.method.build_again(site, restart)
+        return composition.method.rebuild(site, restart)
 
 
 def build_shared(sites: Sequence[Site], composition: Composition, *, seed: int = 0) -> nn.Module | None:
@@ -172,7 +174,7 @@ def attach_sites(
     *,
     seed: int,
     fresh: bool = True,
-    seen: Sequence[Seen] | None = None,
+    seen: Sequence[CalibrationResult] | None = None,
     where: targets.Where = lambda key: key,
 ) -> Attached:
     """Freeze `model`, put an adapter beside each site's layer, and return the handle. Raises RecipeError."""
@@ -204,7 +206,7 @@ def attach_sites(
     if shared is not None:
         # In the first adapted layer: the model itself may be a container that calls whatever it holds.
         model.get_submodule(sites[0].name).add_module(SHARED, shared.train(model.training))
-    return Attached(model, adapters, composition.words, list(sites), shared)
+    return Attached(model, adapters, composition.entries, list(sites), shared)
 
 
 def attach_adapter(
@@ -213,19 +215,22 @@ def attach_adapter(
     *,
     seed: int,
     where: targets.Where = lambda key: key,
-    look: Look | None = None,
+    context: CalibrationContext | None = None,
 ) -> tuple[Attached, Composition]:
     """Attach what a recipe's adapter section describes."""
     composition = compose((entry.name, entry.options) for entry in adapter.method)
     sites, seen = calibrate(
-        select_sites(model, adapter, composition, where), composition, look or Look(model, seed=seed), where
+        select_sites(model, adapter, composition, where),
+        composition,
+        context or CalibrationContext(model, seed=seed),
+        where,
     )
     return attach_sites(model, sites, composition, seed=seed, seen=seen, where=where), composition
 
 
 def composition_warnings(composition: Composition, sites: Sequence[Site], model: nn.Module) -> list[str]:
     """What the parts have to say about their own combination, and what of the model no adapter can reach."""
-    said = [text for part in composition.parts for text in part.advice(sites, composition.anchored)]
+    said = [text for part in composition.parts for text in part.advice(sites, composition.offset_from_init)]
     share = targets.stacked_share(model)
     if share > 0:
         said.append(

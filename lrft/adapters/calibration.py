@@ -30,7 +30,7 @@ def no_rows(_: Any) -> Any:
 
 
 @dataclass
-class Look:
+class CalibrationContext:
     """The base `model` and rows of the data that it will be trained on. All figures are those of all processes."""
 
     model: nn.Module
@@ -158,24 +158,26 @@ class Look:
         return found
 
 
-def gradient_triplets(look: Look, rows: int, rounds: int, seed: int, *, times: int) -> dict[str, svd.Triplets]:
+def gradient_triplets(
+    context: CalibrationContext, rows: int, rounds: int, seed: int, *, times: int
+) -> dict[str, svd.Triplets]:
     """By site, nearly the `times` r leading singular triplets of the gradient of the mean token loss of `rows` rows.
 
     The gradient itself is never made: a basis of 4r vectors is multiplied with it from both sides, 2 (1 + rounds)
     passes over the rows in all. Exact where the gradient's rank is 4r or less.
     """
     probes = {}
-    for site in look.sites:
+    for site in context.sites:
         generator = torch.Generator().manual_seed(seed_of(seed, site.name))
         drawn = torch.randn(site.k, min(4 * site.rank, site.d, site.k), dtype=site.dtype, generator=generator)
-        probes[site.name] = drawn.to(next(look.model.get_submodule(site.name).parameters()).device)
+        probes[site.name] = drawn.to(next(context.model.get_submodule(site.name).parameters()).device)
     # The products are sums over all processes, the same bits on each, and so are the bases made of them.
     for _ in range(1 + rounds):
-        columns = {name: torch.linalg.qr(made).Q for name, made in look.right_products(rows, probes).items()}
-        images = look.left_products(rows, columns)
+        columns = {name: torch.linalg.qr(made).Q for name, made in context.right_products(rows, probes).items()}
+        images = context.left_products(rows, columns)
         probes = {name: torch.linalg.qr(image).Q for name, image in images.items()}
     found = {}
-    for site in look.sites:
+    for site in context.sites:
         basis, image = columns[site.name], images[site.name].T
         U, S, V = svd.largest(image, min(times * site.rank, len(image)))
         found[site.name] = (basis @ U, S, V)

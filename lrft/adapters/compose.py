@@ -29,42 +29,42 @@ class Composition:
 
     method: Method
     parts: tuple[Part, ...]
-    words: tuple[dict[str, Any], ...]
+    entries: tuple[dict[str, Any], ...]
 
     @property
-    def anchored(self) -> bool:
-        return any(part.anchored for part in self.parts)
+    def offset_from_init(self) -> bool:
+        return any(part.offset_from_init for part in self.parts)
 
     @property
     def reads_weights(self) -> bool:
         """Whether some part looks at the base's weights before the first step: a wide copy is made only then."""
-        hooks = ("start", "start_from", "wrap")
+        hooks = ("initialize", "initialize_from", "wrap")
         return any(getattr(type(part), hook) is not getattr(Part, hook) for part in self.parts for hook in hooks)
 
     @property
-    def observes(self) -> bool:
+    def calibrates(self) -> bool:
         """Whether some part looks at data before the first step."""
-        return any(type(part).observe is not Part.observe for part in self.parts)
+        return any(type(part).calibrate is not Part.calibrate for part in self.parts)
 
     @property
-    def starts_off(self) -> bool:
-        return any(part.starts_off for part in self.parts)
+    def init_changes_output(self) -> bool:
+        return any(part.init_changes_output for part in self.parts)
 
     @property
     def scale_owner(self) -> Part | None:
         """Who turns alpha into the factor s: the part that fills the slot, else a method that has one, else nobody."""
-        filled = next((part for part in self.parts if "scale" in part.fills), None)
-        return filled or (self.method if "scale" in self.method.gives else None)
+        filled = next((part for part in self.parts if "scale" in part.slots), None)
+        return filled or (self.method if "scale" in self.method.provides else None)
 
     @property
-    def resting(self) -> set[str]:
+    def may_not_move(self) -> set[str]:
         """Last words of trained tensors that may stand still in the first steps."""
-        return {role for part in self.parts for role in part.resting}
+        return {role for part in self.parts for role in part.may_not_move}
 
     @property
     def optimizer_owner(self) -> Part | None:
         """The part that brings an optimiser of its own."""
-        return next((part for part in self.parts if "optimizer" in part.fills), None)
+        return next((part for part in self.parts if "optimizer" in part.slots), None)
 
     @property
     def looks_at_outputs(self) -> bool:
@@ -110,7 +110,7 @@ class Composition:
 
 def _depth(part: Part) -> int:
     """How near to the optimiser's step a part stands, whatever the recipe's order."""
-    return max((INSIDE.index(slot) + 1 for slot in part.fills if slot in INSIDE), default=0)
+    return max((INSIDE.index(slot) + 1 for slot in part.slots if slot in INSIDE), default=0)
 
 
 def compose(entries: Iterable[tuple[str, dict[str, Any]]]) -> Composition:

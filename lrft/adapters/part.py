@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from lrft.adapters.adapter import Adapter, Site
-from lrft.adapters.calibration import Look
+from lrft.adapters.calibration import CalibrationContext
 
-Seen = Mapping[str, Mapping[str, Tensor]]
+CalibrationResult = Mapping[str, Mapping[str, Tensor]]
 
 
 def not_at_hand(*_: Any) -> Any:
@@ -109,20 +109,20 @@ class Part:
     builds: ClassVar[bool] = False
     on: ClassVar[str] = "lora"
     """the method that a part works on when the recipe names none"""
-    fills: ClassVar[tuple[str, ...]] = ()
-    gives: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
-    excludes: ClassVar[tuple[str, ...]] = ()
+    slots: ClassVar[tuple[str, ...]] = ()
+    provides: ClassVar[tuple[str, ...]] = ()
+    requires: ClassVar[tuple[str, ...]] = ()
+    conflicts: ClassVar[tuple[str, ...]] = ()
     """slots that nobody else may fill beside this one, which does not fill them itself"""
-    unquantized: ClassVar[str] = ""
+    quantization_conflict: ClassVar[str] = ""
     """why it makes no sense over a quantised base, as the end of a sentence; empty: it does"""
-    anchored: ClassVar[bool] = False
+    offset_from_init: ClassVar[bool] = False
     """`start` sets a product that is not zero: the update is counted from there"""
     natural_scale: ClassVar[float | None] = None
     """the factor s when the recipe leaves alpha to us"""
-    starts_off: ClassVar[bool] = False
+    init_changes_output: ClassVar[bool] = False
     """the start is itself a step away from the base"""
-    resting: ClassVar[tuple[str, ...]] = ()
+    may_not_move: ClassVar[tuple[str, ...]] = ()
     """last words of trained tensors that may stand still in the first steps: gated, or released later"""
 
     # once
@@ -134,23 +134,23 @@ class Part:
         """The slot "scale": the factor s of the update from alpha and the site's own rank."""
         raise NotImplementedError("abstract: only a part that fills the slot scale is asked")
 
-    def plan(self, sites: Sequence[Site]) -> list[Site]:
+    def assign_ranks(self, sites: Sequence[Site]) -> list[Site]:
         """The sites with their ranks decided; a site may be left out."""
         return list(sites)
 
-    def observe(self, look: Look) -> Seen:
+    def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         """What the start, the ranks or the choice of sites depend on: {site: {name: tensor}}. Asked once, before any
         adapter exists; a resumed or loaded run does not ask again."""
         return {}
 
-    def allot(self, sites: Sequence[Site], seen: Seen) -> list[Site]:
+    def assign_ranks_from(self, sites: Sequence[Site], seen: CalibrationResult) -> list[Site]:
         """The sites with the ranks that follow from `seen`; a site may be left out."""
         return list(sites)
 
-    def start_from(self, adapter: Adapter, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+    def initialize_from(self, adapter: Adapter, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
         """The slot "start" of a part that observes: as `start`, with what was seen of this site."""
 
-    def start(self, adapter: Adapter, W0: Tensor) -> None:
+    def initialize(self, adapter: Adapter, W0: Tensor) -> None:
         """The slot "start": set the adapter's values before the first step. W0 (d, k). The caller seeds."""
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
@@ -161,7 +161,7 @@ class Part:
         """Learning rate over the recipe's, by role: the last word of a tensor's name."""
         return {}
 
-    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
+    def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
         """Sentences for the user about this composition: legal, but not what the paper does."""
         return []
 
@@ -186,7 +186,7 @@ class Part:
         """Whether it acts on gradients, trained tensors or the optimiser between the passes of one step and those of
         the next, or adds a term to the step's loss. One that uses such a hook for something else says so."""
         hooks = ("before_step", "loss", "after_backward", "after_step")
-        return "optimizer" in self.fills or any(getattr(type(self), h) is not getattr(Part, h) for h in hooks)
+        return "optimizer" in self.slots or any(getattr(type(self), h) is not getattr(Part, h) for h in hooks)
 
     def rate(self, run: Run, site: str) -> float:
         """Learning rate of one site's tensors over the scheduled one, in this step; `SHARED` is a site too. Asked
@@ -225,7 +225,7 @@ class Method(Part):
         parameters, trained or frozen; buffers are made again. Its parameters' last words must be no adapter's."""
         return None
 
-    def build_again(self, site: Site, restart: int) -> Adapter:
+    def rebuild(self, site: Site, restart: int) -> Adapter:
         """The adapter that follows restart n >= 1: of the same shapes."""
         return self.build(site)
 

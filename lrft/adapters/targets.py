@@ -110,7 +110,7 @@ def site_of(name: str, module: nn.Module, *, rank: int, scale: float, dropout: f
     return Site(name, d, k, rank, scale, depth_of(name), dropout, transposed, dtype)
 
 
-def words_of(names: Iterable[str]) -> list[str]:
+def module_names(names: Iterable[str]) -> list[str]:
     """The last words of module names, sorted: how people call linear layers."""
     return sorted({name.rsplit(".", 1)[-1] for name in names})
 
@@ -129,7 +129,7 @@ def _unmatched(
             problems.append(Problem(place, f"adapter.{key}: {pattern!r} is no regular expression: {error}"))
             continue
         other = next((type(m).__name__ for n, m in model.named_modules() if n and matches(pattern, n)), None)
-        words = words_of(linears)
+        words = module_names(linears)
         if other is not None:
             article = "an" if other[0] in "AEIOU" else "a"
             said = f"matches {article} {other}, which is not a linear layer"

@@ -24,6 +24,7 @@ def check(recipe: Recipe, path: Path) -> None:
     prepared = prepare_data(recipe, source, load_recipe_tokenizer(recipe, source))
     everything = sum(p.numel() for p in skeleton.parameters())
     linears = sum(1 for _ in linear.named_linears(skeleton))
+    modules = " ".join(targets.module_names(site.name for site in sites))
     with Reporter(None) as reporter:
         reporter.table(
             [
@@ -31,7 +32,7 @@ def check(recipe: Recipe, path: Path) -> None:
                 (
                     "adapter",
                     [
-                        f"{len(sites)} of {linears} linear layers: {' '.join(targets.words_of(s.name for s in sites))}",
+                        f"{len(sites)} of {linears} linear layers: {modules}",
                         f"{trained / 1e6:,.2f} M trained ({trained / (everything + trained):.2%})",
                     ],
                 ),

@@ -7,15 +7,15 @@ from lrft.data.config import resolve_chat_template
 from lrft.data.dataset import Row, Rows
 from lrft.data.prepare import Prepared, prepare, prepare_file
 from lrft.data.report import DataReport, SourceReport
-from lrft.data.sampler import Schedule, epoch_order
+from lrft.data.sampler import BatchSchedule, epoch_order
 from lrft.data.tokenize import encode_prompt
 
 __all__ = [
+    "BatchSchedule",
     "DataReport",
     "Prepared",
     "Row",
     "Rows",
-    "Schedule",
     "SourceReport",
     "encode_prompt",
     "epoch_order",

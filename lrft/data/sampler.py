@@ -19,7 +19,7 @@ def epoch_order(n: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n).astype(np.int64)
 
 
-class Schedule:
+class BatchSchedule:
     """The rows of every optimiser step. Each row comes once per epoch; an epoch's last step may be smaller.
 
     `epochs` may be fractional: training ends after ceil(epochs x steps_per_epoch) steps. With `max_steps` as
@@ -62,7 +62,7 @@ class Schedule:
         return self._cached[1][place * self.global_batch : (place + 1) * self.global_batch]
 
 
-def schedule_of(recipe: Recipe, rows: Rows) -> Schedule:
+def batch_schedule(recipe: Recipe, rows: Rows) -> BatchSchedule:
     """Which rows form which step of the run."""
     t = recipe.training
-    return Schedule(len(rows), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle)
+    return BatchSchedule(len(rows), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle)

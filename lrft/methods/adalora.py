@@ -33,8 +33,8 @@ class AdaLora(Method):
     parameters: ClassVar[str] = "r0 (d + k + 1), r0 = over * rank"
     exports: ClassVar[str] = "PEFT LoRA of the components that are left, or merged"
     evidence: ClassVar[str] = "forward, merge, penalty, budget and every step of a run against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update", "ranks")
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     over: Annotated[float, Field(ge=1)] = 1.5
     """Components built over the recipe's rank, which is the average rank at the end. PEFT's defaults are 12 and 8."""
@@ -57,7 +57,7 @@ class AdaLora(Method):
     def scale(self, alpha: float, rank: int) -> float:
         return alpha / built(rank, self.over)
 
-    def plan(self, sites: Sequence[Site]) -> list[Site]:
+    def assign_ranks(self, sites: Sequence[Site]) -> list[Site]:
         return [replace(site, rank=built(site.rank, self.over)) for site in sites]
 
     def build(self, site: Site) -> Delta:

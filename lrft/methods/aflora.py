@@ -33,8 +33,8 @@ class Aflora(Method):
     parameters: ClassVar[str] = "r (d + k) + r + d, at the end r + d"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "from the paper"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta",)
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     start_d: Annotated[float, Field(gt=0)] = 0.1
     """Where the vector d starts; 0.1 is VeRA's."""

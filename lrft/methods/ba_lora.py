@@ -98,8 +98,8 @@ class BaLora(Part):
             terms.append(l3 * rises * term)
         return torch.stack(terms).sum() if terms else None
 
-    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
-        return [] if anchored else ["ba-lora: the paper starts from pissa. Consider method: [pissa, ba-lora]."]
+    def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
+        return [] if offset_from_init else ["ba-lora: the paper starts from pissa. Consider method: [pissa, ba-lora]."]
 
 
 def falling(step: int, total: int) -> float:

@@ -31,8 +31,8 @@ class Bone(Method):
     parameters: ClassVar[str] = "r d"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    needs: ClassVar[tuple[str, ...]] = ("dropout=0",)
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
 
     block: Annotated[int, Field(ge=0)] = 0
     """The side of a block, which must divide the layer's inputs and outputs; 0 takes the rank."""

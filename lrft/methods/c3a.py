@@ -33,8 +33,8 @@ class C3a(Method):
     parameters: ClassVar[str] = "d k / b"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta",)
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     block: Annotated[int, Field(ge=0)] = 0
     """b, which must divide the layer's inputs and outputs (PEFT: 256); 0 comes nearest to the numbers of a LoRA."""

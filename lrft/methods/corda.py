@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.adapters.adapter import Site
-from lrft.adapters.calibration import Look
-from lrft.adapters.part import Part, Seen
+from lrft.adapters.calibration import CalibrationContext
+from lrft.adapters.part import CalibrationResult, Part
 from lrft.adapters.svd import Triplets, exact, leading, trailing
 from lrft.utils.seeds import seed_of
 
@@ -38,9 +38,9 @@ class Corda(Part):
     equation: ClassVar[str] = "W C = U S V'; A0 = sqrt(S/s) V' C^-1, B0 = U sqrt(S/s); W + s (B A - B0 A0)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "first values and forward against PEFT 0.21, both modes"
-    fills: ClassVar[tuple[str, ...]] = ("start",)
-    needs: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
-    anchored: ClassVar[bool] = True
+    slots: ClassVar[tuple[str, ...]] = ("init",)
+    requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
+    offset_from_init: ClassVar[bool] = True
     natural_scale: ClassVar[float | None] = 1.0
 
     mode: Literal["ipm", "kpm"] = "ipm"
@@ -53,11 +53,15 @@ class Corda(Part):
     svd: Literal["randomized", "exact"] = "randomized"
     """Of ipm; randomized: within 2 % of the leading energy; exact: the full decomposition, as kpm always needs."""
 
-    def observe(self, look: Look) -> Seen:
+    def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         """For each site "A" (r, k) and "B" (d, r) of the factor s = 1."""
-        return {name: found for few in portions(look.sites) for name, found in self.decompose(replace(look, sites=few))}
+        return {
+            name: found
+            for few in portions(context.sites)
+            for name, found in self.decompose(replace(context, sites=few))
+        }
 
-    def decompose(self, look: Look) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    def decompose(self, context: CalibrationContext) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         grams: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
 
@@ -69,18 +73,18 @@ class Corda(Part):
             grams[name].addmm_(x.T, x)
             counts[name] = counts.get(name, 0) + 1
 
-        leaders = look.agree(look.inputs(self.rows, add))
+        leaders = context.agree(context.inputs(self.rows, add))
         for leader in dict.fromkeys(leaders.values()):
-            sites = [site for site in look.sites if leaders.get(site.name) == leader]
+            sites = [site for site in context.sites if leaders.get(site.name) == leader]
             if leader not in grams:  # a process may have no row at all
                 k, dtype = sites[0].k, sites[0].dtype
-                grams[leader] = torch.zeros(k, k, dtype=dtype, device=next(look.model.parameters()).device)
-            gram = look.reduce(grams.pop(leader))
-            size = look.reduce(gram.new_tensor([counts.get(leader, 0)]))
+                grams[leader] = torch.zeros(k, k, dtype=dtype, device=next(context.model.parameters()).device)
+            gram = context.reduce(grams.pop(leader))
+            size = context.reduce(gram.new_tensor([counts.get(leader, 0)]))
             size = size if self.normalise == "max" else gram.diagonal().mean()
             C, inverse = invertible(gram / size, leader)
             for site in sites:
-                U, S, V = self.triplets(look.weight(site) @ C, site, look.seed)
+                U, S, V = self.triplets(context.weight(site) @ C, site, context.seed)
                 yield site.name, {"A": S.sqrt()[:, None] * (V.T @ inverse), "B": U * S.sqrt()}
 
     def triplets(self, WC: Tensor, site: Site, seed: int) -> Triplets:
@@ -93,7 +97,7 @@ class Corda(Part):
             torch.manual_seed(seed_of(seed, "corda", site.name))
             return leading(WC, r)
 
-    def start_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+    def initialize_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
         A, B, rank, root = seen["A"], seen["B"], adapter.site.rank, adapter.site.scale**-0.5
         if rank > len(A):
             raise ValueError(

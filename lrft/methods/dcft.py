@@ -32,8 +32,8 @@ class Dcft(Method):
     parameters: ClassVar[str] = "(d + k) / c + c^2, c = kernel"
     exports: ClassVar[str] = "PEFT LoRA of rank c, or merged"
     evidence: ClassVar[str] = "dense matrices of the formula, in float64"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     kernel: Annotated[int, Field(ge=1)] = 2
     """Side c of the kernel: it divides the layer's inputs and outputs. 2 in the released code."""

@@ -33,9 +33,9 @@ class Delora(Method):
     parameters: ClassVar[str] = "r (d + k) + 1"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta",)
-    anchored: ClassVar[bool] = True
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta",)
+    offset_from_init: ClassVar[bool] = True
 
     bound: Annotated[float, Field(gt=0)] = 15.0
     """Where lambda starts: over columns of length one, neither D nor D0 is larger. The authors take 4 to 12."""
@@ -45,7 +45,7 @@ class Delora(Method):
     def build(self, site: Site) -> Delta:
         return DeloraAdapter(site, self.bound)
 
-    def start(self, adapter: Any, W0: Tensor) -> None:
+    def initialize(self, adapter: Any, W0: Tensor) -> None:
         adapter.norms.copy_(W0.norm(dim=0))
 
     def lr_factors(self) -> dict[str, float]:

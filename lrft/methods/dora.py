@@ -28,8 +28,8 @@ class Dora(Part):
     parameters: ClassVar[str] = "those of the method + d"
     exports: ClassVar[str] = "PEFT DoRA where the method is a LoRA, or merged"
     evidence: ClassVar[str] = "forward, merge and file against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("magnitude",)
-    needs: ClassVar[tuple[str, ...]] = ("delta",)
+    slots: ClassVar[tuple[str, ...]] = ("magnitude",)
+    requires: ClassVar[tuple[str, ...]] = ("delta",)
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if not isinstance(adapter, Delta):

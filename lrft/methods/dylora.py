@@ -31,9 +31,9 @@ class Dylora(Method):
     exports: ClassVar[str] = "PEFT LoRA of rank r (the first use_rank components, others zero), or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
     # The factor is alpha / b by definition. Not "delta": what is added changes with the draw, no tensor tells.
-    fills: ClassVar[tuple[str, ...]] = ("update", "ranks", "scale")
-    gives: ClassVar[tuple[str, ...]] = ("scale",)
-    resting: ClassVar[tuple[str, ...]] = ("A",)
+    slots: ClassVar[tuple[str, ...]] = ("update", "ranks", "scale")
+    provides: ClassVar[tuple[str, ...]] = ("scale",)
+    may_not_move: ClassVar[tuple[str, ...]] = ("A",)
 
     use_rank: Annotated[int, Field(ge=1)] | None = None
     """Components that evaluation, merging and export use; none: all."""

@@ -21,7 +21,7 @@ class EarlyLateDropout(Part):
     paper: ClassVar[str] = "arXiv 2303.01500"
     equation: ClassVar[str] = "p before the cutoff and 0 after it, or 0 before it and p after it"
     evidence: ClassVar[str] = "index formulas of the released code"
-    needs: ClassVar[tuple[str, ...]] = ("delta",)
+    requires: ClassVar[tuple[str, ...]] = ("delta",)
 
     mode: Literal["early", "late", "standard"] = "early"
     """When adapter.dropout acts: before the cutoff, from the cutoff on, or always."""
@@ -50,7 +50,7 @@ class EarlyLateDropout(Part):
             return 1 - step / cutoff
         return float(early == (self.mode == "early"))
 
-    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
+    def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
         if any(site.dropout for site in sites):
             return []
         return [

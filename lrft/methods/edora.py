@@ -25,9 +25,9 @@ class Edora(LoraXs, Dora):
     exports: ClassVar[str] = "PEFT DoRA of the same rank, or merged"
     evidence: ClassVar[str] = "forward and merge against PEFT 0.21's DoRA"
     builds: ClassVar[bool] = True
-    fills: ClassVar[tuple[str, ...]] = ("update", "magnitude")
-    gives: ClassVar[tuple[str, ...]] = ("scale",)
-    needs: ClassVar[tuple[str, ...]] = ()
+    slots: ClassVar[tuple[str, ...]] = ("update", "magnitude")
+    provides: ClassVar[tuple[str, ...]] = ("scale",)
+    requires: ClassVar[tuple[str, ...]] = ()
 
     svd: Literal["randomized", "exact"] = "randomized"
     """randomized: within 2 % of the leading energy; exact: the full decomposition, slow for large layers."""

@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.adapters.adapter import Site
-from lrft.adapters.calibration import Look
-from lrft.adapters.part import Part, Seen
+from lrft.adapters.calibration import CalibrationContext
+from lrft.adapters.part import CalibrationResult, Part
 from lrft.utils.seeds import seed_of
 
 
@@ -32,9 +32,9 @@ class Eva(Part):
     paper: ClassVar[str] = "arXiv 2410.07170"
     equation: ClassVar[str] = "A0 = the components of x - mean(x), B0 = 0; ranks: the largest explained shares of all"
     evidence: ClassVar[str] = "directions and ranks against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("start", "ranks")
-    excludes: ClassVar[tuple[str, ...]] = ("placement",)
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
+    slots: ClassVar[tuple[str, ...]] = ("init", "ranks")
+    conflicts: ClassVar[tuple[str, ...]] = ("placement",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
 
     rho: Annotated[float, Field(ge=1)] = 2.0
     """A layer may get up to rho times its rank, or no adapter at all; 1 leaves the ranks as they are."""
@@ -43,22 +43,22 @@ class Eva(Part):
     passes: Annotated[int, Field(ge=1)] = 3
     """Times that they are looked at for the directions, after once for the mean (ours)."""
 
-    def observe(self, look: Look) -> Seen:
+    def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         """For each site "directions" (m, k), orthonormal rows, and "shares" (m,) of the variance that they explain."""
-        device = next(look.model.parameters()).device
-        sums = {site.name: torch.zeros(site.k + 1, dtype=site.dtype, device=device) for site in look.sites}
-        leaders = look.agree(look.inputs(self.rows, lambda name, x: add_mean(sums[name], x)))
-        sums = {name: look.reduce(sums[name]) for name in dict.fromkeys(leaders.values())}
+        device = next(context.model.parameters()).device
+        sums = {site.name: torch.zeros(site.k + 1, dtype=site.dtype, device=device) for site in context.sites}
+        leaders = context.agree(context.inputs(self.rows, lambda name, x: add_mean(sums[name], x)))
+        sums = {name: context.reduce(sums[name]) for name in dict.fromkeys(leaders.values())}
         means = {name: total[:-1] / total[-1] for name, total in sums.items()}
-        followers = {name: [site for site in look.sites if leaders.get(site.name) == name] for name in means}
-        Q = {name: self.first(sites, look.seed).to(device) for name, sites in followers.items()}
+        followers = {name: [site for site in context.sites if leaders.get(site.name) == name] for name in means}
+        Q = {name: self.first(sites, context.seed).to(device) for name, sites in followers.items()}
         shares: dict[str, Tensor] = {}
         for _ in range(self.passes):
             # One row more than Q has: in its first place comes the whole variance.
             Y = {name: rows.new_zeros(len(rows) + 1, rows.shape[1]) for name, rows in Q.items()}
-            self.add_products(look, means, Q, Y)
+            self.add_products(context, means, Q, Y)
             for name in Y:
-                total = look.reduce(Y[name])
+                total = context.reduce(Y[name])
                 _, S, V = torch.linalg.svd(total[1:], full_matrices=False)
                 Q[name] = V * V.gather(1, V.abs().argmax(dim=1, keepdim=True)).sign()  # else rounding may turn one
                 shares[name] = S / total[0, 0].clamp_min(torch.finfo(S.dtype).tiny)
@@ -69,7 +69,7 @@ class Eva(Part):
         }
 
     def add_products(
-        self, look: Look, means: Mapping[str, Tensor], Q: Mapping[str, Tensor], Y: Mapping[str, Tensor]
+        self, context: CalibrationContext, means: Mapping[str, Tensor], Q: Mapping[str, Tensor], Y: Mapping[str, Tensor]
     ) -> None:
         def add(name: str, x: Tensor) -> None:
             if name in Y:  # else a layer that only rows of another process than the first reach
@@ -77,7 +77,7 @@ class Eva(Part):
                 Y[name][0, 0] += x.square().sum()
                 Y[name][1:] += (x @ Q[name].T).T @ x
 
-        look.inputs(self.rows, add)
+        context.inputs(self.rows, add)
 
     def most(self, site: Site) -> int:
         """The highest rank that a site can get."""
@@ -89,7 +89,7 @@ class Eva(Part):
         generator = torch.Generator().manual_seed(seed_of(seed, "eva", sites[0].name))
         return torch.randn(p, sites[0].k, generator=generator, dtype=sites[0].dtype)
 
-    def allot(self, sites: Sequence[Site], seen: Seen) -> list[Site]:
+    def assign_ranks_from(self, sites: Sequence[Site], seen: CalibrationResult) -> list[Site]:
         if self.rho == 1:
             return list(sites)
         # Each entry is a component. Of equal ones, as layers with the same inputs have, the first site's is taken.
@@ -100,7 +100,7 @@ class Eva(Part):
         ranked = [replace(site, rank=taken.count(site.name)) for site in sites]
         return [site for site in ranked if site.rank]
 
-    def start_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+    def initialize_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
         directions, rank = seen["directions"], adapter.site.rank
         if rank > len(directions):
             raise ValueError(

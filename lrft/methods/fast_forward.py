@@ -30,9 +30,9 @@ class FastForward(Part):
     paper: ClassVar[str] = "arXiv 2409.04206"
     equation: ClassVar[str] = "theta_t + k (theta_t - theta_(t-1)), the first k of least validation loss"
     evidence: ClassVar[str] = "from the paper; two slips of the released code are not kept"
-    fills: ClassVar[tuple[str, ...]] = ("steps",)
-    excludes: ClassVar[tuple[str, ...]] = ("restart",)
-    needs: ClassVar[tuple[str, ...]] = ("delta", "validation")
+    slots: ClassVar[tuple[str, ...]] = ("steps",)
+    conflicts: ClassVar[tuple[str, ...]] = ("restart",)
+    requires: ClassVar[tuple[str, ...]] = ("delta", "validation")
 
     every: Annotated[float, Field(gt=0)] = 6.0
     """Steps from one attempt to the next, or a share of the run when below 1. 6 is the paper's."""

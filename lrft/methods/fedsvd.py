@@ -26,9 +26,9 @@ class FedSvd(Part):
     paper: ClassVar[str] = "arXiv 2505.12805"
     equation: ClassVar[str] = "B A = U S V': A = V', B = U S; A is not trained"
     evidence: ClassVar[str] = "index formulas of the released code; the moments are a reconstruction"
-    fills: ClassVar[tuple[str, ...]] = ("pair-rates",)
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
-    resting: ClassVar[tuple[str, ...]] = ("A",)
+    slots: ClassVar[tuple[str, ...]] = ("pair-rates",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
+    may_not_move: ClassVar[tuple[str, ...]] = ("A",)
 
     every: Annotated[float, Field(gt=0)] = 10.0
     """Steps from one factorisation to the next, or a share of the run when below 1. The authors' rounds have 10."""

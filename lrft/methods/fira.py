@@ -26,9 +26,9 @@ class Fira(Projecting):
     equation: ClassVar[str] = "W <- W - lr (factor Adam(R) P + |Adam(R)| / |R| (G - R P)), R = G P'"
     evidence: ClassVar[str] = "index formulas of the released code; the rest as in the paper"
     on: ClassVar[str] = "full"
-    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
-    needs: ClassVar[tuple[str, ...]] = ("dense",)
-    excludes: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
+    slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
+    requires: ClassVar[tuple[str, ...]] = ("dense",)
+    conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     projection: Literal["svd", "randomized", "random", "dct", "coordinate"] = "svd"
     """The directions: leading singular vectors, exact or randomized; random ones; the strongest cosines; random

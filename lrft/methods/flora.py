@@ -35,9 +35,9 @@ class Flora(Part):
     equation: ClassVar[str] = "C <- b C + (1 - b) U A, W <- W - lr ((1 - b) U + b C A'), U = Adafactor(G)"
     evidence: ClassVar[str] = "index formulas of the released code; without momentum, transformers' Adafactor"
     on: ClassVar[str] = "full"
-    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
-    needs: ClassVar[tuple[str, ...]] = ("dense",)
-    excludes: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
+    slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
+    requires: ClassVar[tuple[str, ...]] = ("dense",)
+    conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     every: Annotated[float, Field(gt=0)] = 1000.0
     """Steps from one random projection to the next, or a share of the run when below 1. The released code has 1000."""

@@ -32,8 +32,8 @@ class FloraBatched(Method):
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "from the paper; the start is a reconstruction"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    needs: ClassVar[tuple[str, ...]] = ("dropout=0",)
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
 
     def build(self, site: Site) -> Adapter:
         return FloraAdapter(site)

@@ -33,8 +33,8 @@ class Fourierft(Method):
     parameters: ClassVar[str] = "n, whatever the rank"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "positions, forward, merge against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta",)
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     frequencies: Annotated[int, Field(ge=1)] = 1000
     """n, trained numbers for each layer. Their learning rate is some hundred times that of LoRA."""

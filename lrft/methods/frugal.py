@@ -26,9 +26,9 @@ class Frugal(Projecting):
     equation: ClassVar[str] = "W <- W - lr (AdamW of the chosen part of G, sign of the other)"
     evidence: ClassVar[str] = "index formulas of the released code"
     on: ClassVar[str] = "full"
-    fills: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
-    needs: ClassVar[tuple[str, ...]] = ("dense",)
-    excludes: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
+    slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
+    requires: ClassVar[tuple[str, ...]] = ("dense",)
+    conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     projection: Literal["block", "coordinate", "svd", "randomized", "random", "dct"] = "block"
     """What is chosen: whole layers; columns; the gradient's leading directions, exact or randomized; random directions;

@@ -28,10 +28,12 @@ class Full(Method):
     parameters: ClassVar[str] = "d k"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "training of the weight itself by stock torch"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "dense")
-    needs: ClassVar[tuple[str, ...]] = ("dropout=0",)
-    unquantized: ClassVar[str] = "trains float32 numbers as many as the weight has, beside which its codes save nothing"
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "dense")
+    requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
+    quantization_conflict: ClassVar[str] = (
+        "trains float32 numbers as many as the weight has, beside which its codes save nothing"
+    )
 
     def build(self, site: Site) -> Delta:
         return FullAdapter(site)

@@ -43,8 +43,8 @@ class Goat(Method):
     parameters: ClassVar[str] = "r (d + k) + E k"
     exports: ClassVar[str] = "stays an adapter"
     evidence: ClassVar[str] = "index formulas of the released code; the exact start is ours"
-    fills: ClassVar[tuple[str, ...]] = ("update", "scale")
-    gives: ClassVar[tuple[str, ...]] = ("scale",)
+    slots: ClassVar[tuple[str, ...]] = ("update", "scale")
+    provides: ClassVar[tuple[str, ...]] = ("scale",)
 
     experts: Annotated[int, Field(ge=1)] = 8
     """E: it divides the rank."""
@@ -65,7 +65,7 @@ class Goat(Method):
     def scale(self, alpha: float, rank: int) -> float:
         return alpha * self.experts / rank
 
-    def plan(self, sites: Sequence[Site]) -> list[Site]:
+    def assign_ranks(self, sites: Sequence[Site]) -> list[Site]:
         if self.eta is None:
             return list(sites)
         return [replace(site, scale=math.sqrt(3 * self.eta * site.k * self.experts / site.rank)) for site in sites]
@@ -82,7 +82,7 @@ class Goat(Method):
             raise ValueError(f"a {site.d} x {site.k} layer has {most} singular vectors: lower rank {site.rank}")
         return GoatAdapter(site, self)
 
-    def start(self, adapter: Any, W0: Tensor) -> None:
+    def initialize(self, adapter: Any, W0: Tensor) -> None:
         if self.init == "lora":
             return
         per, length = adapter.site.rank // self.experts, min(W0.shape) // self.experts

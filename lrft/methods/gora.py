@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.adapters.adapter import Site
-from lrft.adapters.calibration import Look
-from lrft.adapters.part import Part, Seen
+from lrft.adapters.calibration import CalibrationContext
+from lrft.adapters.part import CalibrationResult, Part
 from lrft.utils.seeds import seed_of
 
 
@@ -34,9 +34,9 @@ class Gora(Part):
     equation: ClassVar[str] = "r ~ mean |W o G|, B0 = -(step / s) sqrt(k / r) G A' (A A')^-1, s = alpha / sqrt(r)"
     parameters: ClassVar[str] = "about r (d + k) in the mean"
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("ranks", "start", "scale")
-    needs: ClassVar[tuple[str, ...]] = ("pair", "scale")
-    starts_off: ClassVar[bool] = True
+    slots: ClassVar[tuple[str, ...]] = ("ranks", "init", "scale")
+    requires: ClassVar[tuple[str, ...]] = ("pair", "scale")
+    init_changes_output: ClassVar[bool] = True
 
     rows: Annotated[int, Field(ge=1)] = 32
     """Rows of the training data whose gradient is looked at. 32 as in the released recipe."""
@@ -53,20 +53,22 @@ class Gora(Part):
     def scale(self, alpha: float, rank: int) -> float:
         return alpha / math.sqrt(rank)
 
-    def observe(self, look: Look) -> Seen:
+    def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         if self.least == self.most:
-            ranks = {site.name: site.rank for site in look.sites}
+            ranks = {site.name: site.rank for site in context.sites}
         else:
-            sizes = {site.name: (look.weight(site) * G).abs().mean().item() for site, G in look.gradients(self.rows)}
-            ranks = look.agree(self.ranks(look.sites, sizes))
+            sizes = {
+                site.name: (context.weight(site) * G).abs().mean().item() for site, G in context.gradients(self.rows)
+            }
+            ranks = context.agree(self.ranks(context.sites, sizes))
         chosen = {}
-        for site in look.sites:
-            generator = torch.Generator().manual_seed(seed_of(look.seed, self.name, site.name))
+        for site in context.sites:
+            generator = torch.Generator().manual_seed(seed_of(context.seed, self.name, site.name))
             uniform = torch.rand(ranks[site.name], site.k, dtype=site.dtype, generator=generator)
             A = (2 * uniform - 1) / math.sqrt(site.k)  # as lora's own
-            chosen[site.name] = A.to(next(look.model.get_submodule(site.name).parameters()).device)
+            chosen[site.name] = A.to(next(context.model.get_submodule(site.name).parameters()).device)
         # B needs no more of the gradient than G A'.
-        products = look.right_products(self.rows, {name: A.T for name, A in chosen.items()})
+        products = context.right_products(self.rows, {name: A.T for name, A in chosen.items()})
         return {name: {"A": A, "GA": products[name]} for name, A in chosen.items()}
 
     def ranks(self, sites: Sequence[Site], sizes: Mapping[str, float]) -> dict[str, int]:
@@ -80,7 +82,7 @@ class Gora(Part):
             found[site.name] = min(max(share, least), most, site.d, site.k)
         return found
 
-    def allot(self, sites: Sequence[Site], seen: Seen) -> list[Site]:
+    def assign_ranks_from(self, sites: Sequence[Site], seen: CalibrationResult) -> list[Site]:
         """The factor follows the rank."""
         ranks = [len(seen[site.name]["A"]) for site in sites]
         return [
@@ -88,7 +90,7 @@ class Gora(Part):
             for site, rank in zip(sites, ranks, strict=True)
         ]
 
-    def start_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+    def initialize_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
         A, site = seen["A"], adapter.site
         if site.rank > site.k:
             raise ValueError(f"rank {site.rank} is larger than the layer's {site.k} inputs: lower it")

@@ -35,8 +35,8 @@ class Gralora(Method):
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "PEFT LoRA of rank n r, or merged"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale", "anew")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
 
     blocks: Annotated[int, Field(ge=1)] = 2
     """Blocks along each side; the authors take 2 at ranks 16 and 32, 4 at ranks 64 and 128."""

@@ -33,8 +33,8 @@ class Hra(Method):
     parameters: ClassVar[str] = "r k"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "forward, merge, gradients and first values against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    needs: ClassVar[tuple[str, ...]] = ("dropout=0",)
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
 
     def build(self, site: Site) -> Adapter:
         if site.rank % 2:

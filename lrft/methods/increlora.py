@@ -39,8 +39,8 @@ class Increlora(Method):
     parameters: ClassVar[str] = "r' (d + k + 1), r' = over * rank; r (d + k + 1) at the end"
     exports: ClassVar[str] = "PEFT LoRA of the components in use, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("update", "ranks")
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     over: Annotated[float, Field(ge=1)] = 2.0
     """The most that a layer can grow to, over the recipe's rank, which is the mean rank at the end; ours."""
@@ -73,7 +73,7 @@ class Increlora(Method):
     def scale(self, alpha: float, rank: int) -> float:
         return alpha / rank
 
-    def plan(self, sites: Sequence[Site]) -> list[Site]:
+    def assign_ranks(self, sites: Sequence[Site]) -> list[Site]:
         return [replace(site, rank=built(site.rank, self.over)) for site in sites]
 
     def build(self, site: Site) -> Delta:

@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.adapters.adapter import Site
-from lrft.adapters.calibration import Look
-from lrft.adapters.part import Part, Seen
+from lrft.adapters.calibration import CalibrationContext
+from lrft.adapters.part import CalibrationResult, Part
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class LamdaPlusPlus(Part):
     paper: ClassVar[str] = "arXiv 2406.12832"
     equation: ClassVar[str] = "ranks (1 - spread) r to (1 + spread) r by E(highest) - E(lowest), E the share of energy"
     evidence: ClassVar[str] = "reconstruction"
-    fills: ClassVar[tuple[str, ...]] = ("ranks",)
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
+    slots: ClassVar[tuple[str, ...]] = ("ranks",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
 
     spread: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """The lowest rank is (1 - spread) times the recipe's, the highest (1 + spread) times; the factor s stays."""
@@ -41,9 +41,9 @@ class LamdaPlusPlus(Part):
     power: Annotated[float, Field(gt=0)] = 2.0
     """p: 2 counts energy, 1 counts the singular values themselves."""
 
-    def observe(self, look: Look) -> Seen:
+    def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         """For each site its "gain" ()."""
-        return {site.name: {"gain": self.gain(look.weight(site), site.rank)} for site in look.sites}
+        return {site.name: {"gain": self.gain(context.weight(site), site.rank)} for site in context.sites}
 
     def gain(self, W: Tensor, rank: int) -> Tensor:
         """The share of energy between the lowest and the highest rank."""
@@ -58,7 +58,7 @@ class LamdaPlusPlus(Part):
         away = math.floor(mean * self.spread * abs(level - self.steps) / self.steps)
         return mean + away if level > self.steps else mean - away
 
-    def allot(self, sites: Sequence[Site], seen: Seen) -> list[Site]:
+    def assign_ranks_from(self, sites: Sequence[Site], seen: CalibrationResult) -> list[Site]:
         levels = 2 * self.steps + 1
         ranks: dict[str, int] = {}
         for mean in {site.rank for site in sites}:

@@ -25,8 +25,8 @@ class Lora(Method):
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "PEFT LoRA as is, or merged"
     evidence: ClassVar[str] = "forward, merge and file against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "pair", "scale", "anew")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "pair", "scale", "redrawable")
 
     def alpha(self, rank: int) -> float:
         return 2.0 * rank

@@ -35,8 +35,8 @@ class LoraDropout(Part):
     paper: ClassVar[str] = "arXiv 2404.09610"
     equation: ClassVar[str] = "diag(m_out) dW diag(m_in); (1 - p)^2 dW after training"
     evidence: ClassVar[str] = "from the paper; the factor after training is a reconstruction"
-    needs: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
-    excludes: ClassVar[tuple[str, ...]] = ("magnitude",)
+    requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
+    conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
 
     p: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Probability that an input, and that an output, is left out."""

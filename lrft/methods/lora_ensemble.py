@@ -32,8 +32,8 @@ class LoraEnsemble(Method):
     parameters: ClassVar[str] = "members r (d + k)"
     exports: ClassVar[str] = "a PEFT LoRA for each member; no single weight"
     evidence: ClassVar[str] = "each member against LoRA alone, the mean against separate models"
-    fills: ClassVar[tuple[str, ...]] = ("update", "copies")
-    gives: ClassVar[tuple[str, ...]] = ("scale",)
+    slots: ClassVar[tuple[str, ...]] = ("update", "copies")
+    provides: ClassVar[tuple[str, ...]] = ("scale",)
 
     members: Annotated[int, Field(ge=2)] = 5
     """How many; the paper has 5."""

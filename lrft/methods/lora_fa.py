@@ -29,8 +29,8 @@ class LoraFa(Method):
     parameters: ClassVar[str] = "r d (r k with frozen: B)"
     exports: ClassVar[str] = "PEFT LoRA as is, or merged"
     evidence: ClassVar[str] = "forward and corrected gradient against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     init: Literal["kaiming", "orthonormal", "svd"] = "kaiming"
     """The frozen factor: uniform as in LoRA, random orthonormal rows, or leading singular vectors of the weight."""
@@ -57,7 +57,7 @@ class LoraFa(Method):
             nn.init.kaiming_uniform_(rows, a=math.sqrt(5))
         return LoraFaAdapter(site, self.frozen, rows)
 
-    def start(self, adapter: Any, W0: Tensor) -> None:
+    def initialize(self, adapter: Any, W0: Tensor) -> None:
         if self.init == "svd":
             U, _, V = svd.leading(W0, adapter.site.rank)
             adapter.rows.copy_((V if self.frozen == "A" else U).T)

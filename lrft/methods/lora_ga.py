@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from lrft.adapters.calibration import Look, gradient_triplets
-from lrft.adapters.part import Part, Seen
+from lrft.adapters.calibration import CalibrationContext, gradient_triplets
+from lrft.adapters.part import CalibrationResult, Part
 from lrft.utils.seeds import seed_of
 
 
@@ -32,10 +32,10 @@ class LoraGa(Part):
     equation: ClassVar[str] = "G = U S V', c = d^(1/4) / sqrt(gamma), A0 = c V[:, :r]', B0 = c U[:, r:2r]"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "index formulas of the released code; directions against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("start",)
-    needs: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
-    excludes: ClassVar[tuple[str, ...]] = ("pair-rates",)
-    anchored: ClassVar[bool] = True
+    slots: ClassVar[tuple[str, ...]] = ("init",)
+    requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
+    conflicts: ClassVar[tuple[str, ...]] = ("pair-rates",)
+    offset_from_init: ClassVar[bool] = True
 
     rows: Annotated[int, Field(ge=1)] = 8
     """Rows of the training data whose gradient is looked at. 8 as in the released recipe."""
@@ -44,11 +44,11 @@ class LoraGa(Part):
     gamma: Annotated[float, Field(gt=0)] = 16.0
     """The start is as large as 1 / gamma: more is smaller. 16 as in the paper."""
 
-    def observe(self, look: Look) -> Seen:
-        found = gradient_triplets(look, self.rows, self.rounds, seed_of(look.seed, self.name), times=2)
+    def calibrate(self, context: CalibrationContext) -> CalibrationResult:
+        found = gradient_triplets(context, self.rows, self.rounds, seed_of(context.seed, self.name), times=2)
         return {name: {"U": U, "V": V} for name, (U, _, V) in found.items()}
 
-    def start_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+    def initialize_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
         r, most = adapter.site.rank, min(W0.shape)
         if 2 * r > most:
             raise ValueError(

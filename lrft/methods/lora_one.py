@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.adapters import svd
-from lrft.adapters.calibration import Look, gradient_triplets
-from lrft.adapters.part import Part, Seen
+from lrft.adapters.calibration import CalibrationContext, gradient_triplets
+from lrft.adapters.part import CalibrationResult, Part
 from lrft.utils.seeds import seed_of
 
 
@@ -33,9 +33,9 @@ class LoraOne(Part):
     paper: ClassVar[str] = "arXiv 2502.01235"
     equation: ClassVar[str] = "-G = U S V', A0 = sqrt(S / (gamma S_1)) V', B0 = U sqrt(S / (gamma S_1))"
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("start",)
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
-    starts_off: ClassVar[bool] = True
+    slots: ClassVar[tuple[str, ...]] = ("init",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
+    init_changes_output: ClassVar[bool] = True
 
     rows: Annotated[int, Field(ge=1)] = 8
     """Rows of the training data whose gradient is looked at. 8 as in the released recipe."""
@@ -44,11 +44,11 @@ class LoraOne(Part):
     gamma: Annotated[float, Field(gt=0)] = 128.0
     """The first step is as large as s / gamma: more is smaller. 128 as in the released recipe."""
 
-    def observe(self, look: Look) -> Seen:
-        found = gradient_triplets(look, self.rows, self.rounds, seed_of(look.seed, self.name), times=1)
+    def calibrate(self, context: CalibrationContext) -> CalibrationResult:
+        found = gradient_triplets(context, self.rows, self.rounds, seed_of(context.seed, self.name), times=1)
         return {name: {"U": U, "S": S, "V": V} for name, (U, S, V) in found.items()}
 
-    def start_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+    def initialize_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
         svd.refuse_beyond(W0, adapter.site.rank)
         U, S, V = seen["U"], seen["S"], seen["V"]
         root = (S / (self.gamma * S[0])).sqrt()

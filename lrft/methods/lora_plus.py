@@ -21,8 +21,8 @@ class LoraPlus(Part):
     paper: ClassVar[str] = "arXiv 2402.12354"
     equation: ClassVar[str] = "lr(B) = ratio lr(A)"
     evidence: ClassVar[str] = "groups against PEFT 0.21 create_loraplus_optimizer"
-    fills: ClassVar[tuple[str, ...]] = ("pair-rates",)
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
+    slots: ClassVar[tuple[str, ...]] = ("pair-rates",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
 
     ratio: Annotated[float, Field(gt=0)] = 16.0
     """Learning rate of B over that of A. 16 is the paper's starting point; lower the base rate with it."""
@@ -30,7 +30,7 @@ class LoraPlus(Part):
     def lr_factors(self) -> dict[str, float]:
         return {"B": self.ratio}
 
-    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
+    def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
         # Under Adam with B = 0, the factor s at one rate equals s = 1 with the ratio multiplied by s.
         effective = max(site.scale for site in sites) * self.ratio
         said = []
@@ -39,7 +39,7 @@ class LoraPlus(Part):
                 f"lora+: the factor multiplies the ratio of learning rates: {effective:g} in effect. "
                 "Consider a smaller ratio, alpha or learning rate."
             )
-        if anchored:
+        if offset_from_init:
             said.append(
                 "lora+: B does not start at zero here, which is what the ratio is for; the neutral choice is ratio 1."
             )

@@ -37,9 +37,9 @@ class LoraPro(Part):
     paper: ClassVar[str] = "arXiv 2407.18242"
     equation: ClassVar[str] = "min |s (B a + b A) - G| over the gradients a of A and b of B, then AdamW"
     evidence: ClassVar[str] = "from the paper"
-    fills: ClassVar[tuple[str, ...]] = ("pair-gradient",)
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
-    excludes: ClassVar[tuple[str, ...]] = ("pair-rates", "magnitude")
+    slots: ClassVar[tuple[str, ...]] = ("pair-gradient",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
+    conflicts: ClassVar[tuple[str, ...]] = ("pair-rates", "magnitude")
 
     cutoff: Annotated[float, Field(gt=0, lt=1)] = 1e-8
     """Directions of a factor below this share of its mean square are taken as missing."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lrft.adapters.adapter import Delta, Factors, Site
-from lrft.adapters.calibration import Look
-from lrft.adapters.part import Method, Run, Seen
+from lrft.adapters.calibration import CalibrationContext
+from lrft.adapters.part import CalibrationResult, Method, Run
 from lrft.adapters.svd import exact, leading
 from lrft.utils.seeds import seed_of
 
@@ -37,21 +37,21 @@ class LoraSb(Method):
     parameters: ClassVar[str] = "r^2"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("update", "start")
-    gives: ClassVar[tuple[str, ...]] = ("delta",)
-    excludes: ClassVar[tuple[str, ...]] = ("magnitude",)
+    slots: ClassVar[tuple[str, ...]] = ("update", "init")
+    provides: ClassVar[tuple[str, ...]] = ("delta",)
+    conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
 
     rows: Annotated[int, Field(ge=1)] = 50
     """Rows of the training data whose gradient is looked at. 50 as in the released recipe for mathematics."""
     svd: Literal["randomized", "exact"] = "randomized"
     """randomized: within 2 % of the leading energy; exact: the full decomposition, slow for large layers."""
 
-    def observe(self, look: Look) -> Seen:
+    def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         decompose = exact if self.svd == "exact" else leading
         found = {}
-        for site, G in look.gradients(self.rows):  # the sign of a sum over all processes: each has the same
+        for site, G in context.gradients(self.rows):  # the sign of a sum over all processes: each has the same
             with torch.random.fork_rng(devices=[G.device] if G.is_cuda else []):
-                torch.manual_seed(seed_of(look.seed, self.name, site.name))
+                torch.manual_seed(seed_of(context.seed, self.name, site.name))
                 U, S, V = decompose(-G.sign(), min(site.rank, *G.shape))
             found[site.name] = {"U": U, "S": S, "V": V}
         return found
@@ -62,7 +62,7 @@ class LoraSb(Method):
             raise ValueError(f"a {site.d} x {site.k} layer has {most} singular vectors: lower rank {site.rank}")
         return LoraSbAdapter(site)
 
-    def start_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
+    def initialize_from(self, adapter: Any, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
         adapter.A.copy_(seen["V"].T)
         adapter.B.copy_(seen["U"])
         adapter.S.copy_(seen["S"])

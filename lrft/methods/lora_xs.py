@@ -25,8 +25,8 @@ class LoraXs(Method):
     parameters: ClassVar[str] = "r^2"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     svd: Literal["randomized", "exact"] = "randomized"
     """randomized: within 2 % of the leading energy; exact: the full decomposition, slow for large layers."""
@@ -43,7 +43,7 @@ class LoraXs(Method):
             raise ValueError(f"a {site.d} x {site.k} layer has {most} singular vectors: lower rank {site.rank}")
         return LoraXsAdapter(site)
 
-    def start(self, adapter: Any, W0: Tensor) -> None:
+    def initialize(self, adapter: Any, W0: Tensor) -> None:
         decompose = exact if self.svd == "exact" else leading
         U, S, V = decompose(W0, adapter.site.rank)
         adapter.A.copy_(S[:, None] * V.T)

@@ -32,8 +32,8 @@ class Lori(Method):
     parameters: ClassVar[str] = "r d, of which (1 - sparsity) after the first phase"
     exports: ClassVar[str] = "PEFT LoRA as is, or merged"
     evidence: ClassVar[str] = "index formulas of the released code; forward, merge against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update", "entries")
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    slots: ClassVar[tuple[str, ...]] = ("update", "entries")
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Share of B's entries that stay zero, 0.9 as in the paper's LoRI-S. 0: a single phase, the paper's LoRI-D."""

@@ -34,9 +34,9 @@ class Lorma(Method):
     parameters: ClassVar[str] = "2 r d, or 2 r k on the inputs' side"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "dense matrices of the formula, in float64"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("scale",)
-    needs: ClassVar[tuple[str, ...]] = ("dropout=0",)
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("scale",)
+    requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
 
     variant: Literal["plus", "pi"] = "plus"
     """plus changes the weight by a matrix of rank r; pi has a full rank and takes r Fourier transforms per token."""

@@ -30,8 +30,8 @@ class Lotr(Method):
     parameters: ClassVar[str] = "r^2, and r (d + k) once for each shape"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     init: Literal["unit", "norm"] = "unit"
     """Start of L and R. unit: entries of variance one, as the authors have it, where G's first gradients are large and

@@ -31,8 +31,8 @@ class Melora(Method):
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "PEFT LoRA of rank n r, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale", "anew")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
 
     minis: Annotated[int, Field(ge=1)] = 8
     """How many mini LoRAs, n; each has the recipe's rank (the authors: 8 of rank 1)."""

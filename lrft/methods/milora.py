@@ -25,12 +25,12 @@ class Milora(Part):
     equation: ClassVar[str] = "A0 = sqrt(S/s) V', B0 = U sqrt(S/s), the last r; W + s (B A - B0 A0)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "reconstruction"
-    fills: ClassVar[tuple[str, ...]] = ("start",)
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
-    anchored: ClassVar[bool] = True
+    slots: ClassVar[tuple[str, ...]] = ("init",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
+    offset_from_init: ClassVar[bool] = True
     natural_scale: ClassVar[float | None] = 1.0
 
-    def start(self, adapter: Any, W0: Tensor) -> None:
+    def initialize(self, adapter: Any, W0: Tensor) -> None:
         U, S, V = svd.trailing(W0, adapter.site.rank)
         root = (S / adapter.site.scale).sqrt()
         # Where W has no such direction, both sides would be zero and never move: A takes v at unit length, B zero.

@@ -32,8 +32,8 @@ class Miss(Method):
     parameters: ClassVar[str] = "r d, or r m"
     exports: ClassVar[str] = "PEFT LoRA of rank r, or merged"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta",)
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     mini: Annotated[int, Field(ge=0)] = 0
     """m, how many columns of D are kept and repeated over the outputs; 0 keeps one for each output."""

@@ -41,8 +41,8 @@ class Mora(Method):
     parameters: ClassVar[str] = "R^2, R = round(sqrt(r (d + k)))"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "index formulas of the released code, all types, in float64"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "anew")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "redrawable")
 
     type: Literal["auto", 1, 2, 3, 4, 6] = "auto"
     """The operator. auto rotates blocks (6) up to rank 32 and shares rows and columns (1) above."""
@@ -67,7 +67,7 @@ class Mora(Method):
             return SwitchingAdapter(site, side, operator)
         return RotationAdapter(site, side) if operator == 6 else SharingAdapter(site, side, operator)
 
-    def build_again(self, site: Site, restart: int) -> Delta:
+    def rebuild(self, site: Site, restart: int) -> Delta:
         adapter = self.build(site)
         if isinstance(adapter, SwitchingAdapter):
             first = int(adapter.operator) - 1

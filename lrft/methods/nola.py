@@ -36,8 +36,8 @@ class Nola(Method):
     parameters: ClassVar[str] = "2 n"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "from the paper"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     basis: Annotated[int, Field(ge=1, le=65536)] = 512
     """n, the random matrices for each of A and B. 512 as for GPT-2 in the paper; the authors' LLaMA code has 128. Each

@@ -29,7 +29,7 @@ class NuclearNorm(Part):
     paper: ClassVar[str] = "arXiv 2405.14544"
     equation: ClassVar[str] = "loss + c sum over layers |dW|_*, at most s (|A|^2 + |B|^2) / 2"
     evidence: ClassVar[str] = "from the paper"
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
 
     strength: Annotated[float, Field(ge=0)] = 1e-4
     """c; nothing is published for adapters, the default is ours."""
@@ -38,8 +38,8 @@ class NuclearNorm(Part):
     after: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the run without the term: the bound would shrink A before B has grown. The default is ours."""
 
-    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
-        if not anchored or self.form == "exact":
+    def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
+        if not offset_from_init or self.form == "exact":
             return []
         return ["nuclear-norm: A and B do not start at zero here, and the bound is loose; consider form: exact."]
 

@@ -24,12 +24,12 @@ class Olora(Part):
     equation: ClassVar[str] = "W = Q R, A0 = R[:r], B0 = Q[:, :r]; W + s (B A - B0 A0)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "first values and forward against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("start",)
-    needs: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
-    anchored: ClassVar[bool] = True
+    slots: ClassVar[tuple[str, ...]] = ("init",)
+    requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
+    offset_from_init: ClassVar[bool] = True
     natural_scale: ClassVar[float | None] = 1.0
 
-    def start(self, adapter: Any, W0: Tensor) -> None:
+    def initialize(self, adapter: Any, W0: Tensor) -> None:
         r = adapter.site.rank
         svd.refuse_beyond(W0, r)
         # The first r columns of Q depend on the first r columns of W alone; R = Q' W is zero below the diagonal.
@@ -37,7 +37,7 @@ class Olora(Part):
         adapter.B.copy_(Q)
         adapter.A.copy_((Q.T @ W0).triu())
 
-    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
+    def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
         largest = max(site.scale for site in sites)
         if largest <= 2:
             return []

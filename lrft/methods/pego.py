@@ -34,8 +34,8 @@ class Pego(Part):
     paper: ClassVar[str] = "arXiv 2407.15085"
     equation: ClassVar[str] = "loss + c (sum_i |W dW_i'|_1 + sum_{i<j} |dW_i dW_j'|_1)"
     evidence: ClassVar[str] = "formula of the released code, in float64"
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
-    excludes: ClassVar[tuple[str, ...]] = ("start", "ranks")
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
+    conflicts: ClassVar[tuple[str, ...]] = ("init", "ranks")
     natural_scale: ClassVar[float | None] = 1.0
 
     groups: Annotated[int, Field(ge=1)] = 4

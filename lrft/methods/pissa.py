@@ -24,9 +24,9 @@ class Pissa(Part):
     equation: ClassVar[str] = "A0 = sqrt(S/s) V', B0 = U sqrt(S/s); W + s (B A - B0 A0)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "first values and converted file against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("start",)
-    needs: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
-    anchored: ClassVar[bool] = True
+    slots: ClassVar[tuple[str, ...]] = ("init",)
+    requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
+    offset_from_init: ClassVar[bool] = True
     natural_scale: ClassVar[float | None] = 1.0
 
     svd: Literal["randomized", "exact"] = "randomized"
@@ -34,14 +34,14 @@ class Pissa(Part):
     iterations: Annotated[int, Field(ge=0)] = 6
     """Iterations of the randomized decomposition; each looks at the weight twice."""
 
-    def start(self, adapter: Any, W0: Tensor) -> None:
+    def initialize(self, adapter: Any, W0: Tensor) -> None:
         r, scale = adapter.site.rank, adapter.site.scale
         U, S, V = exact(W0, r) if self.svd == "exact" else leading(W0, r, iterations=self.iterations)
         root = (S / scale).sqrt()
         adapter.A.copy_(root[:, None] * V.T)
         adapter.B.copy_(U * root)
 
-    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
+    def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
         scales = {site.scale for site in sites}
         if scales == {1.0}:
             return []

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from lrft.adapters.adapter import Site
-from lrft.adapters.calibration import Look
-from lrft.adapters.part import Part, Seen
+from lrft.adapters.calibration import CalibrationContext
+from lrft.adapters.part import CalibrationResult, Part
 
 
 @dataclass(frozen=True)
@@ -32,36 +32,36 @@ class Plop(Part):
     paper: ClassVar[str] = "arXiv 2506.20629"
     equation: ClassVar[str] = "layers with the lowest mean of |W x| / |x| sqrt(k) / |W|"
     evidence: ClassVar[str] = "formula of the released code, its random baseline in closed form"
-    fills: ClassVar[tuple[str, ...]] = ("placement",)
+    slots: ClassVar[tuple[str, ...]] = ("placement",)
 
     kinds: Annotated[int, Field(ge=1)] = 3
     """How many kinds of layers, of those that the recipe targets, get adapters (ours: the paper leaves it open)."""
     rows: Annotated[int, Field(ge=1)] = 100
     """Rows of the data to look at. The authors': 100."""
 
-    def observe(self, look: Look) -> Seen:
+    def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         """For each site its "score" ()."""
         # One row says who is given the same inputs; these are then collected once for all of them.
-        leaders = look.agree(look.inputs(1, lambda name, x: None))
-        device = next(look.model.parameters()).device
-        reached = [site for site in look.sites if site.name in leaders]
+        leaders = context.agree(context.inputs(1, lambda name, x: None))
+        device = next(context.model.parameters()).device
+        reached = [site for site in context.sites if site.name in leaders]
         sums = {site.name: torch.zeros(2, dtype=site.dtype, device=device) for site in reached}
 
         def add(name: str, x: Tensor) -> None:
             unit = normalize(x, dim=-1)
             for site in reached:
                 if leaders[site.name] == name:
-                    lengths = linear(unit, look.weight(site)).norm(dim=-1)
+                    lengths = linear(unit, context.weight(site)).norm(dim=-1)
                     sums[site.name] += torch.stack([lengths.sum(), lengths.new_tensor(len(lengths))])
 
-        look.inputs(self.rows, add)
+        context.inputs(self.rows, add)
         found = {}
         for site in reached:
-            total, count = look.reduce(sums[site.name])
-            found[site.name] = {"score": total / count * site.k**0.5 / look.weight(site).norm()}
+            total, count = context.reduce(sums[site.name])
+            found[site.name] = {"score": total / count * site.k**0.5 / context.weight(site).norm()}
         return found
 
-    def allot(self, sites: Sequence[Site], seen: Seen) -> list[Site]:
+    def assign_ranks_from(self, sites: Sequence[Site], seen: CalibrationResult) -> list[Site]:
         scores: dict[str, list[float]] = {}
         for site in sites:
             if site.name in seen:

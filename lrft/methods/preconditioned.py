@@ -25,9 +25,9 @@ class Preconditioned(Part):
     paper: ClassVar[str] = "arXiv 2402.02347"
     equation: ClassVar[str] = "(B' B + damping)^-1 g_A, g_B (A A' + damping)^-1, then AdamW"
     evidence: ClassVar[str] = "steps against PEFT 0.21 create_riemannian_optimizer"
-    fills: ClassVar[tuple[str, ...]] = ("pair-gradient",)
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
-    excludes: ClassVar[tuple[str, ...]] = ("pair-rates",)
+    slots: ClassVar[tuple[str, ...]] = ("pair-gradient",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
+    conflicts: ClassVar[tuple[str, ...]] = ("pair-rates",)
 
     damping: Annotated[float, Field(gt=0)] = 0.01
     """Added to the squares before they are inverted: keeps the step finite where a factor is small. 0.01 as in PEFT."""

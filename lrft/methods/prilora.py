@@ -25,13 +25,13 @@ class Prilora(Part):
     paper: ClassVar[str] = "arXiv 2401.11316"
     equation: ClassVar[str] = "rank of block l of 0 to L - 1: r (1 - spread + 2 spread l / (L - 1))"
     evidence: ClassVar[str] = "from the paper, its ranks only"
-    fills: ClassVar[tuple[str, ...]] = ("ranks",)
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
+    slots: ClassVar[tuple[str, ...]] = ("ranks",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
 
     spread: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """The first adapted block has (1 - spread) times the recipe's rank, the last one (1 + spread) times."""
 
-    def plan(self, sites: Sequence[Site]) -> list[Site]:
+    def assign_ranks(self, sites: Sequence[Site]) -> list[Site]:
         depths = [site.depth for site in sites if site.depth is not None]
         if len(set(depths)) < 2:
             return list(sites)

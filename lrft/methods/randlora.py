@@ -34,8 +34,8 @@ class Randlora(Method):
     parameters: ClassVar[str] = "ceil(m / r) (r + m), m = min(d, k)"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale", "anew")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
 
     bases: Literal["dense", "sparse", "very-sparse"] = "dense"
     """Entries uniform; or -1, 0, 1, of which two thirds, or all but 1 / sqrt(m), are 0. Of variance one in each case.

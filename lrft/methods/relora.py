@@ -31,9 +31,9 @@ class Relora(Part):
     equation: ClassVar[str] = "W + dW_1 + ... + dW_n + dW"
     exports: ClassVar[str] = "PEFT LoRA of rank (restarts + 1) r where the method is a LoRA, or merged"
     evidence: ClassVar[str] = "rules of the released code; its dead first cycle is not kept"
-    fills: ClassVar[tuple[str, ...]] = ("restart",)
-    needs: ClassVar[tuple[str, ...]] = ("delta", "anew")
-    excludes: ClassVar[tuple[str, ...]] = ("start", "ranks", "entries")
+    slots: ClassVar[tuple[str, ...]] = ("restart",)
+    requires: ClassVar[tuple[str, ...]] = ("delta", "redrawable")
+    conflicts: ClassVar[tuple[str, ...]] = ("init", "ranks", "entries")
 
     restarts: Annotated[int, Field(ge=0)] = 3
     """How many. The paper restarts every 1000 to 5000 steps."""

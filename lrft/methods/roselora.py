@@ -32,9 +32,9 @@ class Roselora(Part):
         "M <- 0.8 M + 0.2 |p grad p|; p = 0 where M is below the (1 - q) quantile of its row/column"
     )
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("entries",)
-    needs: ClassVar[tuple[str, ...]] = ("pair",)
-    excludes: ClassVar[tuple[str, ...]] = ("start",)
+    slots: ClassVar[tuple[str, ...]] = ("entries",)
+    requires: ClassVar[tuple[str, ...]] = ("pair",)
+    conflicts: ClassVar[tuple[str, ...]] = ("init",)
 
     keep: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of entries that is left at the end; 0.05 is that of the editing experiments."""

@@ -18,8 +18,8 @@ class RsLora(Part):
     paper: ClassVar[str] = "arXiv 2312.03732"
     equation: ClassVar[str] = "s = alpha / sqrt(r)"
     evidence: ClassVar[str] = "forward, merge and file against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("scale",)
-    needs: ClassVar[tuple[str, ...]] = ("scale",)
+    slots: ClassVar[tuple[str, ...]] = ("scale",)
+    requires: ClassVar[tuple[str, ...]] = ("scale",)
 
     def alpha(self, rank: int) -> float:
         return 16.0

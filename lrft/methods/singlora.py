@@ -32,8 +32,8 @@ class Singlora(Method):
     parameters: ClassVar[str] = "r max(d, k)"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "from the paper; the size of its start is ours"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     ramp: Annotated[float, Field(gt=0)] = 0.1
     """T, the steps until the update has its full factor: up to 1 a share of the run, above 1 a number of steps. The

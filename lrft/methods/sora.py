@@ -30,8 +30,8 @@ class Sora(Method):
     parameters: ClassVar[str] = "r (d + k + 1)"
     exports: ClassVar[str] = "PEFT LoRA of the components that are left, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("update", "ranks")
-    gives: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
+    provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     rule: Literal["soft", "released"] = "soft"
     """soft: the paper's threshold, strength times the learning rate; released: that of the authors' code."""

@@ -29,11 +29,11 @@ class Sorsa(Method):
     parameters: ClassVar[str] = "r (d + k + 1)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "index formulas of the released code"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta",)
-    needs: ClassVar[tuple[str, ...]] = ("dropout=0",)
-    excludes: ClassVar[tuple[str, ...]] = ("magnitude",)
-    anchored: ClassVar[bool] = True
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta",)
+    requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
+    conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
+    offset_from_init: ClassVar[bool] = True
 
     penalty: Annotated[float, Field(ge=0)] = 13.3
     """Weight beside the token loss. The authors: 4e-4 over the peak learning rate, which is 13.3 for their 3e-5."""
@@ -48,7 +48,7 @@ class Sorsa(Method):
             raise ValueError(f"a {site.d} x {site.k} layer has {most} singular vectors: lower rank {site.rank}")
         return SorsaAdapter(site)
 
-    def start(self, adapter: Any, W0: Tensor) -> None:
+    def initialize(self, adapter: Any, W0: Tensor) -> None:
         decompose = exact if self.svd == "exact" else leading
         U, S, V = decompose(W0, adapter.site.rank)
         adapter.A.copy_(V.T)

@@ -52,11 +52,11 @@ class TempBalance(Part):
 
     def rate(self, run: Run, site: str) -> float:
         every = run.steps(self.every)
-        look = run.step // every * every if self.every else 0
-        if look not in self.known:
+        context = run.step // every * every if self.every else 0
+        if context not in self.known:
             self.known.clear()
-            self.known[look] = self.rates(run)
-        return self.known[look].get(site, 1.0)
+            self.known[context] = self.rates(run)
+        return self.known[context].get(site, 1.0)
 
     @torch.no_grad()
     def rates(self, run: Run) -> dict[str, float]:

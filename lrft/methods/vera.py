@@ -31,8 +31,8 @@ class Vera(Method):
     parameters: ClassVar[str] = "r + d"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "forward, merge and random values against PEFT 0.21"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = ("delta", "anew")
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = ("delta", "redrawable")
 
     d_initial: Annotated[float, Field(gt=0)] = 0.1
     """Start of every entry of d. PEFT's, which advises 0.1 or less."""
@@ -48,7 +48,7 @@ class Vera(Method):
     def build(self, site: Site) -> Delta:
         return VeraAdapter(site, self.d_initial)
 
-    def advice(self, sites: Sequence[Site], anchored: bool) -> list[str]:
+    def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
         largest = max(site.rank for site in sites)
         if largest >= 64:
             return []

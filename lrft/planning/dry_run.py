@@ -13,7 +13,7 @@ import torch
 
 from lrft import data
 from lrft.data.collate import micro_batches
-from lrft.data.sampler import schedule_of
+from lrft.data.sampler import batch_schedule
 from lrft.distributed import fsdp, zero2
 from lrft.distributed.launch import Process
 from lrft.distributed.sizes import copy_size
@@ -93,7 +93,7 @@ def strategy_line(recipe: Recipe, sharers: int) -> str:
 def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Process], sharers: int) -> list[Row]:
     """What is the same for all, and what the first process alone does."""
     first, settings = processes[0], recipe.training
-    order = schedule_of(recipe, prepared.train)
+    order = batch_schedule(recipe, prepared.train)
     together = [f"{name}={value}" for name, value in first.given.items() if name not in OF_EACH]
     each = count(rows_of_a_pass(recipe, first.world), "row")
     return [
@@ -170,7 +170,7 @@ def of_a_process(recipe: Recipe, rows: data.Rows, process: Process, sharers: int
 def passes_of(recipe: Recipe, rows: data.Rows, step: int, process: Process) -> list[list[int]]:
     """Row ids of each micro-batch of a process in a step (from 0): what the loop takes."""
     return micro_batches(
-        schedule_of(recipe, rows).rows(step),
+        batch_schedule(recipe, rows).rows(step),
         rows.lengths,
         micro=rows_of_a_pass(recipe, process.world),
         rank=process.rank,

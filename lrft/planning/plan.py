@@ -21,7 +21,7 @@ from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, AdapterLinear
 from lrft.adapters.attach import attach_sites, select_sites
 from lrft.data.collate import micro_batches
-from lrft.data.sampler import schedule_of
+from lrft.data.sampler import batch_schedule
 from lrft.distributed import fsdp, processes, zero2
 from lrft.errors import Problem, RecipeError
 from lrft.model import linear
@@ -112,7 +112,7 @@ def make_plan(
         load_library()
     speed = speed_here(active)
     process = resident() if not torch.cuda.is_available() else 0
-    schedule = schedule_of(recipe, prepared.train)
+    schedule = batch_schedule(recipe, prepared.train)
     composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
     if devices > 1 and recipe.distributed.strategy == "zero2":
         zero2.refuse_parts(recipe, composition)
@@ -208,7 +208,7 @@ def rows_of_a_pass(recipe: Recipe, devices: int) -> int:
     return math.ceil(recipe.training.global_batch_size / devices) if wanted == "auto" else wanted
 
 
-def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.Schedule, devices: int, micro: int) -> int:
+def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.BatchSchedule, devices: int, micro: int) -> int:
     """Tokens of the largest micro-batch, padding included where rows are padded."""
     most = 0
     for step in range(min(schedule.total_steps, STEPS_SEEN)):
@@ -221,7 +221,7 @@ def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.Schedule, devi
     return most
 
 
-def tokens_of(rows: data.Rows, schedule: data.Schedule) -> int:
+def tokens_of(rows: data.Rows, schedule: data.BatchSchedule) -> int:
     """Tokens of the whole run."""
     whole, rest = divmod(schedule.total_steps, schedule.steps_per_epoch)
     last = sum(int(rows.lengths[schedule.rows(whole * schedule.steps_per_epoch + step)].sum()) for step in range(rest))

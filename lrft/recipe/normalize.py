@@ -88,7 +88,7 @@ def _chooser(targets: Any) -> str | None:
     """The part that chooses among all layers, when it stands in the place of the layers that are to be chosen."""
     word = targets[0] if isinstance(targets, list) and len(targets) == 1 else targets
     card = registry.methods().get(word) if isinstance(word, str) else None
-    return card.name if card is not None and "placement" in card.fills else None
+    return card.name if card is not None and "placement" in card.slots else None
 
 
 def _parts(entry: Node | None, problems: Problems) -> list[Node]:

@@ -34,7 +34,7 @@ def loop(trainer: Trainer, signals: StopSignals) -> None:
     evaluations = lr_schedule.interval(recipe.evaluation.every, total) if trainer.prepared.validation else None
     checkpoints = lr_schedule.interval(recipe.checkpoint.every, total)
     movement = sanity_checks.MovementCheck(
-        trainer.attached, resumed=progress.step > 0, resting=trainer.composition.resting
+        trainer.attached, resumed=progress.step > 0, may_not_move=trainer.composition.may_not_move
     )
     trainer.reporter.begin(total, progress.step)
     if evaluations and recipe.evaluation.at_start and progress.step == 0:

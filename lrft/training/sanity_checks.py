@@ -29,7 +29,7 @@ class MovementCheck:
 
     STEPS = 2
 
-    def __init__(self, attached: Attached, *, resumed: bool = False, resting: Collection[str] = ()) -> None:
+    def __init__(self, attached: Attached, *, resumed: bool = False, may_not_move: Collection[str] = ()) -> None:
         """resting: last words of the tensors' names that may stand still."""
         self.trained = attached.trained()
         self.sites = attached.owners()
@@ -37,7 +37,9 @@ class MovementCheck:
             {}
             if resumed
             else {
-                name: p.detach().clone() for name, p in self.trained.items() if name.rsplit(".", 1)[-1] not in resting
+                name: p.detach().clone()
+                for name, p in self.trained.items()
+                if name.rsplit(".", 1)[-1] not in may_not_move
             }
         )
         # Frozen tensors of the adapters may be set by their own parts: a gate, a mask.

@@ -18,12 +18,12 @@ from lrft import data
 from lrft.adapters import compose, gradient_checkpointing
 from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, select_sites
 from lrft.adapters.attached import SHARED, Attached
-from lrft.adapters.calibration import Look
+from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.ensemble import copying
 from lrft.adapters.part import Making
 from lrft.adapters.storage import read_adapter
 from lrft.data.collate import Form, collate
-from lrft.data.sampler import schedule_of
+from lrft.data.sampler import batch_schedule
 from lrft.distributed import fsdp, processes, zero2
 from lrft.distributed.strategy import Divided, Strategy
 from lrft.errors import Problem, RecipeError
@@ -62,7 +62,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     tokenizer = load_recipe_tokenizer(recipe, source)
     prepared = prepare_data(recipe, source, tokenizer)
-    plan = schedule_of(recipe, prepared.train)
+    plan = batch_schedule(recipe, prepared.train)
     model = load_recipe_model(recipe, source, dtype)
     accelerator = processes.make_accelerator(compute)
     strategy = divide(recipe, model, accelerator)
@@ -70,9 +70,11 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     found = find_layout(model, prepared.train, packing=recipe.data.packing, compute=compute)
     proven = {"packing": found.said} if found.said else {}
     losses = found.loss(model)
-    look = make_look(recipe, prepared.train, plan, accelerator, losses, found.form, together=strategy == "fsdp")
+    context = calibration_context(
+        recipe, prepared.train, plan, accelerator, losses, found.form, together=strategy == "fsdp"
+    )
     resumed_from = resume_point(folder, options)
-    attached, composition = attach(recipe, model, look, resumed_from)
+    attached, composition = attach(recipe, model, context, resumed_from)
     losses.copies = copying(model)
     losses.as_base = lambda: sanity_checks.as_base(attached, model)
     if t.gradient_checkpointing != "none":
@@ -158,14 +160,16 @@ def share(
     return Divided(accelerator, losses, accelerator.prepare(own), attached)
 
 
-def attach(recipe: Recipe, model: Any, look: Look, resumed_from: Path | None) -> tuple[Attached, compose.Composition]:
+def attach(
+    recipe: Recipe, model: Any, context: CalibrationContext, resumed_from: Path | None
+) -> tuple[Attached, compose.Composition]:
     """The recipe's adapters in `model`: at their start, or of the shapes that a checkpoint has."""
     section, seed = recipe.adapter, recipe.training.seed
     if resumed_from is None:
-        return attach_adapter(model, section, seed=seed, where=recipe.where, look=look)
+        return attach_adapter(model, section, seed=seed, where=recipe.where, context=context)
     composition = compose.compose((entry.name, entry.options) for entry in section.method)
     # What was seen of the data before the first step is not looked at again: it is in the checkpoint's ranks.
-    if composition.observes:
+    if composition.calibrates:
         sites = read_adapter(resumed_from / "adapter").sites
     else:
         sites = select_sites(model, section, composition, recipe.where)
@@ -188,16 +192,16 @@ def make_optimizer(
     return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
 
 
-def make_look(
+def calibration_context(
     recipe: Recipe,
     rows: data.Rows,
-    plan: data.Schedule,
+    plan: data.BatchSchedule,
     accelerator: Any,
     losses: TokenLoss,
     form: Form,
     *,
     together: bool = False,
-) -> Look:
+) -> CalibrationContext:
     """What parts may look at before adapters exist: the base, and the rows in the order in which they are trained.
 
     together: a divided base is passed through by all processes at once, so each looks at all rows.
@@ -214,7 +218,7 @@ def make_look(
             batch = collate(rows, mine[at : at + micro], pad_id=0, form=form)
             yield {name: value.to(accelerator.device) for name, value in batch.items()}
 
-    return Look(
+    return CalibrationContext(
         model=losses.model,
         batches=batches,
         loss=losses,
@@ -237,7 +241,7 @@ def compare_start(trainer: Trainer) -> None:
     words = f"before the first step the loss is {adapted:.4f}, the base's {base_loss:.4f}"
     same = abs(adapted - base_loss) <= START_TOLERANCE[trainer.compute] * max(abs(base_loss), 1e-3)
     trainer.checks["start"] = words
-    if not same and not trainer.composition.starts_off:
+    if not same and not trainer.composition.init_changes_output:
         trainer.warnings.append(f"the adapter does not start as the base: {words}")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.attached import Attached
 from lrft.adapters.compose import Composition
-from lrft.data import Prepared, Rows, Schedule
+from lrft.data import BatchSchedule, Prepared, Rows
 from lrft.data.collate import collate
 from lrft.distributed.strategy import Strategy
 from lrft.distributed.watchdog import Watchdog
@@ -80,7 +80,7 @@ class Trainer:
     losses: TokenLoss
     """answers a batch with its loss; `attached.model` is the language model inside"""
     layout: Layout
-    plan: Schedule
+    plan: BatchSchedule
     micro: int
     """rows of a pass: the recipe's, or as many as fit"""
     warnings: list[str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lrft.adapters.targets import words_of
+from lrft.adapters.targets import module_names
 from lrft.model.quantized import count
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def adapter_lines(trainer: Trainer) -> list[str]:
     where = f" in {len(depths)} layers" if depths else ""
     return [
         f"{names}   rank {ranks}{factor}{rates}",
-        f"{len(sites)} modules{where}: {' '.join(words_of(site.name for site in sites))}   "
+        f"{len(sites)} modules{where}: {' '.join(module_names(site.name for site in sites))}   "
         f"{trained / 1e6:,.2f} M trained ({trained / everything:.2%})",
         f"becomes: {becomes(trainer)}",
     ]
@@ -139,7 +139,7 @@ def facts(trainer: Trainer) -> dict[str, Any]:
             "rank": spread(site.rank for site in sites),
             "factor": spread(site.scale for site in sites),
             "modules": len(sites),
-            "targets": words_of(site.name for site in sites),
+            "targets": module_names(site.name for site in sites),
             "trained parameters": trained,
             "becomes": becomes(trainer),
         },

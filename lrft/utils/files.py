@@ -41,9 +41,9 @@ def room_for(path: Path, wanted: int | None = None) -> Iterator[None]:
                 raise LrftError(f"{path}: writing is not permitted", "Check the folder's owner and mode.") from error
             raise
         free = shutil.disk_usage(existing_parent(path)).free
-        needs = f"needs {megabytes(wanted)}, " if wanted else ""
+        requires = f"needs {megabytes(wanted)}, " if wanted else ""
         raise LrftError(
-            f"{path}: the disk is full ({needs}{megabytes(free)} are free)",
+            f"{path}: the disk is full ({requires}{megabytes(free)} are free)",
             "Nothing that was complete is lost. Free some space and start again with --resume.",
         ) from error
 

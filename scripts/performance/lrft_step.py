@@ -41,7 +41,7 @@ def run(job: Job, recorder: Recorder) -> None:
     if "start" in job.options:
         save_file(trainer.attached.state_dict(), job.options["start"])
     trainer.model.train()
-    movement = MovementCheck(trainer.attached, resting=trainer.composition.resting)
+    movement = MovementCheck(trainer.attached, may_not_move=trainer.composition.may_not_move)
     recorder.loaded(trainer.model.parameters())
     with StopSignals(speak=False) as signals:
         for _ in range(job.steps):

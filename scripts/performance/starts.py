@@ -49,7 +49,7 @@ def compare(W: Tensor, rank: int, rounds: int) -> dict[str, Any]:
             torch.manual_seed(0)
             began = time.process_time()
             with torch.no_grad():
-                Pissa(svd=way).start(adapter, W)
+                Pissa(svd=way).initialize(adapter, W)
             found[way].append(time.process_time() - began)
             found["energy"][way] = energy(adapter.B, W)
     return found

@@ -1,7 +1,7 @@
 """A place to break runs in: a tiny model, its data, a recipe; commands as forked children of one warm process.
 
 Starting Python with torch takes seconds, a fork takes milliseconds. Fork is safe here because this process stays
-single-threaded: it computes nothing itself. All commands go through the real command line, `lrft.cli.run_command`.
+single-threaded: it computes nothing itself. All commands go through the real command line, `lrft.cli.main.run_command`.
 """
 
 from __future__ import annotations

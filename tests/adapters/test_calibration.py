@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrft.adapters import targets
-from lrft.adapters.calibration import Look
+from lrft.adapters.calibration import CalibrationContext
 from lrft.objectives.cross_entropy import trained_tokens
 from lrft.objectives.sft import TokenLoss
 from lrft.utils import seeds
@@ -29,12 +29,14 @@ def batches(rows: int = 4) -> list[dict[str, Tensor]]:
     return made
 
 
-def look_at(model: Any, given: list[dict[str, Tensor]], **more: Any) -> Look:
+def look_at(model: Any, given: list[dict[str, Tensor]], **more: Any) -> CalibrationContext:
     modules = dict(model.named_modules())
     sites = [targets.site_of(name, modules[name], rank=2, scale=1.0, dropout=0.0) for name in NAMES]
-    look = Look(model, batches=lambda rows: given[:rows], loss=TokenLoss(model), tokens=trained_tokens, **more)
-    look.sites = sites
-    return look
+    context = CalibrationContext(
+        model, batches=lambda rows: given[:rows], loss=TokenLoss(model), tokens=trained_tokens, **more
+    )
+    context.sites = sites
+    return context
 
 
 def gradients(model: Any, given: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -48,16 +50,16 @@ def gradients(model: Any, given: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def test_products_with_a_gradient_are_those_of_the_whole_gradient() -> None:
     model, given = tiny.make("llama").double(), batches()
     whole = gradients(model, given)
-    look = look_at(model, given)
+    context = look_at(model, given)
     right = {name: torch.randn(whole[name].shape[1], 3, dtype=torch.float64) for name in NAMES[:2]}
     left = {name: torch.randn(whole[name].shape[0], 3, dtype=torch.float64) for name in NAMES}
-    for name, product in look.right_products(4, right).items():
+    for name, product in context.right_products(4, right).items():
         assert torch.allclose(product, whole[name] @ right[name], rtol=1e-5, atol=1e-7), name
-    products = look.left_products(4, left)
+    products = context.left_products(4, left)
     assert products.keys() == set(NAMES)
     for name, product in products.items():
         assert torch.allclose(product, whole[name].T @ left[name], rtol=1e-5, atol=1e-7), name
-    for site, G in look.gradients(4):
+    for site, G in context.gradients(4):
         assert torch.allclose(G, whole[site.name], rtol=1e-5, atol=1e-7), site.name
 
 
@@ -66,9 +68,9 @@ def test_gradients_come_a_few_at_a_time_and_are_the_same(monkeypatch: pytest.Mon
     together = {site.name: G for site, G in look_at(model, given).gradients(4)}
     monkeypatch.setattr("lrft.adapters.calibration.GRADIENTS_AT_ONCE", 1)
     asked = []
-    look = look_at(model, given)
-    look.batches = lambda rows: asked.append(rows) or given[:rows]  # type: ignore[func-returns-value]
-    apart = {site.name: G for site, G in look.gradients(4)}
+    context = look_at(model, given)
+    context.batches = lambda rows: asked.append(rows) or given[:rows]  # type: ignore[func-returns-value]
+    apart = {site.name: G for site, G in context.gradients(4)}
     assert len(asked) == len(NAMES)
     assert all(torch.allclose(together[name], apart[name], atol=1e-15) for name in NAMES)
 
@@ -93,8 +95,8 @@ def test_two_processes_see_what_one_sees() -> None:
     for half in (given[:2], given[2:]):
         noted: list[Tensor] = []
         other = iter(list(sums))
-        look = look_at(model, half, reduce=lambda t, noted=noted, other=other: noted.append(t) or t + next(other, 0))
-        halves.append(look.left_products(4, dict.fromkeys(NAMES[2:], torch.ones(24, 1, dtype=torch.float64))))
+        context = look_at(model, half, reduce=lambda t, noted=noted, other=other: noted.append(t) or t + next(other, 0))
+        halves.append(context.left_products(4, dict.fromkeys(NAMES[2:], torch.ones(24, 1, dtype=torch.float64))))
         sums = noted
     assert torch.allclose(halves[1][NAMES[2]], alone[NAMES[2]], rtol=1e-9)
     assert not torch.allclose(halves[0][NAMES[2]], alone[NAMES[2]], rtol=1e-3)
@@ -103,9 +105,9 @@ def test_two_processes_see_what_one_sees() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model, given = tiny.make("llama").train(), batches()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    look = look_at(model, given)
-    look.left_products(4, {NAMES[0]: torch.ones(24, 1)})
-    look.inputs(4, lambda name, x: None)
+    context = look_at(model, given)
+    context.left_products(4, {NAMES[0]: torch.ones(24, 1)})
+    context.inputs(4, lambda name, x: None)
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

@@ -40,13 +40,13 @@ class Recorder(Part):
         self.said: list[tuple[Any, ...]] = []
         self.count = torch.zeros(2, dtype=torch.int64)
 
-    def plan(self, sites: Sequence[Site]) -> list[Site]:
-        self.said.append(("plan",))
+    def assign_ranks(self, sites: Sequence[Site]) -> list[Site]:
+        self.said.append(("assign_ranks",))
         return list(sites)
 
-    def start(self, adapter: Delta, W0: Tensor) -> None:
+    def initialize(self, adapter: Delta, W0: Tensor) -> None:
         assert W0.shape == (adapter.site.d, adapter.site.k)
-        self.said.append(("start", adapter.site.name))
+        self.said.append(("initialize", adapter.site.name))
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if W0 is not None:  # else a checkpoint is being read: only the structure is asked for
@@ -91,7 +91,11 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 def test_hooks_are_called_in_the_documented_order(place: Place, recorder: Recorder) -> None:
     place.train(*KEYS)
-    once = [("plan",), *((word, site) for site in SITES for word in ("build", "start", "wrap")), ("lr_factors",)]
+    once = [
+        ("assign_ranks",),
+        *((word, site) for site in SITES for word in ("build", "initialize", "wrap")),
+        ("lr_factors",),
+    ]
     steps = [(word, step) for step in range(3) for word in STEP]
     assert recorder.said == [*once, *steps, ("state",)]
 
@@ -116,7 +120,7 @@ def test_a_planned_rank_is_the_rank_that_is_trained(place: Place, monkeypatch: p
     class OnlyFirst(Part):
         name = "only-first"
 
-        def plan(self, sites: Sequence[Site]) -> list[Site]:
+        def assign_ranks(self, sites: Sequence[Site]) -> list[Site]:
             return [replace(sites[0], rank=3)]
 
     runs.add_parts(monkeypatch, OnlyFirst())
@@ -150,11 +154,11 @@ def test_a_loss_term_adds_exactly_its_own_gradient(place: Place, monkeypatch: py
     found: list[dict[str, Tensor]] = []
     penalty = Penalty(0.25)
     keys = (*KEYS, "training.max_steps=1", "training.max_grad_norm=none")
-    look = At("after_backward", 1, lambda run: found.append(gradients(run)))
+    context = At("after_backward", 1, lambda run: found.append(gradients(run)))
     with monkeypatch.context() as patch:
-        runs.add_parts(patch, look)
+        runs.add_parts(patch, context)
         place.train(*keys, out="without")
-    runs.add_parts(monkeypatch, penalty, look)
+    runs.add_parts(monkeypatch, penalty, context)
     place.train(*keys, out="with")
     without, with_term = found
     assert set(penalty.A) < set(without)

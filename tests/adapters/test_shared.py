@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import lrft
 from lrft.adapters import compose
-from lrft.adapters.adapter import Anchored
+from lrft.adapters.adapter import OffsetFromInit
 from lrft.adapters.attach import count_trained
 from lrft.adapters.attached import SHARED
 from lrft.adapters.part import Making, Part, Run
@@ -200,13 +200,13 @@ def test_a_copy_of_an_adapter_uses_the_same_module() -> None:
 def test_an_anchor_and_restarts_hold_no_copies_and_refuse_what_would_move_under_them() -> None:
     for words in ("vera", DRAWN):
         adapter = attach(words).modules[Q0]
-        anchored, folded = Anchored(adapter), Folded(adapter, 2)
-        assert anchored.start.shared is folded.links[0].shared is adapter.shared
-        assert not anchored.delta_weight().any()
+        offset_from_init, folded = OffsetFromInit(adapter), Folded(adapter, 2)
+        assert offset_from_init.start.shared is folded.links[0].shared is adapter.shared
+        assert not offset_from_init.delta_weight().any()
         tiny.disturb([adapter.Gamma, adapter.Lambda] if words == DRAWN else [adapter.b])
-        assert torch.allclose(anchored.delta_weight(), adapter.delta_weight(), atol=1e-6)
+        assert torch.allclose(offset_from_init.delta_weight(), adapter.delta_weight(), atol=1e-6)
     trained = attach(TRAINED).modules[Q0]
-    for make in (Anchored, lambda inner: Folded(inner, 1)):
+    for make in (OffsetFromInit, lambda inner: Folded(inner, 1)):
         with pytest.raises(ValueError, match="other layers train too"):
             make(trained)
 
@@ -244,7 +244,7 @@ class Asked(Part):
     """Notes what a part is told of the tensors in common, as optimiser and as the one who sets rates."""
 
     name = "asked"
-    fills = ("optimizer",)
+    slots = ("optimizer",)
 
     def __init__(self) -> None:
         self.groups: list[dict[str, Any]] = []

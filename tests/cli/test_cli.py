@@ -228,7 +228,7 @@ def test_what_is_imported_is_never_looked_at_for_garbage(recipe: Path) -> None:
     recipe.write_text(GOOD.replace("some/model", str(recipe.parent / "nowhere")))
     program = (
         "import atexit, gc, sys\n"
-        "from lrft.cli import main\n"
+        "from lrft.cli.main import main\n"
         "atexit.register(lambda: print('torch' in sys.modules, gc.get_freeze_count() > 100_000, gc.isenabled()))\n"
         "main()"
     )

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lrft.cli.main import run_command
 from lrft.data import Rows, prepare
 from lrft.training import checkpoint
-from lrft.verification.run import CheckFailed, Finding, TokenLoss, layout, trained_tokens, verify_run
+from lrft.verification import run as run_checks
+from lrft.verification.run import CheckFailed, Finding, TokenLoss, trained_tokens, verify_run
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_verify_notices_each_broken_promise(learnt: runs.Place, monkeypatch: pyt
         assert [finding.name for finding in told if not finding.holds] == [name]
 
     with monkeypatch.context() as broken:  # rows that see each other
-        broken.setattr(layout, "packed_equals_alone", lambda model, rows, form: float("nan"))
+        broken.setattr(run_checks, "packed_equals_alone", lambda model, rows, form: float("nan"))
         fails("packed")
     with monkeypatch.context() as broken:  # means of means
         whole = TokenLoss.forward

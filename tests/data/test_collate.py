@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrft.data import Row, Rows, Schedule, epoch_order
+from lrft.data import BatchSchedule, Row, Rows, epoch_order
 from lrft.data.collate import collate, micro_batches
 
 
@@ -28,7 +28,7 @@ def rows_of(*lengths: int) -> Rows:
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.booleans(), st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
 def test_each_row_comes_once_per_epoch(n: int, batch: int, epochs: int, shuffle: bool, seed: int) -> None:
-    schedule = Schedule(n, batch, epochs, None, seed, shuffle)
+    schedule = BatchSchedule(n, batch, epochs, None, seed, shuffle)
     steps = [schedule.rows(s) for s in range(schedule.total_steps)]
     assert schedule.total_steps == epochs * schedule.steps_per_epoch
     for epoch in range(epochs):
@@ -39,10 +39,10 @@ def test_each_row_comes_once_per_epoch(n: int, batch: int, epochs: int, shuffle:
 
 def test_a_step_needs_no_history() -> None:
     """Trust 37."""
-    whole = Schedule(17, 4, 3, None, 7, True)
+    whole = BatchSchedule(17, 4, 3, None, 7, True)
     rows = [whole.rows(s).tolist() for s in range(whole.total_steps)]
     for step in (14, 3, 9, 0):
-        assert Schedule(17, 4, 3, None, 7, True).rows(step).tolist() == rows[step]
+        assert BatchSchedule(17, 4, 3, None, 7, True).rows(step).tolist() == rows[step]
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
@@ -66,19 +66,19 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     ],
 )
 def test_total_steps(epochs: float | None, max_steps: int | None, expected: int) -> None:
-    assert Schedule(30, 1, epochs, max_steps, 0, True).total_steps == expected
+    assert BatchSchedule(30, 1, epochs, max_steps, 0, True).total_steps == expected
 
 
 def test_a_fraction_of_epochs_is_not_rounded_up_by_the_computer() -> None:
-    assert Schedule(50, 1, 1.1, None, 0, True).total_steps == 55
+    assert BatchSchedule(50, 1, 1.1, None, 0, True).total_steps == 55
 
 
 def test_steps_outside_the_run_are_refused() -> None:
-    schedule = Schedule(4, 2, 1, None, 0, True)
+    schedule = BatchSchedule(4, 2, 1, None, 0, True)
     with pytest.raises(IndexError):
         schedule.rows(2)
     with pytest.raises(ValueError):
-        Schedule(0, 2, 1, None, 0, True)
+        BatchSchedule(0, 2, 1, None, 0, True)
 
 
 # --- micro-batches ---

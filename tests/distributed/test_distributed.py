@@ -30,28 +30,31 @@ warnings.simplefilter("error")
 # DeepSpeed 0.19 imports what torch 2.13 has given up.
 warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
 sys.path[:0] = sys.argv[1].split(":")
-import lrft.train as training
+from lrft.training import loop
 from pathlib import Path
-from lrft import machine, recipe
-from lrft.training.state import Options, Trainer
+from lrft import recipe
+from lrft.distributed import processes
+from lrft.training.run import train
+from lrft.training.state import Options
+from lrft.utils import hardware
 
 root, out, resume, penalty, short, *keys = sys.argv[2:]
 rank = os.environ["RANK"]
-micro_batches = training.micro_batches
+micro_batches = loop.micro_batches
 def noted(*arguments, **named):
     found = micro_batches(*arguments, **named)
     with open(f"{root}/{out}-rows-{rank}", "a") as seen:
         print(json.dumps(found), file=seen)
     return found
-training.micro_batches = noted
+loop.micro_batches = noted
 if penalty:
     import pytest, runs, test_hooks
     runs.add_parts(pytest.MonkeyPatch(), test_hooks.Penalty(float(penalty)))
 if short == rank:
-    machine.available = lambda: 1
+    hardware.available = lambda: 1
 loaded = recipe.load(Path(root) / "recipe.yaml", (f"output_dir={root}/{out}", *keys))
-training.train(loaded, Options(quiet=True, resume=resume or None))
-machine.leave()
+train(loaded, Options(quiet=True, resume=resume or None))
+processes.leave()
 """
 
 

@@ -1,4 +1,4 @@
-"""lrft.sharding: what each process holds, and what is exchanged."""
+"""lrft.distributed.fsdp: what each process holds, and what is exchanged."""
 
 from __future__ import annotations
 

@@ -102,11 +102,11 @@ warnings.filterwarnings("ignore")
 sys.path[:0] = sys.argv[1].split(":")
 from types import SimpleNamespace
 import torch
-from lrft import machine
+from lrft.distributed import processes
 from lrft.errors import CheckFailed
 from lrft.distributed.zero2 import Zero2
 
-accelerator = machine.make_accelerator("fp32")
+accelerator = processes.make_accelerator("fp32")
 rank = accelerator.process_index
 
 class Losses(torch.nn.Module):
@@ -145,7 +145,7 @@ except CheckFailed as error:
     said["left out"] = str(error)
 with open(f"{sys.argv[2]}/said-{rank}.json", "w") as file:
     json.dump(said, file)
-machine.leave()
+processes.leave()
 """
 
 

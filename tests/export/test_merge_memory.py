@@ -28,7 +28,7 @@ from lrft.model.weights import fingerprint, weight_files
 CHILD = """
 import json, resource, sys
 import torch, transformers
-from lrft import merging
+from lrft.export.merge import merge_adapter
 def memory(word):
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(word + ":")))
@@ -40,7 +40,7 @@ if allowed:
 DO
 print(json.dumps({"used": memory("VmHWM") - before}))
 """
-MERGE = "merging.merge(sys.argv[1], sys.argv[2])"
+MERGE = "merge_adapter(sys.argv[1], sys.argv[2])"
 HOLD = """
 from pathlib import Path
 from safetensors.torch import load_file

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from lrft.adapters import storage
 from lrft.adapters.adapter import Factors
-from lrft.cli import commands
+from lrft.cli import inspect as inspect_command
 from lrft.cli.main import run_command
 from lrft.errors import CheckFailed, MissingError, UsageError
 from lrft.export.merge import merge_adapter
@@ -419,7 +419,7 @@ def test_an_adapter_alone_is_shown_and_written_only_where_it_is_said(
 def test_progress_is_told_on_the_error_stream(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(inspect_command, "PROGRESS_SECONDS", 0.0)
     base = save_base(tmp_path / "base")
     save_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
     capsys.readouterr()
@@ -572,6 +572,6 @@ def test_memory_is_that_of_a_few_modules(tmp_path: Path) -> None:
     model = Synthetic(tmp_path, layers=30, width=512, inner=2560)
     assert model.size > 280e6
     adapter = model.adapter("lora", target_modules=["v_proj"])
-    inspect = "from pathlib import Path\nfrom lrft import inspecting\ninspecting.inspect(Path(sys.argv[1]))"
+    inspect = "from pathlib import Path\nfrom lrft.inspection.inspect import inspect_adapter\ninspect_adapter(Path(sys.argv[1]))"
     assert used(run(inspect, adapter, model.out, cache="fresh")) < 120e6
     shutil.rmtree(tmp_path)

@@ -180,5 +180,5 @@ def test_a_run_tells_the_token_loss_and_the_terms_apart_and_resumes_exactly(plac
 
 
 def test_without_pissa_it_says_what_the_paper_does() -> None:
-    assert "pissa" in BaLora().advice([], anchored=False)[0]
-    assert BaLora().advice([], anchored=True) == []
+    assert "pissa" in BaLora().advice([], offset_from_init=False)[0]
+    assert BaLora().advice([], offset_from_init=True) == []

@@ -33,7 +33,7 @@ def weight(d: int, k: int, seed: int = 0) -> Tensor:
 def product(corda: Corda, W: Tensor, X: Tensor, rank: int) -> Tensor:
     """B0 A0 (d, k) that a layer of weight W gets from inputs X (n, k)."""
     site = Site("a", *W.shape, rank, dtype=DOUBLE)
-    found = corda.observe(test_eva.Given.make([site], X.split(7), [W]))["a"]
+    found = corda.calibrate(test_eva.Given.make([site], X.split(7), [W]))["a"]
     return found["B"] @ found["A"]
 
 
@@ -60,7 +60,7 @@ def test_the_start_is_the_chosen_end_of_the_decomposition(mode: str, shape: tupl
 def test_the_size_of_the_inputs_does_not_matter() -> None:
     W, X = weight(12, 20), weight(50, 20, seed=1)
     one, other = (
-        Corda(svd="exact").observe(test_eva.Given.make([Site("a", 12, 20, 4, dtype=DOUBLE)], x.split(7), [W]))["a"]
+        Corda(svd="exact").calibrate(test_eva.Given.make([Site("a", 12, 20, 4, dtype=DOUBLE)], x.split(7), [W]))["a"]
         for x in (X, 1000 * torch.cat([X, X]))
     )
     assert all(torch.allclose(one[word].abs(), other[word].abs(), rtol=1e-6) for word in "AB")
@@ -82,7 +82,7 @@ def test_with_inputs_of_every_direction_alike_it_is_pissa_or_milora(mode: str, w
     other = lrft.attach(model, {"method": word, "rank": 4}).modules["0"].tensors()
     X = 3 * torch.linalg.qr(weight(20, 20, seed=1)).Q
     site = Site("a", *W.shape, 4, dtype=DOUBLE)
-    found = Corda(mode, svd="exact").observe(test_eva.Given.make([site], [X], [W]))["a"]
+    found = Corda(mode, svd="exact").calibrate(test_eva.Given.make([site], [X], [W]))["a"]
     assert torch.allclose(found["B"] @ found["A"], other["B"] @ other["A"], atol=1e-9)
     for word in "AB":  # up to the factor of the raised diagonal, and signs
         ratio = found[word].abs() / other[word].abs()
@@ -184,7 +184,7 @@ def test_a_rank_lowered_after_the_look_keeps_the_end_that_was_asked_for(mode: st
     adapter = Lora().build(Site("a", 12, 20, 2, dtype=DOUBLE))
     seen = {"A": weight(4, 20), "B": weight(12, 4)}
     with torch.no_grad():
-        Corda(mode).start_from(adapter, weight(12, 20), seen)
+        Corda(mode).initialize_from(adapter, weight(12, 20), seen)
     chosen = slice(2) if mode == "ipm" else slice(2, None)
     assert torch.equal(adapter.tensors()["A"], seen["A"][chosen])
     assert torch.equal(adapter.tensors()["B"], seen["B"][:, chosen])

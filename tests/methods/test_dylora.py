@@ -199,7 +199,7 @@ def test_what_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(RecipeError, match=sentence):
             lrft.attach(tiny.make("llama"), {"method": words, "rank": 8, **more})
-    assert compose.compose([("dylora", {})]).resting == {"A"}
+    assert compose.compose([("dylora", {})]).may_not_move == {"A"}
 
 
 @pytest.mark.slow

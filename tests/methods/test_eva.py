@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import lrft
 from lrft.adapters.adapter import Site
-from lrft.adapters.calibration import Look
+from lrft.adapters.calibration import CalibrationContext
 from lrft.errors import RecipeError
 from lrft.methods.eva import Eva
 
@@ -27,7 +27,7 @@ DOWN = "model.layers.0.mlp.down_proj"
 
 
 @dataclass
-class Given(Look):
+class Given(CalibrationContext):
     """A look at inputs that are made up: every site sees `given`, in this order."""
 
     given: Sequence[Tensor] = ()
@@ -126,10 +126,10 @@ def test_wide_layers_with_slowly_falling_variances(decay: float, enough: float) 
     x = x @ torch.linalg.qr(torch.randn(400, 400, generator=generator, dtype=torch.float64)).Q
     site = Site("a", 30, 400, 8, dtype=torch.float64)
     V, shares = components(x)
-    found = Eva().observe(Given.make([site], x.split(700)))["a"]
+    found = Eva().calibrate(Given.make([site], x.split(700)))["a"]
     assert overlap(found["directions"][:8], V[:8]) > enough
     assert torch.allclose(found["shares"][:8], shares[:8], rtol=0.05)
-    poor = Eva(passes=1).observe(Given.make([site], x.split(700)))["a"]
+    poor = Eva(passes=1).calibrate(Given.make([site], x.split(700)))["a"]
     assert overlap(poor["directions"][:8], V[:8]) < enough - 0.05
 
 
@@ -153,11 +153,13 @@ def test_ranks_are_the_largest_shares_of_all_layers_and_the_factor_stays(rho: fl
 def test_a_layer_without_a_component_among_the_largest_goes() -> None:
     sites = [Site(name, 9, 9, 2) for name in "abcd"]
     shares = {"a": [0.5, 0.4, 0.1], "b": [0.01], "c": [0.5, 0.3, 0.2]}  # no row reaches d
-    found = Eva().allot(sites, {name: {"shares": torch.tensor(values)} for name, values in shares.items()})
+    found = Eva().assign_ranks_from(sites, {name: {"shares": torch.tensor(values)} for name, values in shares.items()})
     assert {site.name: site.rank for site in found} == {"a": 3, "b": 1, "c": 3}
-    found = Eva().allot(sites[:3], {name: {"shares": torch.tensor(values)} for name, values in shares.items()})
+    found = Eva().assign_ranks_from(
+        sites[:3], {name: {"shares": torch.tensor(values)} for name, values in shares.items()}
+    )
     assert {site.name: site.rank for site in found} == {"a": 3, "c": 3}
-    assert Eva(1.0).allot(sites, {}) == sites
+    assert Eva(1.0).assign_ranks_from(sites, {}) == sites
 
 
 def test_the_factor_stays_with_rslora() -> None:
@@ -227,7 +229,7 @@ def no_more_looks(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("looked again")
 
     for name in ("inputs", "weight", "gradients", "_gradients"):
-        monkeypatch.setattr(Look, name, refuse)
+        monkeypatch.setattr(CalibrationContext, name, refuse)
 
 
 def resumes_exactly_without_looking(place: Place, monkeypatch: pytest.MonkeyPatch, *keys: str) -> Path:

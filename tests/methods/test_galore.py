@@ -136,8 +136,8 @@ def test_options_reach_the_optimiser() -> None:
 
 def test_a_share_of_the_run_is_a_period(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[int] = []
-    look = runs.At("after_backward", 1, lambda run: said.extend(g["period"] for g in run.optimizer.param_groups))
-    runs.add_parts(monkeypatch, look)
+    context = runs.At("after_backward", 1, lambda run: said.extend(g["period"] for g in run.optimizer.param_groups))
+    runs.add_parts(monkeypatch, context)
     place.train("adapter.method=[{galore: {every: 0.5}}]", "training.max_steps=6", out="share")
     assert set(said) == {3}
     assert len(said) > 1

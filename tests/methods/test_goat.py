@@ -348,12 +348,12 @@ def test_under_full_checkpointing_no_repeated_pass_keeps_its_inputs() -> None:
     gradient_checkpointing.checkpoint(model, "full")
     alive: list[int] = []
 
-    def look(_: Any) -> None:  # the first block's output has its gradient: the second block is done
+    def context(_: Any) -> None:  # the first block's output has its gradient: the second block is done
         alive.append(sum(a.note() is not None for n, a in attached.modules.items() if "layers.1" in n))
 
     def watch(_: Any, __: Any, out: Tensor) -> None:
         if not alive:
-            out.register_hook(look)
+            out.register_hook(context)
 
     model.model.layers[0].register_forward_hook(watch)
     loss = model(input_ids=ids, labels=ids, use_cache=False).loss

@@ -97,7 +97,7 @@ def test_ranks_alone_and_start_alone() -> None:
 
 
 def test_without_ranks_no_whole_gradient_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrft.adapters.calibration.Look.gradients", lambda *_: pytest.fail("not needed"))
+    monkeypatch.setattr("lrft.adapters.calibration.CalibrationContext.gradients", lambda *_: pytest.fail("not needed"))
     attach({"gora": {"least": 1.0, "most": 1.0}})
 
 

@@ -30,7 +30,7 @@ def with_spectrum(S: Tensor, d: int, k: int, seed: int = 0) -> Tensor:
 def ranks(weights: dict[str, Tensor], rank: int = 8, **options: Any) -> dict[str, int]:
     sites = [Site(name, *W.shape, rank, 2.0, dtype=W.dtype) for name, W in weights.items()]
     part = LamdaPlusPlus(**options)
-    found = part.allot(sites, part.observe(test_eva.Given.make(sites, [], list(weights.values()))))
+    found = part.assign_ranks_from(sites, part.calibrate(test_eva.Given.make(sites, [], list(weights.values()))))
     assert {site.scale for site in found} == {2.0}
     return {site.name: site.rank for site in found}
 
@@ -73,7 +73,7 @@ def test_the_mean_is_kept_exactly(layers: int, rank: int, spread: float, steps: 
     generator = torch.Generator().manual_seed(0)
     sites = [Site(f"w{i}", 40, 30, rank) for i in range(layers)]
     seen = {site.name: {"gain": torch.rand((), generator=generator)} for site in sites}
-    found = [site.rank for site in LamdaPlusPlus(spread, steps).allot(sites, seen)]
+    found = [site.rank for site in LamdaPlusPlus(spread, steps).assign_ranks_from(sites, seen)]
     assert sum(found) == rank * layers
     assert min(found) >= 1
     if layers >= 2 * steps + 1 and rank * spread >= steps:

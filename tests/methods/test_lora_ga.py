@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 import lrft
 from lrft.adapters import compose
-from lrft.adapters.calibration import Look
+from lrft.adapters.calibration import CalibrationContext
 from lrft.errors import RecipeError
 from lrft.objectives.cross_entropy import trained_tokens
 from lrft.objectives.sft import TokenLoss
@@ -55,14 +55,16 @@ def attach(method: Any, rows: int = 1, **more: Any) -> Any:
     return lrft.attach(tiny.make("llama").double(), words, batches=[batch(rows)])
 
 
-def observed(method: Any, factor: float) -> compose.Seen:
+def observed(method: Any, factor: float) -> compose.CalibrationResult:
     """What the first part that looks sees when the loss is `factor` times what it is."""
     model = tiny.make("llama").double()
     loss = TokenLoss(model)
-    look = Look(model, lambda rows: [batch(1)], lambda given: factor * loss(given), trained_tokens)
+    context = CalibrationContext(model, lambda rows: [batch(1)], lambda given: factor * loss(given), trained_tokens)
     composition = compose.compose([(method, {})])
-    look.sites = attach(method).sites
-    return next(part.observe(look) for part in composition.parts if type(part).observe is not compose.Part.observe)
+    context.sites = attach(method).sites
+    return next(
+        part.calibrate(context) for part in composition.parts if type(part).calibrate is not compose.Part.calibrate
+    )
 
 
 def truncated(G: Tensor, r: int) -> Tensor:
@@ -80,7 +82,7 @@ def resumed_without_a_look(place: Place, monkeypatch: pytest.MonkeyPatch, method
     keys = (f"adapter.method={method}", "checkpoint.every=2", "checkpoint.keep=9")
     whole = place.train(*keys, out=part.__name__)
     cut = runs.cut(whole, 2, place.root / f"{part.__name__}-cut")
-    monkeypatch.setattr(part, "observe", lambda *_: pytest.fail("a resumed run looks again"))
+    monkeypatch.setattr(part, "calibrate", lambda *_: pytest.fail("a resumed run looks again"))
     place.train(*keys, out=cut.name, resume="last")
     assert runs.differing(runs.tensors(cut), runs.tensors(whole)) == []
     return whole

@@ -63,7 +63,7 @@ def test_the_size_of_the_loss_does_not_matter() -> None:
         for seen in (one[name], thousand[name]):
             adapter = compose([("lora", {})]).method.build(Site(name, len(seen["U"]), len(seen["V"]), RANK))
             with torch.no_grad():
-                LoraOne().start_from(adapter, torch.empty(adapter.site.d, adapter.site.k), seen)
+                LoraOne().initialize_from(adapter, torch.empty(adapter.site.d, adapter.site.k), seen)
             starts.append(adapter.delta_weight())
         assert near(starts[1], starts[0]), name
 
@@ -74,7 +74,7 @@ def test_directions_that_the_gradient_lacks_start_as_lora_does_and_can_move(rank
     basis = torch.linalg.qr(torch.randn(9, 4, generator=torch.Generator().manual_seed(1))).Q
     adapter: Any = compose([("lora", {})]).method.build(Site("x", 9, 9, 4))
     with torch.no_grad():
-        LoraOne(gamma=4.0).start_from(adapter, torch.zeros(9, 9), {"U": basis, "S": S, "V": basis})
+        LoraOne(gamma=4.0).initialize_from(adapter, torch.zeros(9, 9), {"U": basis, "S": S, "V": basis})
     A, B = adapter.A.detach(), adapter.B.detach()
     assert torch.allclose(A[rank_of_gradient:].norm(dim=1), torch.full((4 - rank_of_gradient,), 0.5))
     assert not B[:, rank_of_gradient:].any()

@@ -235,7 +235,7 @@ def test_every_method_file_has_a_case() -> None:
 def test_fresh_equals_base(case: str, model_name: str) -> None:
     model, ids = tiny.make(model_name), tiny.tokens()
     before = tiny.logits(model, ids)
-    if composed(attach(model, case)).starts_off:
+    if composed(attach(model, case)).init_changes_output:
         assert not torch.equal(tiny.logits(model, ids), before)
         return
     assert (tiny.logits(model, ids) - before).abs().max() <= 1e-5 * before.abs().max()
@@ -245,7 +245,7 @@ def test_fresh_equals_base(case: str, model_name: str) -> None:
 def test_fresh_lora_like_update_is_exactly_zero(case: str) -> None:
     attached = attach(tiny.make("llama"), case)
     for name, adapter in attached.modules.items():
-        if isinstance(adapter, Delta) and adapter.mergeable and not composed(attached).starts_off:
+        if isinstance(adapter, Delta) and adapter.mergeable and not composed(attached).init_changes_output:
             assert not attached.delta(name).any(), name
 
 
@@ -299,10 +299,10 @@ def test_gradients_reach_every_trained_tensor_by_the_second_step(case: str, mode
         optimizer.step()
         for part in composition.parts:
             part.after_step(run)
-    resting = {role for part in composition.parts for role in part.resting}
+    may_not_move = {role for part in composition.parts for role in part.may_not_move}
     for name, p in attached.trained().items():
         assert p.grad is not None, name
-        if name.rsplit(".", 1)[-1] not in resting:
+        if name.rsplit(".", 1)[-1] not in may_not_move:
             assert p.grad.abs().max() > 0, name
             assert not torch.equal(p.detach(), start[name]), name
     for name, p in model.named_parameters():

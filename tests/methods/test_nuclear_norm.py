@@ -103,7 +103,7 @@ def test_the_bound_over_a_start_that_is_not_zero_is_advised_against() -> None:
         ([("nuclear-norm", {})], False),
     ):
         composition = compose.compose(words)
-        advice = [text for part in composition.parts for text in part.advice([], composition.anchored)
+        advice = [text for part in composition.parts for text in part.advice([], composition.offset_from_init)
                   if part.name == "nuclear-norm"]  # fmt: skip
         assert bool(advice) == said
 

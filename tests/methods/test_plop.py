@@ -26,7 +26,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
 
 
-class Look(test_eva.Given):
+class CalibrationContext(test_eva.Given):
     """Two sites with the same inputs: each must be scored with its own weight."""
 
     def inputs(self, rows: int, collect: Any) -> dict[str, str]:
@@ -38,7 +38,7 @@ class Look(test_eva.Given):
 def score(W: Tensor, X: Tensor) -> float:
     site = Site("a", *W.shape, 2, dtype=DOUBLE)
     other = Site("b", *W.shape, 2, dtype=DOUBLE)
-    found = Plop().observe(Look.make([site, other], X.split(7), [W, 2 * W + 1]))
+    found = Plop().calibrate(CalibrationContext.make([site, other], X.split(7), [W, 2 * W + 1]))
     assert found["a"]["score"] != found["b"]["score"]
     return found["a"]["score"].item()
 
@@ -116,10 +116,12 @@ def test_padding_does_not_matter() -> None:
         more.append({k: torch.nn.functional.pad(v[:, :n], (0, 60 - n), value=longer[k]) for k, v in batch.items()})
     scores = []
     plop = Plop()
-    observe = Plop.observe
+    calibrate = Plop.calibrate
     for some in (given, more):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Plop, "observe", lambda self, look: scores.append(observe(plop, look)) or scores[-1])
+            patch.setattr(
+                Plop, "calibrate", lambda self, context: scores.append(calibrate(plop, context)) or scores[-1]
+            )
             lrft.attach(tiny.make("llama").double(), {"target_modules": "plop"}, batches=some)
     for name, found in scores[0].items():
         assert found["score"].item() == pytest.approx(scores[1][name]["score"].item(), rel=1e-9)
@@ -128,7 +130,7 @@ def test_padding_does_not_matter() -> None:
 def test_layers_that_no_row_reaches_are_left_out() -> None:
     sites = [Site(f"l.{i}.{word}", 9, 9, 2) for i in (0, 1) for word in "ab"]
     seen = {"l.0.a": {"score": torch.tensor(1.0)}, "l.1.a": {"score": torch.tensor(1.5)}}
-    assert [site.name for site in Plop().allot(sites, seen)] == ["l.0.a", "l.1.a"]
+    assert [site.name for site in Plop().assign_ranks_from(sites, seen)] == ["l.0.a", "l.1.a"]
 
 
 @pytest.mark.parametrize("targets", ["plop", "all-linear"])

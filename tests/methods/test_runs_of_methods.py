@@ -38,9 +38,10 @@ warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
 sys.path[:0] = sys.argv[1].split(":")
 from pathlib import Path
-from lrft import machine, recipe
+from lrft import recipe
+from lrft.distributed import processes
 from lrft.errors import RecipeError
-from lrft.train import train
+from lrft.training.run import train
 from lrft.training.state import Options
 
 root, strategy, *keys = sys.argv[2:]
@@ -51,7 +52,7 @@ for number, words in enumerate(json.loads(Path(f"{root}/cases.json").read_text()
         train(recipe.load(Path(root) / "recipe.yaml", (*keys, *more)), Options(quiet=True))
     except RecipeError as error:
         Path(f"{root}/{strategy}-{number}.refused").write_text("\\n".join(error.lines()))
-machine.leave()
+processes.leave()
 """
 
 

@@ -135,10 +135,10 @@ def test_the_penalty_is_not_clipped_and_not_divided_by_accumulation(
     """What it adds in the second step, for one and for four micro-batches a step, with gradients clipped to nothing."""
     found: list[dict[str, Tensor]] = []
 
-    def look(run: Any) -> None:
+    def context(run: Any) -> None:
         found.append({site: adapter.inner.A.grad.clone() for site, adapter in run.adapters.items()})
 
-    runs.add_parts(monkeypatch, runs.At("after_backward", 2, look))
+    runs.add_parts(monkeypatch, runs.At("after_backward", 2, context))
     for micro in (4, 1):
         place.train(
             *KEYS, "training.max_grad_norm=1e-4", f"training.micro_batch_size={micro}",

@@ -145,11 +145,11 @@ KEYS = ("adapter.method=[{tempbalance: {every: 2}}, lora+]", "checkpoint.every=1
 def test_in_a_run_the_rate_multiplies_the_schedule_and_the_ratio(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, float]] = []
 
-    def look(run: Any) -> None:
+    def context(run: Any) -> None:
         groups = run.optimizer.param_groups
         seen.append({name: group["lr"] for group in groups for name in group["param_names"]})
 
-    runs.add_parts(monkeypatch, runs.At("before_step", 0, look))
+    runs.add_parts(monkeypatch, runs.At("before_step", 0, context))
     whole = place.train(*KEYS)
     for record, found in zip(runs.records(whole), seen, strict=True):
         of_A = {name.removesuffix(".A"): lr / record["lr"] for name, lr in found.items() if name.endswith(".A")}

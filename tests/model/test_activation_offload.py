@@ -1,4 +1,4 @@
-"""lrft.adapters.offload: gradients to the bit, weights where they are, and little left on the device."""
+"""lrft.model.activation_offload: gradients to the bit, weights where they are, and little left on the device."""
 
 from __future__ import annotations
 

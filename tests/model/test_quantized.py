@@ -211,7 +211,7 @@ def refused(case: str) -> bool:
     """Whether some entry of a case says that it makes no sense here."""
     entries = recipe.parse_adapter({"method": CASES[case][0]}).method
     names = registry.compose([entry.name for entry in entries])
-    return any(registry.methods()[name].unquantized for name in names)
+    return any(registry.methods()[name].quantization_conflict for name in names)
 
 
 def test_few_methods_refuse() -> None:
@@ -234,7 +234,7 @@ def test_every_method_keeps_its_formula_over_a_quantised_base_or_says_why_not(
         before = tiny.logits(model, ids)
         codes = {name: p.clone() for name, p in model.named_parameters()}
         attached = attach(model, case)
-        if not composed(attached).starts_off:
+        if not composed(attached).init_changes_output:
             assert (tiny.logits(model, ids) - before).abs().max() <= 1e-5 * before.abs().max()
         late(attached)
         for name, layer in attached.layers().items():
@@ -305,7 +305,7 @@ def test_gradients_reach_every_trained_tensor_by_the_second_step(case: str, fold
                     getattr(part, hook)(run)
     for name, p in attached.trained().items():
         assert p.grad is not None, name
-        if name.rsplit(".", 1)[-1] not in composition.resting:
+        if name.rsplit(".", 1)[-1] not in composition.may_not_move:
             assert not torch.equal(p.detach(), start[name]), name
 
 
@@ -645,4 +645,6 @@ def test_the_generated_page_names_what_is_refused() -> None:
 
     page = combinations.page().split("## Quantised bases")[1]
     words = {line.split("`")[1] for line in page.splitlines() if line.startswith("- ")}
-    assert words == {name for name, card in registry.methods().items() if card.unquantized or card.on == "full"}
+    assert words == {
+        name for name, card in registry.methods().items() if card.quantization_conflict or card.on == "full"
+    }

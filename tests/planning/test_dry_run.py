@@ -55,7 +55,7 @@ def test_the_first_step_is_dealt_out_whole(place: Place, capsys: pytest.CaptureF
     rows = prepare_data(recipe, place.root / "base", load_recipe_tokenizer(recipe, place.root / "base")).train
     assert list(found) == list(range(devices))
     ids = [i for mine in found.values() for i in mine]
-    assert sorted(ids) == sorted(dry_run.schedule_of(recipe, rows).rows(0).tolist())
+    assert sorted(ids) == sorted(dry_run.batch_schedule(recipe, rows).rows(0).tolist())
     assert text.count("no rows") == max(0, devices - 4)
 
 

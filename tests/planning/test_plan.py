@@ -62,7 +62,7 @@ def test_counts_are_those_of_the_real_model(case: str, place: Place, monkeypatch
     assert whole.activations > 0
     assert sum(m["trained"] for m in made.modules) <= made.trained
     entries = place.recipe(f"adapter.method={json.dumps(words)}").adapter.method
-    if compose.compose((entry.name, entry.options) for entry in entries).observes:
+    if compose.compose((entry.name, entry.options) for entry in entries).calibrates:
         return  # ranks follow from data, which a plan does not look at
     attached = lrft.attach(model, {"method": words, "rank": 4})
     assert made.trained == sum(p.numel() for p in attached.trained().values())

@@ -24,8 +24,8 @@ class {cls}(Method):
     kind: ClassVar[str] = "parametrization"
     paper: ClassVar[str] = "arXiv 1"
     equation: ClassVar[str] = "B A"
-    fills: ClassVar[tuple[str, ...]] = ("update",)
-    gives: ClassVar[tuple[str, ...]] = {gives}
+    slots: ClassVar[tuple[str, ...]] = ("update",)
+    provides: ClassVar[tuple[str, ...]] = {provides}
 '''
 PART = '''
 import nothing_of_this_name
@@ -42,8 +42,8 @@ class {cls}(Part):
     kind: ClassVar[str] = "initialisation"
     paper: ClassVar[str] = "arXiv 2"
     equation: ClassVar[str] = "A0"
-    fills: ClassVar[tuple[str, ...]] = ("start",)
-    needs: ClassVar[tuple[str, ...]] = {needs}
+    slots: ClassVar[tuple[str, ...]] = ("init",)
+    requires: ClassVar[tuple[str, ...]] = {requires}
 
     ratio: Annotated[float, Field(gt=0, le=100)] = 16.0
     """How much,
@@ -68,10 +68,10 @@ def write(folder: Path, file: str, text: str, **words: object) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write(tmp_path, "__init__.py", "this is not Python")
-    write(tmp_path, "lora.py", BUILDER, cls="Lora", name="lora", gives=("delta", "pair", "scale"))
-    write(tmp_path, "square.py", BUILDER, cls="Square", name="square", gives=("delta",))
-    write(tmp_path, "a_start.py", PART, cls="AStart", name="a+", needs=("pair", "dropout=0"))
-    write(tmp_path, "b_start.py", PART, cls="BStart", name="b-start", needs=("pair",))
+    write(tmp_path, "lora.py", BUILDER, cls="Lora", name="lora", provides=("delta", "pair", "scale"))
+    write(tmp_path, "square.py", BUILDER, cls="Square", name="square", provides=("delta",))
+    write(tmp_path, "a_start.py", PART, cls="AStart", name="a+", requires=("pair", "dropout=0"))
+    write(tmp_path, "b_start.py", PART, cls="BStart", name="b-start", requires=("pair",))
     return tmp_path
 
 
@@ -83,7 +83,7 @@ def test_a_card_holds_the_declaration(folder: Path) -> None:
     card = registry.methods(folder)["a+"]
     assert (card.class_name, card.module, card.file.name) == ("AStart", "lrft.methods.a_start", "a_start.py")
     assert (card.kind, card.paper, card.equation, card.builds) == ("initialisation", "arXiv 2", "A0", False)
-    assert (card.fills, card.gives, card.needs) == (("start",), (), ("pair", "dropout=0"))
+    assert (card.slots, card.provides, card.requires) == (("init",), (), ("pair", "dropout=0"))
     assert (card.parameters, card.exports, card.evidence) == ("those of the method", "as the method", "")
     assert card.summary == "Changes the start, in two lines."
     assert registry.methods(folder)["square"].builds
@@ -123,8 +123,8 @@ def test_options_are_completed_and_strict(folder: Path) -> None:
     [
         ('name: ClassVar[str] = "a+"', "", "found 0"),
         ('paper: ClassVar[str] = "arXiv 2"', "", "does not declare paper"),
-        ('("start",)', '("strat",)', "fills names strat"),
-        ("('pair', 'dropout=0')", '("pear",)', "needs names pear"),
+        ('("init",)', '("strat",)', "slots names strat"),
+        ("('pair', 'dropout=0')", '("pear",)', "requires names pear"),
         ("= 16.0", "= CONSTANT", "a literal is wanted"),
         ("= 16.0", "", "a default"),
         ("steps: int", "steps: Tensor", "the type of an option"),
@@ -159,7 +159,7 @@ def test_compose_puts_the_builder_first_and_adds_the_default(folder: Path) -> No
         (["lora"], 0.1, True, []),
         (["a+"], 0.0, True, []),
         (["lora", "square"], 0.0, False, [(1, "lora and square both build the update: keep one")]),
-        (["a+", "b-start"], 0.0, False, [(1, "a+ and b-start both set the start of A and B: keep one")]),
+        (["a+", "b-start"], 0.0, False, [(1, "a+ and b-start both set the init of A and B: keep one")]),
         (
             ["square", "b-start"],
             0.0,
@@ -178,12 +178,12 @@ def test_conflicts(folder: Path, names: list[str], dropout: float, alpha: bool, 
 
 def test_a_part_that_excludes_what_another_does_is_refused_beside_it(folder: Path) -> None:
     path = folder / "b_start.py"
-    needs = "    needs: ClassVar"
+    requires = "    requires: ClassVar"
     path.write_text(
-        path.read_text().replace(needs, f'    excludes: ClassVar[tuple[str, ...]] = ("scale",)\n{needs}', 1)
+        path.read_text().replace(requires, f'    conflicts: ClassVar[tuple[str, ...]] = ("scale",)\n{requires}', 1)
     )
     other = folder / "a_start.py"
-    other.write_text(other.read_text().replace('("start",)', '("scale",)', 1))
+    other.write_text(other.read_text().replace('("init",)', '("scale",)', 1))
     registry.methods.cache_clear()
     for names in (["a+", "b-start"], ["b-start", "a+"]):
         (found,) = registry.conflicts(names, dropout=0, alpha_given=False, folder=folder)
@@ -205,7 +205,7 @@ def test_the_real_methods_are_readable_and_described() -> None:
 
 def test_reading_declarations_and_recipes_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from lrft import catalog, recipe; catalog.methods(); recipe.json_schema();"
+        "import sys; from lrft import registry, recipe; registry.methods(); recipe.json_schema();"
         "sys.exit(' '.join({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -231,8 +231,8 @@ def test_a_preset_combines_with_parts_and_a_typo_of_it_is_named() -> None:
 
 
 def test_a_part_brings_the_method_that_it_works_on(tmp_path: Path) -> None:
-    builder = BUILDER.format(cls="Big", name="big", gives='("delta", "dense")')
-    part = PART.format(cls="Small", name="small", needs='("dense",)').replace(
+    builder = BUILDER.format(cls="Big", name="big", provides='("delta", "dense")')
+    part = PART.format(cls="Small", name="small", requires='("dense",)').replace(
         'kind: ClassVar[str] = "init', 'on: ClassVar[str] = "big"\n    kind: ClassVar[str] = "init'
     )
     (tmp_path / "big.py").write_text(builder)

@@ -212,7 +212,7 @@ def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
     program = """if True:
         import sys
         from pathlib import Path
-        from lrft.report import Reporter
+        from lrft.tracking.console import Reporter
         with Reporter(Path(sys.argv[1])) as reporter:
             reporter.begin(3000)
             sys.stdin.read()  # until the reader of our output is gone
@@ -562,12 +562,12 @@ def test_nothing_heavy_is_imported() -> None:
     program = """if True:
         import sys
         import lrft.report, lrft.report.markdown
-        found = lrft.report.markdown.environment()
+        found = lrft.runs.environment.environment()
         heavy = {"torch", "transformers", "datasets", "matplotlib", "numpy"} & set(sys.modules)
         print(sorted(heavy), "torch" in found)
         import torch
         torch.set_num_threads(1)
-        print(lrft.report.markdown.environment()["torch"]["threads"])
+        print(lrft.runs.environment.environment()["torch"]["threads"])
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[] False\n1\n"

@@ -190,7 +190,7 @@ def test_a_page_needs_no_heavy_library(tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     program = f"""if True:
         import sys
-        from lrft.cli import run_command
+        from lrft.cli.main import run_command
         code = run_command(["report", {str(tmp_path)!r}, "-o", {str(out)!r}])
         print(code, sorted({{"torch", "transformers", "matplotlib", "numpy"}} & set(sys.modules)))
     """

@@ -87,7 +87,7 @@ def test_a_process_killed_while_it_saves(place: Place) -> None:
     """SIGKILL as soon as the second checkpoint begins to be written: nothing half written is ever used."""
     keys = (*KEYS, "checkpoint.every=1", "checkpoint.keep=9", "training.epochs=4")
     arguments = ["train", str(place.root / "recipe.yaml"), *keys]
-    program = [sys.executable, "-c", "from lrft.cli import main; main()", *arguments]
+    program = [sys.executable, "-c", "from lrft.cli.main import main; main()", *arguments]
     checkpoints = place.root / "run" / "checkpoints"
     with subprocess.Popen(program, stdout=subprocess.DEVNULL, text=True) as process:
         wait_for(checkpoints, "step-000001", process)
@@ -105,7 +105,7 @@ def test_a_process_killed_while_it_saves(place: Place) -> None:
 @pytest.mark.slow
 def test_a_signal_to_the_command(place: Place) -> None:
     """The same from outside, through the real command line."""
-    program = [sys.executable, "-c", "from lrft.cli import main; main()", "train", str(place.root / "recipe.yaml")]
+    program = [sys.executable, "-c", "from lrft.cli.main import main; main()", "train", str(place.root / "recipe.yaml")]
     run = place.root / "run"
     with subprocess.Popen(
         [*program, *KEYS, "training.epochs=400"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

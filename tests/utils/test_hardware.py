@@ -1,4 +1,4 @@
-"""lrft.machine: what a process is told of itself."""
+"""lrft.utils.hardware: what a process is told of itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOLDS = 1_000_000_000
 def test_a_process_is_not_told_the_memory_of_the_one_that_started_it() -> None:
     """A large program that starts lrft, a notebook or a sweep, must not be counted in."""
     held = torch.ones(HOLDS // 4)
-    code = "import torch\nfrom lrft import machine\nprint(machine.memory_gb(torch.device('cpu')))"
+    code = "import torch\nfrom lrft.utils import hardware\nprint(hardware.memory_gb(torch.device('cpu')))"
     told = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 0.05 < told < 0.9
     assert hardware.memory_gb(torch.device("cpu")) * 1e9 > HOLDS
