@@ -1,4 +1,4 @@
-"""docs/scale.md: what 8B, 70B and 405B models take on 8, 64 and 512 GPUs, calculated with `lrft.planning.communication`.
+"""docs/scale.md: what 8B, 70B and 405B models take on 8, 64 and 512 GPUs, by `lrft.planning.communication`.
 
 `scripts/scale sizes` counts parameters and activations on models of fake tensors, as `lrft plan` does, and keeps them
 in docs/scale.json; `scripts/scale` makes the tables and the picture of these.

@@ -572,6 +572,10 @@ def test_memory_is_that_of_a_few_modules(tmp_path: Path) -> None:
     model = Synthetic(tmp_path, layers=30, width=512, inner=2560)
     assert model.size > 280e6
     adapter = model.adapter("lora", target_modules=["v_proj"])
-    inspect = "from pathlib import Path\nfrom lrft.inspection.inspect import inspect_adapter\ninspect_adapter(Path(sys.argv[1]))"
+    inspect = (
+        "from pathlib import Path\n"
+        "from lrft.inspection.inspect import inspect_adapter\n"
+        "inspect_adapter(Path(sys.argv[1]))"
+    )
     assert used(run(inspect, adapter, model.out, cache="fresh")) < 120e6
     shutil.rmtree(tmp_path)
