@@ -1,23 +1,30 @@
-"""What the methods declare, read from their source without importing it (they need torch, a recipe does not).
+"""Methods, objectives, optimisers, trackers and exporters: what they declare, read from their source by `ast`.
 
-The folder `lrft/methods` is the registry: each file holds one class with a class variable `name`, its word in
-a recipe. Class variables are its declaration, annotated fields with a default its options: all literals.
+Nothing is imported to be listed (they need torch, a recipe does not). A folder is a registry: each of its files may
+hold one class with a class variable `name`, its name in a recipe. Class variables are its declaration, annotated
+fields with a default its options: all literals. An installed package adds to a registry by an entry point of the group
+`lrft.methods`, `lrft.objectives`, ... whose value is the module that holds the class.
 
-Composition rules live here too: one method builds, a slot has one owner, every need is met.
+Composition rules of methods live here too: one method builds, a slot has one owner, every requirement is met.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 FOLDER = Path(__file__).parent / "methods"
+# Where the classes of each kind lie, and the group of entry points by which an installed package adds to them.
+ROOMS = {"objectives": "objectives", "optimizers": "optim", "trackers": "tracking", "exporters": "export"}
 DEFAULT_METHOD = "lora"
 
 # What two owners would both do. A declaration that names another slot is refused: a typo would hide one.
@@ -94,7 +101,7 @@ PRESETS: dict[str, Preset] = {
 
 _ANNOTATIONS: dict[str, Any] = {
     "__builtins__": {},
-    **{"int": int, "float": float, "bool": bool, "str": str},
+    **{"int": int, "float": float, "bool": bool, "str": str, "tuple": tuple},
     **{"Literal": Literal, "Annotated": Annotated, "Field": Field},
 }
 
@@ -110,29 +117,20 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class MethodCard:
-    """The declaration of one method or part."""
+class Declaration:
+    """One class of a registry, known by its source alone."""
 
     name: str
     file: Path
     class_name: str
     module: str
+    package: str
+    """name and version of the installed package that brings it; empty: lrft itself"""
     summary: str
     text: str
-    kind: str
-    paper: str
-    equation: str
-    parameters: str
-    exports: str
-    evidence: str
-    builds: bool
-    on: str
-    slots: tuple[str, ...]
-    provides: tuple[str, ...]
-    requires: tuple[str, ...]
-    conflicts: tuple[str, ...]
-    quantization_conflict: str
     knobs: tuple[Knob, ...]
+    facts: dict[str, Any]
+    """every class variable of the declaration"""
 
     @cached_property
     def model(self) -> type[BaseModel]:
@@ -148,6 +146,71 @@ class MethodCard:
         values = self.model.model_validate(options)
         return {knob.name: getattr(values, knob.name) for knob in self.knobs}
 
+    def load(self) -> type[Any]:
+        """The class itself. Imports its module."""
+        found: type[Any] = getattr(importlib.import_module(self.module), self.class_name)
+        return found
+
+
+@dataclass(frozen=True)
+class MethodCard(Declaration):
+    """The declaration of one method or part."""
+
+    kind: str
+    paper: str
+    equation: str
+    parameters: str
+    exports: str
+    evidence: str
+    builds: bool
+    on: str
+    slots: tuple[str, ...]
+    provides: tuple[str, ...]
+    requires: tuple[str, ...]
+    conflicts: tuple[str, ...]
+    quantization_conflict: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that may declare something, and the name of the module that it is."""
+
+    file: Path
+    module: str
+    package: str
+
+
+def sources(folder: Path, prefix: str, group: str | None) -> Iterator[Source]:
+    """The files of a folder of lrft, then the modules that entry points of `group` name.
+
+    Raises ValueError for an entry point without source: a fault of its package.
+    """
+    for file in sorted(folder.glob("*.py")):
+        if not file.name.startswith("_"):
+            yield Source(file, f"{prefix}.{file.stem}", "")
+    for point in sorted(metadata.entry_points(group=group), key=lambda p: p.name) if group else ():
+        package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an installed package"
+        spec = find_spec(point.module)
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            raise ValueError(
+                f"{package}: the entry point {point.name} of {group} names {point.module}: no source there"
+            )
+        yield Source(Path(spec.origin), point.module, package)
+
+
+@cache
+def declared(kind: str) -> dict[str, Declaration]:
+    """Declarations of one of `ROOMS` by name: objectives, optimizers, trackers or exporters.
+
+    A file without a class that has a `name` declares nothing. Raises ValueError for a broken declaration, and for a
+    name that is declared twice.
+    """
+    found: dict[str, Declaration] = {}
+    for source in sources(Path(__file__).parent / ROOMS[kind], f"lrft.{ROOMS[kind]}", f"lrft.{kind}"):
+        for node, values in _declaring(source.file):
+            _add(found, Declaration(**_declaration(source, node, values)))
+    return found
+
 
 @cache
 def methods(folder: Path = FOLDER) -> dict[str, MethodCard]:
@@ -156,38 +219,54 @@ def methods(folder: Path = FOLDER) -> dict[str, MethodCard]:
     Raises ValueError with file and line for a declaration that breaks the format: a bug of the method's file.
     """
     found: dict[str, MethodCard] = {}
-    for file in sorted(folder.glob("*.py")):
-        if file.name.startswith("_"):
-            continue
-        card = read_card(file)
-        if card.name in found:
-            raise ValueError(f"{file}: the name {card.name} is also that of {found[card.name].file.name}")
-        found[card.name] = card
+    for source in sources(folder, "lrft.methods", "lrft.methods" if folder == FOLDER else None):
+        _add(found, read_card(source))
     ordered = sorted(found.values(), key=lambda card: (not card.builds, card.name))
     return {card.name: card for card in ordered}
 
 
-def read_card(file: Path) -> MethodCard:
-    """The declaration in `file`. Raises ValueError when there is not exactly one, or it is no literal."""
+def _add(found: dict[str, Any], card: Declaration) -> None:
+    if card.name in found:
+        raise ValueError(f"{card.file}: the name {card.name} is also that of {found[card.name].file.name}")
+    found[card.name] = card
+
+
+def _declaring(file: Path) -> list[tuple[ast.ClassDef, dict[str, Any]]]:
+    """The classes of a file that have a name in a recipe, with their class variables."""
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     classes = [(node, dict(_class_variables(node, file))) for node in tree.body if isinstance(node, ast.ClassDef)]
-    declared = [(node, values) for node, values in classes if isinstance(values.get("name"), str)]
-    if len(declared) != 1:
-        raise ValueError(f"{file}: one class with a class variable `name` is wanted, found {len(declared)}")
-    node, values = declared[0]
+    return [(node, values) for node, values in classes if isinstance(values.get("name"), str)]
+
+
+def _declaration(source: Source, node: ast.ClassDef, values: dict[str, Any]) -> dict[str, Any]:
+    text = ast.get_docstring(node) or ""
+    return {
+        "name": values["name"],
+        "file": source.file,
+        "class_name": node.name,
+        "module": source.module,
+        "package": source.package,
+        "summary": " ".join(text.split("\n\n")[0].split()),
+        "text": text,
+        "knobs": tuple(_knobs(node, source.file)),
+        "facts": values,
+    }
+
+
+def read_card(source: Source) -> MethodCard:
+    """The declaration in a method's file. Raises ValueError when there is not exactly one, or it is no literal."""
+    file = source.file
+    found = _declaring(file)
+    if len(found) != 1:
+        raise ValueError(f"{file}: one class with a class variable `name` is wanted, found {len(found)}")
+    node, values = found[0]
     missing = [key for key in ("kind", "paper", "equation") if key not in values]
     if missing:
         raise ValueError(f"{file}:{node.lineno}: {node.name} does not declare {', '.join(missing)}")
     _check_words(file, node, values)
-    text = ast.get_docstring(node) or ""
     is_method = any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases)
     return MethodCard(
-        name=values["name"],
-        file=file,
-        class_name=node.name,
-        module=f"lrft.methods.{file.stem}",
-        summary=" ".join(text.split("\n\n")[0].split()),
-        text=text,
+        **_declaration(source, node, values),
         kind=values["kind"],
         paper=values["paper"],
         equation=values["equation"],
@@ -202,7 +281,6 @@ def read_card(file: Path) -> MethodCard:
         requires=values.get("requires", ()),
         conflicts=values.get("conflicts", ()),
         quantization_conflict=values.get("quantization_conflict", ""),
-        knobs=tuple(_knobs(node, file)),
     )
 
 
@@ -260,7 +338,7 @@ def _annotation(item: ast.AnnAssign, file: Path) -> Any:
         return eval(code, dict(_ANNOTATIONS))
     except (NameError, TypeError) as error:
         raise ValueError(
-            f"{file}:{item.lineno}: the type of an option may use int, float, bool, str, None, "
+            f"{file}:{item.lineno}: the type of an option may use int, float, bool, str, tuple, None, "
             f"Literal, Annotated and Field ({error})"
         ) from error
 

@@ -23,8 +23,8 @@ FLOORS = (
     "registry",
     "utils optim recipe",
     "data model",
-    "adapters objectives evaluation runs",
-    "methods distributed loading tracking report",
+    "adapters objectives runs",
+    "methods distributed evaluation loading tracking report",
     "planning export",
     "training inspection compare",
     "verification",
@@ -131,10 +131,10 @@ def test_the_scan_sees_imports_inside_functions_and_relative_ones_and_not_those_
     assert rooms == ["model", "__version__", "adapters", "data", "runs", "errors", "export"]
 
 
-def test_methods_are_imported_by_compose_alone_and_by_name() -> None:
+def test_methods_are_imported_by_the_registry_alone_and_by_name() -> None:
     assert [place for _, room, place in all_imports() if room == "methods"] == []
     users = [str(f.relative_to(ROOT)) for f in MODULES if "import_module" in f.read_text(encoding="utf-8")]
-    assert users == ["adapters/compose.py"]
+    assert users == ["registry.py"]
 
 
 def test_the_package_itself_loads_nothing() -> None:

@@ -6,7 +6,6 @@ The order inside one site is fixed here, not by the list in the recipe: build ->
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -113,6 +112,11 @@ def _depth(part: Part) -> int:
     return max((INSIDE.index(slot) + 1 for slot in part.slots if slot in INSIDE), default=0)
 
 
+def compose_section(adapter: Any) -> Composition:
+    """The composition of a recipe's adapter section."""
+    return compose((entry.name, entry.options) for entry in adapter.method)
+
+
 def compose(entries: Iterable[tuple[str, dict[str, Any]]]) -> Composition:
     """The parts named by `entries` (name, options), already checked by the recipe; lora builds when none does."""
     options = dict(entries)
@@ -120,8 +124,7 @@ def compose(entries: Iterable[tuple[str, dict[str, Any]]]) -> Composition:
     parts: list[Part] = []
     for name in registry.compose(list(options)):
         card = cards[name]
-        cls = getattr(importlib.import_module(card.module), card.class_name)
-        parts.append(cls(**options.get(name, {})))
+        parts.append(card.load()(**options.get(name, {})))
     method = parts[0]
     if not isinstance(method, Method):
         raise TypeError(f"{method.name} is declared to build adapters but is no Method")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from lrft.adapters import compose, targets
 from lrft.adapters.attach import composition_warnings, count_trained, select_sites
-from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
+from lrft.loading.from_recipe import find_base, load_data
 from lrft.model import linear
-from lrft.model.hub import find_model
 from lrft.model.load import load_skeleton
 from lrft.recipe import Recipe
 from lrft.tracking.console import Reporter
@@ -16,12 +15,12 @@ from lrft.tracking.console import Reporter
 
 def check(recipe: Recipe, path: Path) -> None:
     """`lrft check`: tokenizer, data, module names and shapes; the model is built without weights."""
-    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    source = find_base(recipe)
     skeleton = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
-    composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
+    composition = compose.compose_section(recipe.adapter)
     sites = select_sites(skeleton, recipe.adapter, composition, recipe.where)
     trained = count_trained(sites, composition, recipe.where)
-    prepared = prepare_data(recipe, source, load_recipe_tokenizer(recipe, source))
+    _, prepared = load_data(recipe, source)
     everything = sum(p.numel() for p in skeleton.parameters())
     linears = sum(1 for _ in linear.named_linears(skeleton))
     modules = " ".join(targets.module_names(site.name for site in sites))

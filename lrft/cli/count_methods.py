@@ -9,14 +9,14 @@ from lrft.adapters import compose
 from lrft.adapters.attach import count_trained, select_sites
 from lrft.cli import methods
 from lrft.errors import RecipeError
-from lrft.model.hub import find_model
+from lrft.loading.from_recipe import find_base
 from lrft.model.load import load_skeleton
 from lrft.recipe import Recipe
 
 
 def count_methods(recipe: Recipe, *, kind: str | None, as_json: bool) -> None:
     """`lrft methods --recipe`: what each method would train in the place of the recipe's own."""
-    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    source = find_base(recipe)
     skeleton = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
     everything = sum(p.numel() for p in skeleton.parameters())
     found: dict[str, int | str] = {}

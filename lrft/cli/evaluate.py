@@ -11,15 +11,13 @@ from typing import Any
 
 from lrft import data
 from lrft import recipe as recipes
-from lrft.adapters.ensemble import copying
 from lrft.errors import UsageError
 from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
 from lrft.evaluation.loss import loss_of
 from lrft.loading.from_recipe import prepare_data
-from lrft.loading.saved import load_target
+from lrft.loading.saved import answering, load_target
 from lrft.model.load import position_limit
 from lrft.model.weights import cache_dir
-from lrft.objectives.packing import find_layout
 from lrft.recipe import DataEntry, DataSection
 from lrft.runs.locate import adapter_of, run_of
 from lrft.tracking.console import PROGRESS_SECONDS, Reporter
@@ -41,15 +39,15 @@ def evaluate_target(
 ) -> None:
     """`lrft eval`."""
     with Reporter(None, quiet=as_json, stream=sys.stderr if as_json else None) as reporter:
-        model, tokenizer, section, folder = load_target(target, base_model, trust_remote_code)
-        rows, report = rows_for(target, rows_path, section, tokenizer, folder, position_limit(model.config))
+        found = load_target(target, base_model, trust_remote_code)
+        model, tokenizer = found.model, found.tokenizer
+        positions = position_limit(model.config)
+        rows, report = rows_for(target, rows_path, found.section, tokenizer, found.folder, positions)
         if limit is not None:
             rows = rows.slice(range(min(limit, len(rows))))
         result: dict[str, Any] = {"target": target, "rows": len(rows)}
-        found = find_layout(model, rows, packing="auto", compute="fp32" if model.dtype.itemsize > 2 else "bf16")
-        losses = found.loss(model)
-        losses.copies = copying(model)
-        result |= loss_of(losses, rows, micro=batch_size, pad_id=pad_token(tokenizer), form=found.form)
+        losses, layout = answering(model, rows)
+        result |= loss_of(losses, rows, micro=batch_size, pad_id=pad_token(tokenizer), form=layout.form)
         answers = []
         asked = with_prompts(rows) if generate else rows.slice([])
         if len(asked):

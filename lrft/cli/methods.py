@@ -60,7 +60,7 @@ def preset_json(name: str) -> str:
 def to_dict(card: MethodCard) -> dict[str, Any]:
     """A card as JSON values: where it stands in the source does not belong to it."""
     facts = asdict(card)
-    for inside in ("file", "class_name", "module"):
+    for inside in ("file", "class_name", "module", "facts"):
         facts.pop(inside)
     facts["options"] = {k.name: {"default": k.default, "help": k.help} for k in card.knobs}
     facts.pop("knobs")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
-from lrft.model.hub import find_model
+from lrft.loading.from_recipe import find_base, load_data
 from lrft.planning import render as plan_render
 from lrft.planning.plan import make_plan
 from lrft.recipe import Recipe
@@ -14,8 +13,8 @@ from lrft.tracking.console import Reporter
 
 def plan(recipe: Recipe, *, devices: int, nodes: int, as_json: bool) -> None:
     """`lrft plan` for `devices` on each of `nodes`."""
-    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
-    prepared = prepare_data(recipe, source, load_recipe_tokenizer(recipe, source))
+    source = find_base(recipe)
+    _, prepared = load_data(recipe, source)
     made = make_plan(recipe, source, prepared, devices * nodes, nodes=nodes)
     if as_json:
         print(json.dumps(plan_render.to_dict(made), indent=1))

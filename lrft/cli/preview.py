@@ -5,8 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from lrft.errors import UsageError
-from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
-from lrft.model.hub import find_model
+from lrft.loading.from_recipe import find_base, load_data
 from lrft.recipe import Recipe
 
 
@@ -14,9 +13,8 @@ def preview(recipe: Recipe, *, n: int, split: str) -> None:
     """`lrft preview`."""
     from lrft.data.preview import render
 
-    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
-    tokenizer = load_recipe_tokenizer(recipe, source)
-    prepared = prepare_data(recipe, source, tokenizer)
+    source = find_base(recipe)
+    tokenizer, prepared = load_data(recipe, source)
     rows = prepared.train if split == "train" else prepared.validation
     if rows is None:
         raise UsageError("this recipe holds no validation rows out (data.validation: none)")

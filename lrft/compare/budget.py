@@ -73,7 +73,7 @@ class Counter:
 
     def largest_rank(self, recipe: Recipe) -> int:
         """The smaller side of the widest adapted layer: no update has a higher rank."""
-        composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
+        composition = compose.compose_section(recipe.adapter)
         sites = select_sites(self.skeleton(recipe), recipe.adapter, composition, recipe.where)
         return max(min(site.d, site.k) for site in sites)
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from lrft.compare.budget import Choice
 from lrft.compare.config import Comparison
 from lrft.compare.jobs import Job
-from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
-from lrft.model.hub import find_model
+from lrft.loading.from_recipe import find_base, load_data
 from lrft.planning.plan import make_plan
 from lrft.utils.text import Row, duration
 
@@ -73,8 +72,8 @@ def time_rows(jobs: Sequence[Job], at_once: int) -> list[Row]:
 def planned_seconds(job: Job) -> float | None:
     """What a plan says of one run, or None. Reads the data, loads no weights."""
     recipe = job.recipe
-    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
-    prepared = prepare_data(recipe, source, load_recipe_tokenizer(recipe, source))
+    source = find_base(recipe)
+    _, prepared = load_data(recipe, source)
     try:
         return make_plan(recipe, source, prepared, 1).seconds
     except RuntimeError:  # a method that looks at its tensors when it is built cannot be planned without any

@@ -11,7 +11,7 @@ from pathlib import Path
 from lrft.compare.jobs import Job
 from lrft.data.config import inputs
 from lrft.errors import LrftError, UsageError
-from lrft.model.hub import find_model
+from lrft.loading.from_recipe import find_base
 from lrft.model.weights import fingerprint, remembered
 from lrft.recipe import Recipe
 from lrft.utils.files import sha256
@@ -43,7 +43,7 @@ class Hashes:
 def contents(recipe: Recipe) -> Contents:
     """Raises LrftError in its kinds, as training would."""
     paths = [Path(source.path) for item in inputs(recipe.data, where=recipe.where) for source in item.sources]
-    folder = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    folder = find_base(recipe)
     hashes = {str(path): digest(path) for path in paths if path.is_file()}
     return {**hashes, f"the base {recipe.model.name}": fingerprint(folder)}
 

@@ -12,17 +12,14 @@ from typing import Any
 
 from lrft import data
 from lrft import recipe as recipes
-from lrft.adapters.ensemble import copying
 from lrft.adapters.storage import load_adapter, read_adapter
 from lrft.errors import LrftError, exit_code
 from lrft.evaluation.generate import pad_token
 from lrft.evaluation.loss import loss_of
-from lrft.loading.saved import base_of
-from lrft.model.load import load_model, load_tokenizer, position_limit
+from lrft.loading.saved import answering, base_of, load_as_trained
+from lrft.model.load import load_tokenizer, position_limit
 from lrft.model.weights import cache_dir
-from lrft.objectives.packing import find_layout
 from lrft.recipe import DataEntry, DataSection
-from lrft.utils.hardware import DTYPES
 
 ROWS_OF_A_PASS = 8
 
@@ -35,9 +32,8 @@ def before_and_after(run: Path, text: Path) -> dict[str, Any]:
     recipe = recipes.load(run / "resolved.yaml")
     adapter = run / "best"
     saved = read_adapter(adapter)
-    folder = base_of(saved, None)
     trusted = recipe.model.trust_remote_code
-    model: Any = load_model(folder, dtype=DTYPES[saved.info["base"]["dtype"]], trust_remote_code=trusted)
+    model = load_as_trained(saved, base_of(saved, None), trust_remote_code=trusted)
     attached = load_adapter(model, adapter)
     tokenizer = load_tokenizer(adapter, trusted)
     section = DataSection(
@@ -54,25 +50,16 @@ def before_and_after(run: Path, text: Path) -> dict[str, Any]:
         where=lambda key: "default",
         cache=cache_dir(),
     )
-    model.to(device())
-    found = find_layout(model, rows, packing="auto", compute="fp32" if model.dtype.itemsize > 2 else "bf16")
-    losses = found.loss(model)
-    losses.copies = copying(model)
+    losses, layout = answering(model, rows)
 
     def loss() -> float:
         pad = pad_token(tokenizer)
-        return loss_of(losses, rows, micro=ROWS_OF_A_PASS, pad_id=pad, form=found.form)["loss"]
+        return loss_of(losses, rows, micro=ROWS_OF_A_PASS, pad_id=pad, form=layout.form)["loss"]
 
     after = loss()
     with attached.disabled():
         before = loss()
     return {"before": before, "after": after, "tokens": sum(int(rows.trained(i).sum()) for i in range(len(rows)))}
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,8 @@ import torch
 
 from lrft.data.dataset import Rows
 
-IGNORE = -100
+IGNORE_INDEX = -100
+"""label of a position that does not count, as torch's cross_entropy has it"""
 Form = Literal["padded", "packed", "rowwise"]
 """How rows share a tensor: side by side, or end to end, or end to end with their ends as the attention mask"""
 
@@ -38,7 +39,7 @@ def micro_batches(
 def ends_mask(lengths: Sequence[int]) -> torch.Tensor:
     """The attention mask of rows laid end to end: int64 (1, 1, 1, rows), where each row ends.
 
-    Four dimensions: transformers hands such a mask to the attention as it is (`base.rowwise` reads it).
+    Four dimensions: transformers hands such a mask to the attention as it is (`lrft.model.packed_attention` reads it).
     """
     return torch.tensor(lengths).cumsum(0)[None, None, None]
 
@@ -56,7 +57,7 @@ def collate(rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[
     if len(ids) == 0:
         raise ValueError("a micro-batch without rows has no tensors")
     tokens = [np.asarray(rows.tokens(i), dtype=np.int64) for i in ids]
-    labels = [np.where(rows.trained(i), t, IGNORE) for i, t in zip(ids, tokens, strict=True)]
+    labels = [np.where(rows.trained(i), t, IGNORE_INDEX) for i, t in zip(ids, tokens, strict=True)]
     if form != "padded":
         flat = {
             "input_ids": np.concatenate(tokens),
@@ -69,7 +70,7 @@ def collate(rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[
     padded = {
         "input_ids": np.full(shape, pad_id, dtype=np.int64),
         "attention_mask": np.zeros(shape, dtype=np.int64),
-        "labels": np.full(shape, IGNORE, dtype=np.int64),
+        "labels": np.full(shape, IGNORE_INDEX, dtype=np.int64),
     }
     for b, (token, label) in enumerate(zip(tokens, labels, strict=True)):
         padded["input_ids"][b, : len(token)] = token

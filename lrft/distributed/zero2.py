@@ -43,7 +43,7 @@ def refuse(recipe: Recipe, processes: int) -> None:
     are to share a run by zero2."""
     if recipe.distributed.strategy != "zero2" or processes == 1:
         return
-    refuse_parts(recipe, compose.compose((entry.name, entry.options) for entry in recipe.adapter.method))
+    refuse_parts(recipe, compose.compose_section(recipe.adapter))
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingError(
             f"{recipe.where('distributed.strategy')}: zero2 needs the package deepspeed",

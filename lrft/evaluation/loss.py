@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrft.data.collate import Form, collate, micro_batches
+from lrft.data.collate import Form, micro_batches
 from lrft.model.modes import evaluation_mode
+from lrft.objectives.base import Objective
+from lrft.objectives.sft import Sft
 
 if TYPE_CHECKING:
     from lrft.data.dataset import Rows
@@ -22,28 +24,31 @@ def loss_of(
     *,
     micro: int,
     pad_id: int,
+    objective: Objective | None = None,
     form: Form = "padded",
     rank: int = 0,
     world: int = 1,
     reduce: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> dict[str, float]:
-    """{"loss", "perplexity", "tokens"}: mean over all trained tokens of `rows`, whatever the batch and rank counts.
+    """{"loss", "perplexity", "tokens"}: mean over all that counts in `rows`, whatever the batch and rank counts.
 
-    model: a `TokenLoss`, or a distributed wrapper around one.
+    model      a `LossModule`, or a distributed wrapper around one
+    objective  how rows become batches and what counts in them; None: supervised fine-tuning, whose tokens count
 
     Each rank measures its own rows, none twice; the sums are added up by `reduce`.
     """
     device = next(model.parameters()).device
-    asked = [i for i in range(len(rows)) if rows.trained(i).any()]
+    objective = objective or Sft()
+    asked = [i for i in range(len(rows)) if objective.weight(rows, [i])]
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     losses: Any = getattr(model, "module", model)
     with evaluation_mode(model):
         for ids in micro_batches(asked, rows.lengths, micro=micro, rank=rank, world=world):
             # A rank without rows left goes through the motions: those that share a divided base wait for it.
-            given = collate(rows, (ids or asked[:1]) * losses.copies(), pad_id=pad_id, form=form)
+            given = objective.collate(rows, (ids or asked[:1]) * losses.copies(), pad_id=pad_id, form=form)
             loss = losses({k: v.to(device) for k, v in given.items()}).double()
             sums[0] += loss if ids else 0.0
-            sums[1] += sum(int(rows.trained(i).sum()) for i in ids)
+            sums[1] += objective.weight(rows, ids)
     total, tokens = reduce(sums).tolist()
     mean = total / tokens if tokens else math.nan
     return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": int(tokens)}

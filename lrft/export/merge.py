@@ -24,9 +24,8 @@ from lrft.adapters.adapter import Site
 from lrft.adapters.storage import SavedAdapter, read_adapter
 from lrft.errors import CheckFailed, UsageError
 from lrft.export.merge_shards import Change, TrainedOn, merge_file, workers_for
-from lrft.loading.saved import base_of, refuse_other_base
+from lrft.loading.saved import base_of, load_as_trained, refuse_other_base
 from lrft.model import linear
-from lrft.model.load import load_model
 from lrft.model.quantized import QuantizedLinear
 from lrft.model.weight_names import weight_keys
 from lrft.model.weights import weight_files
@@ -149,7 +148,7 @@ def tensor_keys(saved: SavedAdapter, weights: list[Path]) -> dict[str, Site]:
 def dequantized(saved: SavedAdapter, source: Path, weights: list[Path], trusted: bool) -> TrainedOn:
     """The weights that were trained against, by the names of their tensors in the files."""
     dtype = DTYPES[saved.info["base"].get("dtype", "float32")]
-    model = load_model(source, dtype=dtype, quantization=saved.quantization, trust_remote_code=trusted)
+    model = load_as_trained(saved, source, trust_remote_code=trusted, on_device=False)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
     keys = weight_keys(layers, weights)
     return TrainedOn({keys[name]: partial(as_stored, layer) for name, layer in layers.items()}, dtype)

@@ -27,6 +27,7 @@ from lrft.inspection import intruders, krylov, spectra
 from lrft.loading.saved import base_of, refuse_other_base
 from lrft.model.linear import as_rows
 from lrft.model.weights import weight_files
+from lrft.utils import hardware
 from lrft.utils.safetensors_stream import TensorReader
 
 Key = TypeVar("Key")
@@ -224,7 +225,7 @@ def weight_of(site: Site, reader: TensorReader, name: str) -> Tensor:
 
 @torch.no_grad()
 def measured(site: Site, adapter: Adapter, W0: Tensor, top: int, epsilon: float) -> ModuleReport:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = hardware.device()
     weight, update, rounding = changed(adapter, W0)
     if not finite(weight):
         raise CheckFailed(f"{site.name}: base and adapter together give values that are not finite")

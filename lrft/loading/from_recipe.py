@@ -7,6 +7,7 @@ from typing import Any
 
 from lrft import data
 from lrft.model import load
+from lrft.model.hub import find_model
 from lrft.model.load import load_config, position_limit
 from lrft.model.weights import cache_dir
 from lrft.recipe import Recipe
@@ -17,6 +18,17 @@ def base_name(recipe: Recipe) -> str:
     """The base as files name it: a path as the recipe writes it, with ${NAME}. A hub id is public."""
     name = recipe.model.name
     return recipe.masked(name) if Path(name).expanduser().exists() else name
+
+
+def find_base(recipe: Recipe) -> Path:
+    """The folder of the recipe's base model. Raises MissingError."""
+    return find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+
+
+def load_data(recipe: Recipe, source: Path) -> tuple[Any, data.Prepared]:
+    """(tokenizer, tokenised rows) of a recipe. source: the base's folder."""
+    tokenizer = load_recipe_tokenizer(recipe, source)
+    return tokenizer, prepare_data(recipe, source, tokenizer)
 
 
 def load_recipe_tokenizer(recipe: Recipe, source: Path) -> Any:

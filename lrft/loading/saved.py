@@ -1,25 +1,74 @@
-"""Base, adapter and tokenizer of a saved run: loaded as they were when it was trained."""
+"""Base, adapter and tokenizer of a saved run: loaded as they were when it was trained. The one way to load them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lrft import recipe as recipes
+from lrft.adapters.attached import Attached
+from lrft.adapters.ensemble import copying
 from lrft.adapters.storage import SavedAdapter, load_adapter, read_adapter
+from lrft.data import Rows
 from lrft.errors import CheckFailed, MissingError, UsageError
 from lrft.model.hub import find_model
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.weights import fingerprint
+from lrft.objectives.base import LossModule
+from lrft.objectives.packing import Layout, find_layout
+from lrft.objectives.sft import Sft
 from lrft.recipe import DataSection
-from lrft.runs.locate import adapter_of, run_of, trusts_remote_code
-from lrft.utils.hardware import DTYPES
+from lrft.runs.locate import adapter_of, recipe_of, trusts_remote_code
+from lrft.utils.hardware import DTYPES, device
 
 
-def load_target(target: str, base_model: str | None, trusted: bool) -> tuple[Any, Any, DataSection | None, Path]:
-    """(model, tokenizer, the run's data section or None, the base's folder) of a run, an adapter or a model.
+def load_as_trained(
+    saved: SavedAdapter, folder: Path, *, trust_remote_code: bool = False, widen: bool = False, on_device: bool = True
+) -> Any:
+    """The base in `folder` as `saved` was trained on it: dtype, quantization, and the attention of its run.
+
+    widen      compute in float32. The codes of a quantised base are made of the weights in the dtype that they were
+               trained in; a base that is not quantised is read in float32 to begin with.
+    on_device  on the GPU where there is one
+    """
+    trained_in = DTYPES[saved.info["base"].get("dtype", "float32")]
+    recipe = recipe_of(saved.folder)
+    model: Any = load_model(
+        folder,
+        dtype=torch.float32 if widen and saved.quantization == "none" else trained_in,
+        quantization=saved.quantization,
+        attention="auto" if recipe is None else recipe.model.attention,
+        trust_remote_code=trust_remote_code,
+    )
+    if widen:
+        model = model.float()
+    return model.to(device()) if on_device else model
+
+
+def load_plain(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """A model folder by itself, in float32, on the GPU where there is one."""
+    model: Any = load_model(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    return model.to(device())
+
+
+@dataclass(frozen=True)
+class Target:
+    """What `lrft eval` is given: a run, an adapter or a model, loaded."""
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+    """the base's"""
+    attached: Attached | None
+    """the adapters, where there are any"""
+    section: DataSection | None
+    """the data section of the run's recipe"""
+
+
+def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
+    """A run (its best adapter), an adapter folder, or a model by its folder or name.
 
     trusted: code that the model brings along may be executed. A run's own recipe can say so too.
     """
@@ -30,28 +79,25 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> tuple[Any
         folder = base_of(saved, base_model)
         refuse_other_base(saved, folder, accepted=False)
         trusted = trusted or trusts_remote_code(adapter)
-        dtype = DTYPES[saved.info["base"].get("dtype", "float32")]
-        model = load_model(folder, dtype=dtype, quantization=saved.quantization, trust_remote_code=trusted)
-        load_adapter(model, adapter)
-        run = run_of(adapter)
-        section = recipes.load(run / "resolved.yaml").data if run else None
-        return on_device(model), load_tokenizer(adapter, trusted), section, folder
+        base = load_as_trained(saved, folder, trust_remote_code=trusted)
+        attached = load_adapter(base, adapter)
+        recipe = recipe_of(adapter)
+        section = None if recipe is None else recipe.data
+        return Target(base, load_tokenizer(adapter, trusted), folder, attached, section)
     if base_model:
         raise UsageError(f"--base goes with a run or an adapter; {target} is a model by itself")
     folder = find_model(target, where="the model")
-    dtype = DTYPES["float32"] if not gpu() else DTYPES["bfloat16"]
-    model = load_model(folder, dtype=dtype, trust_remote_code=trusted)
-    return on_device(model), load_tokenizer(folder, trusted), None, folder
+    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
+    model: Any = load_model(folder, dtype=dtype, trust_remote_code=trusted)
+    return Target(model.to(device()), load_tokenizer(folder, trusted), folder, None, None)
 
 
-def gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def on_device(model: Any) -> Any:
-    return model.to("cuda") if gpu() else model
+def answering(model: Any, rows: Rows) -> tuple[LossModule, Layout]:
+    """(what answers batches of `rows` with their loss, how they share a batch), for evaluation."""
+    layout = find_layout(model, rows, packing="auto")
+    losses = Sft().module(model, direct=layout.direct)
+    losses.copies = copying(model)
+    return losses, layout
 
 
 def base_of(saved: SavedAdapter, named: str | None) -> Path:
@@ -76,17 +122,3 @@ def refuse_other_base(saved: SavedAdapter, source: Path, accepted: bool) -> None
             f"the adapter was trained on a base with fingerprint {trained_on[:16]}; {source} has {here[:16]}",
             "Name the base that it was trained on with --base, or merge into this one with --accept-other-base.",
         )
-
-
-def trained_base(saved: SavedAdapter, folder: Path, device: torch.device, trusted: bool) -> Any:
-    """The base as it was when the adapter was trained on it, computing in float32."""
-    if saved.quantization == "none":
-        return loaded(folder, device, trusted)
-    dtype = DTYPES[saved.info["base"].get("dtype", "float32")]  # the codes are made from the weights in this dtype
-    model: Any = load_model(folder, dtype=dtype, quantization=saved.quantization, trust_remote_code=trusted)
-    return model.float().to(device)
-
-
-def loaded(folder: Path, device: torch.device, trusted: bool) -> Any:
-    model: Any = load_model(folder, dtype=torch.float32, trust_remote_code=trusted)
-    return model.to(device)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lrft.data.collate import IGNORE_INDEX
 from lrft.model.layers import decoder_of, makes_chosen_logits
 
-IGNORE_INDEX = -100
 # Logits at once. On a CPU few enough to stay near its caches; a GPU wants larger products.
 LOGITS_AT_ONCE = {"cpu": 2**24}
 MORE_LOGITS_AT_ONCE = 2**26

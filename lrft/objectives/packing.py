@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrft.data import Rows
 from lrft.data.collate import Form, ends_mask
 from lrft.errors import CheckFailed
 from lrft.model.layers import decoder_of, head_of
 from lrft.model.modes import evaluation_mode
-from lrft.objectives.sft import TokenLoss
 
 # Largest difference of logits over the largest logit.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
@@ -43,18 +42,18 @@ class Layout:
     def packed(self) -> bool:
         return self.form != "padded"
 
-    def loss(self, model: nn.Module) -> TokenLoss:
-        """The model that answers batches of this layout with their loss."""
-        return TokenLoss(model, direct=self.direct)
-
 
 @torch.no_grad()
-def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str) -> Layout:
-    """Ask `model` about a few of `rows`. packing: true, false or auto. Raises CheckFailed when true cannot be had."""
+def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | None = None) -> Layout:
+    """Ask `model` about a few of `rows`. Raises CheckFailed when packing is true and cannot be had.
+
+    packing  true, false or auto
+    compute  fp32, bf16 or fp16, in which the model computes; None: as its weights are
+    """
     ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(model.device) for i in telling_rows(rows, model.config)]
     with evaluation_mode(model):
         alone = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in ids])
-        tolerance = TOLERANCE[compute]
+        tolerance = TOLERANCE[compute or ("fp32" if model.dtype.itemsize > 2 else "bf16")]
         direct = share(direct_logits(model, ids), alone) <= tolerance
         if packing is False:
             return Layout("padded", direct)

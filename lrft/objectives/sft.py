@@ -1,18 +1,21 @@
-"""The token loss: one function for training, evaluation and checks, so that they cannot differ.
+"""Supervised fine-tuning: one token loss for training, evaluation and checks, so that they cannot differ.
 
 Logits are made only where a token is trained, some at a time: the tensor (tokens, vocabulary) is never whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lrft.data import Rows
+from lrft.data.collate import Form, collate
 from lrft.model.layers import head_of
+from lrft.objectives.base import Context, LossModule, Objective
 from lrft.objectives.cross_entropy import (
     IGNORE_INDEX,
     chunked_cross_entropy,
@@ -20,6 +23,7 @@ from lrft.objectives.cross_entropy import (
     logits_before_labels,
     mixed_cross_entropy,
     summed_cross_entropy,
+    trained_tokens,
     wide,
 )
 
@@ -47,44 +51,37 @@ class Outputs:
         return self._base_logits()
 
 
-class TokenLoss(nn.Module):
-    """A causal language model that answers a batch with its loss.
+@dataclass(frozen=True)
+class Sft(Objective):
+    """Supervised fine-tuning: the next-token loss of the answers' tokens."""
 
-    A module, so that a distributed wrapper around it sees the whole pass. `direct` says that logits are the output
-    embedding's product with the decoder's last hidden states; `layout.find_layout` finds out. A model that does more
-    (scales or caps its logits) makes all logits of the trained positions at once.
+    name: ClassVar[str] = "sft"
 
-    extra    in training, a mean over the micro-batch's trained tokens that is added to theirs, or None
-    as_base  the context in which `model` is the untouched base
-    copies   in how many copies rows are to come: the loss is then the mean over them in training, and that of the mean
-             of their probabilities in evaluation
-    computing  the context in which it answers: of a precision
+    def weight(self, rows: Rows, ids: Iterable[int]) -> int:
+        return sum(int(rows.trained(int(i)).sum()) for i in ids)
+
+    def batch_weight(self, batch: Mapping[str, Tensor]) -> int:
+        return trained_tokens(batch)
+
+    def collate(self, rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[str, Tensor]:
+        return collate(rows, ids, pad_id=pad_id, form=form)
+
+    def module(self, model: nn.Module, *, direct: bool = False) -> TokenLoss:
+        return TokenLoss(model, direct=direct)
+
+
+class TokenLoss(LossModule):
+    """Sum of the cross-entropy over the trained tokens of a batch.
+
+    batch["labels"] (B, T) holds token j at j where it is trained and -100 elsewhere, not shifted: the logits at j - 1
+    predict it. `direct` as in `Objective.module`; a model that does more than a product (scales or caps its logits)
+    makes all logits of the trained positions at once. With copies the loss is their mean in training, and that of the
+    mean of their probabilities in evaluation.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        direct: bool = False,
-        as_base: Callable[[], AbstractContextManager[Any]] | None = None,
-    ) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(self, model: nn.Module, *, direct: bool = False, as_base: Context | None = None) -> None:
+        super().__init__(model, as_base=as_base)
         self.direct = direct
-        self.as_base = as_base
-        self.extra: Callable[[Outputs], Tensor | None] | None = None
-        self.copies: Callable[[], int] = lambda: 1
-        self.last_extra: Tensor | None = None
-        self.computing: Callable[[], AbstractContextManager[Any]] = nullcontext
-
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Sum of the cross-entropy over the trained tokens of `batch`, float32, shape ().
-
-        batch["labels"] (B, T) holds token j at j where it is trained and -100 elsewhere, not shifted: the logits at
-        j - 1 predict it. A sum, never a mean: who divides must know the tokens of the whole optimiser step.
-        """
-        with self.computing():
-            return self.sum_of(batch)
 
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         targets, logits, loss = self.answer(batch)
@@ -122,8 +119,3 @@ class TokenLoss(nn.Module):
             raise ValueError("a loss that compares with the base needs as_base")
         with self.as_base():
             return self.answer(batch)[1]()
-
-    def take_extra(self) -> Tensor | float:
-        """What the extra term has added to the last answer."""
-        taken, self.last_extra = self.last_extra, None
-        return 0.0 if taken is None else taken

@@ -18,8 +18,7 @@ from lrft.distributed import fsdp, zero2
 from lrft.distributed.launch import Process
 from lrft.distributed.sizes import copy_size
 from lrft.errors import Problem, RecipeError
-from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
-from lrft.model.hub import find_model
+from lrft.loading.from_recipe import find_base, load_data
 from lrft.model.weights import cache_dir
 from lrft.optim import lr_schedule
 from lrft.planning.plan import imagined, rows_of_a_pass
@@ -51,8 +50,8 @@ def dry_run(recipe: Recipe, processes: Sequence[Process], *, fresh: bool) -> Non
     if processes[0].rank == 0:
         RunFolder.refuse(Path(recipe.output_dir), resume=False, fresh=fresh)
     zero2.refuse(recipe, processes[0].world)
-    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
-    prepared = prepare_data(recipe, source, load_recipe_tokenizer(recipe, source))
+    source = find_base(recipe)
+    _, prepared = load_data(recipe, source)
     sharers = sharing(recipe, source, processes[0])
     said: list[Row] = []
     if processes[0].rank == 0:

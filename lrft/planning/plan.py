@@ -113,7 +113,7 @@ def make_plan(
     speed = speed_here(active)
     process = resident() if not torch.cuda.is_available() else 0
     schedule = batch_schedule(recipe, prepared.train)
-    composition = compose.compose((entry.name, entry.options) for entry in recipe.adapter.method)
+    composition = compose.compose_section(recipe.adapter)
     if devices > 1 and recipe.distributed.strategy == "zero2":
         zero2.refuse_parts(recipe, composition)
     with imagined(recipe, source) as model:
@@ -134,7 +134,7 @@ def make_plan(
             largest,
             kind=t.gradient_checkpointing,
             dtype=active,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=hardware.device().type,
         )
         adapter = sum(p.numel() * p.element_size() for p in attached.tensors().values())
         state = optimizer_bytes(composition, attached)
@@ -176,7 +176,7 @@ def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
     wanted, over, first = recipe.distributed.strategy, recipe.distributed.shard_over, names[0]
     if first == "one device":
         return first, ""
-    here = hardware.gpu_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    here = hardware.gpu_memory(hardware.device())
     memory = int(H100_MEMORY) if here is None else here
     kind = fsdp.strategy(wanted, weights, memory)
     why = f"distributed.strategy: {wanted}"
@@ -260,7 +260,7 @@ def by_module(model: nn.Module) -> list[dict[str, Any]]:
 
 def speed_here(dtype: torch.dtype) -> float:
     """Operations a second of matrix products as large as those of a small model, on the device that will train."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = hardware.device()
     a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((1024, 1024), (1024, 4096)))
     a @ b
     done, began = 0, time.perf_counter()

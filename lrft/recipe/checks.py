@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -13,6 +13,7 @@ from lrft.recipe import messages
 from lrft.recipe.foreign_keys import VALUES
 from lrft.recipe.nodes import DEFAULT, Node, mapping, plain
 from lrft.recipe.problems import Problems, Refused
+from lrft.recipe.schema import REGISTERED
 from lrft.recipe.types import is_number
 
 FORMAT = 1
@@ -43,7 +44,39 @@ def all_of(root: Node, problems: Problems) -> Node:
         if compiled is not None and compiled.value is True and _is_quantized(root):
             problems.add(compiled.place, "training.compile: a quantised base is not compiled: leave one of them out")
         _under_zero2(root, training, problems)
+        for key, (kind, _) in REGISTERED.items():
+            node = training.child(key)
+            if node is not None:
+                training = training.with_child(key, _registered(node, f"training.{key}", kind, problems))
+        root = root.with_child("training", training)
+    logging = root.child("logging")
+    reports = logging.child("report_to") if logging is not None else None
+    if logging is not None and reports is not None:
+        entries = [_registered(entry, "logging.report_to", "trackers", problems) for entry in reports.value]
+        root = root.with_child("logging", logging.with_child("report_to", replace(reports, value=entries)))
     return adapter(root, problems)
+
+
+def _registered(entry: Node, key: str, kind: str, problems: Problems) -> Node:
+    """An entry {name, options} of a registry, with all its options. Adds what is wrong with it."""
+    node = entry.child("name")
+    if node is None:
+        return entry
+    # What is always on cannot be asked for.
+    cards = {name: card for name, card in registry.declared(kind).items() if not card.facts.get("always", False)}
+    if not isinstance(node.value, str) or node.value not in cards:
+        close = nearest(str(node.value).lower(), list(cards))
+        hint = f". Did you mean {close[0]}?" if close else ""
+        quoted = isinstance(node.value, str) and node.reference is None
+        found = f"'{node.value}'" if quoted else messages.got(node, node.value)
+        problems.add(node.place, f"{key}: expected {_one_of(cards)}; got {found}{hint}")
+        return entry
+    return _with_options(entry, key, cards[node.value], problems)
+
+
+def _one_of(names: Iterable[str]) -> str:
+    *first, last = sorted(names) or ["the name of an installed package's"]
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
@@ -80,7 +113,8 @@ def adapter(root: Node, problems: Problems) -> Node:
     known = [entry for entry in method.value if _is_known(entry, problems)]
     if len(known) == len(method.value):
         _combination(section, known, problems, validation=_has_validation(root), quantized=_is_quantized(root))
-    filled = [_with_options(entry, problems) for entry in known]
+    cards = registry.methods()
+    filled = [_with_options(entry, "adapter.method", cards[entry.value["name"].value], problems) for entry in known]
     return root.with_child("adapter", section.with_child("method", replace(method, value=filled)))
 
 
@@ -119,14 +153,13 @@ def _is_known(entry: Node, problems: Problems) -> bool:
     return False
 
 
-def _with_options(entry: Node, problems: Problems) -> Node:
-    """The entry with every option of its method; values that were not given come from the declaration."""
-    name, given = entry.value["name"].value, entry.value["options"]
-    card = registry.methods()[name]
+def _with_options(entry: Node, key: str, card: registry.Declaration, problems: Problems) -> Node:
+    """The entry with every option of `card`; values that were not given come from the declaration."""
+    given = entry.value["options"]
     try:
         values = card.validate(plain(given))
     except ValidationError as error:
-        messages.add_option_errors(error, name, given, [knob.name for knob in card.knobs], problems)
+        messages.add_option_errors(error, key, card.name, given, [knob.name for knob in card.knobs], problems)
         return entry
     nodes = {key: replace(given.child(key) or Node(None, DEFAULT), value=value) for key, value in values.items()}
     keys = {key: given.keys.get(key, DEFAULT) for key in nodes}

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from lrft.recipe import nodes
 from lrft.recipe.nodes import Source
 from lrft.recipe.problems import Problems
-from lrft.recipe.schema import CHOICE_OPTIONS, DataEntry, LrScheduler, MethodEntry, Optimizer, Recipe
+from lrft.recipe.schema import CHOICE_OPTIONS, DataEntry, LrScheduler, Named, Recipe
 from lrft.recipe.yaml_parser import parse
 from lrft.recipe.yaml_scalars import resolve
 
@@ -68,7 +68,7 @@ class _Writer:
     def section(self, model: BaseModel, path: str, indent: str) -> Iterator[str]:
         for name in type(model).model_fields:
             value, key = getattr(model, name), f"{path}.{name}" if path else name
-            if isinstance(value, BaseModel) and not isinstance(value, LrScheduler | Optimizer) and key.count(".") == 0:
+            if isinstance(value, BaseModel) and not isinstance(value, LrScheduler) and key.count(".") == 0:
                 yield f"{indent}{name}:"
                 yield from self.section(value, key, indent + "  ")
             elif key == "data.train":
@@ -98,7 +98,7 @@ class _Writer:
         reference = self.recipe.reference(key) or self.recipe.reference(f"{key}.name")
         if reference is not None:
             return _flow(reference)
-        if isinstance(value, MethodEntry):
+        if isinstance(value, Named):
             options = self.written(f"{key}.options", value.options)
             return f"{{{_flow(value.name)}: {options}}}" if value.options else _flow(value.name)
         if isinstance(value, tuple):
@@ -106,7 +106,7 @@ class _Writer:
         if isinstance(value, dict):
             pairs = (f"{_flow(name)}: {self.written(f'{key}.{name}', item)}" for name, item in value.items())
             return f"{{{', '.join(pairs)}}}"
-        if isinstance(value, LrScheduler | Optimizer):
+        if isinstance(value, LrScheduler):
             allowed = CHOICE_OPTIONS[key.rsplit(".", 1)[-1]][value.name]
             options = self.written(key, {name: getattr(value, name) for name in allowed})
             return f"{{{value.name}: {options}}}" if allowed else value.name

@@ -7,7 +7,7 @@ from typing import Any
 
 from lrft import registry
 from lrft.errors import UsageError, nearest
-from lrft.recipe.schema import CHOICE_OPTIONS, Recipe
+from lrft.recipe.schema import CHOICE_OPTIONS, REGISTERED, Recipe
 from lrft.recipe.types import LARGEST
 
 Schema = dict[str, Any]
@@ -39,6 +39,10 @@ def json_schema() -> Schema:
     _write(data["train"], {"anyOf": [*entry["anyOf"], entries]})
     for key in CHOICE_OPTIONS:
         _write(training[key], _choice(definitions, key), next(iter(CHOICE_OPTIONS[key])))
+    for key, (kind, default) in REGISTERED.items():
+        _write(training[key], _registered(definitions, kind), default)
+    trackers = _registered(definitions, "trackers")
+    _write(definitions["LoggingSection"]["properties"]["report_to"], {"type": "array", "items": trackers})
     for model in (schema, *definitions.values()):
         _allow_null(model)
     sections = schema["properties"]
@@ -53,7 +57,7 @@ def json_schema() -> Schema:
         "additionalProperties": False,
         "properties": {"lrft": sections.pop("lrft"), "extends": _EXTENDS, **sections},
         "anyOf": [{"required": ["extends"]}, {"required": ["model", "data", "output_dir"]}],
-        "$defs": {name: definitions[name] for name in definitions if name not in ("LrScheduler", "Optimizer")},
+        "$defs": {name: definitions[name] for name in definitions if name != "LrScheduler"},
     }
 
 
@@ -62,6 +66,17 @@ def _write(prop: Schema, form: Schema, default: Any = None) -> None:
     description = prop["description"]
     prop.clear()
     prop.update({**form, "description": description, **({} if default is None else {"default": default})})
+
+
+def _registered(definitions: dict[str, Schema], kind: str) -> Schema:
+    """A name of a registry, or {name: its options}; the options are added to `definitions`."""
+    cards = [card for card in registry.declared(kind).values() if not card.facts.get("always", False)]
+    names = {"oneOf": [{"const": card.name, "description": card.summary} for card in cards]} if cards else {"enum": []}
+    forms = {}
+    for card in cards:
+        definitions[f"{card.class_name}Options"] = {**card.model.model_json_schema(), "description": card.summary}
+        forms[card.name] = {"anyOf": [{"$ref": f"#/$defs/{card.class_name}Options"}, {"type": "null"}]}
+    return {"anyOf": [names, _one_of(forms)]}
 
 
 def _method_names() -> Schema:
@@ -97,7 +112,7 @@ def _one_of(properties: Schema) -> Schema:
 def _choice(definitions: dict[str, Schema], key: str) -> Schema:
     """A name, or {name: {option: value}} with the options of that name."""
     choices = CHOICE_OPTIONS[key]
-    options = definitions["LrScheduler" if key == "lr_scheduler" else "Optimizer"]["properties"]
+    options = definitions["LrScheduler"]["properties"]
     forms = {
         name: {
             "type": "object",

@@ -23,7 +23,6 @@ SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("data", "train"): schema.DataEntry,
     ("training",): schema.TrainingSection,
     ("training", "lr_scheduler"): schema.LrScheduler,
-    ("training", "optimizer"): schema.Optimizer,
     ("training", "early_stopping"): schema.EarlyStopping,
     ("distributed",): schema.DistributedSection,
     ("evaluation",): schema.EvaluationSection,
@@ -37,7 +36,7 @@ _TAGS = ("word", "settings")  # pydantic puts the branch of a union into the pat
 _KEY = "[key]"  # and this behind a key of a map that is wrong itself
 # A file that is wrong throughout: nobody reads further, and looking for near names takes a millisecond each.
 ENOUGH = 100
-_CHOICES = (("training", "lr_scheduler", "name"), ("training", "optimizer", "name"))
+_CHOICES = (("training", "lr_scheduler", "name"),)
 
 
 def add_errors(error: ValidationError, root: Node, problems: Problems, prefix: Path = ()) -> None:
@@ -66,18 +65,20 @@ def add_errors(error: ValidationError, root: Node, problems: Problems, prefix: P
             problems.add(place, f"{shown}: {_sentence(item, shown, node)}")
 
 
-def add_option_errors(error: ValidationError, name: str, options: Node, known: list[str], problems: Problems) -> None:
-    """The same for the options of one method."""
+def add_option_errors(
+    error: ValidationError, key: str, name: str, options: Node, known: list[str], problems: Problems
+) -> None:
+    """The same for the options of `name`, an entry of the key `key`."""
     for item in error.errors(include_url=False):
         option = str(item["loc"][0])
         node = options.child(option) or options
         if item["type"] == "extra_forbidden":
             close = nearest(option, known)
             hint = f"Did you mean {close[0]}?" if close else f"It takes {', '.join(known) or 'no options'}"
-            problems.add(options.keys[option], f"adapter.method: {name} has no option {option}. {hint}")
+            problems.add(options.keys[option], f"{key}: {name} has no option {option}. {hint}")
         elif node.place not in problems.refused:
-            key = f"adapter.method: {name}.{option}"
-            problems.add(node.place, f"{key}: {_sentence(item, key, node)}")
+            shown = f"{key}: {name}.{option}"
+            problems.add(node.place, f"{shown}: {_sentence(item, shown, node)}")
 
 
 def _key_place(root: Node, path: Path) -> Any:

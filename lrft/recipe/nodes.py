@@ -134,7 +134,9 @@ def without_null(node: Node) -> Node:
 
 
 # A choice with its options, {cosine: {...}}: merging two of them would give two choices at once.
-CHOICES: frozenset[Path] = frozenset({("training", "lr_scheduler"), ("training", "optimizer")})
+CHOICES: frozenset[Path] = frozenset(
+    {("training", "lr_scheduler"), ("training", "optimizer"), ("training", "objective")}
+)
 
 
 def merge(base: Node, top: Node, path: Path = ()) -> Node:

@@ -9,7 +9,7 @@ from typing import Any
 from lrft import registry
 from lrft.recipe.nodes import DEFAULT, Node, Path, Place, dotted, mapping, plain
 from lrft.recipe.problems import Problems
-from lrft.recipe.schema import CHOICE_OPTIONS
+from lrft.recipe.schema import CHOICE_OPTIONS, REGISTERED
 from lrft.registry import DEFAULT_METHOD, PRESETS
 
 
@@ -62,9 +62,21 @@ def normalise(root: Node, problems: Problems) -> Node:
             node = training.child(key)
             if node is not None:
                 training = training.with_child(key, _choice(node, ("training", key), problems))
+        for key in REGISTERED:
+            node = training.child(key)
+            if node is not None:
+                training = training.with_child(
+                    key, _named(node, f"training.{key}", problems) or mapping({}, node.place)
+                )
         if training.child("max_steps") is not None and training.child("epochs") is None:
             training = training.with_child("epochs", Node(None, DEFAULT))
         root = root.with_child("training", training)
+    logging = root.child("logging")
+    reports = logging.child("report_to") if logging is not None else None
+    if logging is not None and reports is not None:
+        items = reports.value if isinstance(reports.value, list) else [reports]
+        entries = [entry for item in items if (entry := _named(item, "logging.report_to", problems)) is not None]
+        root = root.with_child("logging", logging.with_child("report_to", Node(entries, reports.place)))
     return root
 
 
@@ -72,7 +84,7 @@ def with_methods(adapter: Node, problems: Problems) -> Node:
     """An adapter section whose method is a list of {name, options}."""
     method = adapter.child("method") or Node(DEFAULT_METHOD, DEFAULT)
     items = method.value if isinstance(method.value, list) else [method]
-    entries = [part for item in items for part in _parts(_method(item, problems), problems)]
+    entries = [part for item in items for part in _parts(_named(item, "adapter.method", problems), problems)]
     if not items:
         problems.add(method.place, "adapter.method: the list is empty; name a method, or leave the key out")
     targets = adapter.child("target_modules")
@@ -111,16 +123,17 @@ def _written(values: Mapping[str, Any], place: Place) -> Node:
     return mapping({key: Node(value, place) for key, value in values.items()}, place)
 
 
-def _method(item: Node, problems: Problems) -> Node | None:
+def _named(item: Node, key: str, problems: Problems) -> Node | None:
+    """NAME or {NAME: {option: value}} as {name, options}. Adds a problem for any other shape."""
     if isinstance(item.value, str):
         return mapping({"name": item, "options": mapping({}, item.place)}, item.place)
     if isinstance(item.value, dict) and len(item.value) == 1:
         ((name, options),) = item.value.items()
         if isinstance(options.value, dict):
             return mapping({"name": Node(name, item.keys[name]), "options": options}, item.place)
-        problems.add(options.place, f"adapter.method: expected a map of {name}'s options, as in {{{name}: {{...}}}}")
+        problems.add(options.place, f"{key}: expected a map of {name}'s options, as in {{{name}: {{...}}}}")
         return None
-    problems.add(item.place, "adapter.method: expected a name, or one name with options as in {NAME: {...}}")
+    problems.add(item.place, f"{key}: expected a name, or one name with options as in {{NAME: {{...}}}}")
     return None
 
 

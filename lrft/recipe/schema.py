@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PlainSerializer,
     PlainValidator,
     PrivateAttr,
     Tag,
@@ -21,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from lrft import registry
 from lrft.recipe.types import (
     Alpha,
     BelowOne,
@@ -70,11 +72,32 @@ class ModelSection(Section):
     )
 
 
-class MethodEntry(NamedTuple):
-    """One entry of adapter.method, with all its options."""
+class Named(NamedTuple):
+    """A name of one of the registries (a method, an objective, an optimiser, a tracker), with all its options."""
 
     name: str
     options: dict[str, Any]
+
+
+def _named(value: Any) -> Named:
+    return value if isinstance(value, Named) else Named(value["name"], value["options"])
+
+
+def _several(value: Any) -> tuple[Named, ...]:
+    return tuple(_named(entry) for entry in value)
+
+
+def _short(value: Named) -> str:
+    return value.name
+
+
+OneNamed = Annotated[Named, PlainValidator(_named), PlainSerializer(_short), WithJsonSchema({"type": "string"})]
+SeveralNamed = Annotated[
+    tuple[Named, ...],
+    PlainValidator(_several),
+    PlainSerializer(lambda values: [value.name for value in values]),
+    WithJsonSchema({"type": "array"}),
+]
 
 
 class ModuleOverride(Section):
@@ -83,14 +106,8 @@ class ModuleOverride(Section):
     scale: Positive | None = Field(default=None, description="Factor of the modules that match.")
 
 
-def _method(value: Any) -> tuple[MethodEntry, ...]:
-    return tuple(MethodEntry(entry["name"], entry["options"]) for entry in value)
-
-
 class AdapterSection(Section):
-    method: Annotated[tuple[MethodEntry, ...], PlainValidator(_method), WithJsonSchema({"type": "array"})] = Field(
-        description="A method, or a list of one method and parts that combine with it."
-    )
+    method: SeveralNamed = Field(description="A method, or a list of one method and parts that combine with it.")
     rank: Count = Field(default=16, description="Rank of the update, or of the LoRA with as many trained parameters.")
     alpha: Alpha = Field(
         default="auto", description="Numerator of the factor on the update; auto is the method's own rule."
@@ -164,10 +181,14 @@ class LrScheduler(Section):
     )
 
 
-class Optimizer(Section):
-    name: Literal["adamw"] = Field(default="adamw", description="The optimiser.")
-    betas: tuple[BelowOne, BelowOne] = Field(default=(0.9, 0.999), description="Decay of the two running means.")
-    eps: Positive = Field(default=1e-8, description="Added to the denominator.")
+# Keys of `training` that hold a name of a registry, or {name: options}; the first name is the default.
+REGISTERED: Mapping[str, tuple[str, str]] = {"objective": ("objectives", "sft"), "optimizer": ("optimizers", "adamw")}
+
+
+def default_of(key: str) -> Named:
+    """The default of a key of `REGISTERED`, with all its options."""
+    kind, name = REGISTERED[key]
+    return Named(name, registry.declared(kind)[name].validate({}))
 
 
 # The options that each choice takes; forms.py and the JSON schema read this.
@@ -178,7 +199,6 @@ CHOICE_OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "constant": (),
         "wsd": ("min_lr_ratio", "decay_ratio"),
     },
-    "optimizer": {"adamw": ("betas", "eps")},
 }
 
 
@@ -194,6 +214,9 @@ def _is_word(value: Any) -> str:
 
 
 class TrainingSection(Section):
+    objective: OneNamed = Field(
+        default_factory=lambda: default_of("objective"), description="What is trained for: the loss of a batch."
+    )
     epochs: Positive | None = Field(
         default=3.0, description="Passes over the data; the default is no limit when max_steps is given."
     )
@@ -210,7 +233,9 @@ class TrainingSection(Section):
     warmup_steps: CountOrZero | None = Field(
         default=None, description="The same in optimiser steps, in place of warmup_ratio."
     )
-    optimizer: Optimizer = Field(default=Optimizer(), description="The optimiser and its options.")
+    optimizer: OneNamed = Field(
+        default_factory=lambda: default_of("optimizer"), description="The optimiser and its options."
+    )
     weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
     max_grad_norm: GradNorm = Field(default=1.0, description="Clips the gradient's norm; none leaves it.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
@@ -268,6 +293,7 @@ class CheckpointSection(Section):
 
 class LoggingSection(Section):
     every: Count = Field(default=10, description="Optimiser steps between two lines of the log.")
+    report_to: SeveralNamed = Field(default=(), description="Trackers beside the console and metrics.jsonl, by name.")
 
 
 class Recipe(Section):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lrft import recipe as recipes
 from lrft.errors import UsageError
+from lrft.recipe import Recipe
 
 
 def adapter_of(source: Path) -> Path:
@@ -25,9 +26,15 @@ def run_of(adapter: Path) -> Path | None:
     return next((p for p in adapter.resolve().parents if (p / "run.json").is_file()), None)
 
 
-def trusts_remote_code(adapter: Path) -> bool:
-    """Whether the recipe of the run that the adapter lies in has said so. An adapter by itself is never believed."""
+def recipe_of(adapter: Path) -> Recipe | None:
+    """The recipe of the run that an adapter lies in, or None."""
     run = run_of(adapter)
     if run is None or not (run / "resolved.yaml").is_file():
-        return False
-    return recipes.load(run / "resolved.yaml").model.trust_remote_code
+        return None
+    return recipes.load(run / "resolved.yaml")
+
+
+def trusts_remote_code(adapter: Path) -> bool:
+    """Whether the recipe of the run that the adapter lies in says so. An adapter by itself is never believed."""
+    recipe = recipe_of(adapter)
+    return recipe is not None and recipe.model.trust_remote_code

@@ -1,4 +1,4 @@
-"""What a run tells: the console, log.txt (every line of it) and metrics.jsonl (one JSON object per record).
+"""The console of a command or a run, and log.txt, which holds every line of it.
 
 No threads: the live block on a terminal is drawn when a step is reported, never in between.
 """
@@ -14,14 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, TextIO, cast
+from typing import Any, ClassVar, Self, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from lrft.runs.metrics import LineFile, json_line, read_metrics
-from lrft.utils.files import write_text
+from lrft.runs.metrics import LineFile
+from lrft.tracking.base import Tracker
 from lrft.utils.text import Outlet, Row, decimals, duration, layout, visible
 
 PLAIN_WIDTH = 100  # columns of a table that does not go to a terminal
@@ -99,18 +99,21 @@ class Progress:
         return Text.assemble((done * filled, "cyan"), (rest * (width - filled), "dim"))
 
 
-class Reporter:
-    """Tells a run's story. As a context manager it ends the live block, and the cursor returns, in any case.
+class Reporter(Tracker):
+    """Lines, tables and warnings of a command, and the progress of a run. As a context manager it ends the live block,
+    and the cursor returns, in any case.
 
-    `run_dir` None: console only. `quiet`: only warnings on the console; the files are complete. `main` False
-    (every rank but 0): all methods do nothing. `stream`: standard output when not given.
+    `run_dir` None: no log.txt. `quiet`: only warnings on the console; the log is complete. `main` False (every rank but
+    0): all methods do nothing. `stream`: standard output when not given.
     Every method raises LrftError when the disk of the run folder is full.
     """
+
+    name: ClassVar[str] = "console"
+    always: ClassVar[bool] = True
 
     def __init__(
         self, run_dir: Path | None, *, quiet: bool = False, main: bool = True, stream: TextIO | None = None
     ) -> None:
-        self._metrics = LineFile(run_dir / "metrics.jsonl") if run_dir and main else None
         self._log = LineFile(run_dir / "log.txt") if run_dir and main else None
         self._out = Outlet(stream or sys.stdout if main else None)
         self._quiet = quiet
@@ -134,12 +137,15 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the live block, and the log."""
         try:
             self._stop()
         finally:
-            for file in (self._metrics, self._log):
-                if file:
-                    file.close()
+            if self._log:
+                self._log.close()
 
     def begin(self, total_steps: int, step: int = 0) -> None:
         """Starts the live block on a terminal. `step`: how many steps are done already (a resumed run)."""
@@ -178,22 +184,17 @@ class Reporter:
         self._progress.doing = word
         self._draw()
 
-    def step(self, record: Mapping[str, Any], *, logged: bool = True) -> None:
-        """One optimiser step. Always kept in metrics.jsonl; `logged` False: no line of its own.
-
-        Shown are step (from 1), loss, lr, grad_norm, seconds (one step's: the time left comes from them),
-        tokens_per_second and memory_gb. All but `step` are optional; whatever else is given is kept as well.
-        """
+    def log(self, kind: str, record: Mapping[str, Any], *, shown: bool = True) -> None:
+        """A step: step (from 1), loss, lr, grad_norm, seconds (one step's: the time left comes from them),
+        tokens_per_second and memory_gb are shown, all but `step` optional. An evaluation: step, loss, perplexity,
+        best (bool)."""
+        if kind == "eval":
+            self._say(f"eval at step {record['step']}  {self._verdict(record)}")
+            return
         self._progress.update(record)
-        self._write("step", record)
-        if logged:
+        if shown:
             self._say(self._progress.plain(), printed=self._live is None)  # the live block stands for it
-        self._draw(now=logged)
-
-    def evaluation(self, record: Mapping[str, Any]) -> None:
-        """step, loss, perplexity, tokens, best (bool), samples (list of {prompt, expected, answer}), ..."""
-        self._write("eval", record)
-        self._say(f"eval at step {record['step']}  {self._verdict(record)}")
+        self._draw(now=shown)
 
     def end(self, rows: Sequence[Row]) -> None:
         """Ends the live block; prints `rows` with the warnings of the run before the last row "next"."""
@@ -202,21 +203,12 @@ class Reporter:
         warnings: list[Row] = [("warnings", self._warnings)] if self._warnings else []
         self.table([*(row for row in rows if row[0] != "next"), *warnings, *tail])
 
-    def rewind(self, step: int) -> None:
-        """Takes the records of later steps out of metrics.jsonl, for a run resumed at `step`. Atomic."""
-        if self._metrics is None or not self._metrics.path.exists():
-            return
-        self._metrics.close()
-        records, unreadable = read_metrics(self._metrics.path)
-        kept = [record for record in records if record["step"] <= step]
-        write_text(self._metrics.path, "".join(json_line(record) + "\n" for record in kept))
+    def recall(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Of a resumed run: the best evaluation among its earlier records."""
         self._best = None
-        for record in kept:
+        for record in records:
             if record.get("kind") == "eval":
                 self._verdict(record)
-        if unreadable:
-            lines = "1 unreadable line was" if unreadable == 1 else f"{unreadable} unreadable lines were"
-            self.warn(f"{lines} removed from metrics.jsonl (a line is cut off when a run is killed)")
 
     def _verdict(self, record: Mapping[str, Any]) -> str:
         """The loss against the best so far, which it updates."""
@@ -231,10 +223,6 @@ class Reporter:
             text += f" (best {decimals(before[1], 4)} at step {before[0]})"
         perplexity = record.get("perplexity")
         return text if perplexity is None else f"{text}  perplexity {decimals(perplexity, 2)}"
-
-    def _write(self, kind: str, record: Mapping[str, Any]) -> None:
-        if self._metrics:
-            self._metrics.add(json_line({"kind": kind, **record}))
 
     def _say(self, text: str, *, printed: bool = True) -> None:
         if printed:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 import lrft
 from lrft import recipe as recipes
+from lrft.adapters.compose import Composition
 from lrft.adapters.storage import read_adapter, save_adapter
 from lrft.errors import CheckFailed, UsageError
 from lrft.optim.optimizer import with_state
 from lrft.runs.folder import RunFolder
-from lrft.training.state import Options, Progress, Trainer
+from lrft.training import summary
+from lrft.training.state import Options, Progress, Session
 from lrft.utils import files
 
 # Keys that say how a run fits the machine or what it tells, not what it learns: free to change when resuming.
@@ -34,52 +36,60 @@ FREE_ON_RESUME = (
 )
 
 
-def save(trainer: Trainer, *, best: bool) -> None:
+def save(session: Session, *, best: bool) -> None:
     """Make a checkpoint of everything that the rest of the run depends on."""
-    trainer.watchdog.at("waiting for all processes before saving")
-    trainer.accelerator.wait_for_everyone()
-    optimizer = trainer.strategy.state()
-    if trainer.folder is None:
+    session.watchdog.at("waiting for all processes before saving")
+    session.engine.accelerator.wait_for_everyone()
+    optimizer = session.engine.strategy.state()
+    if session.folder is None:
         return
-    trainer.reporter.doing("saving")
-    trainer.folder.save(
-        trainer.progress.step,
-        lambda path: write_checkpoint(trainer, optimizer, path),
-        keep=trainer.recipe.checkpoint.keep,
+    session.trackers.console.doing("saving")
+    session.folder.save(
+        session.progress.step,
+        lambda path: write_checkpoint(session, optimizer, path),
+        keep=session.recipe.checkpoint.keep,
         best=best,
     )
-    trainer.describe()
+    session.folder.describe(summary.facts(session))
 
 
-def write_checkpoint(trainer: Trainer, optimizer: Mapping[str, Tensor], path: Path) -> None:
+def write_checkpoint(session: Session, optimizer: Mapping[str, Tensor], path: Path) -> None:
     """optimizer: its state, from the run's strategy."""
     adapter = path / "adapter"
     adapter.mkdir()
-    trainer.tokenizer.save_pretrained(adapter)
+    session.inputs.tokenizer.save_pretrained(adapter)
     save_adapter(
-        trainer.attached,
+        session.adapted.attached,
         adapter,
-        base=trainer.base_info,
-        seed=trainer.recipe.training.seed,
+        base=session.base.info,
+        seed=session.recipe.training.seed,
         extra={"lrft": lrft.__version__},
         beside=[path.name for path in adapter.iterdir()],
     )
     files.write_tensors(path / "optimizer.safetensors", optimizer)
-    states = {
-        f"{part.name}/{key}": tensor for part in trainer.composition.parts for key, tensor in part.state().items()
-    }
-    files.write_tensors(path / "parts.safetensors", states)
-    scaler = trainer.accelerator.scaler
+    files.write_tensors(path / "parts.safetensors", part_states(session.adapted.composition))
+    scaler = session.engine.accelerator.scaler
     files.write_json(
         path / "trainer.json",
         {
-            "progress": vars(trainer.progress),
-            "data": trainer.prepared.key,
-            "base": trainer.base_info,
+            "progress": vars(session.progress),
+            "data": session.inputs.prepared.key,
+            "base": session.base.info,
             "optimizer": with_state(optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
         },
     )
+
+
+def part_states(composition: Composition) -> dict[str, Tensor]:
+    """What the parts of a composition need to go on, by "part/key"."""
+    return {f"{part.name}/{key}": tensor for part in composition.parts for key, tensor in part.state().items()}
+
+
+def load_part_states(composition: Composition, states: Mapping[str, Tensor]) -> None:
+    for part in composition.parts:
+        mine = f"{part.name}/"
+        part.load_state({key.removeprefix(mine): t for key, t in states.items() if key.startswith(mine)})
 
 
 def resume_point(folder: RunFolder | None, options: Options) -> Path | None:
@@ -91,50 +101,46 @@ def resume_point(folder: RunFolder | None, options: Options) -> Path | None:
     return None if name is None else Path(name)
 
 
-def restore(trainer: Trainer) -> None:
+def restore(session: Session) -> None:
     """Take up a checkpoint again, after proving that recipe, data and base are those that it was made with."""
-    path = trainer.resumed_from
+    path, engine = session.adapted.resumed_from, session.engine
     if path is None:
-        trainer.checks["resumed"] = "from the start: nothing was saved before"
+        session.notes.checks["resumed"] = "from the start: nothing was saved before"
         return
     saved = files.read_json(path / "trainer.json")
-    if not trainer.options.accept_changes:
-        refuse_changes(trainer, path, saved)
+    if not session.options.accept_changes:
+        refuse_changes(session, path, saved)
     adapter = read_adapter(path / "adapter")
     try:
-        trainer.attached.load_state_dict(adapter.state_dict())
+        session.adapted.attached.load_state_dict(adapter.state_dict())
     except ValueError as error:
         raise CheckFailed(f"{path / 'adapter'} is not the adapter of this recipe: {error}") from None
-    trainer.strategy.load_state(
+    engine.strategy.load_state(
         files.read_tensors(path / "optimizer.safetensors"),
         saved["optimizer"],
-        lambda: trainer.answer(trainer.collate([0])),
+        lambda: engine.answer(engine.batch(session.inputs.train, [0])),
     )
-    states = files.read_tensors(path / "parts.safetensors")
-    for part in trainer.composition.parts:
-        mine = f"{part.name}/"
-        part.load_state({key.removeprefix(mine): t for key, t in states.items() if key.startswith(mine)})
-    if trainer.accelerator.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(saved["scaler"])
-    trainer.progress = Progress(**saved["progress"])
-    trainer.checks["resumed"] = f"resumed from {path.name}"
-    if trainer.folder is not None:
-        keep = trainer.recipe.checkpoint.keep
-        trainer.folder.take_up(path, best_step=trainer.progress.best_step, keep=keep)
+    load_part_states(session.adapted.composition, files.read_tensors(path / "parts.safetensors"))
+    if engine.accelerator.scaler is not None:
+        engine.accelerator.scaler.load_state_dict(saved["scaler"])
+    session.progress = Progress(**saved["progress"])
+    session.notes.checks["resumed"] = f"resumed from {path.name}"
+    if session.folder is not None:
+        session.folder.take_up(path, best_step=session.progress.best_step, keep=session.recipe.checkpoint.keep)
 
 
-def refuse_changes(trainer: Trainer, path: Path, saved: dict[str, Any]) -> None:
+def refuse_changes(session: Session, path: Path, saved: dict[str, Any]) -> None:
     """Raises UsageError listing each key, and the data or base, that changes what is learnt and is not as it was."""
-    before = recipes.load(Path(trainer.recipe.output_dir) / "resolved.yaml")
-    decided = trainer.chosen  # resolved.yaml holds what was decided then where the recipe leaves it open
+    before = recipes.load(Path(session.recipe.output_dir) / "resolved.yaml")
+    decided = session.chosen  # resolved.yaml holds what was decided then where the recipe leaves it open
     changed = [
         f"{key}: {then!r} then, {decided.get(key, now)!r} now"
-        for key, then, now in recipes.differences(before, trainer.recipe)
+        for key, then, now in recipes.differences(before, session.recipe)
         if not key.startswith(FREE_ON_RESUME) and then != decided.get(key, now)
     ]
     for what, then, now in [
-        ("the data", saved["data"], trainer.prepared.key),
-        ("the base model", saved["base"]["fingerprint"], trainer.base_info["fingerprint"]),
+        ("the data", saved["data"], session.inputs.prepared.key),
+        ("the base model", saved["base"]["fingerprint"], session.base.info["fingerprint"]),
     ]:
         if then != now:
             changed.append(f"{what}: {then[:16]} then, {now[:16]} now (hashes of the content)")

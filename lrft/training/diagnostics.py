@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,27 @@ def squared_update(adapter: Adapter, base: nn.Module) -> float:
         return adapter.delta_weight().double().square().sum().item()
     W0 = linear.dense(base).to(adapter.site.dtype)
     return (adapter.weight(W0) - W0).double().square().sum().item()
+
+
+class AdapterHealth:
+    """What the log says of the adapters from one shown step to the next."""
+
+    def __init__(self, attached: Attached) -> None:
+        self.attached = attached
+        self.shares: dict[str, float] = {}
+        """update over weight at the last log, by layer"""
+
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """Squared norms of the frozen weights, by layer: read at the first log."""
+        return weight_squares(self.attached)
+
+    def look(self, gradients: Mapping[str, float]) -> tuple[dict[str, Any], list[str]]:
+        """({"gradient": norm by role before clipping, "update": update over weight by layer}, warnings)."""
+        shares = update_shares(self.attached, self.weights)
+        found = warnings(self.shares, shares)
+        self.shares = shares
+        return {"gradient": dict(gradients), "update": shares}, found
 
 
 def warnings(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lrft import recipe as recipes
+from lrft import registry
 from lrft.distributed import processes
 from lrft.distributed.watchdog import Watchdog
 from lrft.errors import CheckFailed, LrftError
-from lrft.model.hub import find_model
 from lrft.planning import render as plan_render
 from lrft.planning.plan import make_plan
 from lrft.recipe import Recipe
@@ -18,13 +18,15 @@ from lrft.runs.environment import environment
 from lrft.runs.folder import RunFolder
 from lrft.runs.probe import save_probe
 from lrft.tracking.console import Reporter
+from lrft.tracking.fan_out import Trackers
+from lrft.tracking.metrics_file import MetricsFile
 from lrft.training import summary
 from lrft.training.checkpoint import restore
 from lrft.training.loop import loop
 from lrft.training.out_of_memory import memory_advice
 from lrft.training.setup import set_up
 from lrft.training.signals import StopSignals
-from lrft.training.state import Options, Trainer
+from lrft.training.state import Options, Session
 from lrft.utils import files
 
 
@@ -35,77 +37,95 @@ def train(recipe: Recipe, options: Options) -> Path:
     resume = options.resume is not None
     if main:
         RunFolder.refuse(output, resume=resume, fresh=options.fresh)
-    trainer: Trainer | None = None
+    session: Session | None = None
     try:
         with ExitStack() as stack:
             folder = stack.enter_context(RunFolder.open(output, resume=True, fresh=False)) if main and resume else None
-            trainer = set_up(recipe, options, folder)
+            session = set_up(recipe, options, folder)
             if resume:
-                restore(trainer)
+                restore(session)
             elif main:
-                trainer.folder = stack.enter_context(RunFolder.open(output, resume=False, fresh=options.fresh))
-            reporter = Reporter(output if main else None, quiet=options.quiet, main=main)
-            trainer.reporter = stack.enter_context(reporter)
-            world = trainer.accelerator.num_processes
-            trainer.watchdog = stack.enter_context(Watchdog(processes.rank(), world, output))
-            try:
-                tell_start(trainer)
-                with StopSignals(speak=main) as signals:
-                    loop(trainer, signals)
-                finish(trainer)
-            except LrftError as error:
-                trainer.reporter.note(recipe.masked("\n".join(error.lines())))
-                raise
+                session.folder = stack.enter_context(RunFolder.open(output, resume=False, fresh=options.fresh))
+            session.trackers = stack.enter_context(open_trackers(recipe, output if main else None, options.quiet))
+            session.watchdog = stack.enter_context(Watchdog(processes.rank(), session.engine.world, output))
+            session.engine.watchdog = session.watchdog
+            go(session, main)
     except (RuntimeError, MemoryError) as error:
-        advice = memory_advice(error, recipe, "" if trainer is None else where_memory_went(trainer))
+        advice = memory_advice(error, recipe, "" if session is None else where_memory_went(session))
         if advice is None:
             raise
         raise advice from error
     return output
 
 
-def where_memory_went(trainer: Trainer) -> str:
+def go(session: Session, main: bool) -> None:
+    """The loop between its first and its last screen. What ends it early is noted in the log."""
+    try:
+        tell_start(session)
+        with StopSignals(speak=main) as signals:
+            loop(session, signals)
+        finish(session)
+    except LrftError as error:
+        session.trackers.console.note(session.recipe.masked("\n".join(error.lines())))
+        raise
+
+
+def open_trackers(recipe: Recipe, folder: Path | None, quiet: bool) -> Trackers:
+    """The console, metrics.jsonl and the recipe's trackers. folder: the run's; None on every process but the first."""
+    if folder is None:
+        return Trackers.silent()
+    cards = registry.declared("trackers")
+    others = [cards[named.name].load()(**named.options) for named in recipe.logging.report_to]
+    return Trackers(Reporter(folder, quiet=quiet), MetricsFile(folder), others)
+
+
+def where_memory_went(session: Session) -> str:
     """The plan's memory by part, for a message; "" when there is no plan to be had."""
-    recipe, world = trainer.recipe, trainer.accelerator.num_processes
-    running = recipe.distributed.model_copy(update={"strategy": trainer.chosen["distributed.strategy"]})
+    recipe, world = session.recipe, session.engine.world
+    running = recipe.distributed.model_copy(update={"strategy": session.base.strategy})
     decided = recipe.model_copy(update={"distributed": running})
     try:
-        source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
         nodes = world // processes.local_world_size()
-        made = make_plan(decided, source, trainer.prepared, world, micro=trainer.micro, nodes=nodes)
+        inputs, micro = session.inputs, session.engine.micro
+        made = make_plan(decided, inputs.source, inputs.prepared, world, micro=micro, nodes=nodes)
     except (LrftError, RuntimeError, ValueError, TypeError):
         return ""
     return f"\nA step takes about: {plan_render.parts_line(made)}"
 
 
-def tell_start(trainer: Trainer) -> None:
+def tell_start(session: Session) -> None:
     """The run's own copies of recipe and environment, and the first screen."""
-    recipe, folder, options = trainer.recipe, trainer.folder, trainer.options
+    recipe, folder, options, notes = session.recipe, session.folder, session.options, session.notes
     if options.resume:
         # What was measured before the first step is measured again by a run that starts there.
-        trainer.reporter.rewind(trainer.progress.step or -1)
+        session.trackers.rewind(session.progress.step or -1)
     if folder is not None:
-        files.write_text(folder.path / "resolved.yaml", recipes.resolved(recipe, trainer.chosen))
+        files.write_text(folder.path / "resolved.yaml", recipes.resolved(recipe, session.chosen))
         if options.source is not None and options.source.resolve() != (folder.path / "resolved.yaml").resolve():
             files.write_bytes(folder.path / "recipe.yaml", options.source.read_bytes())
         files.write_json(folder.path / "environment.json", environment())
-        if trainer.prepared.validation is not None:
-            save_probe(trainer.prepared.validation, folder.path)
-        trainer.warnings += [recipe.masked(warning) for warning in folder.warnings]
-    trainer.reporter.table(summary.start(trainer))
-    for warning in trainer.warnings:
-        trainer.reporter.warn(warning)
-    trainer.describe()
-
-
-def finish(trainer: Trainer) -> None:
-    """Links, report and the last screen."""
-    folder = trainer.folder
-    if "gradients" not in trainer.checks and not trainer.options.resume:
-        raise CheckFailed("no optimiser step was made: nothing has been trained")
-    trainer.describe()
+        if session.inputs.validation is not None:
+            save_probe(session.inputs.validation, folder.path)
+        notes.warnings += [recipe.masked(warning) for warning in folder.warnings]
+    session.trackers.console.table(summary.start(session))
+    for warning in notes.warnings:
+        session.trackers.console.warn(warning)
+    facts = summary.facts(session)
     if folder is not None:
+        folder.describe(facts)
+        session.trackers.start(folder.path, facts, session.progress.step)
+
+
+def finish(session: Session) -> None:
+    """Links, report and the last screen."""
+    folder = session.folder
+    if "gradients" not in session.notes.checks and not session.options.resume:
+        raise CheckFailed("no optimiser step was made: nothing has been trained")
+    facts = summary.facts(session)
+    if folder is not None:
+        folder.describe(facts)
         if not (folder.path / "best").exists():  # a run without validation: the last is the best known
             files.point(folder.path / "best", (folder.path / "last").resolve())
         write_report(folder.path)
-    trainer.reporter.end(summary.end(trainer))
+    session.trackers.finish(facts)
+    session.trackers.console.end(summary.end(session))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lrft.adapters.attached import SHARED, Attached
 from lrft.errors import CheckFailed
 from lrft.model.modes import evaluation_mode
-from lrft.objectives.cross_entropy import trained_tokens
 
 RESOLUTION = 2.0**-24  # of float32, relative to the number
 
@@ -112,13 +111,17 @@ def as_base(attached: Attached, model: nn.Module) -> Iterator[None]:
         yield
 
 
-def start_against_base(attached: Attached, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, float]:
-    """(mean token loss of the adapted model, of the base) on one batch, without dropout. model: a `TokenLoss`."""
-    tokens = trained_tokens(batch)
+def init_against_base(
+    attached: Attached, model: nn.Module, batch: Mapping[str, Tensor], weight: int
+) -> tuple[float, float]:
+    """(mean loss of the adapted model, of the base) on one batch, without dropout. model: a `LossModule`.
+
+    weight: how much the batch counts
+    """
     with evaluation_mode(model):
-        adapted = model(batch).item() / tokens
+        adapted = model(batch).item() / weight
     with as_base(attached, model):
-        base = model(batch).item() / tokens
+        base = model(batch).item() / weight
     return adapted, base
 
 

@@ -1,4 +1,7 @@
-"""Everything before the first step. Nothing is written into the run's folder here: a mistake leaves no trace."""
+"""Everything before the first step, in four phases: inputs, base, adapters, engine.
+
+Nothing is written into the run's folder here: a mistake leaves no trace.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lrft import data
+from lrft import data, registry
 from lrft.adapters import compose, gradient_checkpointing
 from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, select_sites
 from lrft.adapters.attached import SHARED, Attached
@@ -22,102 +25,132 @@ from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.ensemble import copying
 from lrft.adapters.part import Making
 from lrft.adapters.storage import read_adapter
-from lrft.data.collate import Form, collate
 from lrft.data.sampler import batch_schedule
 from lrft.distributed import fsdp, processes, zero2
 from lrft.distributed.strategy import Divided, Strategy
 from lrft.errors import Problem, RecipeError
-from lrft.loading.from_recipe import base_name, load_recipe_model, load_recipe_tokenizer, prepare_data
+from lrft.evaluation.generate import pad_token
+from lrft.loading.from_recipe import base_name, find_base, load_data, load_recipe_model
 from lrft.model.compile import compile_blocks
-from lrft.model.hub import find_model
 from lrft.model.modes import evaluation_mode
 from lrft.model.weights import fingerprint
-from lrft.objectives.cross_entropy import trained_tokens
-from lrft.objectives.packing import find_layout
-from lrft.objectives.sft import TokenLoss
-from lrft.optim.optimizer import grouped, make_adamw
-from lrft.recipe import Recipe
+from lrft.objectives.base import LossModule, Objective
+from lrft.objectives.packing import Layout, find_layout
+from lrft.optim.optimizer import grouped
+from lrft.recipe import Named, Recipe
 from lrft.runs.folder import RunFolder
 from lrft.training import sanity_checks
 from lrft.training.checkpoint import resume_point
+from lrft.training.engine import Engine
 from lrft.training.find_batch_size import largest_that_fits
-from lrft.training.state import Options, Trainer
+from lrft.training.state import Adapted, Base, Inputs, Notes, Options, Session
 from lrft.utils import hardware
 
 # Relative difference of the loss between a fresh adapter and the base that rounding may make.
-START_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
-START_ROWS = 4
+INIT_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
+INIT_ROWS = 4
 
 
-def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) -> Trainer:
+def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) -> Session:
     """Base, data, adapters, optimiser. Raises LrftError in most of its kinds.
 
     folder: that of the run to be resumed, on the first process; None for a new run.
     """
-    t = recipe.training
-    compute = hardware.computation(t.precision)
+    notes = Notes()
+    compute = hardware.computation(recipe.training.precision)
     zero2.refuse(recipe, processes.world_size())
-    dtype = hardware.frozen_dtype(recipe.model.precision, compute)
-    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
-    tokenizer = load_recipe_tokenizer(recipe, source)
-    prepared = prepare_data(recipe, source, tokenizer)
-    plan = batch_schedule(recipe, prepared.train)
+    inputs = load_inputs(recipe)
+    base = load_base(recipe, inputs.source, compute)
+    objective: Objective = made(recipe.training.objective, "objectives")
+    layout = find_layout(base.model, inputs.train, packing=recipe.data.packing, compute=compute)
+    losses = objective.module(base.model, direct=layout.direct)
+    context = calibration_context(recipe, inputs, base, objective, losses, layout)
+    adapted = adapt(recipe, base, context, resume_point(folder, options))
+    engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
+    note_composition(recipe, base, adapted, layout, notes)
+    session = Session(recipe, options, inputs, base, adapted, engine, notes, folder=folder)
+    if adapted.resumed_from is None:
+        compare_init(engine, inputs.train, adapted, base.compute, notes)
+    if recipe.training.micro_batch_size == "auto":
+        engine.micro = largest_that_fits(engine, inputs.train, recipe.training.global_batch_size)
+    return session
+
+
+def load_inputs(recipe: Recipe) -> Inputs:
+    """Phase 1: tokenizer, rows, and which of them form which step."""
+    source = find_base(recipe)
+    tokenizer, prepared = load_data(recipe, source)
+    return Inputs(source, tokenizer, prepared, batch_schedule(recipe, prepared.train))
+
+
+def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
+    """Phase 2: the frozen model on its device. Under fsdp it is divided over devices here."""
+    dtype = hardware.frozen_dtype(recipe.model.precision, compute)
     model = load_recipe_model(recipe, source, dtype)
     accelerator = processes.make_accelerator(compute)
     strategy = divide(recipe, model, accelerator)
     model.to(accelerator.device)
-    found = find_layout(model, prepared.train, packing=recipe.data.packing, compute=compute)
-    proven = {"packing": found.said} if found.said else {}
-    losses = found.loss(model)
-    context = calibration_context(
-        recipe, prepared.train, plan, accelerator, losses, found.form, together=strategy == "fsdp"
-    )
-    resumed_from = resume_point(folder, options)
-    attached, composition = attach(recipe, model, context, resumed_from)
+    info = {
+        "name": base_name(recipe),
+        "revision": recipe.model.revision,
+        "fingerprint": fingerprint(source),
+        "dtype": dtype,
+        "quantization": recipe.model.quantization,
+    }
+    return Base(model, accelerator, compute, strategy, info)
+
+
+def adapt(recipe: Recipe, base: Base, context: CalibrationContext, resumed_from: Path | None) -> Adapted:
+    """Phase 3: the recipe's adapters in the base: initialised, or of the shapes that a checkpoint has."""
+    section, seed = recipe.adapter, recipe.training.seed
+    if resumed_from is None:
+        attached, composition = attach_adapter(base.model, section, seed=seed, where=recipe.where, context=context)
+        return Adapted(attached, composition, None)
+    composition = compose.compose_section(section)
+    # A resumed run does not calibrate again: what calibration decided is in the checkpoint's ranks.
+    if composition.calibrates:
+        sites = read_adapter(resumed_from / "adapter").sites
+    else:
+        sites = select_sites(base.model, section, composition, recipe.where)
+    attached = attach_sites(base.model, sites, composition, seed=seed, fresh=False, where=recipe.where)
+    return Adapted(attached, composition, resumed_from)
+
+
+def start_engine(
+    recipe: Recipe,
+    inputs: Inputs,
+    base: Base,
+    adapted: Adapted,
+    objective: Objective,
+    losses: LossModule,
+    layout: Layout,
+) -> Engine:
+    """Phase 4: checkpointing and compilation of the blocks, the optimiser, and the strategy around both."""
+    t, model = recipe.training, base.model
     losses.copies = copying(model)
-    losses.as_base = lambda: sanity_checks.as_base(attached, model)
+    losses.as_base = lambda: sanity_checks.as_base(adapted.attached, model)
     if t.gradient_checkpointing != "none":
         gradient_checkpointing.checkpoint(model, t.gradient_checkpointing)
     if t.compile and not compile_blocks(model):
         text = "training.compile: this model has no blocks that transformers knows"
         raise RecipeError([Problem(recipe.where("training.compile"), text)])
-    own = make_optimizer(recipe, attached, composition, broadcast)
-    warnings = composition_warnings(composition, attached.sites, model)
-    warnings += [found.warning] if found.warning else []
-    if t.activation_offload and accelerator.device.type == "cpu":
-        warnings.append("training.activation_offload moves nothing on a CPU")
-    trainer = Trainer(
-        recipe=recipe,
-        options=options,
-        compute=compute,
-        base_info={
-            "name": base_name(recipe),
-            "revision": recipe.model.revision,
-            "fingerprint": fingerprint(source),
-            "dtype": dtype,
-            "quantization": recipe.model.quantization,
-        },
-        prepared=prepared,
-        tokenizer=tokenizer,
-        accelerator=accelerator,
-        attached=attached,
-        composition=composition,
-        strategy=share(strategy, recipe, accelerator, losses, own, attached),
+    optimizer = make_optimizer(recipe, adapted.attached, adapted.composition, broadcast)
+    return Engine(
+        accelerator=base.accelerator,
+        objective=objective,
         losses=losses,
-        layout=found,
-        plan=plan,
-        warnings=warnings,
-        checks=proven,
-        folder=folder,
-        resumed_from=resumed_from,
+        strategy=wrap_for_strategy(base, losses, optimizer, adapted.attached, t.max_grad_norm),
+        layout=layout,
+        pad_id=pad_token(inputs.tokenizer),
         micro=1 if t.micro_batch_size == "auto" else t.micro_batch_size,
+        offload=t.activation_offload,
     )
-    if resumed_from is None:
-        compare_start(trainer)
-    if t.micro_batch_size == "auto":
-        trainer.micro = largest_that_fits(trainer)
-    return trainer
+
+
+def made(named: Named, kind: str) -> Any:
+    """What a recipe names of a registry, with its options."""
+    return registry.declared(kind)[named.name].load()(**named.options)
 
 
 def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:
@@ -138,111 +171,94 @@ def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:
     return chosen
 
 
-def share(
-    strategy: str,
-    recipe: Recipe,
-    accelerator: Accelerator,
-    losses: TokenLoss,
-    own: torch.optim.Optimizer,
-    attached: Attached,
+def wrap_for_strategy(
+    base: Base, losses: LossModule, own: torch.optim.Optimizer, attached: Attached, max_grad_norm: float | None
 ) -> Strategy:
     """Model and optimiser as the run's strategy wants them."""
-    if strategy == "ddp":
+    accelerator = base.accelerator
+    if base.strategy == "ddp":
         wrapped, optimizer = accelerator.prepare(losses, own)
         if isinstance(wrapped, DistributedDataParallel):
             # It would send buffers at every step. They are constant, or drawn from the seed: alike in all processes.
             wrapped.broadcast_buffers = False
         return Strategy(accelerator, wrapped, optimizer, attached)
     losses.computing = accelerator.autocast  # what `prepare` does to a model
-    if strategy == "zero2":
-        return zero2.Zero2(accelerator, losses, own, attached, recipe.training.max_grad_norm)
+    if base.strategy == "zero2":
+        return zero2.Zero2(accelerator, losses, own, attached, max_grad_norm)
     fsdp.same_everywhere(attached)
     return Divided(accelerator, losses, accelerator.prepare(own), attached)
-
-
-def attach(
-    recipe: Recipe, model: Any, context: CalibrationContext, resumed_from: Path | None
-) -> tuple[Attached, compose.Composition]:
-    """The recipe's adapters in `model`: at their start, or of the shapes that a checkpoint has."""
-    section, seed = recipe.adapter, recipe.training.seed
-    if resumed_from is None:
-        return attach_adapter(model, section, seed=seed, where=recipe.where, context=context)
-    composition = compose.compose((entry.name, entry.options) for entry in section.method)
-    # What was seen of the data before the first step is not looked at again: it is in the checkpoint's ranks.
-    if composition.calibrates:
-        sites = read_adapter(resumed_from / "adapter").sites
-    else:
-        sites = select_sites(model, section, composition, recipe.where)
-    return attach_sites(model, sites, composition, seed=seed, fresh=False, where=recipe.where), composition
 
 
 def make_optimizer(
     recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
 ) -> torch.optim.Optimizer:
-    """AdamW, or the optimiser of the part that brings one."""
+    """The recipe's optimiser, or that of the part that brings one."""
     t, owner = recipe.training, composition.optimizer_owner
     by_site = composition.rates_by_site or owner is not None
     owners = attached.owners() if by_site else None
     groups = grouped(attached.trained(), composition.lr_factors(), t.learning_rate, t.weight_decay, owners=owners)
     if owner is None:
-        return make_adamw(groups, t.optimizer)
+        optimizer: torch.optim.Optimizer = made(t.optimizer, "optimizers").make(groups)
+        return optimizer
     ranks = {site.name: site.rank for site in attached.sites}
     ranks[SHARED] = max(ranks.values())
-    making = Making(t.optimizer.betas, t.optimizer.eps, t.seed, broadcast)
+    making = Making(t.optimizer.options["betas"], t.optimizer.options["eps"], t.seed, broadcast)
     return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
 
 
 def calibration_context(
-    recipe: Recipe,
-    rows: data.Rows,
-    plan: data.BatchSchedule,
-    accelerator: Any,
-    losses: TokenLoss,
-    form: Form,
-    *,
-    together: bool = False,
+    recipe: Recipe, inputs: Inputs, base: Base, objective: Objective, losses: LossModule, layout: Layout
 ) -> CalibrationContext:
-    """What parts may look at before adapters exist: the base, and the rows in the order in which they are trained.
+    """What parts may calibrate on before adapters exist: the base, and the rows in the order in which they are trained.
 
-    together: a divided base is passed through by all processes at once, so each looks at all rows.
+    A divided base is passed through by all processes at once, so each of them takes all rows.
     """
+    accelerator, together = base.accelerator, base.strategy == "fsdp"
     rank, world = (0, 1) if together else (accelerator.process_index, accelerator.num_processes)
     wanted = recipe.training.micro_batch_size
     micro = 1 if wanted == "auto" else wanted
 
     def batches(n: int) -> Iterator[dict[str, Tensor]]:
-        steps = range(plan.total_steps)
-        ids = np.concatenate([plan.rows(step) for step in steps[: math.ceil(n / recipe.training.global_batch_size)]])
+        steps = range(inputs.batches.total_steps)[: math.ceil(n / recipe.training.global_batch_size)]
+        ids = np.concatenate([inputs.batches.rows(step) for step in steps])
         mine = [int(i) for i in ids[:n][rank::world]]
         for at in range(0, len(mine), micro):
-            batch = collate(rows, mine[at : at + micro], pad_id=0, form=form)
+            batch = objective.collate(inputs.train, mine[at : at + micro], pad_id=0, form=layout.form)
             yield {name: value.to(accelerator.device) for name, value in batch.items()}
 
     return CalibrationContext(
         model=losses.model,
         batches=batches,
         loss=losses,
-        tokens=trained_tokens,
+        tokens=objective.batch_weight,
         reduce=(lambda tensor: tensor) if together else lambda tensor: accelerator.reduce(tensor, reduction="sum"),
         agree=lambda value: broadcast_object_list([value])[0],
         seed=recipe.training.seed,
     )
 
 
-def compare_start(trainer: Trainer) -> None:
-    """Note what the fresh adapter does to the loss of the shortest rows; warn where that is anything unsaid."""
-    rows, device = trainer.rows, trainer.accelerator.device
-    with evaluation_mode(trainer.losses):
-        ids = shortest(rows, START_ROWS) * trainer.losses.copies()
-    batch = collate(rows, ids, pad_id=0, form=trainer.layout.form)
-    adapted, base_loss = sanity_checks.start_against_base(
-        trainer.attached, trainer.losses, {k: v.to(device) for k, v in batch.items()}
-    )
-    words = f"before the first step the loss is {adapted:.4f}, the base's {base_loss:.4f}"
-    same = abs(adapted - base_loss) <= START_TOLERANCE[trainer.compute] * max(abs(base_loss), 1e-3)
-    trainer.checks["start"] = words
-    if not same and not trainer.composition.init_changes_output:
-        trainer.warnings.append(f"the adapter does not start as the base: {words}")
+def note_composition(recipe: Recipe, base: Base, adapted: Adapted, layout: Layout, notes: Notes) -> None:
+    """What was found about packing, and the warnings that follow from the recipe on this model and device."""
+    if layout.said:
+        notes.checks["packing"] = layout.said
+    notes.warnings += composition_warnings(adapted.composition, adapted.attached.sites, base.model)
+    if layout.warning:
+        notes.warnings.append(layout.warning)
+    if recipe.training.activation_offload and base.accelerator.device.type == "cpu":
+        notes.warnings.append("training.activation_offload moves nothing on a CPU")
+
+
+def compare_init(engine: Engine, rows: data.Rows, adapted: Adapted, compute: str, notes: Notes) -> None:
+    """Note what the initialised adapter does to the loss of the shortest rows; warn if the difference is unexpected."""
+    with evaluation_mode(engine.losses):  # copies are those of evaluation
+        batch = engine.batch(rows, shortest(rows, INIT_ROWS))
+    weight = engine.objective.batch_weight(batch)
+    adapted_loss, base_loss = sanity_checks.init_against_base(adapted.attached, engine.losses, batch, weight)
+    sentence = f"before the first step the loss is {adapted_loss:.4f}, the base's {base_loss:.4f}"
+    same = abs(adapted_loss - base_loss) <= INIT_TOLERANCE[compute] * max(abs(base_loss), 1e-3)
+    notes.checks["start"] = sentence
+    if not same and not adapted.composition.init_changes_output:
+        notes.warnings.append(f"the initialised adapter changes the model's output: {sentence}")
 
 
 def shortest(rows: data.Rows, n: int) -> list[int]:

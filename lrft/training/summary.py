@@ -1,125 +1,130 @@
-"""The words of a run's first and last screen, and the facts of its report."""
+"""The first and the last screen of a run, and run.json, the facts of its report."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from lrft.adapters.attached import Attached
 from lrft.adapters.targets import module_names
 from lrft.model.quantized import count
+from lrft.recipe import Recipe
+from lrft.utils.text import Row
 
 if TYPE_CHECKING:
-    from lrft.training.state import Trainer
+    from lrft.training.engine import Engine
+    from lrft.training.state import Adapted, Base, Inputs, Session
 
-Row = tuple[str, list[str]]
 
-
-def start(trainer: Trainer) -> list[Row]:
+def start(session: Session) -> list[Row]:
     """What is about to be trained, on one screen."""
+    checks = session.notes.checks
     return [
-        (
-            "run",
-            [
-                shown(trainer),
-                *([trainer.checks["resumed"]] if "resumed" in trainer.checks else []),
-            ],
-        ),
-        ("model", model_line(trainer)),
-        ("adapter", adapter_lines(trainer)),
-        ("data", trainer.prepared.report.lines()),
-        ("training", training_lines(trainer)),
-        ("checks", check_lines(trainer)),
+        ("run", [output_dir(session.recipe), *([checks["resumed"]] if "resumed" in checks else [])]),
+        ("model", model_line(session.base, session.adapted.attached)),
+        ("adapter", adapter_lines(session.adapted)),
+        ("data", session.inputs.prepared.report.lines()),
+        ("training", training_lines(session.recipe, session.inputs, session.base, session.engine)),
+        ("checks", check_lines(session)),
     ]
 
 
-def end(trainer: Trainer) -> list[Row]:
+def end(session: Session) -> list[Row]:
     """What came out of it, and what to do with it."""
-    p, out = trainer.progress, shown(trainer)
+    p, out = session.progress, output_dir(session.recipe)
     done = f"{p.step:,} steps"
     if p.best_loss is not None:
         began = f" (start {p.start_loss:.4f})" if p.start_loss is not None else ""
         done += f"   best validation loss {p.best_loss:.4f} at step {p.best_step:,}{began}"
+    merge = [f"lrft merge {out}"] if mergeable(session.adapted.attached) else []
     return [
         ("done", [done]),
         ("saved", [f"best/ and last/ in {out}"]),
-        ("checked", check_lines(trainer)),
-        ("next", [*([f"lrft merge {out}"] if merges(trainer) else []), f"lrft eval {out} --data test.jsonl"]),
+        ("checked", check_lines(session)),
+        ("next", [*merge, f"lrft eval {out} --data test.jsonl"]),
     ]
 
 
-def shown(trainer: Trainer) -> str:
+def output_dir(recipe: Recipe) -> str:
     """The run's folder, as the recipe writes it."""
-    return trainer.recipe.masked(trainer.recipe.output_dir)
+    return recipe.masked(recipe.output_dir)
 
 
-def model_line(trainer: Trainer) -> list[str]:
-    trained = sum(p.numel() for p in trainer.attached.trained().values())
-    frozen, kind = count(trainer.attached.model) - trained, trainer.base_info["quantization"]
-    words = f"frozen in {trainer.base_info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
-    return [f"{trainer.base_info['name']}   {frozen / 1e6:,.1f} M parameters, {words}"]
+def model_line(base: Base, attached: Attached) -> list[str]:
+    frozen, kind = count(attached.model) - trainable(attached), base.info["quantization"]
+    how = f"frozen in {base.info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
+    return [f"{base.info['name']}   {frozen / 1e6:,.1f} M parameters, {how}"]
 
 
-def adapter_lines(trainer: Trainer) -> list[str]:
-    sites = trainer.attached.sites
-    names = " + ".join(entry["name"] for entry in trainer.attached.methods)
+def trainable(attached: Attached) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in attached.trained().values())
+
+
+def adapter_lines(adapted: Adapted) -> list[str]:
+    attached, composition = adapted.attached, adapted.composition
+    sites = attached.sites
+    names = " + ".join(entry["name"] for entry in attached.methods)
     ranks = spread(site.rank for site in sites)
-    factor = f"   factor {spread(site.scale for site in sites)}" if trainer.composition.scale_owner else ""
-    rates = "".join(
-        f"   lr of {role} = {ratio:g} x" for role, ratio in trainer.composition.lr_factors().items() if ratio != 1
-    )
+    factor = f"   scale {spread(site.scale for site in sites)}" if composition.scale_owner else ""
+    rates = "".join(f"   lr of {role} = {ratio:g} x" for role, ratio in composition.lr_factors().items() if ratio != 1)
     depths = {site.depth for site in sites if site.depth is not None}
-    trained = sum(p.numel() for p in trainer.attached.trained().values())
-    everything = count(trainer.attached.model)
     where = f" in {len(depths)} layers" if depths else ""
+    modules = " ".join(module_names(site.name for site in sites))
+    trained, everything = trainable(attached), count(attached.model)
     return [
         f"{names}   rank {ranks}{factor}{rates}",
-        f"{len(sites)} modules{where}: {' '.join(module_names(site.name for site in sites))}   "
-        f"{trained / 1e6:,.2f} M trained ({trained / everything:.2%})",
-        f"becomes: {becomes(trainer)}",
+        f"{len(sites)} modules{where}: {modules}   "
+        f"{trained / 1e6:,.2f} M trainable parameters ({trained / everything:.2%})",
+        f"exports to: {exports_to(attached)}",
     ]
 
 
-def merges(trainer: Trainer) -> bool:
-    """Whether there are weights that say what the adapters do."""
-    return all(adapter.mergeable for adapter in trainer.attached.modules.values())
+def mergeable(attached: Attached) -> bool:
+    """Whether the adapters can be merged into the base's weights."""
+    return all(adapter.mergeable for adapter in attached.modules.values())
 
 
-def becomes(trainer: Trainer) -> str:
+def exports_to(attached: Attached) -> str:
     """What the result can be exported to, by what the adapters themselves say."""
-    if not merges(trainer):
-        return "stays an adapter: no weight can hold it"
-    forms = [form for adapter in trainer.attached.modules.values() if (form := adapter.peft()) is not None]
-    if len(forms) < len(trainer.attached.modules):
-        return "merged only"
-    converted = any(form.A.shape[0] != site.rank for form, site in zip(forms, trainer.attached.sites, strict=True))
+    if not mergeable(attached):
+        return "not mergeable: use as an adapter"
+    forms = [form for adapter in attached.modules.values() if (form := adapter.peft()) is not None]
+    if len(forms) < len(attached.modules):
+        return "merged model only"
+    converted = any(form.A.shape[0] != site.rank for form, site in zip(forms, attached.sites, strict=True))
     ranks = spread(form.A.shape[0] for form in forms)
-    return f"PEFT LoRA of rank {ranks} after conversion, or merged" if converted else "PEFT LoRA as is, or merged"
+    return (
+        f"PEFT LoRA of rank {ranks} (converted) or merged model"
+        if converted
+        else "PEFT LoRA (unchanged) or merged model"
+    )
 
 
-def training_lines(trainer: Trainer) -> list[str]:
-    t, plan = trainer.recipe.training, trainer.plan
-    world = trainer.accelerator.num_processes
-    passes = -(-t.global_batch_size // (trainer.micro * world))
-    epochs = plan.total_steps / plan.steps_per_epoch
-    again = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
-    shares = ", the base divided among them" if trainer.strategy.together else ""
+def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -> list[str]:
+    t, batches, world = recipe.training, inputs.batches, engine.world
+    passes = -(-t.global_batch_size // (engine.micro * world))
+    epochs = batches.total_steps / batches.steps_per_epoch
+    checkpointing = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
+    divided = ", the base divided among them" if engine.strategy.together else ""
     return [
-        f"{epochs:.4g} epochs = {plan.total_steps:,} steps of {t.global_batch_size} rows: "
-        f"{trainer.micro} per pass x {passes} passes x {world} process{'es' * (world > 1)}{shares}",
-        f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {trainer.compute}   seed {t.seed}"
-        f"{'   packed' if trainer.packed else ''}{again}",
+        f"{epochs:.4g} epochs = {batches.total_steps:,} steps of {t.global_batch_size} rows: "
+        f"{engine.micro} per pass x {passes} passes x {world} process{'es' * (world > 1)}{divided}",
+        f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {base.compute}   seed {t.seed}"
+        f"{'   packed' if engine.layout.packed else ''}{checkpointing}",
     ]
 
 
-def check_lines(trainer: Trainer) -> list[str]:
-    end_token = trainer.prepared.report.end_token_trained
+def check_lines(session: Session) -> list[str]:
+    end_token = session.inputs.prepared.report.end_token_trained
     return [
-        *(text for name, text in trainer.checks.items() if name != "resumed"),
+        *(text for name, text in session.notes.checks.items() if name != "resumed"),
         "end token is trained" if end_token else "end token is not trained",
     ]
 
 
-def spread(values: Any) -> str:
+def spread(values: Iterable[float]) -> str:
     """One value, or the range with the most common one: "16", "4 to 64 (mostly 16)"."""
     counts = Counter(values)
     if len(counts) == 1:
@@ -127,32 +132,32 @@ def spread(values: Any) -> str:
     return f"{min(counts):g} to {max(counts):g} (mostly {counts.most_common(1)[0][0]:g})"
 
 
-def facts(trainer: Trainer) -> dict[str, Any]:
+def facts(session: Session) -> dict[str, Any]:
     """run.json: what the report shows."""
-    p, recipe, sites = trainer.progress, trainer.recipe, trainer.attached.sites
-    trained = sum(param.numel() for param in trainer.attached.trained().values())
+    p, recipe, attached = session.progress, session.recipe, session.adapted.attached
     return {
-        "title": shown(trainer),
-        "model": trainer.base_info,
+        "title": output_dir(recipe),
+        "model": session.base.info,
         "adapter": {
-            "methods": [e["name"] for e in trainer.attached.methods],
-            "rank": spread(site.rank for site in sites),
-            "factor": spread(site.scale for site in sites),
-            "modules": len(sites),
-            "targets": module_names(site.name for site in sites),
-            "trained parameters": trained,
-            "becomes": becomes(trainer),
+            "methods": [e["name"] for e in attached.methods],
+            "rank": spread(site.rank for site in attached.sites),
+            "scale": spread(site.scale for site in attached.sites),
+            "modules": len(attached.sites),
+            "target_modules": module_names(site.name for site in attached.sites),
+            "trainable parameters": trainable(attached),
+            "exports to": exports_to(attached),
         },
-        "data": trainer.prepared.report.to_dict(),
+        "data": session.inputs.prepared.report.to_dict(),
         "training": {
-            "steps": trainer.plan.total_steps,
+            "objective": recipe.training.objective.name,
+            "steps": session.inputs.batches.total_steps,
             "global batch size": recipe.training.global_batch_size,
             "learning rate": recipe.training.learning_rate,
             "scheduler": recipe.training.lr_scheduler.name,
             "seed": recipe.training.seed,
-            "processes": trainer.accelerator.num_processes,
+            "processes": session.engine.world,
         },
-        "checks": trainer.checks,
+        "checks": session.notes.checks,
         "result": {
             "steps done": p.step,
             "tokens seen": p.tokens,
@@ -160,5 +165,5 @@ def facts(trainer: Trainer) -> dict[str, Any]:
             "best validation loss": p.best_loss,
             "best step": p.best_step,
         },
-        "warnings": trainer.reporter.warnings,
+        "warnings": session.trackers.console.warnings,
     }

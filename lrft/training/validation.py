@@ -7,35 +7,38 @@ from typing import Any
 
 from lrft.data import Rows
 from lrft.errors import NonFinite
-from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
+from lrft.evaluation.generate import answer_rows, with_prompts
 from lrft.evaluation.loss import loss_of
-from lrft.training.state import Trainer
+from lrft.recipe import EarlyStopping
+from lrft.training.engine import Engine
+from lrft.training.state import Progress, Session
 
 # What parts that ask for a loss during a step are given: the paper that introduced it takes 32 rows.
 HELD_OUT_ROWS = 32
 
 
-def validate(trainer: Trainer) -> bool:
+def validate(session: Session) -> bool:
     """Evaluate on the validation rows and tell it. Returns whether this is the best trained state so far."""
-    recipe, progress, rows = trainer.recipe, trainer.progress, trainer.prepared.validation
+    recipe, progress, engine, rows = session.recipe, session.progress, session.engine, session.inputs.validation
     if rows is None:
         raise ValueError("evaluation without validation rows")
-    trainer.reporter.doing("evaluating")
-    trainer.watchdog.at("evaluating")
-    record: dict[str, Any] = {"step": progress.step} | validation_loss(trainer, rows)
+    session.trackers.console.doing("evaluating")
+    session.watchdog.at("evaluating")
+    micro = recipe.evaluation.micro_batch_size or engine.micro
+    record: dict[str, Any] = {"step": progress.step} | validation_loss(engine, rows, micro)
     asked = with_prompts(rows)
     shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
-    if len(shown) and (trainer.strategy.together or trainer.accelerator.is_main_process):
+    if len(shown) and (engine.strategy.together or engine.accelerator.is_main_process):
         record["samples"] = answer_rows(
-            trainer.attached.model,
-            trainer.tokenizer,
+            session.base.model,
+            session.inputs.tokenizer,
             shown,
             max_new_tokens=recipe.evaluation.max_new_tokens,
-            batch_size=trainer.evaluation_micro,
-            copies=trainer.losses.copies,
+            batch_size=micro,
+            copies=engine.losses.copies,
         )
-    improved = note_loss(trainer, record["loss"])
-    trainer.reporter.evaluation(record | {"best": improved})
+    improved = note_loss(progress, record["loss"], recipe.training.early_stopping)
+    session.trackers.log("eval", record | {"best": improved})
     if not math.isfinite(record["loss"]):  # what gave it must not become a checkpoint
         raise NonFinite(
             f"the validation loss became {record['loss']} after step {progress.step}. Earlier checkpoints are kept.",
@@ -44,32 +47,33 @@ def validate(trainer: Trainer) -> bool:
     return improved
 
 
-def validation_loss(trainer: Trainer, rows: Rows) -> dict[str, float]:
-    """`evaluate.loss_of` for the model as it is now, over all processes."""
+def validation_loss(engine: Engine, rows: Rows, micro: int) -> dict[str, float]:
+    """`evaluation.loss_of` for the model as it is now, over all processes. micro: rows of a pass."""
     return loss_of(
-        trainer.model,
+        engine.model,
         rows,
-        micro=trainer.evaluation_micro,
-        pad_id=pad_token(trainer.tokenizer),
-        form=trainer.layout.form,
-        rank=trainer.accelerator.process_index,
-        world=trainer.accelerator.num_processes,
-        reduce=trainer.reduce,
+        micro=micro,
+        pad_id=engine.pad_id,
+        objective=engine.objective,
+        form=engine.layout.form,
+        rank=engine.rank,
+        world=engine.world,
+        reduce=engine.reduce,
     )
 
 
-def held_out_loss(trainer: Trainer) -> float | None:
+def held_out_loss(session: Session) -> float | None:
     """Loss on the first few validation rows, over all processes; None without any."""
-    rows = trainer.prepared.validation
+    rows = session.inputs.validation
     if rows is None:
         return None
     few = rows.slice(range(min(len(rows), HELD_OUT_ROWS)))
-    return validation_loss(trainer, few)["loss"]
+    micro = session.recipe.evaluation.micro_batch_size or session.engine.micro
+    return validation_loss(session.engine, few, micro)["loss"]
 
 
-def note_loss(trainer: Trainer, loss: float) -> bool:
+def note_loss(progress: Progress, loss: float, stopping: EarlyStopping | str) -> bool:
     """Book a validation loss; returns whether it is the best of a trained state. A NaN is never the best."""
-    progress, stopping = trainer.progress, trainer.recipe.training.early_stopping
     if progress.step == 0:
         progress.start_loss = loss
         return False
@@ -84,12 +88,12 @@ def note_loss(trainer: Trainer, loss: float) -> bool:
     return True
 
 
-def has_patience(trainer: Trainer) -> bool:
+def has_patience(session: Session) -> bool:
     """False when early stopping ends the run."""
-    stopping, progress = trainer.recipe.training.early_stopping, trainer.progress
+    stopping, progress = session.recipe.training.early_stopping, session.progress
     if isinstance(stopping, str) or progress.stale < stopping.patience:
         return True
-    trainer.reporter.line(
+    session.trackers.console.line(
         f"stopping early: {progress.stale} evaluations without a better validation loss than {progress.stale_loss:.4f}"
     )
     return False

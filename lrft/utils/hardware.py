@@ -18,6 +18,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 OF_COMPUTATION = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def gpu_memory(device: torch.device) -> int | None:
     """Bytes of a GPU's memory; None for a CPU."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.storage import load_adapter, read_adapter
 from lrft.errors import CheckFailed
-from lrft.loading.saved import loaded, trained_base
+from lrft.loading.saved import load_as_trained, load_plain
 from lrft.model.layers import makes_chosen_logits
 from lrft.model.modes import evaluation_mode
 from lrft.model.weights import weight_files
@@ -80,23 +80,21 @@ def verify_merge(
     """
     rows = probe(adapter, base_folder)
     dtype = stored_dtype(merged)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
     trusted = trusts_remote_code(adapter)
     saved = read_adapter(adapter)
-    model = trained_base(saved, base_folder, device, trusted)
+    model = load_as_trained(saved, base_folder, trust_remote_code=trusted, widen=True)
     attached = load_adapter(model, adapter)
-    expected = logits(model, rows, device)
+    expected = logits(model, rows)
     with attached.disabled():
-        untouched = logits(model, rows, device)
+        untouched = logits(model, rows)
     del model, attached
-    got = logits(loaded(merged, device, trusted), rows, device)
+    got = logits(load_plain(merged, trust_remote_code=trusted), rows)
 
     difference = compare(got, expected, untouched, tolerance=tolerance, dtype=dtype)
     if difference.changed == 0:
         raise CheckFailed("the adapter changes nothing: its logits are those of the base")
     if saved.quantization != "none" and into == "original":
-        original = logits(loaded(base_folder, device, trusted), rows, device)
+        original = logits(load_plain(base_folder, trust_remote_code=trusted), rows)
         found = compare_quantized(saved.quantization, got, expected, untouched, original)
         refuse_quantized(difference, found, merged, within=tolerance)
         return replace(difference, quantized=found)
@@ -190,9 +188,9 @@ def compare_quantized(
     )
 
 
-def logits(model: nn.Module, rows: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def logits(model: nn.Module, rows: Sequence[Tensor]) -> list[Tensor]:
     """Logits (n, vocabulary) of each row alone, on the CPU, at no more than PROBE_POSITIONS places spread over it."""
-    chosen = makes_chosen_logits(model)
+    chosen, device = makes_chosen_logits(model), next(model.parameters()).device
     found = []
     with evaluation_mode(model):
         for row in rows:

@@ -27,9 +27,9 @@ from lrft.adapters.storage import load_adapter, read_adapter
 from lrft.data.collate import collate
 from lrft.errors import CheckFailed
 from lrft.export.merge import merge_adapter
-from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
+from lrft.loading.from_recipe import load_data
+from lrft.loading.saved import load_as_trained
 from lrft.model.hub import find_model
-from lrft.model.load import load_model
 from lrft.objectives.cross_entropy import trained_tokens
 from lrft.objectives.packing import packed_equals_alone, packed_form
 from lrft.objectives.sft import TokenLoss
@@ -68,7 +68,7 @@ def verify_run(run: Path, adapter: Path, *, tell: Callable[[Finding], None] = la
     """Test all four. Raises CheckFailed, with the figures, after the last one when any does not hold."""
     recipe = recipes.load(run / "resolved.yaml")
     source = find_model(recipe.model.name, recipe.model.revision)
-    prepared = prepare_data(recipe, source, load_recipe_tokenizer(recipe, source))
+    _, prepared = load_data(recipe, source)
     rows = prepared.train.slice(np.argsort(prepared.train.lengths, kind="stable")[:ROWS])
     findings = []
     with scratch(run) as folder:
@@ -102,15 +102,9 @@ def scratch(run: Path) -> Iterator[Path]:
 
 def adapted(recipe: Recipe, source: Path, adapter: Path) -> tuple[Any, Attached]:
     """The model in float32, where a difference is the tool's and not rounding's, with the run's adapter."""
-    model: Any = load_model(
-        source,
-        dtype=torch.float32,
-        quantization=recipe.model.quantization,
-        attention=recipe.model.attention,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
+    saved = read_adapter(adapter)
+    model = load_as_trained(saved, source, trust_remote_code=recipe.model.trust_remote_code, widen=True)
     attached = load_adapter(model, adapter)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, attached
 
 

@@ -281,7 +281,11 @@ def test_the_short_forms_and_the_defaults(tmp_path: Path) -> None:
         ("training: {early_stopping: {patience: 2}}", "training.early_stopping.patience", 2),
         ("training: {lr_scheduler: wsd}", "training.lr_scheduler.decay_ratio", 0.2),
         ("training: {lr_scheduler: {wsd: {decay_ratio: 0.5}}}", "training.lr_scheduler.decay_ratio", 0.5),
-        ("training: {optimizer: {adamw: {betas: [0.9, 0.95]}}}", "training.optimizer.betas", (0.9, 0.95)),
+        (
+            "training: {optimizer: {adamw: {betas: [0.9, 0.95]}}}",
+            "training.optimizer.options",
+            {"betas": (0.9, 0.95), "eps": 1e-8},
+        ),
         ("evaluation: {every: 50.0}", "evaluation.every", 50),
         ("evaluation: {every: none}", "evaluation.every", "none"),
         ("evaluation: {samples: null}", "evaluation.samples", 3),
@@ -430,7 +434,7 @@ WRONG = [
         "4:46",
         "training.lr_scheduler.decay_ratio: must be at most 1",
     ),
-    ("training: {optimizer: {adamw: {betas: [0.9]}}}", "4:39", "training.optimizer.betas"),
+    ("training: {optimizer: {adamw: {betas: [0.9]}}}", "4:39", "training.optimizer: adamw.betas"),
     (
         "training: {optimizer: adam}",
         "4:23",

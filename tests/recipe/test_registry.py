@@ -144,7 +144,7 @@ def test_two_declarations_in_a_file_are_refused(folder: Path) -> None:
     path = folder / "lora.py"
     path.write_text(path.read_text() + (folder / "square.py").read_text())
     with pytest.raises(ValueError, match="found 2"):
-        registry.read_card(path)
+        registry.read_card(registry.Source(path, "lrft.methods.x", ""))
 
 
 def test_compose_puts_the_builder_first_and_adds_the_default(folder: Path) -> None:

@@ -1,0 +1,78 @@
+"""The engine of a run: model, objective, strategy and optimiser; it answers batches, sums over processes, and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.data import Rows
+from lrft.distributed.strategy import Strategy
+from lrft.distributed.watchdog import Watchdog
+from lrft.model.activation_offload import offloading
+from lrft.objectives.base import LossModule, Objective
+from lrft.objectives.packing import Layout
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Engine:
+    """losses is the language model inside the objective's module; `model` the same inside a distributed wrapper."""
+
+    accelerator: Accelerator
+    objective: Objective
+    losses: LossModule
+    strategy: Strategy
+    """how processes share a step; it holds the optimiser"""
+    layout: Layout
+    pad_id: int
+    micro: int
+    """rows of a pass: the recipe's, or as many as fit"""
+    offload: bool = False
+    """whether what the backward pass needs is kept in the machine's memory"""
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None))
+
+    @property
+    def model(self) -> nn.Module:
+        """`losses`, or a distributed wrapper around them."""
+        return self.strategy.model
+
+    @property
+    def optimizer(self) -> Any:
+        """As Accelerate has prepared it."""
+        return self.strategy.optimizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes."""
+        with self.watchdog.during("adding up over all processes"):
+            total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        return total
+
+    def batch(self, rows: Rows, ids: Sequence[int]) -> dict[str, Tensor]:
+        """The batch of `ids` in `rows`, on this process's device."""
+        made = self.objective.collate(rows, list(ids) * self.losses.copies(), pad_id=self.pad_id, form=self.layout.form)
+        return {name: value.to(self.device) for name, value in made.items()}
+
+    def answer(self, batch: dict[str, Tensor]) -> Tensor:
+        """The summed loss of a micro-batch, for a backward pass."""
+        with offloading(self.device) if self.offload else nullcontext():
+            loss: Tensor = self.model(batch)
+        return loss

@@ -1,0 +1,256 @@
+"""One optimiser step over the global batch: begin, forward and backward, clip and step, record.
+
+The loss is the sum over all that counts in the step, of all micro-batches and ranks, over its number. No method is
+known here by name: parts act through their hooks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrft.adapters.attach import rebuild_site
+from lrft.adapters.part import Run
+from lrft.data import Rows
+from lrft.data.collate import micro_batches
+from lrft.errors import NonFinite
+from lrft.optim import lr_schedule
+from lrft.optim.optimizer import rates, set_lr
+from lrft.recipe import Recipe
+from lrft.tracking.records import step_record
+from lrft.training import diagnostics
+from lrft.training.engine import Engine
+from lrft.training.sanity_checks import MovementCheck
+from lrft.training.signals import StopSignals
+from lrft.training.state import Adapted, Progress, Session
+from lrft.training.validation import held_out_loss
+from lrft.utils import hardware, seeds
+
+# Overflowing steps in a row under fp16: the loss scale starts at 2^16 and halves each time.
+MOST_SKIPPED = 20
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the passes of a step have given, the same on every rank."""
+
+    loss: float
+    """mean over all that counts in the step"""
+    regularisation: float | None
+    """mean of what parts have added; None when no part adds anything"""
+    signal: int
+    """the largest signal number that some process has received, or 0"""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What the optimiser's step has done."""
+
+    grad_norm: float
+    """before clipping"""
+    gradients: dict[str, float]
+    """norms by role before clipping; of a step that is shown"""
+    made: bool
+    """False where fp16 has skipped it"""
+
+
+def train_step(
+    session: Session, movement: MovementCheck, health: diagnostics.AdapterHealth, signals: StopSignals
+) -> int:
+    """One optimiser step. Returns the signal that some process has received, or 0."""
+    began = time.monotonic()
+    engine, rows, progress = session.engine, session.inputs.train, session.progress
+    session.watchdog.step = progress.step
+    session.watchdog.at("beginning")
+    ids = session.inputs.batches.rows(progress.step)
+    lr = session.recipe.training.learning_rate * lr_factor(
+        session.recipe, progress.step, session.inputs.batches.total_steps
+    )
+    run = begin(session, lr)
+    passes = forward_backward(engine, session.adapted, run, rows, ids, signals)
+    unreached = movement.unreached(engine.reduce)
+    shown = is_shown(progress.step, session.recipe.logging.every, run.total_steps)
+    stepped = clip_and_step(
+        engine,
+        session.adapted,
+        run,
+        limit=session.recipe.training.max_grad_norm,
+        refuse=partial(refuse_non_finite, passes.loss, step=progress.step + 1, rows=rows, ids=ids),
+        shown=shown,
+    )
+    progress.step += 1
+    seen = int(rows.lengths[ids].sum())
+    progress.tokens += seen
+    refuse_endless_skips(progress, stepped.made)
+    if stepped.made:
+        movement.after_step(progress.step, unreached, rates(engine.optimizer), session.notes.checks)
+    seconds = time.monotonic() - began
+    adapters, warnings = health.look(stepped.gradients) if shown else ({}, [])
+    for text in warnings:
+        session.trackers.console.warn(text)
+    record = step_record(
+        step=progress.step,
+        epoch=progress.step / session.inputs.batches.steps_per_epoch,
+        tokens=progress.tokens,
+        loss=passes.loss,
+        lr=lr,
+        grad_norm=stepped.grad_norm,
+        seconds=seconds,
+        tokens_seen=seen,
+        memory_gb=hardware.memory_gb(engine.device),
+        regularisation=passes.regularisation,
+        adapters=adapters,
+    )
+    session.trackers.log("step", record, shown=shown)
+    return passes.signal
+
+
+def is_shown(step: int, every: int, total: int) -> bool:
+    """Whether the step, counted from 0, has a line of its own."""
+    return step % every == every - 1 or step in (0, total - 1)
+
+
+def lr_factor(recipe: Recipe, step: int, total: int) -> float:
+    """The learning rate over the recipe's, at step `step` (from 0) of `total`."""
+    t, s = recipe.training, recipe.training.lr_scheduler
+    warmup = t.warmup_steps if t.warmup_steps is not None else math.ceil(round(t.warmup_ratio * total, 9))
+    return lr_schedule.lr_factor(
+        step, total, name=s.name, warmup=warmup, min_lr_ratio=s.min_lr_ratio, decay_ratio=s.decay_ratio
+    )
+
+
+def begin(session: Session, lr: float) -> Run:
+    """What parts see of the step, after its learning rates are set and `before_step` has been called."""
+    engine, adapted, seed = session.engine, session.adapted, session.recipe.training.seed
+    composition = adapted.composition
+    run = Run(
+        session.progress.step,
+        session.inputs.batches.total_steps,
+        adapted.attached.model,
+        adapted.attached.modules,
+        engine.optimizer,
+        seed,
+        engine.reduce,
+        fresh=partial(rebuild_site, composition=composition, seed=seed),
+        held_out=partial(held_out_loss, session),
+    )
+    set_lr(engine.optimizer, lr, lambda site: composition.rate(run, site))
+    for part in composition.parts:
+        part.before_step(run)
+    if composition.looks_at_outputs:
+        engine.losses.extra = partial(composition.output_loss, run)
+    return run
+
+
+def forward_backward(
+    engine: Engine, adapted: Adapted, run: Run, rows: Rows, ids: np.ndarray, signals: StopSignals
+) -> Passes:
+    """The passes of all micro-batches, the parts' penalties, and the sums of both over all ranks."""
+    weight = engine.objective.weight(rows, ids)
+    sums = passes_of_rank(engine, rows, ids, weight, seed=run.seed, step=run.step)
+    penalties = [term for part in adapted.composition.parts if (term := part.loss(run)) is not None]
+    penalty = torch.stack(penalties).sum() if penalties else None
+    if penalty is not None:
+        engine.accelerator.backward(penalty)
+    (loss, added), signal = over_ranks(engine, sums, signals.received)
+    if penalty is None and engine.losses.extra is None:
+        return Passes(loss / weight, None, signal)
+    return Passes(loss / weight, added / weight + (0.0 if penalty is None else penalty.item()), signal)
+
+
+def passes_of_rank(engine: Engine, rows: Rows, ids: np.ndarray, weight: int, *, seed: int, step: int) -> Tensor:
+    """Forward and backward over this process's micro-batches of the rows `ids`, which count `weight` in all.
+
+    Returns the sums over this process of losses and of what parts have added to them, float64 (2,).
+    """
+    micros = micro_batches(ids, rows.lengths, micro=engine.micro, rank=engine.rank, world=engine.world)
+    losses, added = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    for n, micro in enumerate(micros):
+        last = n == len(micros) - 1
+        # Dropout is a function of (seed, step, rank, micro-batch): a resumed run has nothing to restore.
+        torch.manual_seed(seeds.seed_of(seed, "dropout", step, engine.rank, n))
+        # A rank without rows left goes through the motions with weight zero: the others wait for it.
+        counts = 1.0 if micro else 0.0
+        batch = engine.batch(rows, micro or [int(ids[0])])
+        with engine.strategy.of_pass(last=last):
+            engine.watchdog.at(f"pass {n + 1} of {len(micros)}{', gradients at its end' * last}")
+            loss = engine.answer(batch) * counts
+            engine.strategy.backward(loss * (engine.world / weight))  # gradients are means over ranks: world undoes it
+        extra = engine.losses.take_extra() * counts
+        added += extra
+        losses += loss.detach().double() - extra
+    engine.watchdog.at("exchanging gradients")
+    engine.strategy.after_passes()
+    return torch.stack([losses, added])
+
+
+def over_ranks(engine: Engine, local: Tensor, signal: int) -> tuple[list[float], int]:
+    """(`local` summed over ranks, the largest signal number that any rank has received): the same on every rank."""
+    size = len(local)
+    if engine.world == 1:
+        return local.tolist(), signal
+    sums = torch.zeros(size + engine.world, dtype=torch.float64, device=local.device)
+    sums[:size] = local
+    sums[size + engine.rank] = signal
+    sums = engine.reduce(sums)
+    return sums[:size].tolist(), int(sums[size:].max().item())
+
+
+def clip_and_step(
+    engine: Engine,
+    adapted: Adapted,
+    run: Run,
+    *,
+    limit: float | None,
+    refuse: Callable[..., None],
+    shown: bool,
+) -> Stepped:
+    """Clip, let parts change the gradients, and step. refuse: raises for a norm that is not finite."""
+    scaler: Any = engine.accelerator.scaler
+    # Before clipping, which takes the loss scale of fp16 out of the gradients.
+    scale = 1.0 if scaler is None else scaler.get_scale()
+    gradients = diagnostics.gradient_norms(engine.strategy.gradients(), scale) if shown else {}
+
+    def clipped(norm: float) -> None:
+        refuse(norm=norm, scaled=scaler is not None)
+        adapted.composition.after_backward(run)
+
+    norm, made = engine.strategy.step(limit, clipped)
+    if made:
+        adapted.composition.after_step(run)
+    engine.strategy.clear()
+    return Stepped(norm, gradients, made)
+
+
+def refuse_non_finite(loss: float, *, norm: float, scaled: bool, step: int, rows: Rows, ids: np.ndarray) -> None:
+    """Raises NonFinite, naming the step and its rows, before anything is changed by it.
+
+    scaled: by a loss scale. With fp16 an overflowing gradient is ordinary: the scale shrinks and the step is skipped.
+    """
+    if math.isfinite(loss) and (math.isfinite(norm) or scaled):
+        return
+    what = f"the loss became {loss}" if not math.isfinite(loss) else f"the norm of the gradient became {norm}"
+    places = ", ".join(rows.source(int(i)) for i in ids[:5]) + (" ..." if len(ids) > 5 else "")
+    raise NonFinite(
+        f"{what} at step {step}. Earlier checkpoints are kept. Rows of this step: {places}",
+        "Lower training.learning_rate, or look at these rows.",
+    )
+
+
+def refuse_endless_skips(progress: Progress, made: bool) -> None:
+    """Raises NonFinite when fp16's loss scale has fallen for many steps and the gradient still overflows."""
+    progress.skipped = 0 if made else progress.skipped + 1
+    if progress.skipped >= MOST_SKIPPED:
+        raise NonFinite(
+            f"{progress.skipped} steps in a row were skipped: in fp16 the gradient is never finite. "
+            "Earlier checkpoints are kept.",
+            "Use training.precision: bf16 or fp32.",
+        )
