@@ -75,7 +75,7 @@ def table(cards: list[MethodCard]) -> str:
     lines = []
     for card in cards:
         lines.append(f"{card.name:<{width}}  {card.kind:<{kinds}}  {card.paper:<16}  {card.equation}")
-        lines.append(f"{indent}trains {card.parameters}; becomes {card.exports}; evidence: {card.evidence}")
+        lines.append(f"{indent}trains {card.parameters}; exports to {card.exports}; evidence: {card.evidence}")
     lines += ["", *(f"{name:<{width}}  {preset.written}" for name, preset in registry.PRESETS.items())]
     found = f"{len(cards)} methods; the last {len(registry.PRESETS)} words stand for others with chosen options."
     return "\n".join([*lines, "", f"{found} lrft methods show NAME tells more.", ""])
@@ -102,7 +102,7 @@ def _facts(found: MethodCard) -> list[str]:
     facts = {
         "equation": found.equation,
         "trains": f"{found.parameters}   ({EXAMPLE})" if found.builds else found.parameters,
-        "becomes": found.exports,
+        "exports to": found.exports,
         "evidence": found.evidence,
     }
     return [f"{label:<10} {text}" for label, text in facts.items() if text]
@@ -133,7 +133,7 @@ def markdown() -> str:
         "Any number of parts combine with one parametrization: `method: [lora, rslora, lora+]`.",
         "`lrft methods show NAME` prints the options and what a method cannot be combined with.",
         "",
-        "| name | kind | paper | equation | trained numbers per layer | becomes | evidence |",
+        "| name | kind | paper | equation | trainable parameters per layer | exports to | evidence |",
         "|---|---|---|---|---|---|---|",
     ]
     presets = [

@@ -55,7 +55,7 @@ def columns(found: Facts) -> list[tuple[str, Callable[[Facts], str]]]:
     arrow = "lower" if found["better"] == "lower" else "higher"
     made: list[tuple[str, Callable[[Facts], str]]] = [
         ("run", lambda row: row["run"]),
-        ("trained", lambda row: f"{row['trained']:,} ({row['deviation']:+.1%})"),
+        ("trainable", lambda row: f"{row['trained']:,} ({row['deviation']:+.1%})"),
         ("rank", lambda row: f"{row['rank']}" + ("" if row["rank_matters"] else " (no effect)")),
         ("best at", lambda row: point_text(row["best"])),
         (f"{found['metric']} ({arrow} is better)", mean_text),
@@ -64,7 +64,7 @@ def columns(found: Facts) -> list[tuple[str, Callable[[Facts], str]]]:
         ("memory, GB", lambda row: number(row["memory_gb"], ".2f")),
         ("training, s", lambda row: number(row["seconds"], ",.1f")),
         ("merged", merge_text),
-        ("becomes", lambda row: row["becomes"] or NOTHING),
+        ("exports to", lambda row: row["exports_to"] or NOTHING),
     ]
     if any(row["general_after"] is not None for row in found["methods"]):
         made.insert(6, ("general text", general_text))
@@ -80,8 +80,8 @@ def notes(found: Facts) -> list[str]:
         "standard deviation (n - 1). Each run is shown at its best point of the grid, chosen by this very mean, so "
         "figures of a wide grid are a little too good.",
         f"The 95 % interval is paired over seeds: {found['interval']}",
-        "trained: numbers that are trained, and how far they are from the baseline's. becomes: what the adapter can be "
-        "exported to. merged: the largest logit difference of merged model and adapter over the largest logit, of the "
+        "trainable: trainable parameters, and how far they are from the baseline's. exports to: what the adapter can "
+        "become. merged: the largest logit difference of merged model and adapter over the largest logit, of the "
         "best seed.",
         "tokens/s: median over all steps. memory: the largest of all steps. training: the steps of one run, in the "
         "mean over seeds" + (f"; up to {side} runs shared the machine, which slows each." if side > 1 else "."),

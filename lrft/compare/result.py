@@ -92,7 +92,7 @@ def _row(
     """One run at its best point. Figures that are not known are None."""
     values = [value for value in _values(comparison, jobs) if value is not None]
     facts = jobs[0].facts.get("adapter", {}) if jobs else {}
-    trained = facts.get("trained parameters", choice.trained)
+    trained = facts.get("trainable parameters", choice.trained)
     chosen = best_job(comparison, jobs) if jobs else None
     merged = (queries.answer(chosen, "merge") or {}) if chosen else {}
     return {
@@ -112,7 +112,7 @@ def _row(
         **_forgotten(jobs),
         "merge_difference": merged.get("relative"),
         "merge_check": _merge_words(merged, chosen),
-        "becomes": facts.get("becomes"),
+        "exports_to": facts.get("exports to"),
         "folders": [str(job.folder) for job in jobs],
         "best_folder": str(chosen.folder) if chosen else None,
     }

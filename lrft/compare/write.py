@@ -65,5 +65,5 @@ def cell(value: Any) -> str:
 def screen(found: Facts) -> list[str]:
     """The table in plain text, its columns aligned; those that take much room are left to the pages."""
     head, rows = main_table(found)
-    shown = [at for at, title in enumerate(head) if title not in ("becomes", "training, s")]
+    shown = [at for at, title in enumerate(head) if title not in ("exports to", "training, s")]
     return aligned([[line[at] for at in shown] for line in (head, *rows)], figures=False)

@@ -29,7 +29,7 @@ class Bone(Method):
     paper: ClassVar[str] = "arXiv 2409.15371"
     equation: ClassVar[str] = "W_ij + W_ij D_i + D_i, blocks of r x r"
     parameters: ClassVar[str] = "r d"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)

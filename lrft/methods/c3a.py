@@ -31,7 +31,7 @@ class C3a(Method):
     paper: ClassVar[str] = "arXiv 2407.19342"
     equation: ClassVar[str] = "W + [circulant(w_mn)] / k, blocks of b x b"
     parameters: ClassVar[str] = "d k / b"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)

@@ -30,7 +30,7 @@ class FloraBatched(Method):
     paper: ClassVar[str] = "arXiv 2312.05677"
     equation: ClassVar[str] = "W o (B A) / r, o entry by entry"
     parameters: ClassVar[str] = "r (d + k)"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "from the paper; the start is a reconstruction"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)

@@ -31,7 +31,7 @@ class Fourierft(Method):
     paper: ClassVar[str] = "arXiv 2405.03003"
     equation: ClassVar[str] = "W + s Re ifft2(C), C zero but for n entries"
     parameters: ClassVar[str] = "n, whatever the rank"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "positions, forward, merge against PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)

@@ -26,7 +26,7 @@ class Full(Method):
     paper: ClassVar[str] = "-"
     equation: ClassVar[str] = "W + D"
     parameters: ClassVar[str] = "d k"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "training of the weight itself by stock torch"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "dense")

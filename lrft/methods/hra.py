@@ -31,7 +31,7 @@ class Hra(Method):
     paper: ClassVar[str] = "arXiv 2405.17484"
     equation: ClassVar[str] = "W (I - 2 u_1 u_1') ... (I - 2 u_r u_r'), u_i normalised"
     parameters: ClassVar[str] = "r k"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "forward, merge, gradients and first values against PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)

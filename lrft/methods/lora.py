@@ -23,7 +23,7 @@ class Lora(Method):
     paper: ClassVar[str] = "arXiv 2106.09685"
     equation: ClassVar[str] = "W + (alpha / r) B A"
     parameters: ClassVar[str] = "r (d + k)"
-    exports: ClassVar[str] = "PEFT LoRA as is, or merged"
+    exports: ClassVar[str] = "PEFT LoRA (unchanged) or merged model"
     evidence: ClassVar[str] = "forward, merge and file against PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "pair", "scale", "redrawable")

@@ -27,7 +27,7 @@ class LoraFa(Method):
     paper: ClassVar[str] = "arXiv 2308.03303, 2402.16842"
     equation: ClassVar[str] = "W + (alpha / r) B A, A frozen"
     parameters: ClassVar[str] = "r d (r k with frozen: B)"
-    exports: ClassVar[str] = "PEFT LoRA as is, or merged"
+    exports: ClassVar[str] = "PEFT LoRA (unchanged) or merged model"
     evidence: ClassVar[str] = "forward and corrected gradient against PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")

@@ -30,7 +30,7 @@ class Lori(Method):
     paper: ClassVar[str] = "arXiv 2504.07448"
     equation: ClassVar[str] = "W + (alpha / r) (M * B) A, A frozen, M the largest of |B| over all layers"
     parameters: ClassVar[str] = "r d, of which (1 - sparsity) after the first phase"
-    exports: ClassVar[str] = "PEFT LoRA as is, or merged"
+    exports: ClassVar[str] = "PEFT LoRA (unchanged) or merged model"
     evidence: ClassVar[str] = "index formulas of the released code; forward, merge against PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("update", "entries")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")

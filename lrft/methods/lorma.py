@@ -32,7 +32,7 @@ class Lorma(Method):
     paper: ClassVar[str] = "arXiv 2506.07621"
     equation: ClassVar[str] = "(I + s B A) W, or s shift(B A) W"
     parameters: ClassVar[str] = "2 r d, or 2 r k on the inputs' side"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "dense matrices of the formula, in float64"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("scale",)

@@ -39,7 +39,7 @@ class Mora(Method):
     paper: ClassVar[str] = "arXiv 2405.12130"
     equation: ClassVar[str] = "W x + decompress(M compress(x))"
     parameters: ClassVar[str] = "R^2, R = round(sqrt(r (d + k)))"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "index formulas of the released code, all types, in float64"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "redrawable")

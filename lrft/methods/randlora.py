@@ -32,7 +32,7 @@ class Randlora(Method):
     paper: ClassVar[str] = "arXiv 2502.00987"
     equation: ClassVar[str] = "W + (alpha / r) sum_j B_j diag(L_j) A diag(G_j), A and B random, the same for all layers"
     parameters: ClassVar[str] = "ceil(m / r) (r + m), m = min(d, k)"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")

@@ -18,7 +18,7 @@ from lrft import recipe as recipes
 from lrft.adapters.attached import Attached
 from lrft.adapters.storage import read_adapter
 from lrft.training.setup import set_up
-from lrft.training.state import Options, Trainer
+from lrft.training.state import Options, Session
 
 Matrices = Mapping[str, Tensor]
 """by site, (d, k), float64"""
@@ -46,15 +46,15 @@ class FirstStep:
 
 def first_step(folder: Path) -> FirstStep:
     """Of a run of one step over pairs A, B, without dropout."""
-    trainer = set_up(recipes.load(folder / "resolved.yaml"), Options(quiet=True))
-    rows = [int(row) for row in trainer.plan.rows(0)]
-    start, descent = updates(trainer.attached), pair_descent(trainer, rows)
+    session = set_up(recipes.load(folder / "resolved.yaml"), Options(quiet=True))
+    rows = [int(row) for row in session.inputs.batches.rows(0)]
+    start, descent = updates(session.adapted.attached), pair_descent(session, rows)
     saved = read_adapter(folder / "last")
     end = {site.name: saved.build(site).double().delta_weight().detach() for site in saved.sites}
     return FirstStep(
-        gradient=whole_gradient(trainer, rows, start),
-        all_rows=whole_gradient(trainer, list(range(len(trainer.rows))), start),
-        at_base=whole_gradient(trainer, rows, {}),
+        gradient=whole_gradient(session, rows, start),
+        all_rows=whole_gradient(session, list(range(len(session.inputs.train))), start),
+        at_base=whole_gradient(session, rows, {}),
         descent=descent,
         made={name: end[name] - start[name] for name in start},
         whole=end,
@@ -67,22 +67,22 @@ def updates(attached: Attached) -> dict[str, Tensor]:
     return {name: deepcopy(adapter).double().delta_weight().detach() for name, adapter in adapters.items()}
 
 
-def pair_descent(trainer: Trainer, rows: list[int]) -> dict[str, Tensor]:
+def pair_descent(session: Session, rows: list[int]) -> dict[str, Tensor]:
     """- s (B dA + dB A), dA and dB the gradients of the loss of `rows`."""
-    trainer.model.train()
-    trainer.answer(trainer.collate(rows)).backward()
+    session.engine.model.train()
+    session.engine.answer(session.engine.batch(session.inputs.train, rows)).backward()
     found = {}
-    for name, adapter in trainer.attached.modules.items():
+    for name, adapter in session.adapted.attached.modules.items():
         pair: Any = getattr(adapter, "inner", adapter)  # inside of what counts the update from its start
         A, B, dA, dB = (tensor.detach().double() for tensor in (pair.A, pair.B, pair.A.grad, pair.B.grad))
         found[name] = -pair.site.scale * (B @ dA + dB @ A)
     return found
 
 
-def whole_gradient(trainer: Trainer, rows: list[int], added: Matrices) -> dict[str, Tensor]:
+def whole_gradient(session: Session, rows: list[int], added: Matrices) -> dict[str, Tensor]:
     """Of the loss of `rows` by the weights of the adapted layers, with `added` on them; leaves no adapter."""
-    model: Any = trainer.attached.detach()
-    weights = {name: model.get_submodule(name).weight for name in trainer.attached.modules}
+    model: Any = session.adapted.attached.detach()
+    weights = {name: model.get_submodule(name).weight for name in session.adapted.attached.modules}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     with torch.no_grad():
         for name, update in added.items():
@@ -90,7 +90,7 @@ def whole_gradient(trainer: Trainer, rows: list[int], added: Matrices) -> dict[s
     model.requires_grad_(False)
     for weight in weights.values():
         weight.requires_grad_()
-    trainer.answer(trainer.collate(rows)).backward()
+    session.engine.answer(session.engine.batch(session.inputs.train, rows)).backward()
     found = {name: weight.grad.double() for name, weight in weights.items()}
     model.zero_grad()
     with torch.no_grad():

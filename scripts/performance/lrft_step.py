@@ -32,22 +32,24 @@ output_dir: {folder}/run
 
 def run(job: Job, recorder: Recorder) -> None:
     """Options: `recipe`, keys to change (key=value); `start`, a file for the adapter's first values."""
-    from lrft.training.loop import one_step
+    from lrft.training.diagnostics import AdapterHealth
     from lrft.training.sanity_checks import MovementCheck
     from lrft.training.signals import StopSignals
+    from lrft.training.step import train_step
 
-    trainer = set_up(job)
-    trainer.reporter = telling(recorder)
+    session = set_up(job)
+    session.trackers = telling(recorder)
     if "start" in job.options:
-        save_file(trainer.attached.state_dict(), job.options["start"])
-    trainer.model.train()
-    movement = MovementCheck(trainer.attached, may_not_move=trainer.composition.may_not_move)
-    recorder.loaded(trainer.model.parameters())
+        save_file(session.adapted.attached.state_dict(), job.options["start"])
+    session.engine.model.train()
+    movement = MovementCheck(session.adapted.attached, may_not_move=session.adapted.composition.may_not_move)
+    health = AdapterHealth(session.adapted.attached)
+    recorder.loaded(session.engine.model.parameters())
     with StopSignals(speak=False) as signals:
         for _ in range(job.steps):
-            one_step(trainer, movement, signals)
+            train_step(session, movement, health, signals)
             recorder.step()
-    recorder.saw(**seen(trainer.rows, trainer.plan.rows(0)))
+    recorder.saw(**seen(session.inputs.train, session.inputs.batches.rows(0)))
 
 
 def recipe_file(job: Job, folder: Path) -> Path:
@@ -71,7 +73,7 @@ def recipe_file(job: Job, folder: Path) -> Path:
 
 
 def set_up(job: Job) -> Any:
-    """lrft's trainer for the job."""
+    """lrft's session for the job."""
     from lrft import recipe
     from lrft.training.setup import set_up
     from lrft.training.state import Options
@@ -81,14 +83,18 @@ def set_up(job: Job) -> Any:
 
 
 def telling(recorder: Recorder) -> Any:
-    """A reporter that prints nothing and gives every step's loss to the recorder."""
-    from lrft.tracking.console import Reporter
+    """Trackers that print nothing and give every step's loss to the recorder."""
+    from lrft.tracking.base import Tracker
+    from lrft.tracking.fan_out import Trackers
 
-    class Listener(Reporter):
-        def step(self, record: Mapping[str, Any], *, logged: bool = True) -> None:
+    class Listener(Tracker):
+        name = "recorder"
+
+        def log(self, kind: str, record: Mapping[str, Any], *, shown: bool = True) -> None:
             recorder.loss(record["loss"])
 
-    return Listener(None, main=False)
+    silent = Trackers.silent()
+    return Trackers(silent.console, None, [Listener()])
 
 
 def seen(rows: Any, ids: np.ndarray) -> dict[str, int]:

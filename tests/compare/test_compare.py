@@ -135,7 +135,10 @@ def test_the_figures_are_those_of_the_runs(whole: tuple[Path, str]) -> None:
         assert row["memory_gb"] == max(s["memory_gb"] for s in steps)
         run = json.loads((root / row["best_folder"] / "run.json").read_text())
         assert run["result"]["best validation loss"] == pytest.approx(values.min())
-        assert (row["trained"], row["becomes"]) == (run["adapter"]["trained parameters"], run["adapter"]["becomes"])
+        assert (row["trained"], row["exports_to"]) == (
+            run["adapter"]["trainable parameters"],
+            run["adapter"]["exports to"],
+        )
         assert (row["merge_check"], row["side_by_side"]) == ("holds", 2)
         assert 0 <= row["merge_difference"] < 1e-4
     lora, other = facts["methods"]
@@ -393,7 +396,7 @@ def written(root: Path, job: Job, loss: float | None, *, exit: int = 0) -> None:
     """A run folder as far as a comparison reads it; loss None: it has failed."""
     job.folder.mkdir(parents=True)
     result_ = {"best validation loss": loss}
-    adapter = {"trained parameters": 10, "becomes": "merged only", "methods": [job.variant.name]}
+    adapter = {"trainable parameters": 10, "exports to": "merged model only", "methods": [job.variant.name]}
     (job.folder / "run.json").write_text(json.dumps({"id": str(job.folder), "result": result_, "adapter": adapter}))
     job.note(exit=exit, said="words", jobs=1)
     if loss is not None:
@@ -471,7 +474,7 @@ def test_names_are_text_on_the_page(place: runs.Place, monkeypatch: pytest.Monke
         written(place.root, job, 1.0, exit=0)
     facts = result.gather(comparison, jobs, chosen)
     facts["warnings"].append(EVIL)
-    facts["methods"][0] |= {"run": EVIL, "best_folder": EVIL, "becomes": EVIL}
+    facts["methods"][0] |= {"run": EVIL, "best_folder": EVIL, "exports_to": EVIL}
     facts["grid"][0]["run"] = EVIL
     facts["failed"].append({"run": EVIL, "exit": 7, "said": EVIL, "log": EVIL})
     facts |= {"comparison": EVIL, "baseline": EVIL}

@@ -145,7 +145,7 @@ def test_who_waits_for_a_process_that_stands_still_says_where_it_waits(place: Pl
     step, doing = re.findall(line, said)[-1]
     assert int(step) > 3
     assert "all processes" in doing or "gradients at its end" in doing
-    assert "one_step" in stacks.read_text()
+    assert "train_step" in stacks.read_text()
 
 
 def test_processes_whose_launcher_was_killed_save_and_leave(place: Place) -> None:

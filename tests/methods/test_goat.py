@@ -424,7 +424,7 @@ def test_a_run_tells_its_penalty_stays_an_adapter_and_resumes_exactly(
         place.train(*KEYS, out=part.name, resume="last")
         assert runs.differing(runs.tensors(part), runs.tensors(whole)) == []
     facts = json.loads((whole / "run.json").read_text())
-    assert facts["adapter"]["becomes"] == "stays an adapter: no weight can hold it"
+    assert facts["adapter"]["exports to"] == "not mergeable: use as an adapter"
     assert not facts["warnings"]
     code, said = said_by(["merge", str(whole)], capsys)
     assert code == 2
@@ -444,7 +444,7 @@ def test_the_released_offset_says_that_it_does_not_start_as_the_base(place: Plac
     words = "adapter.method={goat: {experts: 2, offset: expected}}"
     run = place.train(words, "training.max_steps=1")
     (warning,) = json.loads((run / "run.json").read_text())["warnings"]
-    assert "the adapter does not start as the base" in warning
+    assert "the initialised adapter changes the model's output" in warning
 
 
 @pytest.mark.parametrize("kind", ["light", "medium", "full"])

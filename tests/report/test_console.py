@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from rich.cells import cell_len
@@ -27,6 +27,8 @@ from lrft.report.loss_plot import ceiling, loss_picture, smooth
 from lrft.runs import metrics
 from lrft.runs.environment import environment
 from lrft.tracking.console import Progress, Reporter
+from lrft.tracking.fan_out import Trackers
+from lrft.tracking.metrics_file import MetricsFile
 from lrft.utils import text
 
 STEP = {"lr": 1.6e-4, "grad_norm": 0.82, "tokens_per_second": 412.4, "memory_gb": 3.1, "seconds": 0.8}
@@ -120,17 +122,22 @@ def test_control_characters_become_visible() -> None:
 # Console
 
 
+def telling(folder: Path, stream: TextIO, quiet: bool = False) -> Trackers:
+    return Trackers(Reporter(folder, stream=stream, quiet=quiet), MetricsFile(folder))
+
+
 def test_the_plain_output_of_a_run(tmp_path: Path) -> None:
     stream = plain()
-    with Reporter(tmp_path, stream=stream) as reporter:
+    with telling(tmp_path, stream) as trackers:
+        reporter = trackers.console
         reporter.table([("model", "tiny   frozen in bf16")])
         reporter.begin(1642)
-        reporter.evaluation(evaluation(0, 1.611, True))
-        reporter.step({"step": 20, "loss": 1.9, **STEP}, logged=False)
-        reporter.step({"step": 40, "loss": 1.8812, **STEP})
+        trackers.log("eval", evaluation(0, 1.611, True))
+        trackers.log("step", {"step": 20, "loss": 1.9, **STEP}, shown=False)
+        trackers.log("step", {"step": 40, "loss": 1.8812, **STEP})
         reporter.doing("evaluating")
-        reporter.evaluation(evaluation(164, 1.5021, True))
-        reporter.evaluation(evaluation(328, 1.6, False))
+        trackers.log("eval", evaluation(164, 1.5021, True))
+        trackers.log("eval", evaluation(328, 1.6, False))
         reporter.warn("rows were dropped")
         reporter.warn("rows were dropped")
         reporter.line("saved step 328")
@@ -157,9 +164,10 @@ def test_the_plain_output_of_a_run(tmp_path: Path) -> None:
 
 def test_quiet_prints_warnings_only_and_keeps_the_files(tmp_path: Path) -> None:
     stream = plain()
-    with Reporter(tmp_path, stream=stream, quiet=True) as reporter:
+    with telling(tmp_path, stream, quiet=True) as trackers:
+        reporter = trackers.console
         reporter.begin(2)
-        reporter.step({"step": 1, "loss": 2.0})
+        trackers.log("step", {"step": 1, "loss": 2.0})
         reporter.warn("odd")
         reporter.end([("done", "all")])
     assert written(stream) == "warning    odd\n"
@@ -170,11 +178,10 @@ def test_quiet_prints_warnings_only_and_keeps_the_files(tmp_path: Path) -> None:
 def test_other_ranks_are_silent(tmp_path: Path) -> None:
     stream = plain()
     with Reporter(tmp_path, stream=stream, main=False) as reporter:
-        reporter.rewind(0)
         reporter.begin(2)
         reporter.doing("saving")
-        reporter.step({"step": 1, "loss": 2.0})
-        reporter.evaluation(evaluation(1, 2.0, True))
+        reporter.log("step", {"step": 1, "loss": 2.0})
+        reporter.log("eval", evaluation(1, 2.0, True))
         reporter.warn("odd")
         reporter.end([("done", "all")])
     assert written(stream) == ""
@@ -182,8 +189,8 @@ def test_other_ranks_are_silent(tmp_path: Path) -> None:
 
 
 def test_every_line_is_on_disk_at_once(tmp_path: Path) -> None:
-    with Reporter(tmp_path, stream=plain()) as reporter:
-        reporter.step({"step": 1, "loss": 2.0})
+    with telling(tmp_path, plain()) as trackers:
+        trackers.log("step", {"step": 1, "loss": 2.0})
         assert len(records(tmp_path)) == 1
         assert (tmp_path / "log.txt").read_text().endswith("loss 2.0000\n")
 
@@ -217,7 +224,7 @@ def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
             reporter.begin(3000)
             sys.stdin.read()  # until the reader of our output is gone
             for step in range(1, 3001):
-                reporter.step({"step": step, "loss": 1.0})
+                reporter.log("step", {"step": step, "loss": 1.0})
     """
     read, write = os.pipe()
     run = subprocess.Popen(
@@ -265,7 +272,7 @@ def test_a_terminal_gets_one_block_and_the_log_gets_the_lines(terminal: Terminal
     with Reporter(tmp_path, stream=stream) as reporter:
         reporter.begin(100)
         for step in range(1, 5):
-            reporter.step({"step": step, "loss": 2.0, **STEP}, logged=step == 4)
+            reporter.log("step", {"step": step, "loss": 2.0, **STEP}, shown=step == 4)
         reporter.line("a line above")
     output = arrived()
     assert output.index(HIDE) < output.index("━") < output.index("a line above") < output.index(SHOW)
@@ -298,7 +305,7 @@ def test_no_color_has_no_colours(terminal: Terminal, monkeypatch: pytest.MonkeyP
     with Reporter(None, stream=stream) as reporter:
         reporter.table([("model", "tiny")])
         reporter.begin(10)
-        reporter.step({"step": 1, "loss": 2.0})
+        reporter.log("step", {"step": 1, "loss": 2.0})
     assert re.search(r"\x1b\[[0-9;]*3[0-9]", arrived()) is None
 
 
@@ -308,7 +315,7 @@ def test_a_terminal_without_movement_gets_lines(terminal: Terminal, monkeypatch:
     stream, arrived = terminal
     with Reporter(None, stream=stream) as reporter:
         reporter.begin(10)
-        reporter.step({"step": 1, "loss": 2.0})
+        reporter.log("step", {"step": 1, "loss": 2.0})
     assert arrived() == "step 1/10  10.0 %  loss 2.0000\r\n"
 
 
@@ -350,8 +357,8 @@ def test_the_smoothed_loss_starts_at_the_first_and_survives_nan() -> None:
 
 
 def test_values_that_are_not_finite_are_null_and_named(tmp_path: Path) -> None:
-    with Reporter(tmp_path, stream=plain()) as reporter:
-        reporter.step({"step": 1, "loss": math.nan, "lr": 1e-4, "groups": {"q": {"share": -math.inf}}})
+    with telling(tmp_path, plain()) as trackers:
+        trackers.log("step", {"step": 1, "loss": math.nan, "lr": 1e-4, "groups": {"q": {"share": -math.inf}}})
     assert records(tmp_path) == [
         {
             **{"kind": "step", "step": 1, "loss": None, "lr": 1e-4},
@@ -361,16 +368,16 @@ def test_values_that_are_not_finite_are_null_and_named(tmp_path: Path) -> None:
 
 
 def test_rewind_cuts_later_records_and_remembers_the_best(tmp_path: Path) -> None:
-    with Reporter(tmp_path, stream=plain()) as reporter:
+    with telling(tmp_path, plain()) as trackers:
         for step in range(1, 6):
-            reporter.step({"step": step, "loss": 0.1 + 0.2, "text": "漢\udc80"})
-            reporter.evaluation(evaluation(step, 3.0 - step / 4, True))
+            trackers.log("step", {"step": step, "loss": 0.1 + 0.2, "text": "漢\udc80"})
+            trackers.log("eval", evaluation(step, 3.0 - step / 4, True))
     before = records(tmp_path)
     stream = plain()
-    with Reporter(tmp_path, stream=stream) as reporter:
-        reporter.rewind(3)
+    with telling(tmp_path, stream) as trackers:
+        trackers.rewind(3)
         assert records(tmp_path) == before[:6]
-        reporter.evaluation(evaluation(4, 2.0, True))
+        trackers.log("eval", evaluation(4, 2.0, True))
     assert written(stream) == "eval at step 4  loss 2.0000 (best so far, was 2.2500)  perplexity 7.39\n"
     assert [record["step"] for record in records(tmp_path)] == [1, 1, 2, 2, 3, 3, 4]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "metrics.jsonl"]
@@ -380,8 +387,8 @@ def test_rewind_says_that_a_torn_line_was_removed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"kind": "step", "step": 1}\n{"kind": "step", "ste\xff')
     stream = plain()
-    with Reporter(tmp_path, stream=stream) as reporter:
-        reporter.rewind(9)
+    with telling(tmp_path, stream) as trackers:
+        trackers.rewind(9)
     assert path.read_bytes() == b'{"kind": "step", "step": 1}\n'
     assert written(stream).startswith("warning    1 unreadable line was removed from metrics.jsonl")
 
@@ -389,16 +396,16 @@ def test_rewind_says_that_a_torn_line_was_removed(tmp_path: Path) -> None:
 def test_a_line_after_a_torn_one_stays_readable(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"kind": "st')
-    with Reporter(tmp_path, stream=plain()) as reporter:
-        reporter.step({"step": 2})
+    with telling(tmp_path, plain()) as trackers:
+        trackers.log("step", {"step": 2})
     assert metrics.read_metrics(path) == ([{"kind": "step", "step": 2}], 1)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to("/dev/full")
-    with Reporter(tmp_path, stream=plain()) as reporter, pytest.raises(LrftError) as caught:
-        reporter.step({"step": 1, "loss": 1.0})
+    with telling(tmp_path, plain()) as trackers, pytest.raises(LrftError) as caught:
+        trackers.log("step", {"step": 1, "loss": 1.0})
     assert str(tmp_path / name) in caught.value.message
     assert re.search(r"needs 1\.0 MB, [\d,.]+ MB are free", caught.value.message)
     assert caught.value.hint
@@ -477,11 +484,11 @@ def make_run(folder: Path) -> None:
     def sample(answer: str) -> list[dict[str, str]]:
         return [{"prompt": "a|b\r\n`c` *d*\x00", "expected": "", "answer": answer}]
 
-    with Reporter(folder, quiet=True) as reporter:
-        reporter.step({"step": 1, "loss": math.inf, "tokens": 1000, "tokens_per_second": 50, "memory_gb": 2})
+    with Trackers(Reporter(folder, quiet=True), MetricsFile(folder)) as trackers:
+        trackers.log("step", {"step": 1, "loss": math.inf, "tokens": 1000, "tokens_per_second": 50, "memory_gb": 2})
         for step, loss, best in ((0, 3.0, True), (1, 2.0, True), (2, 1.25, True), (3, 1.5, False)):
             answer = f"answer {step} " + "x" * 700 * (step == 2)
-            reporter.evaluation({**evaluation(step, loss, best), "samples": sample(answer)})
+            trackers.log("eval", {**evaluation(step, loss, best), "samples": sample(answer)})
 
 
 def test_the_report_of_a_run(tmp_path: Path) -> None:
@@ -561,7 +568,7 @@ def test_the_environment_names_versions_and_no_secrets(monkeypatch: pytest.Monke
 def test_nothing_heavy_is_imported() -> None:
     program = """if True:
         import sys
-        import lrft.report, lrft.report.markdown
+        import lrft.report.markdown, lrft.runs.environment
         found = lrft.runs.environment.environment()
         heavy = {"torch", "transformers", "datasets", "matplotlib", "numpy"} & set(sys.modules)
         print(sorted(heavy), "torch" in found)

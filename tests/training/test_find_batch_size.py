@@ -51,44 +51,46 @@ def test_it_takes_a_whole_step_where_there_is_room_and_learns_the_same(place: Pl
 
 @pytest.mark.parametrize("method", ["lora", "galore", "ba-lora"])
 def test_trying_leaves_no_trace(place: Place, method: str) -> None:
-    trainer = set_up(place.recipe(f"adapter.method={method}", AUTO), Options())
+    session = set_up(place.recipe(f"adapter.method={method}", AUTO), Options())
     plain = set_up(place.recipe(f"adapter.method={method}", "training.micro_batch_size=4"), Options())
-    for name, tensor in trainer.attached.state_dict().items():
-        assert torch.equal(tensor, plain.attached.state_dict()[name]), name
-    assert all(p.grad is None for p in trainer.attached.trained().values())
-    assert not trainer.optimizer.optimizer.state
-    rates = [group["lr"] for group in trainer.optimizer.optimizer.param_groups]
-    assert rates == [group["lr"] for group in plain.optimizer.optimizer.param_groups]
+    for name, tensor in session.adapted.attached.state_dict().items():
+        assert torch.equal(tensor, plain.adapted.attached.state_dict()[name]), name
+    assert all(p.grad is None for p in session.adapted.attached.trained().values())
+    assert not session.engine.optimizer.optimizer.state
+    rates = [group["lr"] for group in session.engine.optimizer.optimizer.param_groups]
+    assert rates == [group["lr"] for group in plain.engine.optimizer.optimizer.param_groups]
 
 
 def test_it_halves_until_the_longest_rows_fit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = sorted(set_up(place.recipe(), Options()).rows.lengths.tolist(), reverse=True)
+    lengths = sorted(set_up(place.recipe(), Options()).inputs.train.lengths.tolist(), reverse=True)
     seen = short_of_memory(monkeypatch, sum(lengths[:2]))
-    trainer = set_up(place.recipe(AUTO), Options())
-    assert trainer.micro == 2
+    session = set_up(place.recipe(AUTO), Options())
+    assert session.engine.micro == 2
     assert seen[-2:] == [sum(lengths[:4]), sum(lengths[:2])]
 
 
 def test_memory_without_a_gpu_is_counted_not_tried(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine would kill the process. What a pass keeps is known from one row."""
-    trainer = set_up(place.recipe(AUTO), Options())
-    (one,) = find_batch_size.longest(trainer, 1)
-    trainer.model.train()
-    with keeping(trainer.losses) as kept:
-        trainer.model(trainer.collate([one]))
+    session = set_up(place.recipe(AUTO), Options())
+    (one,) = find_batch_size.longest(session.inputs.train, 1)
+    session.engine.model.train()
+    with keeping(session.engine.losses) as kept:
+        session.engine.model(session.engine.batch(session.inputs.train, [one]))
     each = size_of(kept)
-    assert each > 100 * int(trainer.rows.lengths[one])
+    assert each > 100 * int(session.inputs.train.lengths[one])
     for rows in (1, 2, 3, 100):
         monkeypatch.setattr(
             hardware, "available", lambda rows=rows: int(each * (rows + 0.5) / find_batch_size.SHARE_OF_MEMORY)
         )
-        assert find_batch_size.expected_to_fit(trainer, 4) == min(4, rows)
+        assert find_batch_size.expected_to_fit(session.engine, session.inputs.train, 4) == min(4, rows)
     monkeypatch.setattr(hardware, "available", lambda: int(each * 3.5 / find_batch_size.SHARE_OF_MEMORY))
-    assert find_batch_size.expected_to_fit(trainer, 4) == 3
+    assert find_batch_size.expected_to_fit(session.engine, session.inputs.train, 4) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert find_batch_size.expected_to_fit(trainer, 4) == 1, "three processes share the memory"
+    assert find_batch_size.expected_to_fit(session.engine, session.inputs.train, 4) == 1, (
+        "three processes share the memory"
+    )
     monkeypatch.setattr(hardware, "available", lambda: None)
-    assert find_batch_size.expected_to_fit(trainer, 4) == 4
+    assert find_batch_size.expected_to_fit(session.engine, session.inputs.train, 4) == 4
 
 
 def test_not_even_one_row_is_said_with_what_to_change(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +103,7 @@ def test_not_even_one_row_is_said_with_what_to_change(place: Place, monkeypatch:
 
 
 def test_other_errors_are_no_lack_of_memory(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find_batch_size, "at_rest", lambda trainer: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(find_batch_size, "step_of_length_zero", lambda optimizer: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         set_up(place.recipe(AUTO), Options())
 

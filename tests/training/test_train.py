@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +17,15 @@ from lrft.data import Rows
 from lrft.errors import CheckFailed, DataError, NonFinite, RecipeError, UsageError
 from lrft.model.load import load_model
 from lrft.objectives.sft import TokenLoss
-from lrft.training import loop as training
-from lrft.training.loop import backward, refuse_endless_skips
+from lrft.training import run as training
 from lrft.training.run import train
 from lrft.training.setup import set_up
-from lrft.training.state import Options, Progress, Trainer
+from lrft.training.state import Options, Progress, Session
+from lrft.training.step import passes_of_rank, refuse_endless_skips
 from lrft.utils import files
 
 
-def made(place: Place, *overrides: str) -> Trainer:
+def made(place: Place, *overrides: str) -> Session:
     return set_up(place.recipe(*overrides), Options())
 
 
@@ -43,9 +42,13 @@ def ragged(place: Place) -> None:
     )
 
 
-def reference(trainer: Trainer, ids: Any, rows: Rows | None = None) -> tuple[float, dict[str, Tensor]]:
+def reference(session: Session, ids: Any, rows: Rows | None = None) -> tuple[float, dict[str, Tensor]]:
     """Mean loss over the trained tokens of rows `ids` and its gradients, one row at a time, by the definition."""
-    model, trained, rows = trainer.attached.model, trainer.attached.trained(), rows or trainer.rows
+    model, trained, rows = (
+        session.adapted.attached.model,
+        session.adapted.attached.trained(),
+        rows or session.inputs.train,
+    )
     model.zero_grad()
     tokens = sum(int(rows.trained(int(i))[1:].sum()) for i in ids)
     total = 0.0
@@ -64,23 +67,22 @@ def reference(trainer: Trainer, ids: Any, rows: Rows | None = None) -> tuple[flo
 @pytest.mark.parametrize("micro", [1, 2, 4, 8])
 def test_gradient_is_that_of_the_mean_over_all_trained_tokens(place: Place, micro: int, packed: bool) -> None:
     ragged(place)
-    trainer = made(place, f"training.micro_batch_size={micro}", f"data.packing={str(packed).lower()}")
-    counts = [int(trainer.rows.trained(i).sum()) for i in range(len(trainer.rows))]
+    session = made(place, f"training.micro_batch_size={micro}", f"data.packing={str(packed).lower()}")
+    counts = [int(session.inputs.train.trained(i).sum()) for i in range(len(session.inputs.train))]
     assert max(counts) >= 200
     assert min(counts) <= 10
     with torch.no_grad():  # B away from zero, so that A has gradients too
-        for name, p in trainer.attached.trained().items():
+        for name, p in session.adapted.attached.trained().items():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
-    assert [len(trainer.plan.rows(step)) for step in (0, 1)] == [4, 3]
+    assert [len(session.inputs.batches.rows(step)) for step in (0, 1)] == [4, 3]
     for step in (0, 1):
-        ids = trainer.plan.rows(step)
-        loss, expected = reference(trainer, ids)
-        trainer.optimizer.zero_grad()
-        trainer.progress.step = step
-        tokens = sum(int(trainer.rows.trained(int(i)).sum()) for i in ids)
-        got = backward(trainer, ids, tokens)[0].item() / tokens
+        ids = session.inputs.batches.rows(step)
+        loss, expected = reference(session, ids)
+        session.engine.optimizer.zero_grad()
+        tokens = sum(int(session.inputs.train.trained(int(i)).sum()) for i in ids)
+        got = passes_of_rank(session.engine, session.inputs.train, ids, tokens, seed=0, step=step)[0].item() / tokens
         assert got == pytest.approx(loss, rel=1e-6)
-        grads = {name: p.grad for name, p in trainer.attached.trained().items()}
+        grads = {name: p.grad for name, p in session.adapted.attached.trained().items()}
         assert runs.distance(grads, expected) < 1e-5
 
 
@@ -100,11 +102,11 @@ def test_recorded_loss_is_the_mean_over_the_steps_own_tokens(place: Place) -> No
     """Trust 3."""
     ragged(place)
     run = place.train("training.global_batch_size=100", "training.max_steps=1")
-    trainer = made(place)
-    expected, _ = reference(trainer, range(len(trainer.rows)))  # a fresh LoRA is the base
+    session = made(place)
+    expected, _ = reference(session, range(len(session.inputs.train)))  # a fresh LoRA is the base
     (record,) = runs.records(run)
     assert record["loss"] == pytest.approx(expected, rel=1e-6)
-    assert record["tokens"] == int(trainer.rows.lengths.sum())
+    assert record["tokens"] == int(session.inputs.train.lengths.sum())
 
 
 def test_gradient_checkpointing_changes_no_weight(place: Place) -> None:
@@ -217,9 +219,9 @@ def test_validation_loss_does_not_depend_on_how_it_is_measured(place: Place) -> 
     for n, way in enumerate(ways):
         run = place.train("training.max_steps=1", "evaluation.every=1", "evaluation.at_start=true", way, out=f"{n}")
         found.append([(record["loss"], record["tokens"]) for record in runs.records(run, "eval")])
-    trainer = made(place)  # a fresh LoRA is the base
-    held_out = trainer.prepared.validation
-    assert found[0][0][0] == pytest.approx(reference(trainer, range(len(held_out)), held_out)[0], rel=1e-6)
+    session = made(place)  # a fresh LoRA is the base
+    held_out = session.inputs.validation
+    assert found[0][0][0] == pytest.approx(reference(session, range(len(held_out)), held_out)[0], rel=1e-6)
     for other in found[1:]:
         assert [tokens for _, tokens in other] == [tokens for _, tokens in found[0]]
         assert [loss for loss, _ in other] == pytest.approx([loss for loss, _ in found[0]], rel=1e-6)
@@ -297,10 +299,10 @@ def test_evaluation_that_becomes_nan_is_never_the_best(place: Place, monkeypatch
 def test_layer_outside_the_forward_pass_is_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust 21."""
 
-    def with_idle_layer(*arguments: Any) -> Trainer:
-        trainer = set_up(*arguments)
-        trainer.attached.layers()["model.layers.1.mlp.up_proj"].enabled = False
-        return trainer
+    def with_idle_layer(*arguments: Any) -> Session:
+        session = set_up(*arguments)
+        session.adapted.attached.layers()["model.layers.1.mlp.up_proj"].enabled = False
+        return session
 
     monkeypatch.setattr(training, "set_up", with_idle_layer)
     with pytest.raises(CheckFailed, match=r"no gradient reaches model\.layers\.1\.mlp\.up_proj\.A") as caught:
@@ -374,10 +376,10 @@ def test_last_adapter_gives_the_last_validation_loss(place: Place) -> None:
 
     run = place.train("adapter.method=[pissa, rslora]", "evaluation.every=6")
     (measured,) = runs.records(run, "eval")
-    trainer = made(place)
+    session = made(place)
     model = load_model(place.root / "base", dtype=torch.float32)
     load_adapter(model, run / "last")
-    again = loss_of(TokenLoss(model), trainer.prepared.validation, micro=2, pad_id=0)
+    again = loss_of(TokenLoss(model), session.inputs.validation, micro=2, pad_id=0)
     assert again["loss"] == pytest.approx(measured["loss"], rel=1e-5)
 
 
@@ -422,13 +424,13 @@ def test_mistakes_leave_no_folder(
     assert not (place.root / "run").exists()
 
 
-def test_steps_that_fp16_skips_without_end_stop_the_run(place: Place) -> None:
+def test_steps_that_fp16_skips_without_end_stop_the_run() -> None:
     """Trust 44. One overflow is ordinary, twenty in a row are not; a step that was made starts the count anew."""
-    trainer = SimpleNamespace(progress=Progress())
+    progress = Progress()
     for made in [False] * 19 + [True] + [False] * 19:
-        refuse_endless_skips(trainer, made)
+        refuse_endless_skips(progress, made)
     with pytest.raises(NonFinite, match="skipped"):
-        refuse_endless_skips(trainer, False)
+        refuse_endless_skips(progress, False)
 
 
 def test_a_checkpoint_before_any_optimiser_state_can_be_taken_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,24 @@
+"""What an exporter is: it writes a folder that another tool loads. One file each beside this one, or an entry point of
+`lrft.exporters`; `lrft export RUN --to NAME` calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from lrft.adapters.storage import SavedAdapter
+
+
+class Exporter:
+    """Abstract. A subclass is a frozen dataclass: its name after `--to`, its options, and `export`."""
+
+    name: ClassVar[str]
+    writes_model: ClassVar[bool] = False
+    """whether `out` is a model folder of transformers, whose logits are then compared with the adapter's"""
+
+    def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
+        """Write the new folder `out`. base: the base model's folder. Returns facts for the user.
+
+        Raises UsageError when this adapter cannot be exported so.
+        """
+        raise NotImplementedError("abstract")

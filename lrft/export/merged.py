@@ -1,0 +1,28 @@
+"""The merged folder: a plain model of transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from lrft.adapters.storage import SavedAdapter
+from lrft.export.base import Exporter
+from lrft.export.merge import merge_adapter
+from lrft.runs.locate import trusts_remote_code
+
+
+@dataclass(frozen=True)
+class Merged(Exporter):
+    """Base and adapter in one model folder, which any tool that reads transformers' folders loads."""
+
+    name: ClassVar[str] = "merged"
+    writes_model: ClassVar[bool] = True
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Stored dtype; none keeps each tensor's own."""
+
+    def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
+        trusted = trusts_remote_code(saved.folder)
+        done = merge_adapter(saved.folder, out, base_model=str(base), dtype=self.dtype, trust_remote_code=trusted)
+        return [f"{done.sites} modules merged", f"{done.lost_share:.2%} of the update lost to rounding"]
