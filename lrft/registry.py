@@ -26,6 +26,8 @@ FOLDER = Path(__file__).parent / "methods"
 # Where the classes of each kind lie, and the group of entry points by which an installed package adds to them.
 ROOMS = {"objectives": "objectives", "optimizers": "optim", "trackers": "tracking", "exporters": "export"}
 DEFAULT_METHOD = "lora"
+DEFAULT_RATE = 2e-4
+"""the learning rate of a method that declares none"""
 
 # What two owners would both do. A declaration that names another slot is refused: a typo would hide one.
 SLOTS: dict[str, str] = {
@@ -64,6 +66,13 @@ class Preset:
     paper: str
     summary: str
     entries: tuple[tuple[str, dict[str, Any]], ...]
+    learning_rate: float | None = None
+    """as MethodCard.learning_rate; it comes before those of the entries"""
+    rate_source: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.entries)
 
     @property
     def written(self) -> str:
@@ -81,6 +90,8 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2405.12130",
         "MoRA with restarts that switch between its four sharing operators.",
         (("mora", {"type": 1, "switch": 4}), ("relora", {"moments": "forget"})),
+        learning_rate=5e-5,
+        rate_source="docs/benchmark.md: a third of LoRA's best",
     ),
     "cola": Preset(
         "arXiv 2401.04151",
@@ -91,6 +102,8 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2505.17967",
         "GaLore in fixed directions, the cosines that hold most of each step's gradient.",
         (("galore", {"projection": "dct", "every": 1.0, "factor": 1.0, "moments": "rotate"}),),
+        learning_rate=1e-4,
+        rate_source="as fira, whose step has the same size",
     ),
     "asymmetry": Preset(
         "arXiv 2402.16842",
@@ -169,6 +182,9 @@ class MethodCard(Declaration):
     requires: tuple[str, ...]
     conflicts: tuple[str, ...]
     quantization_conflict: str
+    learning_rate: float | None
+    """the default of training.learning_rate; None: that of the method which the part works on"""
+    rate_source: str
 
 
 @dataclass(frozen=True)
@@ -264,6 +280,8 @@ def read_card(source: Source) -> MethodCard:
     if missing:
         raise ValueError(f"{file}:{node.lineno}: {node.name} does not declare {', '.join(missing)}")
     _check_words(file, node, values)
+    if ("learning_rate" in values) != bool(values.get("rate_source")):
+        raise ValueError(f"{file}:{node.lineno}: learning_rate and rate_source are declared together")
     is_method = any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases)
     return MethodCard(
         **_declaration(source, node, values),
@@ -281,6 +299,8 @@ def read_card(source: Source) -> MethodCard:
         requires=values.get("requires", ()),
         conflicts=values.get("conflicts", ()),
         quantization_conflict=values.get("quantization_conflict", ""),
+        learning_rate=values.get("learning_rate"),
+        rate_source=values.get("rate_source", ""),
     )
 
 
@@ -351,6 +371,37 @@ def compose(entries: Sequence[str], folder: Path = FOLDER) -> tuple[str, ...]:
         wanted = [cards[name].on for name in entries if cards[name].on != DEFAULT_METHOD]
         builders = [*wanted, DEFAULT_METHOD][:1]
     return (*builders, *(name for name in entries if not cards[name].builds))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A default learning rate and its origin."""
+
+    value: float
+    owner: str
+    """the method, part or preset that declares it"""
+    source: str
+
+
+def default_rate(words: Sequence[str], folder: Path = FOLDER) -> Rate:
+    """The learning rate of a recipe that gives none, from the names under adapter.method, presets included.
+
+    The lowest of those that parts and presets declare; where none does, that of the method that builds.
+    """
+    cards = methods(folder)
+    inside = {word: PRESETS[word].names if word in PRESETS else (word,) for word in words}
+    builder, *_ = compose(list(dict.fromkeys(name for names in inside.values() for name in names)), folder)
+    declared: dict[str, Preset | MethodCard] = {}
+    for word, names in inside.items():
+        if word in PRESETS and PRESETS[word].learning_rate is not None:
+            declared[word] = PRESETS[word]
+        else:
+            declared |= {name: cards[name] for name in names if not cards[name].builds}
+    rates = [Rate(one.learning_rate, word, one.rate_source) for word, one in declared.items() if one.learning_rate]
+    method = cards[builder]
+    return min(rates, key=lambda rate: rate.value, default=None) or Rate(
+        method.learning_rate or DEFAULT_RATE, builder, method.rate_source
+    )
 
 
 @dataclass(frozen=True)

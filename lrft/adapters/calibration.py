@@ -21,6 +21,7 @@ from lrft.model.modes import frozen_evaluation
 from lrft.utils.seeds import seed_of
 
 Batch = Mapping[str, Tensor]
+IGNORE = -100  # the label of a token that does not count in the loss
 # Numbers of whole gradients held at once.
 GRADIENTS_AT_ONCE = 2**29
 
@@ -51,8 +52,12 @@ class CalibrationContext:
         """W (d, k) in the adapter's dtype."""
         return linear.dense(self.model.get_submodule(site.name)).to(site.dtype)
 
-    def inputs(self, rows: int, collect: Callable[[str, Tensor], None]) -> dict[str, str]:
+    def inputs(
+        self, rows: int, collect: Callable[[str, Tensor], None], *, trained_only: bool = False
+    ) -> dict[str, str]:
         """Call `collect(site's name, x)` with the inputs x (n, k) that each site sees of `rows` rows, without padding.
+
+        trained_only: without the tokens that do not count in the loss, either.
 
         Sites that are given the very same input, as queries, keys and values are, are collected under the first of
         them: returned is {site: the site under whose name its inputs came}. x is in the adapter's dtype.
@@ -77,8 +82,7 @@ class CalibrationContext:
                     module.register_forward_pre_hook(lambda _, given, site=site: seen(site, given[0])).remove
                 )
             for batch in self.batches(rows):
-                mask = batch.get("attention_mask")
-                last.update(x=None, mask=mask.bool() if mask is not None and mask.ndim == 2 else None)
+                last.update(x=None, mask=kept_tokens(batch, trained_only))
                 self.loss(batch)
         return leaders
 
@@ -156,6 +160,15 @@ class CalibrationContext:
         if odd:
             raise ValueError(f"the gradient of {odd[0]} is not finite on the first {rows} rows: look at these rows")
         return found
+
+
+def kept_tokens(batch: Batch, trained_only: bool) -> Tensor | None:
+    """Which tokens (B, T) of a batch are looked at, None for all: not padding, and not those that are not trained."""
+    padding, labels = batch.get("attention_mask"), batch.get("labels")
+    mask = padding.bool() if padding is not None and padding.ndim == 2 else None
+    if trained_only and labels is not None:
+        mask = labels != IGNORE if mask is None else mask & (labels != IGNORE)
+    return mask
 
 
 def gradient_triplets(

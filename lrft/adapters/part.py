@@ -46,6 +46,8 @@ class Run:
     """sum over all processes"""
     fresh: Callable[[Site, int], Adapter] = not_at_hand
     """the method's adapter for a site as it is before the first step, drawn anew for restart n >= 1"""
+    learning_rate: float = 1.0
+    """the run's highest: the recipe's, before the schedule and any factor"""
     held_out: Callable[[], float | None] = not_at_hand
     """loss on a few validation rows, the same on all processes; None when the run has no validation rows"""
 
@@ -116,6 +118,10 @@ class Part:
     """slots that nobody else may fill beside this one, which does not fill them itself"""
     quantization_conflict: ClassVar[str] = ""
     """why it makes no sense over a quantised base, as the end of a sentence; empty: it does"""
+    learning_rate: ClassVar[float | None] = None
+    """default of training.learning_rate; a part's comes before its method's, of two parts the lower one holds"""
+    rate_source: ClassVar[str] = ""
+    """where that number is from; declared with it"""
     offset_from_init: ClassVar[bool] = False
     """`start` sets a product that is not zero: the update is counted from there"""
     natural_scale: ClassVar[float | None] = None

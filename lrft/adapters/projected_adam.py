@@ -6,7 +6,7 @@ P (r, n) orthonormal. Adam's moments are those of R. Every so many steps P is ch
     projection   svd, randomized   the leading right singular vectors of the present gradient
                  random            orthonormal rows drawn at random
                  dct               the r rows of the cosine basis that hold most of the gradient
-                 coordinate        r columns drawn at random
+                 coordinate        r columns drawn at random, of the smaller side, or of the inputs whatever the sides
                  block             all columns of some tensors, drawn at random, and none of the others
     moments      when P changes: keep them as they are; rotate them into the new directions; reset them together with
                  their count of steps (zero moments that count on would make the next steps several times too long)
@@ -47,6 +47,16 @@ class Grid:
     residual_scale: float = 1.0
     growth: float = 1.01
     """of fira's residual from one step to the next, at most"""
+    rest: Literal["paper", "official"] = "paper"
+    """fira's residual: G - R P, or G - scale R P as its code has it"""
+    of_inputs: bool = False
+    """a matrix is never turned: directions are those of a weight's inputs"""
+    late_eps: bool = False
+    """epsilon after the correction of the moments' start, as in torch's AdamW; else before it, as GaLore has it"""
+
+    def turned(self, G: Tensor) -> Tensor:
+        """G (m, n) or its transpose, at least float32, whose columns the directions are of."""
+        return precise(G) if self.of_inputs else upright(G)
 
 
 class ProjectedAdam(torch.optim.Optimizer):
@@ -76,7 +86,7 @@ class ProjectedAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, p in zip(group["param_names"], group["params"], strict=True):
                 if p.grad is not None:
-                    G, state = upright(p.grad), self.state[p]
+                    G, state = self.grid.turned(p.grad), self.state[p]
                     if not state:
                         state["step"] = torch.zeros(())
                         state["count"] = torch.zeros(())  # steps since the moments began
@@ -84,7 +94,7 @@ class ProjectedAdam(torch.optim.Optimizer):
                     if since == 0:
                         self.choose(name, number, state, G, min(group["rank"], G.shape[1]))
                     change = self.change(state, G)
-                    # Decay first, as AdamW does. (GaLore's released code decays after the step: lr^2 apart.)
+                    # Decay first, as AdamW and FRUGAL do. (GaLore's and Fira's code decays after the step: lr^2 apart.)
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(change if G.shape == p.shape else change.T, alpha=-group["lr"])
 
@@ -99,13 +109,14 @@ class ProjectedAdam(torch.optim.Optimizer):
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(R), torch.zeros_like(R)
         state["exp_avg"].lerp_(R, 1 - first)
         state["exp_avg_sq"].mul_(second).addcmul_(R, R, value=1 - second)
-        # The official order: epsilon before the correction of the moments' start.
-        direction = state["exp_avg"] / (state["exp_avg_sq"].sqrt() + self.eps)
         count = int(state["count"])
-        bias = math.sqrt(1 - second**count) / (1 - first**count)
+        started = math.sqrt(1 - second**count)
+        bias = started / (1 - first**count)
+        eps = self.eps * (started if grid.late_eps else 1.0)
+        direction = state["exp_avg"] / (state["exp_avg_sq"].sqrt() + eps)
         change = up(state, direction, G).mul_(grid.scale * bias)
         if grid.residual != "none":
-            rest = G - up(state, R, G)
+            rest = G - up(state, R, G) * (grid.scale if grid.rest == "official" else 1.0)
             change += self.residual(state, rest, R, direction, bias)
         return change
 
@@ -163,8 +174,12 @@ class ProjectedAdam(torch.optim.Optimizer):
 
 def upright(G: Tensor) -> Tensor:
     """G or its transpose, at least float32, with no fewer rows than columns."""
-    G = G if G.dtype == torch.float64 else G.float()
+    G = precise(G)
     return G if G.shape[0] >= G.shape[1] else G.T
+
+
+def precise(G: Tensor) -> Tensor:
+    return G if G.dtype == torch.float64 else G.float()
 
 
 def down(state: dict[str, Tensor], G: Tensor) -> Tensor:
@@ -233,7 +248,7 @@ class Projecting(Part):
         )
 
     def optimizer_numbers(self, d: int, k: int, rank: int) -> int:
-        m, n = max(d, k), min(d, k)
+        m, n = (d, k) if self.grid().of_inputs else (max(d, k), min(d, k))
         r = min(self.rank(rank, torch.Size((d, k))), n)
         projection = self.grid().projection
         if projection == "block":

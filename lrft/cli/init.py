@@ -21,9 +21,15 @@ adapter:
 training:
   epochs: 3
   global_batch_size: 32 # rows per optimiser step, over all devices
-  learning_rate: 2e-4
+  learning_rate: {rate}
 output_dir: runs/first
 """
+
+
+def rate(method: str) -> str:
+    """The method's default learning rate, with its origin."""
+    found = registry.default_rate([method])
+    return f"{found.value:g}   # the default of {found.owner}, from {found.source}"
 
 
 def write(path: Path, *, model: str, data: str, method: str, full: bool) -> None:
@@ -35,7 +41,7 @@ def write(path: Path, *, model: str, data: str, method: str, full: bool) -> None
         raise UsageError(f"there is no method {method}", f"Did you mean {close[0]}?" if close else None)
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a folder")
-    files.write_text(path, SHORT.format(path=path, model=model, data=data, method=method))
+    files.write_text(path, SHORT.format(path=path, model=model, data=data, method=method, rate=rate(method)))
     if full:
         text = recipes.resolved(recipes.load(path), {})
         files.write_text(path, "# Every key of a recipe with its default.\n" + text.split("\n", 1)[1])

@@ -48,12 +48,15 @@ def as_text(cards: list[MethodCard], as_json: bool, write: Any) -> str:
 def preset_card(name: str) -> str:
     """Everything about one preset."""
     preset = registry.PRESETS[name]
-    return f"{name}   preset   {preset.paper}\n\n{preset.summary}\n\nrecipe     method: {preset.written}\n"
+    facts = f"rate       {rate_line(name)}\nrecipe     method: {preset.written}\n"
+    return f"{name}   preset   {preset.paper}\n\n{preset.summary}\n\n{facts}"
 
 
 def preset_json(name: str) -> str:
     preset = registry.PRESETS[name]
-    facts = {"name": name, "kind": "preset", "paper": preset.paper, "summary": preset.summary}
+    rate = registry.default_rate([name])
+    facts: dict[str, Any] = {"name": name, "kind": "preset", "paper": preset.paper, "summary": preset.summary}
+    facts |= {"learning_rate": rate.value, "rate_source": rate.source}
     return json.dumps([{**facts, "method": [dict([entry]) for entry in preset.entries]}], indent=1) + "\n"
 
 
@@ -64,7 +67,20 @@ def to_dict(card: MethodCard) -> dict[str, Any]:
         facts.pop(inside)
     facts["options"] = {k.name: {"default": k.default, "help": k.help} for k in card.knobs}
     facts.pop("knobs")
-    return facts
+    rate = registry.default_rate([card.name])
+    return facts | {"learning_rate": rate.value, "rate_source": rate.source}
+
+
+def rate_line(name: str) -> str:
+    """`0.005   docs/benchmark.md`: the learning rate of a recipe with this word alone that gives none."""
+    rate = registry.default_rate([name])
+    return f"{rate.value:g}   {rate_origin(name)}"
+
+
+def rate_origin(name: str) -> str:
+    """Where that number is from, and whose it is when the entry declares none itself."""
+    rate = registry.default_rate([name])
+    return rate.source if rate.owner == name else f"that of {rate.owner}"
 
 
 def table(cards: list[MethodCard]) -> str:
@@ -75,7 +91,8 @@ def table(cards: list[MethodCard]) -> str:
     lines = []
     for card in cards:
         lines.append(f"{card.name:<{width}}  {card.kind:<{kinds}}  {card.paper:<16}  {card.equation}")
-        lines.append(f"{indent}trains {card.parameters}; exports to {card.exports}; evidence: {card.evidence}")
+        lines.append(f"{indent}trains {card.parameters}; exports to {card.exports}; rate {rate_of(card.name)}")
+        lines.append(f"{indent}evidence: {card.evidence}")
     lines += ["", *(f"{name:<{width}}  {preset.written}" for name, preset in registry.PRESETS.items())]
     found = f"{len(cards)} methods; the last {len(registry.PRESETS)} words stand for others with chosen options."
     return "\n".join([*lines, "", f"{found} lrft methods show NAME tells more.", ""])
@@ -103,6 +120,7 @@ def _facts(found: MethodCard) -> list[str]:
         "equation": found.equation,
         "trains": f"{found.parameters}   ({EXAMPLE})" if found.builds else found.parameters,
         "exports to": found.exports,
+        "rate": rate_line(found.name),
         "evidence": found.evidence,
     }
     return [f"{label:<10} {text}" for label, text in facts.items() if text]
@@ -123,7 +141,7 @@ def excluded(found: MethodCard, cards: dict[str, MethodCard]) -> list[str]:
 def markdown() -> str:
     """docs/methods.md."""
     rows = [
-        cells(f"`{c.name}`", c.kind, c.paper, c.equation, c.parameters, c.exports, c.evidence)
+        cells(f"`{c.name}`", c.kind, c.paper, c.equation, c.parameters, c.exports, rate_of(c.name), c.evidence)
         for c in registry.methods().values()
     ]
     head = [
@@ -133,21 +151,34 @@ def markdown() -> str:
         "Any number of parts combine with one parametrization: `method: [lora, rslora, lora+]`.",
         "`lrft methods show NAME` prints the options and what a method cannot be combined with.",
         "",
-        "| name | kind | paper | equation | trainable parameters per layer | exports to | evidence |",
-        "|---|---|---|---|---|---|---|",
+        "The rate is `training.learning_rate` when the recipe gives none. Of several entries the lowest that a part or",
+        "preset declares counts, else that of the method that builds; where each is from stands at the end.",
+        "",
+        "| name | kind | paper | equation | trainable parameters per layer | exports to | rate | evidence |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     presets = [
-        cells(f"`{name}`", preset.paper, preset.summary, f"`{preset.written}`")
+        cells(f"`{name}`", preset.paper, preset.summary, f"`{preset.written}`", rate_of(name))
         for name, preset in registry.PRESETS.items()
     ]
     tail = [
         "",
         "Words for others with chosen options:",
         "",
-        "| name | paper | what it is | the same as |",
-        "|---|---|---|---|",
+        "| name | paper | what it is | the same as | rate |",
+        "|---|---|---|---|---|",
     ]
-    return "\n".join([*head, *rows, *tail, *presets, ""])
+    sources = [
+        cells(f"`{name}`", rate_of(name), rate_origin(name))
+        for name in (*registry.methods(), *registry.PRESETS)
+        if registry.default_rate([name]).owner == name
+    ]
+    rates = ["", "Where the learning rates are from:", "", "| name | rate | from |", "|---|---:|---|"]
+    return "\n".join([*head, *rows, *tail, *presets, *rates, *sources, ""])
+
+
+def rate_of(name: str) -> str:
+    return f"{registry.default_rate([name]).value:g}"
 
 
 def cells(*texts: str) -> str:

@@ -33,6 +33,8 @@ class AdaLora(Method):
     parameters: ClassVar[str] = "r0 (d + k + 1), r0 = over * rank"
     exports: ClassVar[str] = "PEFT LoRA of the components that are left, or merged"
     evidence: ClassVar[str] = "forward, merge, penalty, budget and every step of a run against PEFT 0.21"
+    learning_rate: ClassVar[float] = 2e-3
+    rate_source: ClassVar[str] = "docs/benchmark.md: 10 times LoRA's best; the paper has 5e-4 to 2.2e-3"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -33,6 +33,8 @@ class Aflora(Method):
     parameters: ClassVar[str] = "r (d + k) + r + d, at the end r + d"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "from the paper"
+    learning_rate: ClassVar[float] = 2e-3
+    rate_source: ClassVar[str] = "docs/benchmark.md: 10 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 

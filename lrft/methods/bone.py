@@ -31,6 +31,8 @@ class Bone(Method):
     parameters: ClassVar[str] = "r d"
     exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    learning_rate: ClassVar[float] = 1e-4
+    rate_source: ClassVar[str] = "PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
 

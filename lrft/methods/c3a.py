@@ -33,6 +33,8 @@ class C3a(Method):
     parameters: ClassVar[str] = "d k / b"
     exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    learning_rate: ClassVar[float] = 0.1
+    rate_source: ClassVar[str] = "PEFT's documentation"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 

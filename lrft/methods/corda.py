@@ -38,6 +38,8 @@ class Corda(Part):
     equation: ClassVar[str] = "W C = U S V'; A0 = sqrt(S/s) V' C^-1, B0 = U sqrt(S/s); W + s (B A - B0 A0)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "first values and forward against PEFT 0.21, both modes"
+    learning_rate: ClassVar[float] = 5e-5
+    rate_source: ClassVar[str] = "arXiv 2406.05223: 2e-5 for LLaMA-2-7B at rank 128, a step grows with the rank"
     slots: ClassVar[tuple[str, ...]] = ("init",)
     requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
     offset_from_init: ClassVar[bool] = True

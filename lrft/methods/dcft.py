@@ -32,6 +32,8 @@ class Dcft(Method):
     parameters: ClassVar[str] = "(d + k) / c + c^2, c = kernel"
     exports: ClassVar[str] = "PEFT LoRA of rank c, or merged"
     evidence: ClassVar[str] = "dense matrices of the formula, in float64"
+    learning_rate: ClassVar[float] = 1e-3
+    rate_source: ClassVar[str] = "docs/benchmark.md: 3 to 10 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -33,6 +33,8 @@ class Delora(Method):
     parameters: ClassVar[str] = "r (d + k) + 1"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    learning_rate: ClassVar[float] = 1e-3
+    rate_source: ClassVar[str] = "PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
     offset_from_init: ClassVar[bool] = True

@@ -29,7 +29,9 @@ class Dylora(Method):
     equation: ClassVar[str] = "W + (alpha / b) B[:, :b] A[:b], b drawn from 1 to r at every step"
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "PEFT LoRA of rank r (the first use_rank components, others zero), or merged"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "formulas of the released code: draws, gradients and factors"
+    learning_rate: ClassVar[float] = 5e-4
+    rate_source: ClassVar[str] = "arXiv 2210.07558, GLUE"
     # The factor is alpha / b by definition. Not "delta": what is added changes with the draw, no tensor tells.
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks", "scale")
     provides: ClassVar[tuple[str, ...]] = ("scale",)

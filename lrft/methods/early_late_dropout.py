@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -20,15 +21,16 @@ class EarlyLateDropout(Part):
     kind: ClassVar[str] = "schedule"
     paper: ClassVar[str] = "arXiv 2303.01500"
     equation: ClassVar[str] = "p before the cutoff and 0 after it, or 0 before it and p after it"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "every step's share against the released code"
     requires: ClassVar[tuple[str, ...]] = ("delta",)
 
     mode: Literal["early", "late", "standard"] = "early"
     """When adapter.dropout acts: before the cutoff, from the cutoff on, or always."""
     cutoff: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Share of the run. The authors drop in the first 50 of 300 to 600 epochs."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """linear: early dropout falls from p at the first step to 0 at the cutoff. late and standard stay constant."""
+    schedule: Literal["constant", "linear"] = "linear"
+    """linear, the authors' choice: early dropout falls from p at the first step to 0 at the last before the cutoff.
+    late and standard stay constant."""
 
     @property
     def acts_between_passes(self) -> bool:
@@ -47,7 +49,7 @@ class EarlyLateDropout(Part):
             return 1.0
         early = step < cutoff
         if early and self.mode == "early" and self.schedule == "linear":
-            return 1 - step / cutoff
+            return 1 - step / max(1, math.ceil(cutoff) - 1)
         return float(early == (self.mode == "early"))
 
     def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:

@@ -24,6 +24,8 @@ class Edora(LoraXs, Dora):
     parameters: ClassVar[str] = "r^2 + d"
     exports: ClassVar[str] = "PEFT DoRA of the same rank, or merged"
     evidence: ClassVar[str] = "forward and merge against PEFT 0.21's DoRA"
+    learning_rate: ClassVar[float] = 1e-3
+    rate_source: ClassVar[str] = "the released scripts, 1e-4 to 5e-3"
     builds: ClassVar[bool] = True
     slots: ClassVar[tuple[str, ...]] = ("update", "magnitude")
     provides: ClassVar[tuple[str, ...]] = ("scale",)

@@ -35,7 +35,9 @@ class Elalora(Method):
     equation: ClassVar[str] = "W + (alpha / r) B diag(g) A; components with a low score make room for others elsewhere"
     parameters: ClassVar[str] = "r' (d + k + 1), r' = over * rank; r (d + k + 1) at a time"
     exports: ClassVar[str] = "PEFT LoRA of the components in use, or merged"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "formulas of the released code: scores, schedule and moves"
+    learning_rate: ClassVar[float] = 2e-3
+    rate_source: ClassVar[str] = "as adalora, whose form it has; the released scripts have 5e-4 and 1.2e-3"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -3,15 +3,15 @@
 The paper speaks of the singular vectors of the inputs X (n, k); its code and PEFT subtract the mean first, as here.
 They feed batches to an incremental decomposition until its directions stand still. Here the covariance (k, k), which
 is never made, is multiplied again and again with a thin matrix over the same rows, sum_x (x - mean) (x - mean)' Q: a
-sum that does not depend on the order of the rows nor on who holds them. Every token but padding counts; the code leaves
-out those that are not trained. A layer that no row reaches keeps LoRA's start, or, where ranks are shared out, goes.
+sum that does not depend on the order of the rows nor on who holds them. A layer that no row reaches keeps LoRA's start,
+or, where ranks are shared out, goes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,6 +38,8 @@ class Eva(Part):
 
     rho: Annotated[float, Field(ge=1)] = 2.0
     """A layer may get up to rho times its rank, or no adapter at all; 1 leaves the ranks as they are."""
+    tokens: Literal["trained", "all"] = "trained"
+    """Whose inputs count: those of the tokens that count in the loss, as in PEFT, or of all but padding."""
     rows: Annotated[int, Field(ge=1)] = 256
     """Rows of the data to look at (ours: the authors go on until their directions stand still)."""
     passes: Annotated[int, Field(ge=1)] = 3
@@ -47,7 +49,10 @@ class Eva(Part):
         """For each site "directions" (m, k), orthonormal rows, and "shares" (m,) of the variance that they explain."""
         device = next(context.model.parameters()).device
         sums = {site.name: torch.zeros(site.k + 1, dtype=site.dtype, device=device) for site in context.sites}
-        leaders = context.agree(context.inputs(self.rows, lambda name, x: add_mean(sums[name], x)))
+        trained = self.tokens == "trained"
+        leaders = context.agree(
+            context.inputs(self.rows, lambda name, x: add_mean(sums[name], x), trained_only=trained)
+        )
         sums = {name: context.reduce(sums[name]) for name in dict.fromkeys(leaders.values())}
         means = {name: total[:-1] / total[-1] for name, total in sums.items()}
         followers = {name: [site for site in context.sites if leaders.get(site.name) == name] for name in means}
@@ -77,7 +82,7 @@ class Eva(Part):
                 Y[name][0, 0] += x.square().sum()
                 Y[name][1:] += (x @ Q[name].T).T @ x
 
-        context.inputs(self.rows, add)
+        context.inputs(self.rows, add, trained_only=self.tokens == "trained")
 
     def most(self, site: Site) -> int:
         """The highest rank that a site can get."""

@@ -1,13 +1,18 @@
 """FedSVD. Lee et al., 2025, arXiv 2505.12805: its factorisation, in an ordinary run. Clients and noise are left out.
 
 The released code decomposes the dense product; here the r x r core between two QR decompositions, which is the same.
-What becomes of Adam's moments is not in the paper, whose clients begin anew each round: they are set to zero.
+What becomes of Adam's moments is not in the paper, whose clients begin anew each round: they are set to zero or mapped.
+
+With A = T A_new a gradient of B is G A' = (G A_new') T', so the mean of the new B's gradients is M T'^-1, and that of
+A's T' M. For the mean squares there is no such map: they take the squares of the same matrix, as if a matrix's entries
+were independent.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,7 +30,7 @@ class FedSvd(Part):
     kind: ClassVar[str] = "restart"
     paper: ClassVar[str] = "arXiv 2505.12805"
     equation: ClassVar[str] = "B A = U S V': A = V', B = U S; A is not trained"
-    evidence: ClassVar[str] = "index formulas of the released code; the moments are a reconstruction"
+    evidence: ClassVar[str] = "the decomposition of the dense product, in float64; the moments are a reconstruction"
     slots: ClassVar[tuple[str, ...]] = ("pair-rates",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     may_not_move: ClassVar[tuple[str, ...]] = ("A",)
@@ -34,6 +39,8 @@ class FedSvd(Part):
     """Steps from one factorisation to the next, or a share of the run when below 1. The authors' rounds have 10."""
     train_A: bool = False
     """Train A as well, which the paper does not."""
+    moments: Literal["forget", "map"] = "forget"
+    """Adam's moments when the pair is written anew: zero, with their count of steps, or mapped to the new pair."""
 
     def lr_factors(self) -> dict[str, float]:
         return {} if self.train_A else {"A": 0.0}
@@ -52,17 +59,35 @@ class FedSvd(Part):
             for adapter in run.adapters.values():
                 for module in adapter.modules():
                     if getattr(getattr(module, "A", None), "requires_grad", False):
-                        factorise(module)
-                        run.forget(module.A)
-                        run.forget(module.B)
+                        T = factorise(module)
+                        if self.moments == "map":
+                            carry_over(run.optimizer.state, module, T)
+                        else:
+                            run.forget(module.A)
+                            run.forget(module.B)
 
 
-def factorise(pair: Any) -> None:
-    """A <- V', B <- U S for B A = U S V'. In float64; of two signs of a direction, the one where V sums above zero."""
+def carry_over(state: Mapping[Tensor, dict[str, Tensor]], pair: Any, T: Tensor) -> None:
+    """Adam's moments of a pair (A, B) for the pair (A_new, B T) with A = T A_new, T (r, r)."""
+    of_B = torch.linalg.pinv(T).T
+    for name, of_A, on_B in (("exp_avg", T.T, of_B), ("exp_avg_sq", T.T.square(), of_B.square())):
+        for p, moved in ((pair.A, lambda M, of_A=of_A: of_A @ M), (pair.B, lambda M, on_B=on_B: M @ on_B)):
+            if name in state.get(p, {}):
+                state[p][name].copy_(moved(state[p][name].double()))
+
+
+def factorise(pair: Any) -> Tensor:
+    """A <- V', B <- U S for B A = U S V'; returned is T (r, r), A = T V'.
+
+    In float64; of two signs of a direction, the one where V sums above zero.
+    """
     left, R_left = torch.linalg.qr(pair.B.double())
     right, R_right = torch.linalg.qr(pair.A.double().T)
     U, S, Vh = torch.linalg.svd(R_left @ R_right.T)
     rows = Vh @ right.T
     signs = torch.where(rows.sum(dim=1) < 0, -1.0, 1.0)
-    pair.A.copy_(signs[:, None] * rows)
+    rows = signs[:, None] * rows
+    T = pair.A.double() @ rows.T
+    pair.A.copy_(rows)
     pair.B.copy_(left @ (U * S * signs))
+    return T

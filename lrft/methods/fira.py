@@ -3,7 +3,9 @@
 G (m, n), m >= n: R = G P' (m, r), N = Adam(R) before the correction of its start; S = (G - R P), row i times
 |N_i| / |R_i|; W <- W - lr bias (factor N P + S). |S| grows by at most the share `growth` from step to step.
 
-The rest is that of the paper, orthogonal to P. The released code subtracts factor R P, the same for its factor of 1.
+The rest is that of the paper, orthogonal to P. The released code subtracts factor R P, the same for a factor of 1 as in
+its fine-tuning; `residual: official` does as well. Weight decay draws the change to zero, so the weight to the base's;
+in the released code it draws the weight to zero.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ class Fira(Projecting):
     kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2410.01623"
     equation: ClassVar[str] = "W <- W - lr (factor Adam(R) P + |Adam(R)| / |R| (G - R P)), R = G P'"
-    evidence: ClassVar[str] = "index formulas of the released code; the rest as in the paper"
+    evidence: ClassVar[str] = (
+        "steps of the released optimiser with a factor of 1, and of 0.25 by residual: official, in float64"
+    )
+    learning_rate: ClassVar[float] = 1e-4
+    rate_source: ClassVar[str] = "arXiv 2410.01623, LLaMA-7B"
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     requires: ClassVar[tuple[str, ...]] = ("dense",)
@@ -39,6 +45,9 @@ class Fira(Projecting):
     """On the projected part: 1 in the paper's fine-tuning, 0.25 in its pretraining."""
     moments: Literal["keep", "rotate", "reset"] = "keep"
     """Adam's moments when the directions change: kept as they are; turned into the new ones; begun anew."""
+    residual: Literal["paper", "official"] = "paper"
+    """What is left of the gradient: without its whole projected part, or as the released code has it, without factor
+    times that part. They differ where factor is not 1."""
     growth: Annotated[float, Field(ge=0)] = 0.01
     """Share by which the rest may grow from one step to the next, which keeps spikes out of the loss. The paper's."""
 
@@ -49,4 +58,5 @@ class Fira(Projecting):
             moments=self.moments,
             residual="fira",
             growth=1 + self.growth,
+            rest=self.residual,
         )

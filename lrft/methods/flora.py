@@ -2,15 +2,18 @@
 
 G (m, n), m >= n, else its transpose. Adafactor's normalised gradient U; the momentum C (m, r) of U A, for A (n, r) with
 entries from N(0, 1/r), so that E[A A'] = 1; W <- W - lr clip((1 - b) U + b C A'). Every so many steps A is drawn anew
-and C carried over, C <- C A' A_new. A is made from its seed when it is needed and never kept.
+and C carried over, C <- C A' A_new. A is made from its seed when it is needed and never kept. As released, the momentum
+(m, n) itself is kept where m > 4 n, or r > n.
 
 b is the first of the recipe's betas; 0 is Adafactor alone. Left out of the released code: learning rates in proportion
-to the weight's size, and gradients accumulated in projected form.
+to the weight's size, and gradients accumulated in projected form. Weight decay draws the change to zero, so the weight
+to the base's; in the released code it draws the weight to zero.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -23,6 +26,7 @@ from lrft.adapters.projected_adam import upright
 from lrft.utils import seeds
 
 TINY = 1e-30  # Adafactor's, on the square of the gradient
+LONGEST = 4  # sides of a matrix whose momentum is projected, the longer over the shorter
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class Flora(Part):
     kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2402.03293"
     equation: ClassVar[str] = "C <- b C + (1 - b) U A, W <- W - lr ((1 - b) U + b C A'), U = Adafactor(G)"
-    evidence: ClassVar[str] = "index formulas of the released code; without momentum, transformers' Adafactor"
+    evidence: ClassVar[str] = (
+        "steps of the released optimiser on our draws, in float64; without momentum transformers' Adafactor"
+    )
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     requires: ClassVar[tuple[str, ...]] = ("dense",)
@@ -50,7 +56,7 @@ class Flora(Part):
         return ProjectedMomentum(groups, self, making.betas[0], making.seed)
 
     def optimizer_numbers(self, d: int, k: int, rank: int) -> int:
-        return d + k + max(d, k) * min(rank, d, k)
+        return d + k + (max(d, k) * rank if is_projected((d, k), rank) else d * k)
 
     def before_step(self, run: Run) -> None:
         period = run.steps(self.every)
@@ -72,8 +78,10 @@ class ProjectedMomentum(torch.optim.Optimizer):
                 if p.grad is not None:
                     G, state = upright(p.grad), self.state[p]
                     change = self.normalised(state, G)
-                    if self.momentum:
-                        change = self.carried(name, state, change, min(group["rank"], G.shape[1]), group["period"])
+                    if self.momentum and is_projected(G.shape, group["rank"]):
+                        change = self.carried(name, state, change, group["rank"], group["period"])
+                    elif self.momentum:
+                        change = self.averaged(state, change)
                     change /= (rms(change) / self.part.clip).clamp_min(1.0)
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(change if G.shape == p.shape else change.T, alpha=-group["lr"])
@@ -90,6 +98,11 @@ class ProjectedMomentum(torch.optim.Optimizer):
         state["columns"].lerp_(squares.mean(dim=0), new)
         rows = (state["rows"] / state["rows"].mean()).rsqrt()
         return G * rows[:, None] * state["columns"].rsqrt()
+
+    def averaged(self, state: dict[str, Tensor], U: Tensor) -> Tensor:
+        """The momentum itself (m, n), with U taken in."""
+        M = state.setdefault("momentum", torch.zeros_like(U, memory_format=torch.contiguous_format))
+        return M.lerp_(U, 1 - self.momentum).clone()
 
     def carried(self, name: str, state: dict[str, Tensor], U: Tensor, rank: int, period: int) -> Tensor:
         """U with the momentum (m, n). The momentum's next value, and its next projection, are set."""
@@ -109,6 +122,11 @@ class ProjectedMomentum(torch.optim.Optimizer):
         generator = torch.Generator().manual_seed(seeds.seed_of(self.seed, name, number))
         A = torch.randn(like.shape[1], rank, generator=generator, dtype=like.dtype) / math.sqrt(rank)
         return A.to(like.device)
+
+
+def is_projected(shape: Sequence[int], rank: int) -> bool:
+    """Whether a matrix's momentum is kept as a projection: the released code rules out embeddings so."""
+    return max(shape) <= LONGEST * min(shape) and rank <= min(shape)
 
 
 def rms(t: Tensor) -> Tensor:

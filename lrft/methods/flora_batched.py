@@ -32,6 +32,8 @@ class FloraBatched(Method):
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "from the paper; the start is a reconstruction"
+    learning_rate: ClassVar[float] = 8e-3
+    rate_source: ClassVar[str] = "arXiv 2312.05677, StarCoder-15B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
 

@@ -33,6 +33,8 @@ class Fourierft(Method):
     parameters: ClassVar[str] = "n, whatever the rank"
     exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "positions, forward, merge against PEFT 0.21"
+    learning_rate: ClassVar[float] = 0.03
+    rate_source: ClassVar[str] = "docs/benchmark.md; the paper has about 0.05 for LLaMA-2-7B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 

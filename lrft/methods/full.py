@@ -28,6 +28,8 @@ class Full(Method):
     parameters: ClassVar[str] = "d k"
     exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "training of the weight itself by stock torch"
+    learning_rate: ClassVar[float] = 2e-5
+    rate_source: ClassVar[str] = "the full fine-tuning of LLaMA-2-7B in arXiv 2404.02948"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "dense")
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)

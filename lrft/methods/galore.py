@@ -3,9 +3,12 @@
 G (m, n), m >= n: R = G P' for the r leading right singular vectors P (r, n) of the gradient at the last change;
 W <- W - lr factor Adam(R) P. The rank r is the recipe's. Where a layer has fewer outputs than inputs, its transpose.
 
-The learning rate, betas and epsilon are the recipe's: the paper's are 0.01, (0.9, 0.999) and 1e-6. With `dct` it is the
-DCT-AdamW of Modoranu et al., 2025, arXiv 2505.17967, whose code ranks the columns by their sums of absolute values; by
-their squares, as here, the columns left out hold least.
+The learning rate, betas and epsilon are the recipe's. The authors have betas of (0.9, 0.999), an epsilon of 1e-6, and
+in pretraining a rate of 0.01 with a factor of 0.25, in fine-tuning 3e-5 with 4, as the defaults here. Weight decay
+draws the change to zero, so the weight to the base's; in the released code it draws the weight to zero.
+
+With `dct` it is the DCT-AdamW of Modoranu et al., 2025, arXiv 2505.17967, whose code ranks the columns by their sums of
+absolute values; by their squares, as here, the columns left out hold least.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ class Galore(Projecting):
     kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2403.03507"
     equation: ClassVar[str] = "W <- W - lr factor Adam(G P') P"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "steps of the released optimiser, in float64"
+    learning_rate: ClassVar[float] = 3e-5
+    rate_source: ClassVar[str] = "the released recipe for GLUE, with its factor of 4"
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     requires: ClassVar[tuple[str, ...]] = ("dense",)
@@ -37,8 +42,8 @@ class Galore(Projecting):
     columns. randomized is faster for large layers."""
     every: Annotated[float, Field(gt=0)] = 200.0
     """Steps from one projection to the next, or a share of the run when below 1. The paper takes 200 to 500."""
-    factor: Annotated[float, Field(gt=0)] = 0.25
-    """On the step: the paper's alpha (scale in its code), 0.25 in pretraining and 4 in fine-tuning."""
+    factor: Annotated[float, Field(gt=0)] = 4.0
+    """On the step: the paper's alpha (scale in its code), 4 in fine-tuning and 0.25 in pretraining."""
     moments: Literal["keep", "rotate", "reset"] = "keep"
     """Adam's moments when the directions change: kept as they are; turned into the new ones; begun anew."""
 

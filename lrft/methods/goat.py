@@ -42,7 +42,11 @@ class Goat(Method):
     equation: ClassVar[str] = "W x + s sum_i w_i(x) (B_i A_i - their start) x, w = top of softmax(R x)"
     parameters: ClassVar[str] = "r (d + k) + E k"
     exports: ClassVar[str] = "stays an adapter"
-    evidence: ClassVar[str] = "index formulas of the released code; the exact start is ours"
+    evidence: ClassVar[str] = (
+        "formulas of the released code, by loops over tokens and experts in float64; the exact start is ours"
+    )
+    learning_rate: ClassVar[float] = 1e-4
+    rate_source: ClassVar[str] = "the released recipe for GLUE; that for Llama-2-7B has 2e-5"
     slots: ClassVar[tuple[str, ...]] = ("update", "scale")
     provides: ClassVar[tuple[str, ...]] = ("scale",)
 

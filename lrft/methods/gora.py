@@ -1,6 +1,7 @@
 """GoRA. He et al., 2025, arXiv 2502.12171, section 3.
 
-The released code lost the minus of B's start in August 2025: here it is a step down, as in the paper.
+The released code lost the minus of B's start in August 2025: here it is a step down, as in the paper. Each trained
+token counts the same in G, as in training; the released code averages the batches' mean losses.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ class Gora(Part):
     paper: ClassVar[str] = "arXiv 2502.12171"
     equation: ClassVar[str] = "r ~ mean |W o G|, B0 = -(step / s) sqrt(k / r) G A' (A A')^-1, s = alpha / sqrt(r)"
     parameters: ClassVar[str] = "about r (d + k) in the mean"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "formulas of the released code: ranks, and the start as a least-squares solution"
     slots: ClassVar[tuple[str, ...]] = ("ranks", "init", "scale")
     requires: ClassVar[tuple[str, ...]] = ("pair", "scale")
     init_changes_output: ClassVar[bool] = True
 
     rows: Annotated[int, Field(ge=1)] = 32
-    """Rows of the training data whose gradient is looked at. 32 as in the released recipe."""
+    """Rows of the training data whose gradient is looked at, in two passes or more. 32 is ours; the released recipe has
+    1,024: 32 batches of 4 rows on each of 8 devices."""
     least: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Smallest rank over the recipe's: the released recipe has 4 for 8. With least and most 1 no rank is decided."""
     most: Annotated[float, Field(ge=1)] = 4.0

@@ -1,4 +1,4 @@
-"""GraLoRA. Jung et al., 2025, arXiv 2505.20355, section 3; index formulas and initial values as in the released code.
+"""GraLoRA. Jung et al., 2025, arXiv 2505.20355, section 3; indices and initial values as in the released code.
 
 The weight is cut into n x n blocks, and each block has a LoRA of its own, of rank g / n. Block (j, i) is
 
@@ -35,6 +35,8 @@ class Gralora(Method):
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "PEFT LoRA of rank n r, or merged"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "arXiv 2505.20355, and PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
 

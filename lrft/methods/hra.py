@@ -33,6 +33,8 @@ class Hra(Method):
     parameters: ClassVar[str] = "r k"
     exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "forward, merge, gradients and first values against PEFT 0.21"
+    learning_rate: ClassVar[float] = 5e-4
+    rate_source: ClassVar[str] = "docs/benchmark.md: 3 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
 

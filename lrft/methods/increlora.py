@@ -38,7 +38,11 @@ class Increlora(Method):
     )
     parameters: ClassVar[str] = "r' (d + k + 1), r' = over * rank; r (d + k + 1) at the end"
     exports: ClassVar[str] = "PEFT LoRA of the components in use, or merged"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = (
+        "formulas of the released code: scores from whole gradients, growth, warm-up of components"
+    )
+    learning_rate: ClassVar[float] = 2e-3
+    rate_source: ClassVar[str] = "as adalora, whose form and start it has"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

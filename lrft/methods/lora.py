@@ -25,6 +25,8 @@ class Lora(Method):
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "PEFT LoRA (unchanged) or merged model"
     evidence: ClassVar[str] = "forward, merge and file against PEFT 0.21"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "arXiv 2305.14314, LLaMA 7B and 13B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "pair", "scale", "redrawable")
 

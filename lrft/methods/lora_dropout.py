@@ -35,6 +35,8 @@ class LoraDropout(Part):
     paper: ClassVar[str] = "arXiv 2404.09610"
     equation: ClassVar[str] = "diag(m_out) dW diag(m_in); (1 - p)^2 dW after training"
     evidence: ClassVar[str] = "from the paper; the factor after training is a reconstruction"
+    learning_rate: ClassVar[float] = 5e-4
+    rate_source: ClassVar[str] = "docs/benchmark.md: 3 times LoRA's best"
     requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
 

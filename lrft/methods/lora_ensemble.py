@@ -32,6 +32,8 @@ class LoraEnsemble(Method):
     parameters: ClassVar[str] = "members r (d + k)"
     exports: ClassVar[str] = "a PEFT LoRA for each member; no single weight"
     evidence: ClassVar[str] = "each member against LoRA alone, the mean against separate models"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "as each member alone: lora"
     slots: ClassVar[tuple[str, ...]] = ("update", "copies")
     provides: ClassVar[tuple[str, ...]] = ("scale",)
 

@@ -2,6 +2,9 @@
 
 PEFT 0.21 differs: it multiplies B by the gradient's singular values and A by no factor, so that its start depends on
 the size of the loss and its first step is not along the gradient's leading part. Here it is the paper's.
+
+Each trained token counts the same in G, as in training; the released code averages the rows' mean losses, in which a
+token of a short row counts more.
 """
 
 from __future__ import annotations
@@ -31,7 +34,11 @@ class LoraGa(Part):
     paper: ClassVar[str] = "arXiv 2407.05000"
     equation: ClassVar[str] = "G = U S V', c = d^(1/4) / sqrt(gamma), A0 = c V[:, :r]', B0 = c U[:, r:2r]"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
-    evidence: ClassVar[str] = "index formulas of the released code; directions against PEFT 0.21"
+    evidence: ClassVar[str] = (
+        "the decomposition of whole gradients by the released formula; directions against PEFT 0.21"
+    )
+    learning_rate: ClassVar[float] = 5e-5
+    rate_source: ClassVar[str] = "arXiv 2407.05000: 2e-5 for LLaMA-2-7B with a factor three times as large"
     slots: ClassVar[tuple[str, ...]] = ("init",)
     requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
     conflicts: ClassVar[tuple[str, ...]] = ("pair-rates",)

@@ -2,6 +2,9 @@
 
 The released code divides the singular values by the largest, its read-me does not: as in the code. The paper's
 preconditioned steps, of which no code was released, are those of [lora-one, preconditioned].
+
+Each trained token counts the same in G, as in training; the released code averages the rows' mean losses, in which a
+token of a short row counts more.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class LoraOne(Part):
     kind: ClassVar[str] = "initialisation"
     paper: ClassVar[str] = "arXiv 2502.01235"
     equation: ClassVar[str] = "-G = U S V', A0 = sqrt(S / (gamma S_1)) V', B0 = U sqrt(S / (gamma S_1))"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "the decomposition of whole gradients by the released formula"
     slots: ClassVar[tuple[str, ...]] = ("init",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     init_changes_output: ClassVar[bool] = True

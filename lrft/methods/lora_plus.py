@@ -21,6 +21,8 @@ class LoraPlus(Part):
     paper: ClassVar[str] = "arXiv 2402.12354"
     equation: ClassVar[str] = "lr(B) = ratio lr(A)"
     evidence: ClassVar[str] = "groups against PEFT 0.21 create_loraplus_optimizer"
+    learning_rate: ClassVar[float] = 5e-5
+    rate_source: ClassVar[str] = "docs/benchmark.md: a third of LoRA's best, of A; B has ratio times as much"
     slots: ClassVar[tuple[str, ...]] = ("pair-rates",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
 

@@ -3,6 +3,9 @@
 R starts at eta diag(S), eta the learning rate of the run's first step, which is learning rate over warm-up steps as in
 the paper, and without warm-up the learning rate itself. It is set when that step begins; until then the model is the
 base.
+
+Each trained token counts the same in G, as in training; the released code adds up the batches' mean losses, in which a
+token of a short row counts more.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ class LoraSb(Method):
     equation: ClassVar[str] = "W + B R A, -eta sign(G) = U S V', B = U, A = V', R0 = S"
     parameters: ClassVar[str] = "r^2"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "the decomposition of the whole gradients' signs by the released formula"
+    learning_rate: ClassVar[float] = 5e-4
+    rate_source: ClassVar[str] = "arXiv 2411.19557: 1e-4 at rank 96, a step grows with the rank"
     slots: ClassVar[tuple[str, ...]] = ("update", "init")
     provides: ClassVar[tuple[str, ...]] = ("delta",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)

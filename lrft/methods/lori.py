@@ -1,7 +1,8 @@
 """LoRI. Zhang et al., 2025, arXiv 2504.07448.
 
 The authors train twice, for the mask and from the start with it; here both are phases of one run, with one schedule and
-one A. Their clipping follows the mask, by tensor; here the loop clips before it, over all tensors.
+one A; the learning rate of the second is `sparse_rate` times that of the first. Their clipping follows the mask, by
+tensor; here the loop clips before it, over all tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Lori(Method):
     equation: ClassVar[str] = "W + (alpha / r) (M * B) A, A frozen, M the largest of |B| over all layers"
     parameters: ClassVar[str] = "r d, of which (1 - sparsity) after the first phase"
     exports: ClassVar[str] = "PEFT LoRA (unchanged) or merged model"
-    evidence: ClassVar[str] = "index formulas of the released code; forward, merge against PEFT 0.21"
+    evidence: ClassVar[str] = "masks and steps by the rules of the released code; forward, merge against PEFT 0.21"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "lora's, with sparse_rate times as much under the mask: docs/benchmark.md"
     slots: ClassVar[tuple[str, ...]] = ("update", "entries")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
@@ -39,6 +42,8 @@ class Lori(Method):
     """Share of B's entries that stay zero, 0.9 as in the paper's LoRI-S. 0: a single phase, the paper's LoRI-D."""
     calibration: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the run that finds the mask; B then starts again from zero. The authors train as long as afterwards."""
+    sparse_rate: Annotated[float, Field(gt=0)] = 10.0
+    """Learning rate under the mask over that before it. The authors' scripts have 10, and 5 or 20 in two of them."""
 
     @cached_property
     def masks(self) -> dict[str, Tensor]:
@@ -56,8 +61,15 @@ class Lori(Method):
         adapter.A.requires_grad_(False)
         return adapter
 
+    def second_phase(self, run: Run) -> int:
+        """The first step under the mask."""
+        return max(2, round(self.calibration * run.total_steps))
+
+    def rate(self, run: Run, site: str) -> float:
+        return self.sparse_rate if self.sparsity and run.step >= self.second_phase(run) else 1.0
+
     def before_step(self, run: Run) -> None:
-        if self.sparsity and run.step == max(2, round(self.calibration * run.total_steps)):
+        if self.sparsity and run.step == self.second_phase(run):
             self.start_again(run)
 
     @torch.no_grad()

@@ -29,7 +29,9 @@ class Lotr(Method):
     equation: ClassVar[str] = "W + (alpha / r) L G R, L and R the same for all layers of a shape"
     parameters: ClassVar[str] = "r^2, and r (d + k) once for each shape"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "dense Tucker tensors by the formula of the released code, in float64"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "docs/benchmark.md: LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

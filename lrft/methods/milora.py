@@ -25,6 +25,8 @@ class Milora(Part):
     equation: ClassVar[str] = "A0 = sqrt(S/s) V', B0 = U sqrt(S/s), the last r; W + s (B A - B0 A0)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "reconstruction"
+    learning_rate: ClassVar[float] = 3e-4
+    rate_source: ClassVar[str] = "arXiv 2406.09044, LLaMA-2-7B"
     slots: ClassVar[tuple[str, ...]] = ("init",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     offset_from_init: ClassVar[bool] = True

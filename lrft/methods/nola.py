@@ -36,6 +36,8 @@ class Nola(Method):
     parameters: ClassVar[str] = "2 n"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "from the paper"
+    learning_rate: ClassVar[float] = 2e-3
+    rate_source: ClassVar[str] = "docs/benchmark.md: 10 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

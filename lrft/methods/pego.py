@@ -34,6 +34,8 @@ class Pego(Part):
     paper: ClassVar[str] = "arXiv 2407.15085"
     equation: ClassVar[str] = "loss + c (sum_i |W dW_i'|_1 + sum_{i<j} |dW_i dW_j'|_1)"
     evidence: ClassVar[str] = "formula of the released code, in float64"
+    learning_rate: ClassVar[float] = 5e-4
+    rate_source: ClassVar[str] = "the released script"
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("init", "ranks")
     natural_scale: ClassVar[float | None] = 1.0

@@ -24,6 +24,8 @@ class Pissa(Part):
     equation: ClassVar[str] = "A0 = sqrt(S/s) V', B0 = U sqrt(S/s); W + s (B A - B0 A0)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
     evidence: ClassVar[str] = "first values and converted file against PEFT 0.21"
+    learning_rate: ClassVar[float] = 5e-5
+    rate_source: ClassVar[str] = "arXiv 2404.02948: 2e-5 for LLaMA-2-7B at rank 128, a step grows with the rank"
     slots: ClassVar[tuple[str, ...]] = ("init",)
     requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
     offset_from_init: ClassVar[bool] = True

@@ -34,6 +34,8 @@ class Randlora(Method):
     parameters: ClassVar[str] = "ceil(m / r) (r + m), m = min(d, k)"
     exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    learning_rate: ClassVar[float] = 1e-4
+    rate_source: ClassVar[str] = "the released recipe for commonsense, and PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
 

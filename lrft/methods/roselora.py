@@ -31,7 +31,9 @@ class Roselora(Part):
     equation: ClassVar[str] = (
         "M <- 0.8 M + 0.2 |p grad p|; p = 0 where M is below the (1 - q) quantile of its row/column"
     )
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "the rule of the released code entry by entry, in plain Python"
+    learning_rate: ClassVar[float] = 5e-4
+    rate_source: ClassVar[str] = "docs/benchmark.md: 3 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("entries",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("init",)

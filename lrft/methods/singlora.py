@@ -32,6 +32,8 @@ class Singlora(Method):
     parameters: ClassVar[str] = "r max(d, k)"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "from the paper; the size of its start is ours"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "docs/benchmark.md: LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -29,7 +29,9 @@ class Sora(Method):
     equation: ClassVar[str] = "W + (alpha / r) B diag(g) A; g <- sign(g) max(|g| - lr strength, 0)"
     parameters: ClassVar[str] = "r (d + k + 1)"
     exports: ClassVar[str] = "PEFT LoRA of the components that are left, or merged"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "formulas of the released code, in float64: gates, thresholds, gradients"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "docs/benchmark.md: LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -28,15 +28,20 @@ class Sorsa(Method):
     equation: ClassVar[str] = "W + B diag(sigma) A - its start U S V'; penalty mean |A A' - I|, |B' B - I|"
     parameters: ClassVar[str] = "r (d + k + 1)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = (
+        "formulas of the released code, in float64: start, forward, and the penalty against autograd"
+    )
+    learning_rate: ClassVar[float] = 5e-5
+    rate_source: ClassVar[str] = "arXiv 2409.00055: 3e-5 for LLaMA-2-7B at rank 128, a step grows with the rank"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
     offset_from_init: ClassVar[bool] = True
 
-    penalty: Annotated[float, Field(ge=0)] = 13.3
-    """Weight beside the token loss. The authors: 4e-4 over the peak learning rate, which is 13.3 for their 3e-5."""
+    penalty: Annotated[float, Field(ge=0)] = 4e-4
+    """Weight beside the token loss, times the run's highest learning rate: 4e-4 is a weight of 13.3 at the authors'
+    rate of 3e-5. So the penalty's own step is the same whatever the rate."""
     squared: bool = False
     """Square the norms in the penalty: smooth, where the paper's has a slope of one length however near to zero."""
     svd: Literal["randomized", "exact"] = "randomized"
@@ -61,7 +66,7 @@ class Sorsa(Method):
         found = [m for adapter in run.adapters.values() for m in adapter.modules() if isinstance(m, SorsaAdapter)]
         factors = [(p, rows) for m in found if m.A.requires_grad for p, rows in ((m.A, m.A), (m.B, m.B.T))]
         for p, rows in factors:
-            slope = self.slope(rows) * (self.penalty / len(factors))
+            slope = self.slope(rows) * (self.penalty / run.learning_rate / len(factors))
             if p.grad is not None:
                 p.grad += slope if rows is p else slope.T
 

@@ -27,15 +27,15 @@ class TempBalance(Part):
     kind: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "arXiv 2410.12178"
     equation: ClassVar[str] = "lr by alpha = 1 + n / sum ln(x_i / x_min) over the n largest eigenvalues x of W' W"
-    evidence: ClassVar[str] = "index formulas of the released code"
+    evidence: ClassVar[str] = "formulas of the released code, in float64, and planted exponents"
 
     form: Literal["linear", "sigmoid", "sqrt"] = "linear"
     """linear: from lowest to highest between the extreme alphas; sigmoid: 10^(strength (sigmoid - 1/2)) of alpha less
     its mean; sqrt: sqrt(alpha) over its mean."""
     lowest: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Smallest learning rate of a layer over the scheduled one."""
+    """linear: smallest learning rate of a layer over the scheduled one. The other forms have no such bound."""
     highest: Annotated[float, Field(ge=1)] = 1.5
-    """Largest learning rate of a layer over the scheduled one."""
+    """linear: largest learning rate of a layer over the scheduled one."""
     strength: Annotated[float, Field(gt=0)] = 1.0
     """Of the sigmoid, whose rates lie within 10^(-strength/2) and 10^(strength/2). The authors search per task."""
     tail: Annotated[float, Field(gt=1)] = 2.0
@@ -74,15 +74,14 @@ class TempBalance(Part):
 
     def factors(self, alphas: Tensor) -> Tensor:
         if self.form == "sigmoid":
-            factors = 10 ** (self.strength * (torch.sigmoid(alphas - alphas.mean()) - 0.5))
-        elif self.form == "sqrt":
-            factors = alphas.sqrt() / alphas.sqrt().mean()
-        else:
-            width = (alphas.max() - alphas.min()).item()
-            if width == 0:
-                return torch.ones_like(alphas)
-            factors = self.lowest + (alphas - alphas.min()) / width * (self.highest - self.lowest)
-        return factors.clamp(self.lowest, self.highest)
+            return 10 ** (self.strength * (torch.sigmoid(alphas - alphas.mean()) - 0.5))
+        if self.form == "sqrt":
+            return alphas.sqrt() / alphas.sqrt().mean()
+        width = (alphas.max() - alphas.min()).item()
+        if width == 0:
+            return torch.ones_like(alphas)
+        factors = self.lowest + (alphas - alphas.min()) / width * (self.highest - self.lowest)
+        return factors.clamp(self.lowest, self.highest)  # against rounding
 
     def state(self) -> dict[str, Tensor]:
         return {

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lrft import registry
-from lrft.recipe.nodes import DEFAULT, Node, Path, Place, dotted, mapping, plain
+from lrft.recipe.nodes import DEFAULT, Node, Path, Place, Source, dotted, mapping, plain
 from lrft.recipe.problems import Problems
 from lrft.recipe.schema import CHOICE_OPTIONS, REGISTERED
 from lrft.registry import DEFAULT_METHOD, PRESETS
@@ -55,6 +55,7 @@ def normalise(root: Node, problems: Problems) -> Node:
     """What needs the merged recipe: entries of adapter.method, choices with options, epochs or max_steps."""
     adapter = root.child("adapter") or mapping({}, DEFAULT)
     if isinstance(adapter.value, dict):
+        root = with_rate(root, adapter)
         root = root.with_child("adapter", with_methods(adapter, problems))
     training = root.child("training")
     if training is not None and isinstance(training.value, dict):
@@ -78,6 +79,28 @@ def normalise(root: Node, problems: Problems) -> Node:
         entries = [entry for item in items if (entry := _named(item, "logging.report_to", problems)) is not None]
         root = root.with_child("logging", logging.with_child("report_to", Node(entries, reports.place)))
     return root
+
+
+def with_rate(root: Node, adapter: Node) -> Node:
+    """The tree with the learning rate that its methods declare, where it gives none. Presets still have their names."""
+    training = root.child("training") or mapping({}, DEFAULT)
+    if not isinstance(training.value, dict) or training.child("learning_rate") is not None:
+        return root
+    words = _words(adapter)
+    known = {*registry.methods(), *PRESETS}
+    if not words or any(not isinstance(word, str) or word not in known for word in words):
+        return root  # refused later
+    rate = registry.default_rate(words)
+    of = f"default of {rate.owner}" + (f", {rate.source}" if rate.source else "")
+    node = Node(rate.value, Place(Source(of)))
+    return root.with_child("training", training.with_child("learning_rate", node))
+
+
+def _words(adapter: Node) -> list[Any]:
+    """The names under adapter.method, as they are written."""
+    method = adapter.child("method") or Node(DEFAULT_METHOD, DEFAULT)
+    items = method.value if isinstance(method.value, list) else [method]
+    return [word for item in items for word in (item.value if isinstance(item.value, dict) else (item.value,))]
 
 
 def with_methods(adapter: Node, problems: Problems) -> Node:

@@ -227,7 +227,9 @@ class TrainingSection(Section):
         description="Rows per device and forward pass: memory, not the result. auto: as many as fit, tried before the "
         "first step.",
     )
-    learning_rate: Positive = Field(default=2e-4, description="Highest learning rate.")
+    learning_rate: Positive = Field(
+        default=2e-4, description="Highest learning rate; when left out each method has its own, see `lrft methods`."
+    )
     lr_scheduler: LrScheduler = Field(default=LrScheduler(), description="Shape of the learning rate over the run.")
     warmup_ratio: BelowOne = Field(default=0.03, description="Share of the run in which the learning rate rises.")
     warmup_steps: CountOrZero | None = Field(

@@ -139,6 +139,7 @@ def begin(session: Session, lr: float) -> Run:
         engine.optimizer,
         seed,
         engine.reduce,
+        learning_rate=session.recipe.training.learning_rate,
         fresh=partial(rebuild_site, composition=composition, seed=seed),
         held_out=partial(held_out_loss, session),
     )

@@ -113,7 +113,14 @@ def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
         f"{engine.micro} per pass x {passes} passes x {world} process{'es' * (world > 1)}{divided}",
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {base.compute}   seed {t.seed}"
         f"{'   packed' if engine.layout.packed else ''}{checkpointing}",
+        *rate_lines(recipe),
     ]
+
+
+def rate_lines(recipe: Recipe) -> list[str]:
+    """Where a learning rate comes from that the recipe does not give."""
+    origin = recipe.where("training.learning_rate")
+    return [f"the learning rate is the {origin}"] if origin.startswith("default of ") else []
 
 
 def check_lines(session: Session) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import runs
 import tiny
@@ -37,18 +38,21 @@ def shares(options: dict[str, Any], steps: int = 10, method: Any = "lora") -> li
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"cutoff": 0.3}, [0.2] * 3 + [0.0] * 7),
+        ({"cutoff": 0.3, "schedule": "constant"}, [0.2] * 3 + [0.0] * 7),
         ({"mode": "late", "cutoff": 0.3}, [0.0] * 3 + [0.2] * 7),
         ({"mode": "standard", "cutoff": 0.3}, [0.2] * 10),
-        ({"cutoff": 0.4, "schedule": "linear"}, [0.2, 0.15, 0.1, 0.05] + [0.0] * 6),
-        ({"cutoff": 1.0, "schedule": "linear"}, [0.2, 0.18, 0.16, 0.14, 0.12, 0.1, 0.08, 0.06, 0.04, 0.02]),
+        # numpy's linspace(p, 0, steps before the cutoff), as released: the last of them drops nothing
+        ({"cutoff": 0.5, "schedule": "linear"}, [0.2, 0.15, 0.1, 0.05, 0.0] + [0.0] * 5),
+        ({"cutoff": 0.25, "schedule": "linear"}, [0.2, 0.1, 0.0] + [0.0] * 7),
+        ({"cutoff": 0.1, "schedule": "linear"}, [0.2] + [0.0] * 9),
+        ({"cutoff": 1.0}, np.linspace(0.2, 0, 10).round(12).tolist()),
         ({"mode": "late", "cutoff": 0.3, "schedule": "linear"}, [0.0] * 3 + [0.2] * 7),
         ({"mode": "standard", "schedule": "linear"}, [0.2] * 10),
-        ({"cutoff": 0.25}, [0.2] * 3 + [0.0] * 7),  # steps 0, 1 and 2 are before 2.5
+        ({"cutoff": 0.25, "schedule": "constant"}, [0.2] * 3 + [0.0] * 7),  # steps 0, 1 and 2 are before 2.5
         ({"cutoff": 0.0}, [0.0] * 10),
         ({"cutoff": 0.0, "schedule": "linear"}, [0.0] * 10),
         ({"mode": "late", "cutoff": 0.0}, [0.2] * 10),
-        ({"cutoff": 1.0}, [0.2] * 10),
+        ({"cutoff": 1.0, "schedule": "constant"}, [0.2] * 10),
         ({"mode": "late", "cutoff": 1.0}, [0.0] * 10),
     ],
 )
@@ -56,8 +60,8 @@ def test_the_share_at_each_step(options: dict[str, Any], expected: list[float], 
     assert shares(options, method=method) == [{share} for share in expected]
 
 
-def test_by_default_the_first_15_percent_drop() -> None:
-    assert shares({}, steps=20) == [{0.2}] * 3 + [{0.0}] * 17
+def test_by_default_the_first_15_percent_drop_less_and_less() -> None:
+    assert shares({}, steps=20) == [{0.2}, {0.1}] + [{0.0}] * 18
 
 
 def test_evaluation_drops_nothing() -> None:
@@ -88,7 +92,7 @@ def test_a_run_drops_in_its_part_and_elsewhere_is_bit_for_bit_the_run_without(pl
     assert runs.STEPS == 6
     assert late[:3] == without[:3]  # B is zero in the first step: a run with dropout leaves it in the second
     assert all(a != b for a, b in zip(late[3:], without[3:], strict=True))
-    early = losses(drop, method("cutoff: 0.5"), out="early")
+    early = losses(drop, method("cutoff: 0.5, schedule: constant"), out="early")
     assert early[:3] == always[:3]
     assert early[3] != always[3]
     assert always[1:3] != without[1:3]

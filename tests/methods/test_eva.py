@@ -18,6 +18,7 @@ from test_distributed import KEYS, launch
 from torch import Tensor, nn
 
 import lrft
+from lrft import registry
 from lrft.adapters.adapter import Site
 from lrft.adapters.calibration import CalibrationContext
 from lrft.errors import RecipeError
@@ -44,7 +45,9 @@ class Given(CalibrationContext):
     def weight(self, site: Site) -> Tensor:
         return self.weights[site.name]
 
-    def inputs(self, rows: int, collect: Callable[[str, Tensor], None]) -> dict[str, str]:
+    def inputs(
+        self, rows: int, collect: Callable[[str, Tensor], None], *, trained_only: bool = False
+    ) -> dict[str, str]:
         for x in self.given:
             for site in self.sites:
                 collect(site.name, x)
@@ -176,25 +179,33 @@ def test_the_order_of_rows_does_not_matter() -> None:
         assert overlap(adapter.A, other.modules[name].A) == pytest.approx(1, abs=1e-9), name
 
 
-def test_directions_and_ranks_are_those_of_peft() -> None:
+@pytest.mark.parametrize("tokens", ["trained", "all"])
+def test_directions_and_ranks_are_those_of_peft(tokens: str) -> None:
+    """PEFT leaves out tokens that are not trained, unless told otherwise; so does the default here."""
     from peft import EvaConfig, LoraConfig
     from peft.tuners.lora.eva import get_eva_state_dict
 
     # In one batch, which PEFT sees twice: its incremental decomposition forgets a part of each.
     ids = tiny.tokens(rows=12, length=40)
     mask = torch.arange(40) < torch.arange(29, 41)[:, None]
-    given = [{"input_ids": ids, "attention_mask": mask.long(), "labels": ids}]
+    prompt = torch.arange(40) < torch.arange(12, 24)[:, None]
+    given = [{"input_ids": ids, "attention_mask": mask.long(), "labels": ids.masked_fill(prompt | ~mask, -100)}]
+    assert registry.methods()["eva"].validate({})["tokens"] == "trained"
     for rho in (1.0, 2.0):
         config = LoraConfig(
             r=4,
             target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
             init_lora_weights="eva",
-            eva_config=EvaConfig(rho=rho, use_label_mask=False),
+            eva_config=EvaConfig(rho=rho, use_label_mask=tokens == "trained"),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             theirs = get_eva_state_dict(tiny.make("llama"), given, config, show_progress_bar=False)
-        adapter = {"method": {"eva": {"rho": rho}}, "rank": 4, "target_modules": sorted(config.target_modules)}
+        adapter = {
+            "method": {"eva": {"rho": rho, "tokens": tokens}},
+            "rank": 4,
+            "target_modules": sorted(config.target_modules),
+        }
         ours = lrft.attach(tiny.make("llama"), adapter, batches=given)
         theirs = {name: A.float() for name, A in theirs.items() if len(A)}
         ranks = {site.name: site.rank for site in ours.sites}

@@ -120,6 +120,36 @@ def test_moments_begin_anew_and_only_then() -> None:
     assert not any(value.any() for value in values)
 
 
+@pytest.mark.parametrize(("d", "k"), [(9, 14), (14, 9)])
+def test_mapped_moments_are_those_of_the_same_gradients_in_the_new_pair(d: int, k: int) -> None:
+    """Moments of one gradient G of the weight: of B it is G A', of A B' G, in each pair. Squares follow where T is a
+    turn by right angles, as it is for a pair that is singular vectors in another order."""
+    attached, optimizer = attach(d, k, 3, method={"fedsvd": {"moments": "map"}})
+    module = attached.modules["0"]
+    G = torch.randn(d, k, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    a, b = optimizer.state[module.A], optimizer.state[module.B]
+
+    def expected() -> tuple[Tensor, Tensor]:
+        return module.B.detach().T @ G, G @ module.A.detach().T
+
+    for state, slope in zip((a, b), expected(), strict=True):
+        state["exp_avg"].copy_(slope)
+    after_step(attached, optimizer, 9)
+    for state, slope in zip((a, b), expected(), strict=True):
+        assert torch.allclose(state["exp_avg"], slope, rtol=1e-9, atol=1e-11)
+        assert state["step"] == 1
+        assert (state["exp_avg_sq"] > 0).all()
+    with torch.no_grad():  # the same pair in another order and with other signs
+        order, signs = torch.tensor([2, 0, 1]), torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+        module.A.copy_(signs[:, None] * module.A[order])
+        module.B.copy_(module.B[:, order] * signs)
+    for state, slope in zip((a, b), expected(), strict=True):
+        state["exp_avg_sq"].copy_(slope.square())
+    after_step(attached, optimizer, 19)
+    for state, slope in zip((a, b), expected(), strict=True):
+        assert torch.allclose(state["exp_avg_sq"], slope.square(), rtol=1e-9, atol=1e-11)
+
+
 def pairs(run: Run) -> dict[str, tuple[Tensor, Tensor]]:
     return {site: (adapter.A.detach().clone(), adapter.B.detach().clone()) for site, adapter in run.adapters.items()}
 
@@ -145,10 +175,11 @@ def test_in_a_run_A_stands_still_between_two_factorisations(
     assert losses[-1] < losses[0]
 
 
-def test_a_resumed_run_is_the_run(place: Place) -> None:
+@pytest.mark.parametrize("moments", ["forget", "map"])
+def test_a_resumed_run_is_the_run(place: Place, moments: str) -> None:
     keys = (
-        "adapter.method={fedsvd: {every: 2}}", "adapter.dropout=0.1", "training.weight_decay=0.1",
-        "checkpoint.every=1", "checkpoint.keep=9",
+        f"adapter.method={{fedsvd: {{every: 2, moments: {moments}}}}}", "adapter.dropout=0.1",
+        "training.weight_decay=0.1", "checkpoint.every=1", "checkpoint.keep=9",
     )  # fmt: skip
     whole = place.train(*keys)
     for step in range(1, runs.STEPS):

@@ -147,3 +147,29 @@ def test_the_state_is_small() -> None:
     optimizer = make(p, rank=4)
     run(optimizer, p, range(1))
     assert sum(t.numel() for t in optimizer.state[p].values()) == 4 * 64 + 64 + 48 + 1
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((33, 8), 4), ((8, 33), 4), ((12, 8), 9), ((8, 12), 9)])
+def test_momentum_of_a_long_matrix_or_beyond_the_short_side_is_not_projected(shape: tuple[int, int], rank: int) -> None:
+    """As released: it is then the running mean of Adafactor's directions, which is the step."""
+    p, plain = start(shape), start(shape)
+    optimizer, stock = make(p, rank=rank, clip=1e9), make(plain, momentum=0.0, clip=1e9)
+    found, steps = run(optimizer, p, range(5)), run(stock, plain, range(5))
+    W, M, before = start(shape).detach(), torch.zeros(shape, dtype=torch.float64), start(shape).detach()
+    for mine, after in zip(found, steps, strict=True):
+        M = 0.9 * M + 0.1 * (before - after) / LR
+        W = W - LR * M
+        before = after
+        assert torch.allclose(mine, W, rtol=1e-10, atol=1e-12)
+    held = sum(t.numel() for t in optimizer.state[p].values()) - 1
+    assert held == Flora().optimizer_numbers(*shape, rank) == shape[0] + shape[1] + shape[0] * shape[1]
+
+
+@EVERY_SHAPE
+def test_at_four_times_the_short_side_and_at_its_rank_it_still_is(shape: tuple[int, int]) -> None:
+    long = (32, 8) if shape[0] > shape[1] else (8, 32)
+    for sides, rank in ((long, 4), (shape, 8)):
+        p = start(sides)
+        optimizer = make(p, rank=rank)
+        run(optimizer, p, range(1))
+        assert optimizer.state[p]["momentum"].shape == (max(sides), rank)

@@ -28,12 +28,13 @@ def attach(options: dict[str, Any] | None = None, *shapes: tuple[int, int], move
     return attached
 
 
-def penalise(attached: Any) -> dict[str, Tensor]:
+def penalise(attached: Any, rate: float = 1.0) -> dict[str, Tensor]:
     """The gradients that the penalty alone leaves."""
     for p in attached.trained().values():
         p.grad = torch.zeros_like(p)
     composition = compose.compose((entry["name"], entry["options"]) for entry in attached.methods)
-    composition.method.after_backward(Run(0, 10, attached.model, attached.modules, None, 0, lambda t: t))
+    run = Run(0, 10, attached.model, attached.modules, None, 0, lambda t: t, learning_rate=rate)
+    composition.method.after_backward(run)
     return {name: p.grad for name, p in attached.trained().items()}
 
 
@@ -88,6 +89,13 @@ def test_the_penalty_is_the_mean_over_both_factors_of_all_layers(squared: bool) 
         assert torch.allclose(gradient, torch.zeros_like(gradient) if wanted is None else wanted, atol=1e-12), name
 
 
+def test_the_weight_is_the_penalty_over_the_runs_rate() -> None:
+    """The authors' trainer: gamma / learning_rate, 13.3 for 4e-4 and 3e-5."""
+    found = [penalise(attach({"penalty": penalty}), rate) for penalty, rate in ((4e-4, 3e-5), (4e-4 / 3e-5, 1.0))]
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], rtol=1e-12), name
+
+
 def test_twice_the_layers_halve_the_slope_of_each() -> None:
     one, two = (penalise(attach({}, *shapes)) for shapes in (((9, 14),), ((9, 14), (9, 9))))
     # The first layer is the same in both.
@@ -126,7 +134,7 @@ def test_the_slope_turns_the_start_of_the_copy_nowhere() -> None:
     assert all(p.grad is None for p in attached.modules["0"].start.parameters())
 
 
-KEYS = ("adapter.target_modules=[q_proj]", "adapter.method={sorsa: {penalty: 5.0}}", "training.max_steps=2")
+KEYS = ("adapter.target_modules=[q_proj]", "adapter.method={sorsa: {penalty: 0.05}}", "training.max_steps=2")
 
 
 def test_the_penalty_is_not_clipped_and_not_divided_by_accumulation(
@@ -151,7 +159,7 @@ def test_the_penalty_is_not_clipped_and_not_divided_by_accumulation(
 
 def test_the_penalty_holds_the_vectors_near_orthonormal(place: Place) -> None:
     excess = []
-    for penalty in (0.0, 5.0):
+    for penalty in (0.0, 0.05):
         run = place.train(
             "adapter.target_modules=[q_proj]", f"adapter.method={{sorsa: {{penalty: {penalty}, squared: true}}}}",
             out=f"penalty-{penalty}",
