@@ -110,4 +110,4 @@ def exit_code(error: LrftError) -> int:
 
 def nearest(word: str, names: Iterable[str], n: int = 1) -> list[str]:
     """The `n` names closest to `word`, best first; empty when none is close."""
-    return difflib.get_close_matches(word, list(names), n=n, cutoff=0.6)
+    return difflib.get_close_matches(word, list(names), n=n, cutoff=0.65)

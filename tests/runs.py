@@ -140,7 +140,9 @@ class Place:
         return path
 
     def recipe(self, *overrides: str, out: str = "run") -> Recipe:
-        return recipe.load(self.root / "recipe.yaml", (f"output_dir={self.root / out}", *overrides))
+        # A run of one step has no room for a warm-up of two.
+        short = ("training.warmup_steps=1",) if "training.max_steps=1" in overrides else ()
+        return recipe.load(self.root / "recipe.yaml", (*short, f"output_dir={self.root / out}", *overrides))
 
     def train(self, *overrides: str, out: str = "run", **options: Any) -> Path:
         """Run the recipe with `overrides` (key=value) in this process."""

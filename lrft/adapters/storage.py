@@ -4,6 +4,7 @@
     lrft.json                                         what lrft needs beside it: methods, sites, base, checksums
     lrft.safetensors                                  the adapter's own tensors, only when PEFT's are not the same ones
     tokenizer files, chat template                    those that trained
+    generation_config.json                            the base's, and the end tokens that were trained
 
 Reading is strict: a missing, extra, misshapen, not finite or altered tensor is an error that names it.
 """
@@ -15,7 +16,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.peft_export import PEFT_TENSORS, from_peft_names, is_its_form, peft_config, peft_tensors
 from lrft.errors import CheckFailed, LrftError, UsageError
 from lrft.model import linear
+from lrft.model.end_tokens import add_stops, saved_stops
 from lrft.model.quantized import KINDS, take_over
 from lrft.utils import files
 
@@ -163,7 +165,10 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
-    """Attach a saved adapter to `model`, in place. Raises CheckFailed when it does not fit."""
+    """Attach a saved adapter to `model`, in place; its generation stops at the end tokens that were trained.
+
+    Raises CheckFailed when it does not fit.
+    """
     refuse_adapted(model)
     take_over(model)
     saved = read_adapter(folder)
@@ -176,6 +181,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
             raise CheckFailed(f"{folder}: {site.name} is {d} x {k} in this model, {site.d} x {site.k} in the adapter")
     attached = attach_sites(model, saved.sites, saved.composition, seed=saved.info["seed"], fresh=False)
     attached.load_state_dict(saved.state_dict())
+    add_stops(model, saved_stops(saved.folder))
     return attached
 
 
@@ -189,7 +195,8 @@ def _check_files(folder: Path, info: Mapping[str, Any]) -> None:
     if info["tensors"] not in (PEFT_TENSORS, OWN_TENSORS) or info["tensors"] not in info["sha256"]:
         raise CheckFailed(f"{folder / 'lrft.json'} names no file of tensors")
     for name, expected in info["sha256"].items():
-        if Path(name).name != name or name == "..":
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in name:
             raise CheckFailed(f"{folder / 'lrft.json'} lists {name!r}, which is no file of its folder")
         if not (folder / name).is_file():
             raise CheckFailed(f"{folder / name} is missing")

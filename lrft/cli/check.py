@@ -7,6 +7,7 @@ from pathlib import Path
 from lrft.adapters import compose, targets
 from lrft.adapters.attach import composition_warnings, count_trained, select_sites
 from lrft.loading.from_recipe import find_base, load_data
+from lrft.loading.no_effect import refuse_without_effect
 from lrft.model import linear
 from lrft.model.load import load_skeleton
 from lrft.recipe import Recipe
@@ -21,6 +22,7 @@ def check(recipe: Recipe, path: Path) -> None:
     sites = select_sites(skeleton, recipe.adapter, composition, recipe.where)
     trained = count_trained(sites, composition, recipe.where)
     _, prepared = load_data(recipe, source)
+    refuse_without_effect(recipe, prepared)
     everything = sum(p.numel() for p in skeleton.parameters())
     linears = sum(1 for _ in linear.named_linears(skeleton))
     modules = " ".join(targets.module_names(site.name for site in sites))

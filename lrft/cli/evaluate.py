@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
 from lrft.evaluation.loss import loss_of
 from lrft.loading.from_recipe import prepare_data
 from lrft.loading.saved import answering, load_target
-from lrft.model.load import position_limit
+from lrft.model.end_tokens import add_stops
+from lrft.model.load import embedding_rows, position_limit
 from lrft.model.weights import cache_dir
 from lrft.recipe import DataEntry, DataSection
 from lrft.runs.locate import adapter_of, run_of
@@ -26,8 +27,9 @@ from lrft.utils.text import Row
 
 def evaluate_target(
     target: str,
-    rows_path: Path | None,
+    rows_path: str | None,
     *,
+    reading: Mapping[str, str | None] | None = None,
     base_model: str | None,
     limit: int | None,
     generate: bool,
@@ -37,12 +39,16 @@ def evaluate_target(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """`lrft eval`."""
+    """`lrft eval`. reading: keys of an entry of data.train for these rows, as they were written; None: the run's."""
     with Reporter(None, quiet=as_json, stream=sys.stderr if as_json else None) as reporter:
         found = load_target(target, base_model, trust_remote_code)
         model, tokenizer = found.model, found.tokenizer
-        positions = position_limit(model.config)
-        rows, report = rows_for(target, rows_path, found.section, tokenizer, found.folder, positions)
+        given = {key: text for key, text in (reading or {}).items() if text is not None}
+        if given and rows_path is None:
+            raise UsageError(f"--{next(iter(given))} goes with --data: the run's own rows are read as its recipe says")
+        rows, report = rows_for(target, rows_path, given, found.section, tokenizer, found.folder, model.config)
+        # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
+        add_stops(model, tokenizer.convert_tokens_to_ids(report.end_tokens))
         if limit is not None:
             rows = rows.slice(range(min(limit, len(rows))))
         result: dict[str, Any] = {"target": target, "rows": len(rows)}
@@ -109,25 +115,34 @@ def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row
 
 def rows_for(
     target: str,
-    path: Path | None,
+    path: str | None,
+    reading: Mapping[str, str],
     section: DataSection | None,
     tokenizer: Any,
     folder: Path,
-    positions: int | None,
+    config: Any,
 ) -> tuple[data.Rows, data.DataReport]:
     """The rows to measure on: the file given, else the run's own validation rows. Raises UsageError.
 
-    positions: the longest sequence that the model takes.
+    reading: keys of an entry of data.train for that file. config: the model's.
     """
     cache = cache_dir()
     if path is not None:
         # The template that trained is the tokenizer's own by now, wherever the run's recipe had it from.
-        settings = (section or DataSection(train=(DataEntry(path=str(path)),))).model_copy(
+        settings = (section or DataSection(train=(DataEntry(path=path),))).model_copy(
             update={"chat_template": "tokenizer"}
         )
-        return data.prepare_file(
-            path, settings, tokenizer, seed=0, limit=positions, where=lambda key: "default", cache=cache
+        rows, report = data.prepare_file(
+            recipes.parse_entry(path, data.reading(settings), reading) if reading else path,
+            settings,
+            tokenizer,
+            seed=0,
+            limit=position_limit(config),
+            where=lambda key: "default",
+            cache=cache,
         )
+        data.refuse_missing_rows([rows], embedding_rows(config), tokenizer)
+        return rows, report
     if section is None:
         raise UsageError("say which rows to measure on: --data FILE")
     recipe = recipes.load(Path(run_of(adapter_of(Path(target))) or target) / "resolved.yaml")

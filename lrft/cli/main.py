@@ -12,10 +12,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lrft.cli import errors
-from lrft.errors import LrftError, MemoryExhausted, UsageError, exit_code
+from lrft.errors import LrftError, MemoryExhausted, UsageError, exit_code, nearest
 from lrft.version import __version__
+
+
+class Commands(TyperGroup):
+    """The commands; one that does not exist is answered with one that is near, if any, and with all of them."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            close = nearest(args[0], self.commands)
+            hint = f"Did you mean {close[0]}?" if close else f"Commands: {', '.join(self.commands)}"
+            raise UsageError(f"{args[0]} is not a command of lrft", hint)
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="lrft",
@@ -23,6 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    cls=Commands,
     rich_markup_mode=None,
 )
 
@@ -201,7 +215,16 @@ def report(
 @app.command("eval")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="What to measure.")],
-    data: Annotated[Path | None, typer.Option(help="Rows to measure on. Default: the run's validation rows.")] = None,
+    data: Annotated[str | None, typer.Option(help="Rows to measure on. Default: the run's validation rows.")] = None,
+    data_format: Annotated[
+        str | None, typer.Option("--format", help="Layout of these rows, as data.train[].format. Default: the run's.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="{THEIRS: OURS}", help="Renames their columns. Default: the run's.")
+    ] = None,
+    special_tokens: Annotated[
+        str | None, typer.Option(metavar="text|tokens", help="As data.train[].special_tokens. Default: the run's.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="The base model, when it is not where the adapter says.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
     no_generate: Annotated[bool, typer.Option("--no-generate", help="Loss only, no answers.")] = False,
@@ -220,6 +243,7 @@ def evaluate(
     run(
         target,
         data,
+        reading={"format": data_format, "columns": columns, "special_tokens": special_tokens},
         base_model=base,
         limit=limit,
         generate=not no_generate,

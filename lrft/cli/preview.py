@@ -17,7 +17,7 @@ def preview(recipe: Recipe, *, n: int, split: str) -> None:
     tokenizer, prepared = load_data(recipe, source)
     rows = prepared.train if split == "train" else prepared.validation
     if rows is None:
-        raise UsageError("this recipe holds no validation rows out (data.validation: none)")
+        raise UsageError(prepared.report.held_out or "this recipe holds no validation rows out (data.validation: none)")
     console = Console()
     colour = console.is_terminal and not console.no_color
     console.print(render(rows, prepared.report, tokenizer, n=n, colour=colour), soft_wrap=True)

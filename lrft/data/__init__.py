@@ -3,8 +3,9 @@
 read, hub: records -> format, collect: samples -> template: pieces -> tokenize, measure, split: rows
 """
 
-from lrft.data.config import resolve_chat_template
+from lrft.data.config import reading, resolve_chat_template, with_template
 from lrft.data.dataset import Row, Rows
+from lrft.data.embedding import refuse_missing_rows
 from lrft.data.prepare import Prepared, prepare, prepare_file
 from lrft.data.report import DataReport, SourceReport
 from lrft.data.sampler import BatchSchedule, epoch_order
@@ -21,5 +22,8 @@ __all__ = [
     "epoch_order",
     "prepare",
     "prepare_file",
+    "reading",
+    "refuse_missing_rows",
     "resolve_chat_template",
+    "with_template",
 ]

@@ -12,10 +12,15 @@ template that writes earlier turns otherwise than last ones breaks this, and is 
 Of the span, everything up to the end-of-turn token is trained, the white space after that token is not.
 Where the template writes no such token, the row ends after its last answer with the tokenizer's eos, trained.
 
-Special tokens typed by a person are data. Where a sample holds the text of one, it is put between two marks
-(characters that the sample does not hold) before rendering; what then stands between marks is tokenised as
-plain text. The rendering without its marks must equal the rendering of the unmarked sample, so a template
-that takes such text apart is noticed. All else goes through the tokenizer exactly as in generation.
+Before a first turn that is an answer, and where a template has no generation prompt, what the template writes before
+an answer is what its renderings of two different answers share. In the second case generation writes it itself, so it
+is trained with the answer.
+
+Special tokens typed by a person are data, unless the recipe says that they stand for the tokens. Where a sample holds
+the text of one, it is put between two marks (characters that the sample does not hold) before rendering; what then
+stands between marks is tokenised as plain text. The rendering without its marks must equal the rendering of the
+unmarked sample, so a template that takes such text apart is noticed. All else goes through the tokenizer exactly as in
+generation.
 """
 
 from __future__ import annotations
@@ -23,10 +28,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from lrft.data.format import Message, Sample
+from lrft.data.format import Sample
 from lrft.data.records import BadRow
+from lrft.data.report import NO_TOKEN
+from lrft.data.turns import Message
 from lrft.errors import DataError
 
 # Noncharacters of Unicode: legal in strings, never meant for exchange.
@@ -57,7 +65,7 @@ class Rendered:
 
     spans: at least one. add_eos: the eos token follows the last piece and belongs to the last span.
     end: the token that closes the last span, "" when none does. altered: the template left out or rewrote the
-    content of some turn.
+    content of some turn. templated: a chat template wrote it, with all special tokens that belong there.
     """
 
     pieces: tuple[Piece, ...]
@@ -65,6 +73,7 @@ class Rendered:
     add_eos: bool
     end: str
     altered: bool = False
+    templated: bool = False
 
     @property
     def marked(self) -> bool:
@@ -90,35 +99,75 @@ class Renderer:
         self._special = _any_of(special | {str(t) for t in tokenizer.all_special_tokens} - {""})
         self._eos = str(tokenizer.eos_token)
         self._tools = template is not None and "tool" in template
+        self._developers = template is not None and "developer" in template
 
     def __call__(self, sample: Sample) -> Rendered:
         """Raises BadRow when the template refuses the sample, DataError when spans cannot be told."""
         if sample.messages:
-            return self._chat(sample.messages)
+            return self._chat(sample)
         if sample.document is not None:
-            return self._join([(sample.document, True)])
-        return self._join([(sample.prompt, self._train_on == "all"), (sample.answer, True)])
+            return self._join([(sample.document, True)], sample.tokens)
+        return self._join([(sample.prompt, self._train_on == "all"), (sample.answer, True)], sample.tokens)
+
+    def special_in(self, sample: Sample) -> list[str]:
+        """The special tokens whose text a sample holds, each once."""
+        texts = [m["content"] for m in sample.messages] + [sample.prompt, sample.answer, sample.document or ""]
+        return list(dict.fromkeys(token for text in texts for token in self._special.findall(text)))
+
+    @cached_property
+    def opening(self) -> str:
+        """What the template writes before an answer although no generation prompt has it; "" for none."""
+        if self._template is None or "add_generation_prompt" in self._template:
+            return ""
+        asked: list[Message] = [{"role": "user", "content": "x"}]
+        try:
+            written = self._before_answer(asked)[len(self._render(asked, prompt=True)) :]
+        except BadRow:  # it refuses the probe, not every row
+            return ""
+        return written if written.strip() else ""
+
+    @cached_property
+    def _before_all(self) -> str:
+        return self._before_answer([])
+
+    def _before_answer(self, messages: Sequence[Message]) -> str:
+        """What stands before an answer that follows `messages`, as the template writes it. Raises BadRow."""
+        one, two = (self._render([*messages, {"role": "assistant", "content": text}]) for text in ("A", "B"))
+        return one[: _agree(one, two)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
         """The pieces that generation of the next answer starts from. Raises BadRow.
 
         Earlier answers are cut out as in training, so that the ids are those of a trained row.
         """
+        messages = self._known_roles(messages)
         turns, marks = self._mark(messages)
         full = self._render(turns, prompt=True)
         self._without_marks(full, marks, messages, prompt=True)
+        full += self.opening
         answers = [i for i, m in enumerate(turns[:-1]) if m["role"] == "assistant"]
         try:
             bounds = [self._bounds(turns, i, full) for i in answers]
         except DataError:
             # The template rewrites earlier answers: training was with last-assistant, which cuts none of them.
             bounds = []
-        pieces, _ = _cut(full, bounds, marks)
+        pieces, _ = _cut(full, bounds, marks, self.opening)
         return tuple(pieces)
 
-    def _join(self, parts: Sequence[tuple[str, bool]]) -> Rendered:
-        """Pieces without a template from (text, trained) parts, the last being the answer; eos follows."""
+    def _known_roles(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """A developer's turn is a system turn for templates that know no developer."""
+        if self._developers:
+            return messages
+        return [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+
+    def _join(self, parts: Sequence[tuple[str, bool]], tokens: bool) -> Rendered:
+        """Pieces without a template from (text, trained) parts, the last being the answer; eos follows.
+
+        tokens: the text of special tokens stands for them, and where one ends the last part no eos follows.
+        """
         pieces: list[Piece] = []
+        if tokens:
+            return self._as_written(parts)
         for text, trained in parts:
             first, at = len(pieces), 0
             for found in self._special.finditer(text):
@@ -128,29 +177,42 @@ class Renderer:
             pieces += [Piece(text[at:], trained)] if at < len(text) else []
         return Rendered(tuple(pieces), (Span(first, len(pieces), parts[-1][0]),), add_eos=True, end=self._eos)
 
-    def _chat(self, messages: Sequence[Message]) -> Rendered:
+    def _as_written(self, parts: Sequence[tuple[str, bool]]) -> Rendered:
+        """Pieces of texts that hold their special tokens; white space after the last of them is not trained."""
+        answer = parts[-1][0]
+        end = self._last_token(answer.rstrip())
+        stop = len(answer.rstrip()) if end else len(answer)
+        texts = [*parts[:-1], (answer[:stop], True), (answer[stop:], False)]
+        pieces = [Piece(text, trained) for text, trained in texts if text]
+        first = sum(bool(text) for text, _ in parts[:-1])
+        return Rendered(tuple(pieces), (Span(first, first + 1, answer[:stop]),), add_eos=not end, end=end or self._eos)
+
+    def _chat(self, sample: Sample) -> Rendered:
+        messages = self._known_roles(sample.messages)
         if not self._tools and any(m["role"] == "tool" for m in messages):
             raise BadRow("unknown role", "the chat template has no tool turns")
-        turns, marks = self._mark(messages)
+        turns, marks = (messages, None) if sample.tokens else self._mark(messages)
         full = self._render(turns)
         clean = self._without_marks(full, marks, messages)
-        answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i not in sample.untrained]
+        if not answers:
+            raise BadRow(NO_TOKEN, "nothing to learn: no answer has weight 1")
         chosen = answers[-1:] if self._train_on == "last-assistant" else answers
         bounds = [self._bounds(turns, i, full) for i in chosen]
         # No end-of-turn token: the row stops at the answer's last character and eos comes right there.
         start, stop = bounds[-1]
         end = self._closes(full[start:stop], turns[chosen[-1]]["content"])
         add_eos = not end and chosen[-1] == len(turns) - 1
-        pieces, places = _cut(full[:stop] if add_eos else full, bounds, marks)
+        pieces, places = _cut(full[:stop] if add_eos else full, bounds, marks, self.opening)
         if self._train_on == "all":
             pieces = [replace(piece, trained=True) for piece in pieces]
         spans = [Span(*place, messages[i]["content"]) for place, i in zip(places, chosen, strict=True)]
         altered = any(m["content"].strip() not in clean for m in messages)
-        return Rendered(tuple(pieces), tuple(spans), add_eos, end or self._eos * add_eos, altered)
+        return Rendered(tuple(pieces), tuple(spans), add_eos, end or self._eos * add_eos, altered, templated=True)
 
     def _bounds(self, turns: Sequence[Message], i: int, full: str) -> tuple[int, int]:
         """Where the trained text of answer i starts and ends in `full`."""
-        head = self._render(turns[:i], prompt=True)
+        head = self._render(turns[:i], prompt=True) if i else self._before_all
         end = full if i == len(turns) - 1 else self._render(turns[: i + 1])
         if not end.startswith(head) or not full.startswith(head):
             raise _unstable(i, "the turns before the answer", head, full if end.startswith(head) else end)
@@ -242,19 +304,21 @@ def _unstable(i: int, what: str, alone: str, whole: str) -> DataError:
 
 
 def _cut(
-    text: str, bounds: Sequence[tuple[int, int]], marks: tuple[str, str] | None
+    text: str, bounds: Sequence[tuple[int, int]], marks: tuple[str, str] | None, opening: str
 ) -> tuple[list[Piece], list[tuple[int, int]]]:
     """The pieces of `text`, cut at the bounds of the trained stretches and at the marks (which disappear).
 
-    Also, for each trained stretch, the numbers of its first piece and of the piece after its last.
+    Also, for each trained stretch, the numbers of its first piece behind the `opening` and of the piece after its last.
     """
     pieces: list[Piece] = []
     places = []
     at = 0
     for start, stop in bounds:
         pieces += [Piece(t, False, plain) for t, plain in _unmark(text[at:start], marks)]
+        opened = start + len(opening) * text.startswith(opening, start)
+        pieces += [Piece(t, True, plain) for t, plain in _unmark(text[start:opened], marks)]
         first = len(pieces)
-        pieces += [Piece(t, True, plain) for t, plain in _unmark(text[start:stop], marks)]
+        pieces += [Piece(t, True, plain) for t, plain in _unmark(text[opened:stop], marks)]
         places.append((first, len(pieces)))
         at = stop
     pieces += [Piece(t, False, plain) for t, plain in _unmark(text[at:], marks)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lrft.data.format import COLUMNS
-from lrft.data.readers import find
+from lrft.data.format import COLUMNS, LEFT_OUT
+from lrft.data.readers import find, has_splits
 from lrft.data.records import Source
 from lrft.errors import Problem, RecipeError, nearest
 
@@ -18,7 +20,7 @@ Where = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Input:
-    """One entry of data.train, or the validation data. `key`: of the recipe, such as data.train.0."""
+    """One entry of data.train, or the validation data. `key`: of the recipe, such as data.train.0, or --data."""
 
     key: str
     role: str
@@ -26,6 +28,26 @@ class Input:
     format: str
     columns: dict[str, str]
     limit: int | None
+    special_tokens: str = "auto"
+
+    def advice(self, **keys: Any) -> str:
+        """How to set keys of this entry, as they are written on the command line."""
+        if self.key == "--data":
+            return " ".join(f"--{name.replace('_', '-')} {shlex.quote(_flow(value))}" for name, value in keys.items())
+        # Validation data are read as data.train says.
+        key = self.key if self.key.startswith("data.train.") else "data.train.0"
+        return " ".join(shlex.quote(f"{key}.{name}={_flow(value)}") for name, value in keys.items())
+
+
+def _flow(value: Any) -> str:
+    """A value in YAML's short form."""
+    if not isinstance(value, dict):
+        return str(value)
+    return "{" + ", ".join(f"{_name(theirs)}: {ours}" for theirs, ours in value.items()) + "}"
+
+
+def _name(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z_][\w-]*", text) else json.dumps(text)
 
 
 @dataclass(frozen=True)
@@ -62,15 +84,23 @@ def settings(section: Any, tokenizer: Any, *, seed: int, limit: int | None, wher
 
 
 def resolve_chat_template(section: Any, tokenizer: Any, *, where: Where) -> str | None:
-    """The jinja text of data.chat_template: the tokenizer's own (None without one) or that of the file.
+    """The jinja text of data.chat_template: the tokenizer's own (None without one), that of a name, or a file's.
 
-    Raises RecipeError when the file cannot be read or is not a template.
+    Raises RecipeError when the file cannot be read or is not a template, or when the tokenizer has several templates
+    and none is called default.
     """
     from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-    if section.chat_template == "tokenizer":
-        return tokenizer.get_chat_template() if tokenizer.chat_template else None
-    path = Path(section.chat_template).expanduser()
+    chosen, own = section.chat_template, tokenizer.chat_template
+    named: dict[str, str] = own if isinstance(own, dict) else {}
+    if chosen == "tokenizer" and named and "default" not in named:
+        text = f"the tokenizer has several chat templates and none is its default. Choose one: {', '.join(named)}"
+        refuse(where, "data.chat_template", text)
+    if chosen == "tokenizer":
+        return (named["default"] if named else own) or None
+    if chosen in named:
+        return named[chosen]
+    path = Path(chosen).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
         probe = [{"role": "user", "content": "x"}]
@@ -79,7 +109,7 @@ def resolve_chat_template(section: Any, tokenizer: Any, *, where: Where) -> str 
         refuse(
             where,
             "data.chat_template",
-            f"{path}: {error.strerror or error}. Wanted: tokenizer, or a .jinja file",
+            f"{path}: {error.strerror or error}. Wanted: {', '.join(['tokenizer', *named])}, or a .jinja file",
         )
     except UnicodeDecodeError:
         refuse(where, "data.chat_template", f"{path} is not UTF-8 text")
@@ -88,6 +118,15 @@ def resolve_chat_template(section: Any, tokenizer: Any, *, where: Where) -> str 
     except TemplateError:
         pass  # it refuses the probe, not every row; rows are judged one by one
     return text
+
+
+def with_template(tokenizer: Any, template: str) -> Any:
+    """The templates to keep with a tokenizer that was trained with `template`: that one first, and all named ones."""
+    own = tokenizer.chat_template
+    if not isinstance(own, dict):
+        return template
+    before = {"base_default": own["default"]} if own.get("default") not in (None, template) else {}
+    return {**own, **before, "default": template}
 
 
 def inputs(section: Any, *, where: Where) -> list[Input]:
@@ -100,35 +139,42 @@ def inputs(section: Any, *, where: Where) -> list[Input]:
 
 def validation_input(path: str, section: Any, *, where: Where) -> Input:
     """Other data, read as the train entries are when these agree on format and columns, else by itself."""
-    first, *others = section.train
-    alike = all((e.format, e.columns) == (first.format, first.columns) for e in others)
-    sources = tuple(find(path, "validation" if path.startswith("hub:") else "train"))
-    form, columns = (first.format, dict(first.columns)) if alike else ("auto", {})
-    return Input("data.validation", "validation", sources, form, columns, None)
+    sources = tuple(find(path, "validation"))
+    return Input("data.validation", "validation", sources, limit=None, **reading(section))
+
+
+def reading(section: Any) -> dict[str, Any]:
+    """How other data are read: the keys that all train entries share, else those of an entry that says nothing."""
+    keys = {"format": "auto", "columns": {}, "special_tokens": "auto"}
+    found = [{key: getattr(entry, key) for key in keys} for entry in section.train]
+    return found[0] if all(each == found[0] for each in found) else keys
 
 
 def read_input(entry: Any, key: str, role: str, *, where: Where) -> Input:
     """One data entry. Raises DataError, RecipeError."""
     columns = dict(entry.columns)
     for theirs, ours in columns.items():
-        if ours not in COLUMNS:
+        if ours not in (*COLUMNS, LEFT_OUT):
             close = nearest(ours, COLUMNS)
             hint = f" Did you mean {close[0]}?" if close else ""
             refuse(
                 where,
                 f"{key}.columns",
-                f"{theirs}: {ours} names no column of a format.{hint} Columns: {', '.join(COLUMNS)}",
+                f"{theirs}: {ours} names no column of a format.{hint} Columns: {', '.join(COLUMNS)}; "
+                f"{LEFT_OUT} leaves a column out",
             )
-    if twice := [ours for ours in columns.values() if list(columns.values()).count(ours) > 1]:
+    renamed = [ours for ours in columns.values() if ours != LEFT_OUT]
+    if twice := [ours for ours in renamed if renamed.count(ours) > 1]:
         refuse(where, f"{key}.columns", f"two columns are renamed to {twice[0]}")
+    if entry.split != "train" and not has_splits(entry.path):
+        refuse(where, f"{key}.split", f"{entry.path} has no splits: only data of the hub and of save_to_disk have")
     sources = tuple(find(entry.path, entry.split))
-    return Input(key, role, sources, entry.format, columns, entry.limit)
+    return Input(key, role, sources, entry.format, columns, entry.limit, entry.special_tokens)
 
 
 def refuse(where: Where, key: str, text: str) -> NoReturn:
     """Raise the RecipeError of one key, with the place of the key or of the nearest one that was written."""
     parts = key.split(".")
     places = [where(".".join(parts[:n])) for n in range(len(parts), 0, -1)]
-    place = next((p for p in places if p != "default"), "default")
-    shown = re.sub(r"\.(\d+)", r"[\1]", key)
-    raise RecipeError([Problem(place, f"{shown}: {text}")])
+    place = next((p for p in places if p != "default"), parts[0] if key.startswith("--") else "default")
+    raise RecipeError([Problem(place, f"{key}: {text}")])

@@ -101,6 +101,10 @@ class Rows:
         self._span(i)
         return int(self._arrays["cuts"][i])
 
+    def largest_token(self) -> int:
+        """The highest token id of the whole set; -1 for an empty one."""
+        return int(self._arrays["tokens"].max(initial=-1))
+
     def trained_tokens(self) -> int:
         """How many tokens of the whole set count in the loss."""
         return int(np.count_nonzero(self._arrays["trained"]))

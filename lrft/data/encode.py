@@ -96,7 +96,10 @@ def measure(
         if isinstance(made, BadRow):
             _leave_out(item, made)
             continue
-        report.special_text += text.marked
+        special = text.marked or (item.sample.tokens and bool(renderer.special_in(item.sample)))
+        item.report.special_text += special
+        report.special_text += special and not item.sample.tokens
+        report.special_read += special and item.sample.tokens
         report.altered += text.altered
         ends |= dict.fromkeys([text.end] if text.end else [])
         open_end = open_end or not text.end
@@ -105,11 +108,30 @@ def measure(
         rows += [(item.report.role, row) for row in made]
     if settings.on_bad_row == "error":
         refuse_bad(report.sources)
+    _ask_about_special(samples, renderer)
     if long:
         raise _too_long(long, lengths, settings, all(item.sample.document is not None for item in samples))
+    report.opening = renderer.opening if any(item.sample.messages for item in samples) else ""
     report.end_tokens = list(ends)
     report.end_token_trained = bool(ends) and not open_end
     return rows
+
+
+def _ask_about_special(samples: Sequence[Found], renderer: Renderer) -> None:
+    """Raise DataError where most rows of a source hold the text of special tokens and nobody said what it is."""
+    for item in samples:
+        source = item.report
+        if item.item.special_tokens != "auto" or 2 * source.special_text <= source.used:
+            continue
+        if not (found := renderer.special_in(item.sample)):
+            continue
+        raise DataError(
+            f"{source.path}: {source.special_text:,} of {source.used:,} rows hold the text of special tokens, such as "
+            f"{' '.join(found[:3])} in {item.source}: are they in a chat template already?",
+            f"To read it as the tokens: {item.item.advice(special_tokens='tokens')}; to train on its characters: "
+            f"{item.item.advice(special_tokens='text')}. Rows in a template are trained whole; to train on answers "
+            "alone, give the conversations as messages.",
+        )
 
 
 def _fit(item: Found, encoded: Encoded, settings: Settings, encoder: Encoder) -> list[Row] | BadRow:

@@ -2,8 +2,10 @@
 
 messages    {"messages": [{"role": "user" | "assistant" | "system" | "tool", "content": text}, ...]}
 sharegpt    {"conversations": [{"from": "human" | "gpt" | "system" | "tool", "value": text}, ...]}
+            the turns of either may be written as the other's; both may have a column "system"
 alpaca      {"instruction": text, "input": text (may be missing), "output": text}
-completion  {"prompt": text, "completion": text}
+            with "system": text and "history": [[question, answer], ...] where rows have them
+completion  {"prompt": text, "completion": text}, or both a list of turns
 text        {"text": text}
 """
 
@@ -11,14 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lrft.data.records import BadRow, kind_of
+from lrft.data.turns import Message, answer, filled, messages_of, require_answers, string
 from lrft.errors import nearest
-
-Message = dict[str, str]
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -27,17 +28,25 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "completion": ("prompt", "completion"),
     "text": ("text",),
 }
-OPTIONAL: dict[str, tuple[str, ...]] = {"alpaca": ("input",)}
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "messages": ("system",),
+    "sharegpt": ("system",),
+    "alpaca": ("input", "system", "history"),
+}
 COLUMNS = tuple(dict.fromkeys(c for names in (*REQUIRED.values(), *OPTIONAL.values()) for c in names))
+# Columns that change the conversation: where one is filled and not used, another conversation would be trained.
+TELLING = ("system", "history", "tools", "functions", "images", "videos", "audios")
+LEFT_OUT = "none"
+"""Renames a column out of the rows"""
+NO_TEMPLATE, TWO_SYSTEMS = "no chat template", "two system prompts"
 # What other data sets call our columns: only used to suggest a renaming, never to guess one.
 ALSO_CALLED: dict[str, tuple[str, ...]] = {
     "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
-    "prompt": ("question", "query", "source", "mr", "problem", "user", "context"),
-    "completion": ("answer", "response", "target", "ref", "solution", "label", "reply", "assistant"),
+    "instruction": ("task",),
+    "prompt": ("question", "query", "source", "mr", "problem", "user", "context", "input", "instruction"),
+    "completion": ("answer", "response", "target", "ref", "solution", "label", "reply", "assistant", "output"),
     "text": ("content", "document", "story", "body"),
 }
-ROLES = {"user": "user", "assistant": "assistant", "system": "system", "tool": "tool"}
-SHAREGPT_ROLES = {**ROLES, "human": "user", "gpt": "assistant"}
 
 CLASSIC_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -53,16 +62,23 @@ CLASSIC = (
 
 @dataclass(frozen=True)
 class Sample:
-    """Exactly one of the three is given: `messages`, (`prompt`, `answer`), or `document`."""
+    """Exactly one of the three is given: `messages`, (`prompt`, `answer`), or `document`.
+
+    untrained: the numbers of messages that are answers and are not trained. tokens: the text of special tokens stands
+    for these tokens.
+    """
 
     messages: tuple[Message, ...] = ()
     prompt: str = ""
     answer: str = ""
     document: str | None = None
+    untrained: frozenset[int] = frozenset()
+    tokens: bool = False
 
     def digest(self) -> int:
         """First 8 bytes of the sha256 of the content, as an unsigned number."""
-        content = [self.messages, self.prompt, self.answer, self.document]
+        content: list[Any] = [self.messages, self.prompt, self.answer, self.document]
+        content += [sorted(self.untrained)] if self.untrained else []
         return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8])
 
 
@@ -73,25 +89,37 @@ def detect(columns: Iterable[str]) -> str | None:
     return fits[0] if len(fits) == 1 else None
 
 
-def unclear(columns: Iterable[str]) -> tuple[str, str]:
-    """Why `detect` found nothing, and the next step: (message, hint)."""
-    found = list(columns)
-    listed = ", ".join(found) or "none"
-    fits = [name for name, wanted in REQUIRED.items() if set(found).issuperset(wanted)]
+def unclear(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Why `detect` found nothing in the columns of a record, and the keys of the data entry that would help."""
+    listed = ", ".join(record) or "none"
+    fits = [name for name, wanted in REQUIRED.items() if record.keys() >= set(wanted)]
     if fits:
-        return f"the columns {listed} fit {' and '.join(fits)}", f"Set format: {fits[0]} (or {fits[1]})."
-    if {"chosen", "rejected"} <= set(found):
+        return f"the columns {listed} fit {' and '.join(fits)}", {"format": fits[0]}
+    if {"chosen", "rejected"} <= record.keys():
+        ours = "messages" if isinstance(record["chosen"], list) else "completion"
         return f"the columns {listed} are preference pairs; this version trains on answers only", (
-            "To train on the preferred answers: columns: {chosen: completion}"
+            _entry_keys(record, ours_of={"chosen": ours})
         )
-    close = {name: _renaming(wanted, found) for name, wanted in REQUIRED.items()}
-    best = max(close, key=lambda name: len(close[name]) / len(REQUIRED[name]))
-    wanted = ", ".join(REQUIRED[best])
-    renames = ", ".join(f"{theirs}: {ours}" for ours, theirs in close[best].items() if ours != theirs)
-    hint = f"Nearest: {best} ({wanted})."
-    if renames:
-        hint += f" Rename with columns: {{{renames}}}"
-    return f"the columns {listed} fit no format", hint
+    message = f"the columns {listed} fit no format ({formats_in_words()})"
+    close = [_renaming(wanted, list(record)) for wanted in REQUIRED.values()]
+    whole = [found for found, wanted in zip(close, REQUIRED.values(), strict=True) if len(found) == len(wanted)]
+    if not whole:
+        return message, {}
+    best = max(whole, key=lambda found: (sum(ours == theirs for ours, theirs in found.items()), len(found)))
+    return message, _entry_keys(record, {theirs: ours for ours, theirs in best.items() if ours != theirs})
+
+
+def formats_in_words() -> str:
+    """`messages: messages; alpaca: instruction and output; ...`"""
+    return "; ".join(f"{name}: {' and '.join(wanted)}" for name, wanted in REQUIRED.items())
+
+
+def _entry_keys(record: Mapping[str, Any], ours_of: Mapping[str, str]) -> dict[str, Any]:
+    """`columns` for this renaming, and `format` where the renamed columns would fit several."""
+    after = [ours_of.get(name, name) for name in record]
+    fits = [name for name, wanted in REQUIRED.items() if set(after).issuperset(wanted)]
+    meant = [name for name in fits if set(ours_of.values()) & set(REQUIRED[name])]
+    return {"columns": dict(ours_of), **({"format": meant[0]} if len(fits) > 1 and meant else {})}
 
 
 def _renaming(wanted: Iterable[str], found: list[str]) -> dict[str, str]:
@@ -99,103 +127,142 @@ def _renaming(wanted: Iterable[str], found: list[str]) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for ours in wanted:
         free = [c for c in found if c not in chosen.values()]
-        known = [c for c in free if c == ours or c.lower() in ALSO_CALLED.get(ours, ())]
-        if pick := known or nearest(ours, free):
+        same = [c for c in free if c == ours]
+        known = [c for c in free if c.lower() in ALSO_CALLED.get(ours, ())]
+        if pick := same or known or nearest(ours, free):
             chosen[ours] = pick[0]
     return chosen
 
 
 def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The record with the user's names replaced by ours. Raises BadRow when a named column is missing."""
-    for theirs in columns:
-        if theirs not in record:
+    """The record with the user's names replaced by ours. Raises BadRow when a column that every row needs is missing.
+
+    Columns that rows may lack are renamed where they stand.
+    """
+    for theirs, ours in columns.items():
+        if theirs not in record and not is_optional(ours):
             raise BadRow("missing key", f"no '{theirs}'; there are {', '.join(record) or 'none'}", theirs)
     kept = {name: value for name, value in record.items() if name not in columns}
-    return {**kept, **{ours: record[theirs] for theirs, ours in columns.items()}}
+    named = {ours: record[theirs] for theirs, ours in columns.items() if theirs in record and ours != LEFT_OUT}
+    return {**kept, **named}
 
 
-def sample(record: Mapping[str, Any], name: str, *, chat: bool) -> Sample:
+def is_optional(ours: str) -> bool:
+    """Whether rows may lack the column."""
+    return ours == LEFT_OUT or any(ours in names for names in OPTIONAL.values())
+
+
+def unused(record: Mapping[str, Any], name: str) -> list[str]:
+    """The columns that the format `name` does not read."""
+    used = {*REQUIRED[name], *OPTIONAL.get(name, ())}
+    return [column for column in record if column not in used]
+
+
+def is_filled(value: Any) -> bool:
+    """Whether a column says anything in a row."""
+    return value not in (None, "", [], {})
+
+
+def sample(record: Mapping[str, Any], name: str, *, chat: bool, tokens: bool = False) -> Sample:
     """The sample that `record` is under the format `name`. Raises BadRow.
 
     chat: the tokenizer has a chat template. Alpaca rows become a user turn and an answer with it, and the
-    classic alpaca text without it.
+    classic alpaca text without it. tokens: the text of special tokens stands for these tokens.
     """
     for column in REQUIRED[name]:
         if column not in record:
             raise BadRow("missing key", f"no '{column}'; there are {', '.join(record) or 'none'}", column)
-    if name == "messages":
-        return Sample(messages=_turns(record["messages"], "messages", "role", "content", ROLES))
-    if name == "sharegpt":
-        return Sample(messages=_turns(record["conversations"], "conversations", "from", "value", SHAREGPT_ROLES))
-    if name == "text":
-        return Sample(document=_filled(record["text"], "text"))
-    if name == "completion":
-        return Sample(prompt=_string(record["prompt"], "prompt"), answer=_answer(record["completion"], "completion"))
-    return _alpaca(record, chat)
+    made = replace(_SAMPLES[name](record, chat), tokens=tokens)
+    if name != "text":  # a document has been put together by whoever wrote it
+        _refuse_telling(record, name)
+    return made
+
+
+def _refuse_telling(record: Mapping[str, Any], name: str) -> None:
+    for column in unused(record, name):
+        if column in TELLING and is_filled(record[column]):
+            raise BadRow(f"column {column}", f"is filled, and format {name} has no place for it", column)
+
+
+def _messages(record: Mapping[str, Any], chat: bool) -> Sample:
+    return _conversation(record, "messages")
+
+
+def _sharegpt(record: Mapping[str, Any], chat: bool) -> Sample:
+    return _conversation(record, "conversations")
+
+
+def _conversation(record: Mapping[str, Any], field: str) -> Sample:
+    messages, untrained = messages_of(record[field], field)
+    require_answers(messages, field)
+    system = _system(record)
+    if not system or messages[0] == system[0]:
+        return Sample(messages=messages, untrained=untrained)
+    if messages[0]["role"] in ("system", "developer"):
+        raise BadRow(TWO_SYSTEMS, f"is filled, and {field} begins with another system turn", "system")
+    return Sample(messages=(*system, *messages), untrained=frozenset(i + 1 for i in untrained))
+
+
+def _system(record: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The system turn of the column of this name, where it is filled."""
+    value = record.get("system")
+    return ({"role": "system", "content": string(value, "system")},) if is_filled(value) else ()
+
+
+def _completion(record: Mapping[str, Any], chat: bool) -> Sample:
+    prompt, completion = record["prompt"], record["completion"]
+    if not (isinstance(prompt, list) and isinstance(completion, list)):
+        return Sample(prompt=string(prompt, "prompt"), answer=answer(completion, "completion"))
+    if not chat:
+        raise BadRow(NO_TEMPLATE, "is a list of turns, which needs a chat template", "prompt")
+    asked, _ = messages_of(prompt, "prompt")
+    answered, untrained = messages_of(completion, "completion")
+    require_answers((*asked, *answered), "completion")
+    shown = (i for i, message in enumerate(asked) if message["role"] == "assistant")
+    return Sample(messages=(*asked, *answered), untrained=frozenset((*shown, *(i + len(asked) for i in untrained))))
+
+
+def _text(record: Mapping[str, Any], chat: bool) -> Sample:
+    return Sample(document=filled(record["text"], "text"))
 
 
 def _alpaca(record: Mapping[str, Any], chat: bool) -> Sample:
-    instruction = _filled(record["instruction"], "instruction")
+    instruction = filled(record["instruction"], "instruction")
     extra = record.get("input")
-    given = "" if extra is None else _string(extra, "input")
-    answer = _answer(record["output"], "output")
+    given = "" if extra is None else string(extra, "input")
+    output = answer(record["output"], "output")
+    before = (*_system(record), *_history(record))
     if chat:
         content = f"{instruction}\n\n{given}" if given else instruction
-        return Sample(messages=({"role": "user", "content": content}, {"role": "assistant", "content": answer}))
+        turn = {"role": "user", "content": content}
+        return Sample(messages=(*before, turn, {"role": "assistant", "content": output}))
+    if before:
+        column = "system" if is_filled(record.get("system")) else "history"
+        raise BadRow(NO_TEMPLATE, "is filled, which needs a chat template", column)
     # Replaced one by one: str.format would read braces in the user's text.
     text = CLASSIC_INPUT if given else CLASSIC
-    before, after = text.split("{instruction}")
-    return Sample(prompt=before + instruction + after.replace("{input}", given), answer=answer)
+    head, tail = text.split("{instruction}")
+    return Sample(prompt=head + instruction + tail.replace("{input}", given), answer=output)
 
 
-def _turns(turns: Any, field: str, who: str, what: str, roles: Mapping[str, str]) -> tuple[Message, ...]:
-    if not isinstance(turns, list):
-        raise BadRow(_kind(turns), f"must be a list of turns, this is {kind_of(turns)}", field)
-    messages = tuple(_turn(turn, f"{field}[{i}]", who, what, roles) for i, turn in enumerate(turns))
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
-        raise BadRow("no assistant turn", "no turn is the assistant's: nothing to learn", field)
-    if not any(message["role"] == "user" for message in messages[: answers[0]]):
-        raise BadRow("answer before a question", "the assistant speaks before any user turn", field)
-    return messages
+def _history(record: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Earlier questions and answers: [[question, answer], ...]."""
+    pairs = record.get("history")
+    if not is_filled(pairs):
+        return ()
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise BadRow("wrong type", f"must be a list of [question, answer], this is {kind_of(pairs)}", "history")
+    return tuple(
+        {"role": role, "content": read(text, f"history[{i}]")}
+        for i, pair in enumerate(pairs)
+        for role, read, text in (("user", string, pair[0]), ("assistant", answer, pair[1]))
+    )
 
 
-def _turn(turn: Any, field: str, who: str, what: str, roles: Mapping[str, str]) -> Message:
-    if not isinstance(turn, dict):
-        raise BadRow(_kind(turn), f"must be an object with {who} and {what}, this is {kind_of(turn)}", field)
-    for key in (who, what):
-        if key not in turn:
-            raise BadRow("missing key", f"no '{key}'; there are {', '.join(turn) or 'none'}", field)
-    # Tool calls or separate reasoning change what the template writes: not to be passed over.
-    if extra := [key for key, value in turn.items() if key not in (who, what) and value not in (None, [], "")]:
-        raise BadRow("unknown key in a turn", f"'{extra[0]}' is not supported, only {who} and {what}", field)
-    role = turn[who]
-    if not isinstance(role, str) or role not in roles:
-        raise BadRow("unknown role", f"{role!r}; known are {', '.join(roles)}", f"{field}.{who}")
-    place = f"{field}.{what}"
-    text = _answer(turn[what], place) if roles[role] == "assistant" else _string(turn[what], place)
-    return {"role": roles[role], "content": text}
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else "wrong type"
-
-
-def _string(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(_kind(value), f"must be text, this is {kind_of(value)}", field)
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise BadRow("lone surrogate", "holds half of a surrogate pair, which is no character", field)
-    return value
-
-
-def _filled(value: Any, field: str) -> str:
-    if not _string(value, field).strip():
-        raise BadRow("empty", "is empty", field)
-    return value
-
-
-def _answer(value: Any, field: str) -> str:
-    if not _string(value, field).strip():
-        raise BadRow("empty answer", "is empty", field)
-    return value
+_SAMPLES: Mapping[str, Callable[[Mapping[str, Any], bool], Sample]] = {
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "completion": _completion,
+    "text": _text,
+}

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lrft.data.config import Input, Settings, Where, refuse
-from lrft.data.format import OPTIONAL, REQUIRED, Sample, detect, rename, sample, unclear
-from lrft.data.records import BadRow, Record, Source
+from lrft.data.format import (
+    LEFT_OUT,
+    NO_TEMPLATE,
+    TELLING,
+    TWO_SYSTEMS,
+    Sample,
+    detect,
+    is_filled,
+    is_optional,
+    rename,
+    sample,
+    unclear,
+    unused,
+)
+from lrft.data.records import BadRow, Source
 from lrft.data.report import CHOSEN, EXAMPLES, NOT_DRAWN, SourceReport
 from lrft.errors import DataError, nearest
 
 
 @dataclass(frozen=True)
 class Found:
-    """A sample with its place and the report that counts it."""
+    """A sample with its place, the input it came from and the report that counts it."""
 
+    item: Input
     sample: Sample
     file: str
     number: int
@@ -57,30 +71,75 @@ def refuse_bad(reports: Sequence[SourceReport]) -> None:
     offenders = [e for r in reports for e in r.examples if e["reason"] not in CHOSEN]
     lines = [f"{e['source']}  {e['detail']}   {e['head']}".rstrip() for e in offenders[:EXAMPLES]]
     more = bad - len(lines)
-    title = f"{bad:,} of {sum(r.read for r in reports):,} rows cannot be used"
+    read = sum(r.read for r in reports)
+    title = f"{bad:,} of {read:,} rows cannot be used"
     raise DataError(
         "\n".join([title, *lines, *([f"... and {more:,} more"] if more > 0 else [])]),
-        "Correct them, or set data.on_bad_row: skip to leave them out; they are counted in the report.",
+        # Skipping them all would leave nothing to train on.
+        "Correct them, or set data.on_bad_row: skip to leave them out; they are counted in the report."
+        if bad < read
+        else "Correct them: without them nothing is left to train on.",
     )
 
 
 def _read(item: Input, source: Source, report: SourceReport, settings: Settings, where: Where) -> list[Found]:
     found: list[Found] = []
+    seen: dict[str, None] = {}
     make: Callable[[dict[str, Any]], Sample] | None = None
     for record in source.records():
         report.read += 1
         try:
             if isinstance(record.value, BadRow):
                 raise record.value
+            seen |= dict.fromkeys(record.value)
             if make is None:
-                make = _maker(item, source, record, report, settings, where)
-            found.append(Found(make(record.value), source.name, record.number, record.head, report))
+                make = _maker(item, source, record.value, report, settings, where)
+            _count_unused(rename(record.value, item.columns), report)
+            found.append(Found(item, make(record.value), source.name, record.number, record.head, report))
         except BadRow as bad:
-            drop(report, f"{source.name}{record.number}", bad, record.head)
+            drop(
+                report,
+                f"{source.name}{record.number}",
+                _with_way_out(bad, record.value, item, report.format),
+                record.head,
+            )
     if report.read == 0:
         raise DataError(f"{source.path}: the file holds no rows")
+    if make is not None:
+        _require(set(item.columns), seen, item, source, where)
     report.used = len(found)
     return found
+
+
+def _count_unused(record: dict[str, Any], report: SourceReport) -> None:
+    for column in unused(record, report.format):
+        report.ignored[column] = report.ignored.get(column, 0) + is_filled(record[column])
+
+
+def _with_way_out(bad: BadRow, record: Any, item: Input, name: str) -> BadRow:
+    """Columns that cannot be used can be left out: all of them, lest each is told of after the other."""
+    if bad.field not in TELLING or bad.reason not in (NO_TEMPLATE, TWO_SYSTEMS, f"column {bad.field}"):
+        return bad
+    renamed = rename(record, item.columns)
+    useless = set(unused(renamed, name)) | ({"system", "history"} if bad.reason == NO_TEMPLATE else {bad.field})
+    ours = {ours: theirs for theirs, ours in item.columns.items()}
+    out = {ours.get(c, c): LEFT_OUT for c in TELLING if c in useless and is_filled(renamed.get(c))}
+    way = item.advice(columns={**item.columns, **out})
+    return BadRow(bad.reason, f"{bad.detail}. Without: {way}", bad.field)
+
+
+def _require(columns: set[str], seen: Collection[str], item: Input, source: Source, where: Where) -> None:
+    """Raise RecipeError for a column of data.train[].columns that is not there."""
+    for theirs in item.columns:
+        if theirs in columns and theirs not in seen:
+            close = nearest(theirs, seen)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            refuse(
+                where,
+                f"{item.key}.columns",
+                f"{source.path} has no column {theirs}.{hint} It has {', '.join(seen)}"
+                + (f"; {item.advice(columns={})} renames none" if item.key == "--data" else ""),
+            )
 
 
 def drop(report: SourceReport, source: str, bad: BadRow, head: str) -> None:
@@ -89,19 +148,11 @@ def drop(report: SourceReport, source: str, bad: BadRow, head: str) -> None:
 
 
 def _maker(
-    item: Input, source: Source, record: Record, report: SourceReport, settings: Settings, where: Where
+    item: Input, source: Source, first: dict[str, Any], report: SourceReport, settings: Settings, where: Where
 ) -> Callable[[dict[str, Any]], Sample]:
     """Decide on the source's format from its first good record; returns what turns records into samples."""
-    first: Any = record.value
+    _require({theirs for theirs, ours in item.columns.items() if not is_optional(ours)}, first, item, source, where)
     for theirs, ours in item.columns.items():
-        if theirs not in first:
-            close = nearest(theirs, first)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            refuse(
-                where,
-                f"{item.key}.columns",
-                f"{source.path} has no column {theirs}.{hint} It has {', '.join(first)}",
-            )
         if ours in first and ours not in item.columns and ours != theirs:
             refuse(
                 where,
@@ -113,8 +164,6 @@ def _maker(
     given = source.kind == ".txt" or item.format != "auto"
     report.format = name
     report.decided = ("file type" if source.kind == ".txt" else "given") if given else "found"
-    used = {*REQUIRED[name], *OPTIONAL.get(name, ())}
-    report.ignored = [column for column in renamed if column not in used]
     if name in ("messages", "sharegpt") and settings.template is None:
         raise DataError(
             f"{source.path}: conversations ({name}), but the tokenizer has no chat template",
@@ -127,8 +176,8 @@ def _maker(
             f"split is for format text; {source.path} is {name}, and the second half of "
             "an answer without its question teaches nothing. Choose error, truncate or drop",
         )
-    chat = settings.template is not None
-    return lambda value: sample(rename(value, item.columns), name, chat=chat)
+    chat, tokens = settings.template is not None, item.special_tokens == "tokens"
+    return lambda value: sample(rename(value, item.columns), name, chat=chat, tokens=tokens)
 
 
 def _format(item: Input, source: Source, record: dict[str, Any], where: Where) -> str:
@@ -144,7 +193,9 @@ def _format(item: Input, source: Source, record: dict[str, Any], where: Where) -
         return item.format
     name = detect(record)
     if name is None:
-        message, hint = unclear(record)
+        message, keys = unclear(record)
+        keys |= {"columns": {**item.columns, **keys["columns"]}} if "columns" in keys else {}
+        hint = f"Try {item.advice(**keys)}" if keys else "Rename columns so that they are those of one format."
         raise DataError(f"{source.path}: {message}", hint)
     return name
 

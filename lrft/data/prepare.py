@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lrft.data.dataset import Row, Rows
 from lrft.data.encode import measure
 from lrft.data.ingest import collect
 from lrft.data.report import DataReport, histogram, quantiles
-from lrft.data.split import split
+from lrft.data.split import split, split_by_default
 from lrft.data.tokenize import Encoder, require_usable
 from lrft.errors import DataError
 
@@ -57,7 +57,8 @@ def prepare(section: Any, tokenizer: Any, *, seed: int, limit: int | None, where
     chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where)
     found = inputs(section, where=where)
     share = "none" if found[-1].role == "validation" else section.validation
-    return _prepare(found, chosen, tokenizer, share, where, cache if section.cache else None)
+    by_default = "validation" not in section.model_fields_set
+    return _prepare(found, chosen, tokenizer, share, where, cache if section.cache else None, by_default)
 
 
 def prepare_file(
@@ -77,10 +78,9 @@ def prepare_file(
     """
     chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where)
     if isinstance(entry, str | Path):
-        item = validation_input(str(entry), section, where=where)
-        found = Input(item.key, "train", item.sources, item.format, item.columns, None)
+        found = replace(validation_input(str(entry), section, where=where), key="--data", role="train")
     else:
-        found = read_input(entry, "data", "train", where=where)
+        found = read_input(entry, "--data", "train", where=where)
     prepared = _prepare([found], chosen, tokenizer, "none", where, cache)
     return prepared.train, prepared.report
 
@@ -92,9 +92,11 @@ def _prepare(
     share: float | int | str,
     where: Where,
     cache: Path | None,
+    by_default: bool = False,
 ) -> Prepared:
+    """by_default: `share` is nobody's wish, and gives way where it fits badly."""
     require_usable(tokenizer)
-    key = store.make_key(_deciding(found, chosen, share), tokenizer)
+    key = store.make_key(_deciding(found, chosen, share) | {"by default": by_default}, tokenizer)
     with store.locked(cache, key) if cache is not None else nullcontext() as folder:
         if folder is not None and (kept := store.load(folder)) is not None:
             train, validation, report = kept
@@ -102,7 +104,7 @@ def _prepare(
             return Prepared(train, validation, report, key, cached=True)
         renderer = Renderer(tokenizer, chosen.template, chosen.train_on)
         with _young_garbage_only():
-            train, validation, report = _build(found, chosen, renderer, Encoder(tokenizer), share, where)
+            train, validation, report = _build(found, chosen, renderer, Encoder(tokenizer), share, where, by_default)
         report.key, report.hit = key, None if folder is None else False
         if folder is not None:
             store.save(folder, train, validation, report)
@@ -129,6 +131,7 @@ def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str
             "format": item.format,
             "columns": item.columns,
             "limit": item.limit,
+            "special_tokens": item.special_tokens,
         }
         for item in found
     ]
@@ -144,6 +147,7 @@ def _build(
     encoder: Encoder,
     share: float | int | str,
     where: Where,
+    by_default: bool,
 ) -> tuple[Rows, Rows | None, DataReport]:
     samples, reports = collect(found, chosen, where)
     report = DataReport(sources=reports, max_length=chosen.max_length, max_length_from=chosen.max_from)
@@ -156,7 +160,11 @@ def _build(
         if not validation:
             raise DataError(f"{found[-1].sources[0].path}: no row of the validation data can be used")
     else:
-        held_out = split([row.digest for row in train], share, chosen.seed)
+        digests = [row.digest for row in train]
+        if by_default:
+            held_out, report.held_out = split_by_default(digests, float(share), chosen.seed)
+        else:
+            held_out = split(digests, share, chosen.seed)
         validation = [row for row, out in zip(train, held_out, strict=True) if out]
         train = [row for row, out in zip(train, held_out, strict=True) if not out]
     _total(report, train, validation)

@@ -18,19 +18,23 @@ from typing import Any
 
 from lrft.data.hub import hub_source
 from lrft.data.records import BadRow, Record, Source, as_object, head, kind_of
+from lrft.data.saved import SPLITS, STATE, is_saved, is_saved_splits, saved_source
 from lrft.errors import DataError, nearest
 
 _HELD_OUT = re.compile(r"(test|valid|validation|dev|eval)(?![a-z])", re.IGNORECASE)
 
 
 def find(path: str, split: str = "train") -> list[Source]:
-    """The sources of one path of the recipe: a file, the files of a folder (sorted), or hub:OWNER/NAME.
+    """The sources of one path of the recipe: a file, the files of a folder (sorted), hub:OWNER/NAME, or a folder that
+    `save_to_disk` of the datasets library made.
 
-    Raises DataError when there is none.
+    split: of what has splits. Raises DataError when there is none.
     """
     if path.startswith("hub:"):
         return [hub_source(path, split)]
     place = Path(path).expanduser()
+    if is_saved(place):
+        return [saved_source(place, split)]
     if place.is_dir():
         return [_file(file) for file in _folder(place)]
     if not place.is_file():
@@ -40,6 +44,11 @@ def find(path: str, split: str = "train") -> list[Source]:
     if place.suffix.lower() not in READERS:
         raise DataError(f"{path}: {place.suffix or 'a file without suffix'} is not a kind of data file", _KINDS)
     return [_file(place)]
+
+
+def has_splits(path: str) -> bool:
+    """Whether a path of the recipe names data with several splits."""
+    return path.startswith("hub:") or is_saved_splits(Path(path).expanduser())
 
 
 def _folder(folder: Path) -> list[Path]:
@@ -52,6 +61,8 @@ def _folder(folder: Path) -> list[Path]:
     )
     if not files:
         raise DataError(f"{folder}: the folder holds no data file", _KINDS)
+    if saved := next((f.parent for f in files if f.name in (STATE, SPLITS)), None):
+        raise DataError(f"{folder}: {saved} is a data set of save_to_disk", f"Name it alone: {saved}")
     held_out = [f for f in files if _HELD_OUT.match(f.stem)]
     others = [f for f in files if f not in held_out]
     if held_out and others:

@@ -23,7 +23,8 @@ class SourceReport:
 
     path, role ("train" or "validation"), format, and how that was `decided` ("found", "given", "file type").
     read, used: records. rows: tokenised rows made of them (more than `used` only with too_long: split).
-    dropped: {reason: records}. truncated: rows cut at max_length. ignored: columns that are not used.
+    dropped: {reason: records}. truncated: rows cut at max_length. ignored: {column that is not used: records that
+    have something in it}. special_text: rows with the text of a special token.
     examples: the first offenders of each reason, {"source", "reason", "detail", "head"}.
     """
 
@@ -36,7 +37,8 @@ class SourceReport:
     rows: int = 0
     truncated: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
+    special_text: int = 0
+    ignored: dict[str, int] = field(default_factory=dict)
     examples: list[dict[str, str]] = field(default_factory=list)
 
     def drop(self, reason: str, source: str, detail: str, head: str = "") -> None:
@@ -55,8 +57,10 @@ class DataReport:
     by_length: the histogram of the same lengths, [{"up_to": tokens, "rows": rows}].
     max_length_from: "data.max_length", or "the model" when the model's positions are fewer.
     end_tokens: the tokens that close answers. end_token_trained: every row that was not cut ends in one.
-    special_text: rows with the text of a special token, tokenised as plain text. altered: rows of which the
-    chat template left out or rewrote some content. repeated: validation rows that also are train rows.
+    special_text: rows with the text of a special token, tokenised as plain text. special_read: rows in which such text
+    stands for the token. altered: rows of which the chat template left out or rewrote some content. repeated:
+    validation rows that also are train rows. opening: what the template writes before an answer and is trained with
+    it, because the template has no generation prompt. held_out: how the default of data.validation was meant here.
     key: of the cache. hit: found there (None: the cache is off).
     """
 
@@ -74,8 +78,11 @@ class DataReport:
     end_tokens: list[str] = field(default_factory=list)
     end_token_trained: bool = False
     special_text: int = 0
+    special_read: int = 0
     altered: int = 0
     repeated: int = 0
+    opening: str = ""
+    held_out: str = ""
     key: str = ""
     hit: bool | None = None
 
@@ -127,6 +134,12 @@ class DataReport:
         out.append(f"end token {' '.join(self.end_tokens) or '(none)'} {trained}")
         if self.special_text:
             out.append(f"{self.special_text:,} rows hold the text of a special token; it is plain text here")
+        if self.special_read:
+            out.append(f"{self.special_read:,} rows hold the text of a special token; it is read as the token")
+        if self.opening:
+            out.append(f"the chat template has no generation prompt: answers are trained with {self.opening!r} before")
+        if self.held_out:
+            out.append(self.held_out)
         if self.altered:
             out.append(f"{self.altered:,} rows hold content that the chat template leaves out or rewrites")
         if self.repeated:
@@ -139,7 +152,8 @@ class DataReport:
         parts = [f"{source.path}: {source.format} ({source.decided}), {source.used:,} of {source.read:,} used"]
         parts += [f"{count:,} dropped: {reason}" for reason, count in source.dropped.items()]
         parts += [f"{source.truncated:,} truncated"] * bool(source.truncated)
-        parts += [f"columns not used: {', '.join(source.ignored)}"] * bool(source.ignored)
+        unused = [f"{column} (filled in {count:,} rows)" for column, count in source.ignored.items()]
+        parts += [f"columns not used: {', '.join(unused)}"] * bool(unused)
         return ", ".join(parts)
 
 

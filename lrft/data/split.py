@@ -9,6 +9,33 @@ import numpy as np
 
 from lrft.errors import DataError
 
+LEAST = 16
+"""Rows that the default holds out of a small set, or a quarter of them where that is less"""
+
+
+def split_by_default(digests: Sequence[int], share: float, seed: int) -> tuple[np.ndarray, str]:
+    """`split` for a recipe that says nothing about validation: it refuses no number of rows.
+
+    Also, in words, where that is not the share: at least LEAST rows, or none.
+    """
+    n, different = len(digests), len(set(digests))
+    places = np.array([_place(d, seed) for d in digests], dtype=np.float64)
+    least = min(LEAST, n // 4)
+    held_out = places < share
+    enough = held_out.sum() >= least
+    if not enough:
+        held_out = places <= np.partition(places, least - 1)[least - 1]
+    copies = f"; equal rows stay together, and {different:,} of {n:,} differ" if different < n else ""
+    if least == 0 or 2 * held_out.sum() > n:
+        reason = f"{n:,} rows are few" if least == 0 else "that would take more than half of them"
+        return np.zeros(n, dtype=bool), f"no validation rows are held out: {reason}{copies}"
+    return (
+        held_out,
+        ""
+        if enough
+        else f"{int(held_out.sum()):,} of {n:,} rows are held out, not {share:.0%}, which are too few{copies}",
+    )
+
 
 def split(digests: Sequence[int], validation: float | int | str, seed: int) -> np.ndarray:
     """bool (N,): True for rows of the validation set. Rows of equal content are on the same side.
@@ -29,15 +56,17 @@ def split(digests: Sequence[int], validation: float | int | str, seed: int) -> n
         held_out = places <= np.partition(places, validation - 1)[validation - 1]
     else:
         held_out = places < float(validation)
+    different = len(set(digests))
+    copies = f": equal rows stay together, and only {different:,} differ" if different < len(places) else ""
     if not held_out.any():
         some = f"Give a number of rows, such as data.validation: {max(1, len(places) // 10)}, or none."
         raise DataError(
-            f"data.validation: {validation} of {len(places):,} rows gives no validation row",
+            f"data.validation: {validation} of {len(places):,} rows gives no validation row{copies}",
             some if len(places) > 1 else "Set data.validation: none.",
         )
     if held_out.all():
         raise DataError(
-            f"data.validation: {validation} of {len(places):,} rows leaves none to train on",
+            f"data.validation: {validation} of {len(places):,} rows leaves none to train on{copies}",
             "Hold out less (equal rows stay together), or set data.validation: none.",
         )
     return held_out

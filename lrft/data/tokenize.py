@@ -1,9 +1,11 @@
 """From pieces of text to token ids, with a mask that agrees with them by construction.
 
 Each piece is tokenised alone and the ids are joined, so no token lies across the border of an answer: a
-prompt's ids are exactly those that generation starts from. Some tokenizers put a space before any text they
-are given; for them the pieces after the first are tokenised behind a fixed character, which is taken off
-again. Whether the ids read as the text is checked for every row.
+prompt's ids are exactly those that generation starts from. What stands before a piece can still decide how it is
+tokenised: a tokenizer of Llama 2's kind writes a space at the start of a row and behind each special token, but not
+between two characters. So a piece is tokenised behind the added token that stands before it, or behind a fixed
+character where other text does, and the ids of that are taken off again. Whether the ids read as the text is checked
+for every row.
 """
 
 from __future__ import annotations
@@ -11,18 +13,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
 
 from lrft.data.chat_template import Piece, Rendered, Renderer
-from lrft.data.format import Message
 from lrft.data.records import BadRow
+from lrft.data.turns import Message
 from lrft.errors import DataError
 
 _ANCHORS = ("\n", ".", "x")
 Ids = list[int]
+Before = str | None
+"""What stands before a piece: nothing (START), an added token as it is written, or other text (TEXT)"""
+START: Before = ""
+TEXT: Before = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ def require_usable(tokenizer: Any) -> None:
 class Encoder:
     """Tokenises pieces with a private copy of a fast tokenizer, whose own settings are never touched.
 
-    bos: the id put before every row that lacks it, or None when the tokenizer adds none itself.
+    bos: the id put before rows that no chat template has written, where they lack it; None when the tokenizer adds
+    none itself. A chat template writes all special tokens of its rows: as in generation, none is added to them.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -59,6 +66,10 @@ class Encoder:
         self._state = state
         self._without_added: _Backend | None = None
         self._added = set(tokenizer.added_tokens_decoder)
+        longest_first = sorted(tokenizer.added_tokens_decoder.values(), key=lambda token: -len(token.content))
+        self._tokens = tuple(token.content for token in longest_first if token.content)
+        self._swallowing = {token.content for token in longest_first if token.rstrip}
+        self._looks_back = self._normal.spaced or bool(self._swallowing)
         self.eos: int = tokenizer.eos_token_id
         bos = tokenizer.bos_token_id
         self.bos: int | None = bos if bos is not None and tokenizer("x")["input_ids"][:1] == [bos] else None
@@ -74,18 +85,44 @@ class Encoder:
         return [self._assemble(*each) for each in zip(samples, parts, flat, strict=True)]
 
     def prompt(self, pieces: Sequence[Piece]) -> np.ndarray:
-        """Ids of the pieces of a prompt, with BOS where rows have it: int32 (n,)."""
-        return np.array(self._with_bos(list(chain(*self._encode([pieces])[0]))), dtype=np.int32)
+        """Ids of the pieces of a prompt that a chat template has written: int32 (n,)."""
+        return np.array(list(chain(*self._encode([pieces])[0])), dtype=np.int32)
 
     def _encode(self, rows: Sequence[Sequence[Piece]]) -> list[list[Ids]]:
         """Ids of every piece of every row. Equal pieces, such as those of the template, are encoded once."""
-        found: dict[tuple[bool, bool], dict[str, Ids]] = {}
-        for pieces in rows:
-            for k, piece in enumerate(pieces):
-                found.setdefault((piece.plain, k == 0), {})[piece.text] = []
-        for (plain, first), ids in found.items():
-            ids.update(zip(ids, self._backend(plain).encode(list(ids), first), strict=True))
-        return [[found[p.plain, k == 0][p.text] for k, p in enumerate(pieces)] for pieces in rows]
+        found: dict[tuple[bool, Before], dict[str, Ids]] = {}
+        befores = [self._befores(pieces) for pieces in rows]
+        for pieces, before in zip(rows, befores, strict=True):
+            for piece, context in zip(pieces, before, strict=True):
+                found.setdefault((piece.plain, context), {})[piece.text] = []
+        for (plain, context), ids in found.items():
+            ids.update(zip(ids, self._backend(plain).encode(list(ids), context), strict=True))
+        return [
+            [found[piece.plain, context][piece.text] for piece, context in zip(pieces, before, strict=True)]
+            for pieces, before in zip(rows, befores, strict=True)
+        ]
+
+    def _befores(self, pieces: Sequence[Piece]) -> list[Before]:
+        """What stands before each piece: START, TEXT, or the added token with the white space that it swallows."""
+        if not self._looks_back:
+            return [TEXT] * len(pieces)
+        known = [START]
+        for piece, follows in pairwise(pieces):
+            # The plain text of a special token is tokenised without any: it has none before it.
+            known.append(TEXT if piece.plain or follows.plain else self._ending(piece.text))
+        return known[: len(pieces)]
+
+    def _ending(self, text: str) -> Before:
+        """The added token that `text` ends with, and the white space behind it that it swallows; else TEXT."""
+        bare = text.rstrip()
+        if not text.endswith(self._tokens) and not bare.endswith(self._tokens):  # most texts: some have 1,000 tokens
+            return TEXT
+        for token in self._tokens:
+            if text.endswith(token):
+                return token
+            if token in self._swallowing and bare.endswith(token):
+                return text[len(bare) - len(token) :]
+        return TEXT
 
     def _backend(self, plain: bool) -> _Backend:
         if not plain:
@@ -100,7 +137,7 @@ class Encoder:
             if piece.plain and not self._added.isdisjoint(ids):
                 return BadRow("special token in the text", f"the tokenizer cannot write {piece.text} as text")
         lengths = [len(ids) for ids in parts]
-        row = self._with_bos(flat)
+        row = flat if sample.templated else self._with_bos(flat)
         moved = len(row) - len(flat)
         edges = list(accumulate(lengths, initial=moved))
         spans = [(edges[s.first], edges[s.last], s.answer) for s in sample.spans]
@@ -128,7 +165,7 @@ class Encoder:
             if text == sample.text:
                 continue
             # The tokenizer may itself be lossy (lower case, Unicode forms): it is compared with itself.
-            whole = self._normal.decode(self._normal.encode([sample.text], first=True))[0]
+            whole = self._normal.decode(self._normal.encode([sample.text], START))[0]
             # Behind a special token some tokenizers write a space, which one that is plain text does not get.
             same = "".join(text.split()) == "".join(whole.split()) if sample.marked else text == whole
             if not same:
@@ -141,7 +178,10 @@ class Encoder:
 
 
 class _Backend:
-    """A tokenizer of the tokenizers library, without truncation, padding or special tokens of its own."""
+    """A tokenizer of the tokenizers library, without truncation, padding or special tokens of its own.
+
+    spaced: it puts a space before any text that it is given.
+    """
 
     def __init__(self, state: str) -> None:
         from tokenizers import Tokenizer
@@ -152,19 +192,19 @@ class _Backend:
         self._tokenizer.encode_special_tokens = False
         alone, behind = self._raw(["x", "\nx"])
         anchor = self._raw(["\n"])[0]
-        self._spaced = behind != anchor + alone
+        self.spaced = behind != anchor + alone
         self._anchors = [(a, self._raw([a])[0]) for a in _ANCHORS]
 
     def _raw(self, texts: Sequence[str]) -> list[Ids]:
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode(self, texts: Sequence[str], first: bool) -> list[Ids]:
-        """Ids of each text; `first`: it starts a row, else something stands before it."""
-        if first or not self._spaced:
+    def encode(self, texts: Sequence[str], before: Before) -> list[Ids]:
+        """Ids of each text where `before` stands before it: START, TEXT, or an added token as it is written."""
+        if before == START or (before is None and not self.spaced):
             return self._raw(texts)
         found: list[Ids] = [[] for _ in texts]
         left = list(range(len(texts)))
-        for anchor, head in self._anchors:
+        for anchor, head in self._anchors if before is None else [(before, self._raw([before])[0])]:
             ids = self._raw([anchor + texts[k] for k in left])
             fits = {k: i[len(head) :] for k, i in zip(left, ids, strict=True) if i[: len(head)] == head}
             for k, rest in fits.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
+from lrft.model.end_tokens import stop_ids
 from lrft.model.modes import evaluation_mode
 
 if TYPE_CHECKING:
@@ -94,9 +95,7 @@ def until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
 
 def stop_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
     """Every id that ends an answer: the tokenizer's end token and those of the generation config."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    several = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [tokenizer.eos_token_id, *several] if token is not None})
+    return sorted({token for token in [tokenizer.eos_token_id, *stop_ids(model)] if token is not None})
 
 
 def answer_rows(

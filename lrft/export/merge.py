@@ -39,6 +39,7 @@ NOT_COPIED = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".h5", ".msgpack", ".onnx"),
     ".lock",
 }
+TEMPLATES = "additional_chat_templates"  # where transformers keeps the named ones
 OWN_FILES = {"adapter_config.json", "adapter_model.safetensors", "lrft.json", "lrft.safetensors", "README.md"}
 
 
@@ -164,9 +165,12 @@ def complete_folder(out: Path, source: Path, saved: SavedAdapter, dtype: str | N
     for path in source.iterdir():
         if goes_along(path):
             shutil.copyfile(path, out / path.name)
-    for path in saved.folder.iterdir():  # the tokenizer and the template that trained win over the base's
+    # The tokenizer, the templates and the end tokens that trained win over the base's.
+    for path in saved.folder.iterdir():
         if goes_along(path) and path.name not in OWN_FILES:
             shutil.copyfile(path, out / path.name)
+    if (saved.folder / TEMPLATES).is_dir():
+        shutil.copytree(saved.folder / TEMPLATES, out / TEMPLATES)
     if dtype:
         config = files.read_json(out / "config.json")
         config.pop("torch_dtype", None)

@@ -8,7 +8,7 @@ from typing import Any
 from lrft import data
 from lrft.model import load
 from lrft.model.hub import find_model
-from lrft.model.load import load_config, position_limit
+from lrft.model.load import embedding_rows, load_config, position_limit
 from lrft.model.weights import cache_dir
 from lrft.recipe import Recipe
 from lrft.utils import hardware
@@ -32,24 +32,27 @@ def load_data(recipe: Recipe, source: Path) -> tuple[Any, data.Prepared]:
 
 
 def load_recipe_tokenizer(recipe: Recipe, source: Path) -> Any:
-    """The base's tokenizer, with the recipe's chat template where it names one: it is saved with every result."""
+    """The base's tokenizer, with the recipe's chat template as its default: it is saved with every result."""
     tokenizer = load.load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
     template = data.resolve_chat_template(recipe.data, tokenizer, where=recipe.where)
     if template is not None:
-        tokenizer.chat_template = template
+        tokenizer.chat_template = data.with_template(tokenizer, template)
     return tokenizer
 
 
 def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
+    """The rows of a run. Raises what `data.prepare` does, and DataError for tokens that the model does not have."""
+    config = load_config(source, trust_remote_code=recipe.model.trust_remote_code)
     prepared = data.prepare(
         recipe.data,
         tokenizer,
         seed=recipe.training.seed,
-        limit=position_limit(load_config(source, trust_remote_code=recipe.model.trust_remote_code)),
+        limit=position_limit(config),
         where=recipe.where,
         cache=cache_dir(),
     )
     prepared.rename(recipe.masked)
+    data.refuse_missing_rows((prepared.train, prepared.validation), embedding_rows(config), tokenizer)
     return prepared
 
 

@@ -175,6 +175,12 @@ def position_limit(config: PretrainedConfig) -> int | None:
     return None
 
 
+def embedding_rows(config: PretrainedConfig) -> int | None:
+    """How many tokens the model has an embedding for, or None when its config does not say."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    return rows if isinstance(rows, int) and rows > 0 else None
+
+
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
     """Around imports of large libraries, without the garbage collector, which takes a quarter of their time.

@@ -19,6 +19,7 @@ from lrft.distributed.launch import Process
 from lrft.distributed.sizes import copy_size
 from lrft.errors import Problem, RecipeError
 from lrft.loading.from_recipe import find_base, load_data
+from lrft.loading.no_effect import refuse_without_effect
 from lrft.model.weights import cache_dir
 from lrft.optim import lr_schedule
 from lrft.planning.plan import imagined, rows_of_a_pass
@@ -52,6 +53,7 @@ def dry_run(recipe: Recipe, processes: Sequence[Process], *, fresh: bool) -> Non
     zero2.refuse(recipe, processes[0].world)
     source = find_base(recipe)
     _, prepared = load_data(recipe, source)
+    refuse_without_effect(recipe, prepared)
     sharers = sharing(recipe, source, processes[0])
     said: list[Row] = []
     if processes[0].rank == 0:

@@ -2,7 +2,7 @@
 
 from lrft.recipe.dump import differences, plain, resolved
 from lrft.recipe.json_schema import describe, json_schema, reference
-from lrft.recipe.load import load, parse_adapter
+from lrft.recipe.load import load, parse_adapter, parse_entry
 from lrft.recipe.schema import (
     AdapterSection,
     CheckpointSection,
@@ -38,6 +38,7 @@ __all__ = [
     "json_schema",
     "load",
     "parse_adapter",
+    "parse_entry",
     "plain",
     "reference",
     "resolved",

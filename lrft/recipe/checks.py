@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lrft import registry
 from lrft.errors import nearest
-from lrft.recipe import messages
+from lrft.recipe import messages, no_effect
 from lrft.recipe.foreign_keys import VALUES
 from lrft.recipe.nodes import DEFAULT, Node, mapping, plain
 from lrft.recipe.problems import Problems, Refused
@@ -54,6 +54,7 @@ def all_of(root: Node, problems: Problems) -> Node:
     if logging is not None and reports is not None:
         entries = [_registered(entry, "logging.report_to", "trackers", problems) for entry in reports.value]
         root = root.with_child("logging", logging.with_child("report_to", replace(reports, value=entries)))
+    no_effect.refuse(root, problems)
     return adapter(root, problems)
 
 

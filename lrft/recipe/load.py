@@ -16,7 +16,8 @@ from lrft.recipe.nodes import Node, Place, Source, dotted, from_python, mapping,
 from lrft.recipe.normalize import expand, normalise, with_methods
 from lrft.recipe.overrides import apply
 from lrft.recipe.problems import Problems, Refused
-from lrft.recipe.schema import AdapterSection, Recipe
+from lrft.recipe.schema import AdapterSection, DataEntry, Recipe
+from lrft.recipe.yaml_parser import parse
 
 Model = TypeVar("Model", bound=BaseModel)
 SECRET = 6  # characters; a shorter value is a word such as `none`, and would be taken for one everywhere
@@ -59,6 +60,30 @@ def of_tree(root: Node, problems: Problems) -> Recipe:
     return recipe
 
 
+def parse_entry(path: str, read_as: Mapping[str, Any], texts: Mapping[str, str]) -> DataEntry:
+    """An entry of data.train: `path`, read as `read_as` says but for the keys of `texts`, given as YAML.
+
+    Raises RecipeError with every problem, each at the option --key of the command.
+    """
+    problems = Problems()
+    given: dict[str, Node] = {}
+    for key, text in texts.items():
+        source = Source(f"--{key.replace('_', '-')}")
+        try:
+            given[key] = parse(text, source, problems)
+        except Refused as refused:
+            problems.add(refused.place, refused.text)
+    entry = from_python({"path": path, **read_as}, "--data")
+    for key, node in given.items():
+        entry = entry.with_child(key, node)
+    root = mapping({"data": mapping({"train": Node([entry], entry.place)}, entry.place)}, entry.place)
+    try:
+        return _validated(DataEntry, root, ("data", "train", 0), problems)
+    except RecipeError as error:
+        short = [Problem(p.place.split(":")[0], p.text.removeprefix("data.train.0.")) for p in error.problems]
+        raise RecipeError(short) from None
+
+
 def parse_adapter(value: Mapping[str, Any] | str, place: str = "adapter") -> AdapterSection:
     """The adapter section from Python values with the keys of the recipe. Places are dotted names in `place`.
 
@@ -78,7 +103,7 @@ def parse_adapter(value: Mapping[str, Any] | str, place: str = "adapter") -> Ada
         raise RecipeError(short) from None
 
 
-def _validated(model: type[Model], root: Node, path: tuple[str, ...], problems: Problems) -> Model:
+def _validated(model: type[Model], root: Node, path: tuple[str | int, ...], problems: Problems) -> Model:
     """`model` from the node at `path`. Raises RecipeError with these problems and those found before."""
     node = root.at(path) or root
     try:

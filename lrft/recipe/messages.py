@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -31,6 +32,7 @@ SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
 }
 # Where a misplaced key is looked for. The others repeat names, or are written as a choice.
 _FINDABLE = [section for section in SECTIONS if len(section) < 2 or section == ("data", "train")]
+_ENTRY = ("data", "train")
 LONGEST = 100
 _TAGS = ("word", "settings")  # pydantic puts the branch of a union into the path of an error
 _KEY = "[key]"  # and this behind a key of a map that is wrong itself
@@ -41,16 +43,21 @@ _CHOICES = (("training", "lr_scheduler", "name"),)
 
 def add_errors(error: ValidationError, root: Node, problems: Problems, prefix: Path = ()) -> None:
     """Each of pydantic's errors as a problem at its place. `prefix` leads from `root` to what was checked."""
-    for item in error.errors(include_url=False):
+    said: list[tuple[Path, str]] = []
+    # Unknown keys first: a key that is missing because it is spelled otherwise has been told by then.
+    for item in sorted(error.errors(include_url=False), key=lambda item: item["type"] == "missing"):
         if len(problems.found) >= ENOUGH:
             break
         path = (*prefix, *(part for part in item["loc"] if part not in _TAGS))
         if item["type"] == "extra_forbidden":
             place = _key_place(root, path)
             if place is not None:
-                problems.add(place, unknown_key(path, root))
+                said.append((path, unknown_key(path, root)))
+                problems.add(place, said[-1][1])
             continue
         if item["type"] == "missing":
+            if any(_is_meant(path, unknown, sentence) for unknown, sentence in said):
+                continue
             parent = root.at(path[:-1]) or root
             problems.add(parent.place, f"{dotted(path)} is required. {_description(path)}".rstrip())
             continue
@@ -63,6 +70,13 @@ def add_errors(error: ValidationError, root: Node, problems: Problems, prefix: P
         if place is not None and node.place not in problems.refused:
             shown = dotted(path[:-1] if path in _CHOICES else path)
             problems.add(place, f"{shown}: {_sentence(item, shown, node)}")
+
+
+def _is_meant(path: Path, unknown: Path, sentence: str) -> bool:
+    """Whether what was said about an unknown key leads to the missing one at `path`."""
+    here = f"Here: {dotted(path)}"
+    beside = path[:-1] == unknown[:-1] and f"Did you mean {path[-1]}?" in sentence
+    return beside or re.search(rf"{re.escape(here)}(\.|$)", sentence) is not None
 
 
 def add_option_errors(
@@ -191,6 +205,11 @@ def unknown_key(path: Path, root: Node) -> str:
     if sentence is not None:
         return sentence
     homes = _homes(name)
+    if homes == [(*_ENTRY, name)]:
+        return (
+            f"{name} belongs to an entry of {dotted(_ENTRY)}: {dotted((*_ENTRY, 0, name))}, or in a file "
+            f"{_ENTRY[-1]}: {{path: ..., {name}: ...}}"
+        )
     if homes:
         place = f"under {dotted(homes[0][:-1])}: " if len(homes[0]) > 1 else "at the left margin: "
         if len(homes) == 1:

@@ -72,7 +72,8 @@ def _index(node: Node, done: Path, part: str | int, place: Place) -> int:
     count = len(node.value)
     if not isinstance(part, int) or part >= count:
         last = f", 0 to {count - 1}" if count > 1 else ""
-        raise Refused(place, f"{dotted(done)} is a list of {count}{last}: it has no item {part}")
+        first = f". For its first: {dotted((*done, 0, part))}" if isinstance(part, str) and count else ""
+        raise Refused(place, f"{dotted(done)} is a list of {count}{last}: it has no item {part}{first}")
     return part
 
 

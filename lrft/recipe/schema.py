@@ -137,8 +137,15 @@ class DataEntry(Section):
     format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text"] = Field(
         default="auto", description="Layout of the rows; auto recognises it and says which."
     )
-    columns: dict[str, Text] = Field(default={}, description="Renames columns: {their name: our name}.")
-    split: Text = Field(default="train", description="Split of a hub data set.")
+    columns: dict[str, Text] = Field(
+        default={}, description="Renames columns: {their name: our name}; none as our name leaves a column out."
+    )
+    special_tokens: Literal["auto", "text", "tokens"] = Field(
+        default="auto",
+        description="What the text of a special token is in a row: text, the characters, or tokens, for rows that are "
+        "in a chat template already. auto: text, but an error where most rows hold some.",
+    )
+    split: Text = Field(default="train", description="Split of a hub data set, or of a folder that save_to_disk made.")
     limit: Count | None = Field(default=None, description="Takes this many rows, drawn with training.seed.")
 
 
@@ -148,9 +155,13 @@ class DataSection(Section):
     )
     validation: Validation = Field(
         default=0.02,
-        description="Rows held out: a fraction, a number of rows, a path of other data, or none.",
+        description="Rows held out: a fraction, a number of rows, a path of other data, or none. The default holds out "
+        "at least 16 rows, or a quarter of fewer than 64.",
     )
-    chat_template: Text = Field(default="tokenizer", description="tokenizer, or the path of a .jinja file.")
+    chat_template: Text = Field(
+        default="tokenizer",
+        description="tokenizer, the name of one of the tokenizer's templates, or the path of a .jinja file.",
+    )
     train_on: Literal["assistant", "last-assistant", "all"] = Field(
         default="assistant", description="Tokens that count in the loss."
     )

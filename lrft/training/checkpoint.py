@@ -14,6 +14,7 @@ from lrft import recipe as recipes
 from lrft.adapters.compose import Composition
 from lrft.adapters.storage import read_adapter, save_adapter
 from lrft.errors import CheckFailed, UsageError
+from lrft.model.end_tokens import save_stops
 from lrft.optim.optimizer import with_state
 from lrft.runs.folder import RunFolder
 from lrft.training import summary
@@ -58,13 +59,14 @@ def write_checkpoint(session: Session, optimizer: Mapping[str, Tensor], path: Pa
     adapter = path / "adapter"
     adapter.mkdir()
     session.inputs.tokenizer.save_pretrained(adapter)
+    save_stops(session.base.model, adapter)
     save_adapter(
         session.adapted.attached,
         adapter,
         base=session.base.info,
         seed=session.recipe.training.seed,
         extra={"lrft": lrft.__version__},
-        beside=[path.name for path in adapter.iterdir()],
+        beside=[path.relative_to(adapter).as_posix() for path in adapter.rglob("*") if path.is_file()],
     )
     files.write_tensors(path / "optimizer.safetensors", optimizer)
     files.write_tensors(path / "parts.safetensors", part_states(session.adapted.composition))

@@ -31,7 +31,9 @@ from lrft.distributed.strategy import Divided, Strategy
 from lrft.errors import Problem, RecipeError
 from lrft.evaluation.generate import pad_token
 from lrft.loading.from_recipe import base_name, find_base, load_data, load_recipe_model
+from lrft.loading.no_effect import refuse_without_effect
 from lrft.model.compile import compile_blocks
+from lrft.model.end_tokens import add_stops
 from lrft.model.modes import evaluation_mode
 from lrft.model.weights import fingerprint
 from lrft.objectives.base import LossModule, Objective
@@ -62,6 +64,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     inputs = load_inputs(recipe)
     base = load_base(recipe, inputs.source, compute)
+    # Generation stops at the tokens that are trained to end a turn, whatever the base stops at.
+    add_stops(base.model, inputs.tokenizer.convert_tokens_to_ids(inputs.prepared.report.end_tokens))
     objective: Objective = made(recipe.training.objective, "objectives")
     layout = find_layout(base.model, inputs.train, packing=recipe.data.packing, compute=compute)
     losses = objective.module(base.model, direct=layout.direct)
@@ -81,6 +85,7 @@ def load_inputs(recipe: Recipe) -> Inputs:
     """Phase 1: tokenizer, rows, and which of them form which step."""
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
+    refuse_without_effect(recipe, prepared)
     return Inputs(source, tokenizer, prepared, batch_schedule(recipe, prepared.train))
 
 

@@ -240,3 +240,12 @@ def test_what_is_imported_is_never_looked_at_for_garbage(recipe: Path) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (5, "True True True\n"), done.stderr
+
+
+def test_an_unknown_command_is_answered_with_a_near_one_or_with_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["trian"]) == 2
+    assert "Did you mean train?" in capsys.readouterr().err
+    assert run_command(["chat"]) == 2
+    said = capsys.readouterr().err
+    assert "Did you mean" not in said
+    assert "Commands: train, merge" in said

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import lrft
 from lrft.cli.main import run_command
 from lrft.data import Rows, prepare
+from lrft.evaluation import generate as evaluation_generate
+from lrft.evaluation.generate import stop_tokens
 from lrft.training import checkpoint
+from lrft.training.setup import set_up
+from lrft.training.state import Options
 from lrft.verification import run as run_checks
 from lrft.verification.run import CheckFailed, Finding, TokenLoss, trained_tokens, verify_run
 
@@ -68,6 +75,49 @@ def test_stock_transformers_renders_and_stops_as_trained(learnt: runs.Place) -> 
         assert tokenizer.decode(answer, skip_special_tokens=True).strip() == chat[1]["content"]
 
 
+def test_a_trained_end_token_that_is_not_the_bases_stops_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trust 11: a base model, whose end token closes texts, is trained on turns that its template closes otherwise."""
+    monkeypatch.setenv("LRFT_CACHE", str(tmp_path / "cache"))
+    place = runs.Place.make(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path / "base")
+    GenerationConfig(eos_token_id=0, bos_token_id=1).save_pretrained(tmp_path / "base")
+    both = [0, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    session = set_up(place.recipe("training.max_steps=1"), Options(quiet=True))
+    assert stop_tokens(session.base.model, session.inputs.tokenizer) == both  # of samples while training
+
+    place.train("training.max_steps=1")
+    assert run_command(["merge", str(tmp_path / "run")]) == 0
+    for folder in ("run/last", "run/merged"):
+        assert GenerationConfig.from_pretrained(tmp_path / folder).eos_token_id == both
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert model.generation_config.eos_token_id == 0
+    lrft.load_adapter(model, tmp_path / "run" / "last")
+    assert model.generation_config.eos_token_id == both
+    capsys.readouterr()
+    said = [stops_in_eval(tmp_path / target, monkeypatch) for target in ("run", "run/merged", "base")]
+    assert said == [both] * 3
+
+
+def stops_in_eval(target: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids that `lrft eval` stops at."""
+    found: list[int] = []
+    generate = evaluation_generate.generate
+
+    def watched(*arguments: Any, **options: Any) -> list[list[int]]:
+        found[:] = options["stop_ids"]
+        return generate(*arguments, **options)
+
+    rows = next(folder / "train.jsonl" for folder in target.parents if (folder / "train.jsonl").is_file())
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation_generate, "generate", watched)
+        assert run_command(["eval", str(target), "--data", str(rows), "--limit", "1", "--max-new-tokens", "1"]) == 0
+    return found
+
+
 def trained_rows(place: runs.Place, tokenizer: object) -> Rows:
     section = place.recipe().data
     return prepare(
@@ -88,6 +138,27 @@ def test_eval_of_run_adapter_and_merged_agree(learnt: runs.Place, capsys: pytest
     base = json.loads(capsys.readouterr().out)
     assert "exact_match" not in base
     assert base["loss"] > 10 * found[0]["loss"]
+
+
+def test_eval_reads_rows_of_other_columns_when_it_is_told_how(
+    learnt: runs.Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = runs.write_rows(tmp_path / "rows.jsonl", [{"question": "1?", "answer": "hello"}] * 2)
+    command = ["eval", str(learnt.root / "run"), "--data", str(rows), "--no-generate", "--json"]
+    assert run_command(command) == 3
+    advice = capsys.readouterr().err.split("Try ")[1]
+    assert run_command([*command, *shlex.split(advice)]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 2
+    for wrong, says in (
+        (["--columns", "{question: promt}"], "Did you mean prompt"),
+        (["--columns", "{question"], "--columns  not valid YAML"),
+        (["--format", "completon"], "Did you mean completion"),
+        (["--columns", "{qestion: prompt, answer: completion}"], "Did you mean question"),
+    ):
+        assert run_command([*command, *wrong]) == 2
+        assert says in capsys.readouterr().err
+    assert run_command(["eval", str(learnt.root / "run"), "--format", "text"]) == 2
+    assert "--format goes with --data" in capsys.readouterr().err
 
 
 def test_eval_needs_rows_and_preview_and_check_work_on_a_run(

@@ -24,6 +24,7 @@ from lrft.data import encode as data_encode
 from lrft.data import preview
 from lrft.data.cache import locked
 from lrft.data.chat_template import Piece, Rendered
+from lrft.data.config import Input
 from lrft.data.encode import tokenise
 from lrft.data.format import CLASSIC, REQUIRED, Sample, detect
 from lrft.data.ingest import Found
@@ -208,7 +209,7 @@ def test_formats_are_found_and_said(tmp_path: Path, row: dict, name: str, answer
     prepared = prepare(tmp_path, lines(tmp_path / "a.jsonl", row))
     assert (prepared.report.sources[0].format, prepared.report.sources[0].decided) == (name, "found")
     assert answers(prepared.train) == [answer]
-    unused = [c for c in row if c in ("id", "label")]
+    unused = {c: 1 for c in row if c in ("id", "label")}
     assert prepared.report.sources[0].ignored == unused
 
 
@@ -223,9 +224,9 @@ def test_a_format_is_found_only_when_one_fits(columns: set[str]) -> None:
     [
         ({"question": "a", "answer": "b"}, "question, answer", "{question: prompt, answer: completion}"),
         ({"instrution": "a", "output": "b"}, "instrution", "{instrution: instruction}"),
-        ({"text": "a", **PAIR}, "completion and text", "format: completion"),
+        ({"text": "a", **PAIR}, "completion and text", "data.train.0.format=completion"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "chosen: completion"),
-        ({}, "none", "Nearest"),
+        ({}, "none fit no format", "Rename"),
     ],
 )
 def test_unclear_columns_are_refused_with_the_way_out(tmp_path: Path, row: dict, says: str, hint: str) -> None:
@@ -297,6 +298,10 @@ BAD: list[tuple[Any, str]] = [
     ({"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}, "missing key"),
     (
         {"messages": [*CHAT["messages"], {"role": "assistant", "content": "x", "tool_calls": [1]}]},
+        "tool calls",
+    ),
+    (
+        {"messages": [*CHAT["messages"], {"role": "assistant", "content": "x", "reasoning": "hm"}]},
         "unknown key in a turn",
     ),
     (
@@ -626,7 +631,8 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 def numbered(n: int) -> tuple[list[Found], SourceReport]:
     report = SourceReport("f", read=n, used=n)
-    return [Found(Sample(document=str(k)), "f:", k, "", report) for k in range(n)], report
+    item = Input("data.train.0", "train", (), "text", {}, None)
+    return [Found(item, Sample(document=str(k)), "f:", k, "", report) for k in range(n)], report
 
 
 def as_text(sample: Sample) -> Rendered:

@@ -95,6 +95,33 @@ def test_rows_are_what_the_template_gives_without_special_text() -> None:
         assert encode(tokenizer, Sample(messages=tuple(messages))).tokens.tolist() == ids
 
 
+# GPT-2's pattern makes one token of two line ends at the end of a prompt, and two where an answer follows. Generation
+# starts from the prompt alone, so its ids are those that a row has.
+READ_OTHERWISE_ALONE = {("byte-level", "llama3"), ("byte-level, prefix space", "llama3")}
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_rows_are_the_ids_of_the_template_for_every_kind_of_tokenizer(kind: str) -> None:
+    """Trust 9: what a row is trained on is what stock transformers makes of the conversation."""
+    tokenizer = tiny.of_kind(kind)
+    messages = conversation("What is the question?", "forty two", "Once upon a time", "the answer\nhello")
+    for shape, template in tiny.SHAPES.items():
+        tokenizer.chat_template = template
+        ids = tokenizer.apply_chat_template(messages, return_dict=False)
+        encoded = encode(tokenizer, Sample(messages=tuple(messages)))
+        assert (encoded.tokens.tolist() == ids) == ((kind, shape) not in READ_OTHERWISE_ALONE), shape
+        assert tokenizer.decode(encoded.tokens) == tokenizer.decode(ids)
+        # Only answers are trained, each with the token that closes it, and generation starts from what stands before.
+        alone = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
+        assert encoded.tokens[: encoded.spans[0][0]].tolist() == alone
+        for (first, last, answer), turns in zip(encoded.spans, (1, 3), strict=True):
+            assert encoded.tokens[:first].tolist() == encode_prompt(tokenizer, messages[:turns]).tolist(), shape
+            assert tokenizer.convert_ids_to_tokens(int(encoded.tokens[last - 1])) in (*tiny.MARKERS, "</s>", "<|end|>")
+            read = tokenizer.decode(encoded.tokens[first : last - 1])
+            assert "".join(read.split()) == "".join(answer.split()), shape
+        assert sum(last - first for first, last, _ in encoded.spans) == encoded.trained.sum()
+
+
 def test_the_question_does_not_change_what_is_trained() -> None:
     """Trust 8."""
     tokenizer = tiny.chatml()

@@ -122,7 +122,7 @@ def evaluated(run: Path, path: Path) -> dict[str, Any]:
     from lrft.objectives.packing import find_layout
 
     model, tokenizer, section, folder = load_target(str(run), None, False)
-    rows, _ = evaluate.rows_for(str(run), path, section, tokenizer, folder, 256)
+    rows, _ = evaluate.rows_for(str(run), str(path), {}, section, tokenizer, folder, model.config)
     results = []
     for packing in (True, False):
         found = find_layout(model, rows, packing=packing, compute="fp32")

@@ -578,7 +578,6 @@ def test_every_translation_leads_to_a_key_that_exists() -> None:
 def test_all_problems_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = "model: {nam: x}\nadapter: {rnak: 1, rank: 0}\ndata: {max_length: a}\noutput_dir: 5\n"
     assert [place for place, _ in problems(tmp_path, text, "training.seed=x", "foo")] == [
-        "recipe.yaml:1:8",
         "recipe.yaml:1:9",
         "recipe.yaml:2:11",
         "recipe.yaml:2:26",
@@ -774,7 +773,7 @@ data:
   packing: true
 training: {max_steps: 100, warmup_steps: 5, learning_rate: 1e-20, max_grad_norm: none,
   early_stopping: {patience: 2}, lr_scheduler: constant, optimizer: {adamw: {betas: [0, 0.5], eps: 1e-10}}}
-evaluation: {every: none, at_start: false, micro_batch_size: 2}
+evaluation: {every: 5, at_start: false, micro_batch_size: 2}
 output_dir: "  runs/\\t '\\"x  "
 """
 

@@ -400,7 +400,7 @@ def test_early_stopping_ends_the_run_and_a_resume_does_not_go_on(place: Place) -
 
 
 def test_run_without_validation(place: Place) -> None:
-    run = place.train("data.validation=none", "evaluation.every=1", "evaluation.at_start=true")
+    run = place.train("data.validation=none")
     assert runs.records(run, "eval") == []
     assert (run / "best").resolve() == (run / "last").resolve()
 

@@ -1,0 +1,50 @@
+"""Keys that can have no effect in the run that the data make: what a recipe alone does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lrft.data import Prepared
+from lrft.data.sampler import batch_schedule
+from lrft.errors import Problem, RecipeError
+from lrft.optim import lr_schedule
+from lrft.recipe import EarlyStopping, Recipe
+
+
+def refuse_without_effect(recipe: Recipe, prepared: Prepared) -> None:
+    """Raise RecipeError for a revision of a local model, a warm-up that is longer than the run, and early stopping that
+    can never stop it."""
+    total = batch_schedule(recipe, prepared.train).total_steps
+    found = [*_revision(recipe), *_warmup(recipe, total), *_early_stopping(recipe, prepared, total)]
+    if found:
+        raise RecipeError([Problem(recipe.where(key), f"{key}: {text}") for key, text in found])
+
+
+def _revision(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    name = recipe.model.name
+    if recipe.model.revision is not None and Path(name).expanduser().exists():
+        yield "model.revision", f"has no effect: {name} lies here, and only models of the hub have revisions"
+
+
+def _warmup(recipe: Recipe, total: int) -> Iterator[tuple[str, str]]:
+    steps = recipe.training.warmup_steps
+    if steps is not None and steps > total:
+        reached = f"{total / steps:.0%} of training.learning_rate is the most that it would reach"
+        yield "training.warmup_steps", f"{steps:,}, but the run has {total:,} steps: {reached}"
+
+
+def _early_stopping(recipe: Recipe, prepared: Prepared, total: int) -> Iterator[tuple[str, str]]:
+    stopping = recipe.training.early_stopping
+    if not isinstance(stopping, EarlyStopping):
+        return
+    if prepared.validation is None:
+        reason = prepared.report.held_out or "there are no validation rows"
+        yield "training.early_stopping", f"has no effect: {reason}"
+        return
+    every = lr_schedule.interval(recipe.evaluation.every, total)
+    evaluations = sum(lr_schedule.due(step, every, total) for step in range(1, total + 1))
+    # The first one sets what the others are compared with, and at the last one the run ends anyway.
+    if stopping.patience > evaluations - 2:
+        text = f"{stopping.patience}, but the run has {evaluations:,} evaluations: it can never stop before its end"
+        yield "training.early_stopping.patience", text
