@@ -1,22 +1,40 @@
-"""`lrft preview`."""
+"""`lrft preview`: rows as the model will see them."""
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import Annotated
 
+import typer
+
+from lrft.cli.arguments import Overrides, RecipePath, as_written, loading, one_of, read_recipe
 from lrft.errors import UsageError
-from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
-from lrft.model.hub import find_model
-from lrft.recipe import Recipe
+
+SPLITS = ("train", "validation")
 
 
-def preview(recipe: Recipe, *, n: int, split: str) -> None:
-    """`lrft preview`."""
-    from lrft.data.preview import render
+def preview(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Rows to show.")] = 3,
+    split: Annotated[str, typer.Option(help="train or validation.")] = "train",
+) -> None:
+    """Show rows as the model will see them, coloured by what is trained, and the data's counts.
 
-    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
-    tokenizer = load_recipe_tokenizer(recipe, source)
-    prepared = prepare_data(recipe, source, tokenizer)
+    Example: lrft preview recipe.yaml -n 5
+    """
+    one_of("--split", split, SPLITS)
+    loaded = read_recipe(recipe, overrides)
+    with loading():
+        from rich.console import Console
+
+        from lrft.data.preview import render
+        from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
+        from lrft.model.hub import find_model
+
+    with as_written(loaded):
+        source = find_model(loaded.model.name, loaded.model.revision, where=loaded.where("model.name"))
+        tokenizer = load_recipe_tokenizer(loaded, source)
+        prepared = prepare_data(loaded, source, tokenizer)
     rows = prepared.train if split == "train" else prepared.validation
     if rows is None:
         raise UsageError("this recipe holds no validation rows out (data.validation: none)")

@@ -94,6 +94,16 @@ def unclear(columns: Iterable[str]) -> tuple[str, str]:
     return f"the columns {listed} fit no format", hint
 
 
+def renaming(columns: Iterable[str]) -> tuple[str, dict[str, str]] | None:
+    """The first format that these columns fit when some are renamed: (format, {their name: our name}), or None."""
+    found = list(columns)
+    for name, wanted in REQUIRED.items():
+        chosen = _renaming(wanted, found)
+        if len(chosen) == len(wanted):
+            return name, {theirs: ours for ours, theirs in chosen.items() if ours != theirs}
+    return None
+
+
 def _renaming(wanted: Iterable[str], found: list[str]) -> dict[str, str]:
     """{our name: their name} for as many wanted columns as possible."""
     chosen: dict[str, str] = {}

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
@@ -40,6 +41,23 @@ def decimals(value: float, digits: int) -> str:
     """Fixed point where that is readable (1.8812), otherwise an exponent (3.2e-07), `nan` or `inf`."""
     fixed = value == 0 or 10.0**-digits <= abs(value) < 1e5 or not math.isfinite(value)
     return f"{value:.{digits}f}" if fixed else f"{value:.1e}"
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    """`1 row`, `2 rows`, `1,234 passes`."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def byte_size(n: float) -> str:
+    """Bytes in the decimal unit that fits: `0.3 MB`, `512 MB`, `1.25 GB`."""
+    if n >= 999.5e6:
+        return f"{n / 1e9:,.2f} GB"
+    return f"{n / 1e6:.0f} MB" if n >= 10e6 or n == 0 else f"{n / 1e6:.1f} MB"
+
+
+def command(*words: object) -> str:
+    """A command line to be copied: words with spaces or signs of the shell are quoted."""
+    return shlex.join(str(word) for word in words)
 
 
 def flow(text: str, width: int) -> list[str]:

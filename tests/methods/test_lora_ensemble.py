@@ -117,12 +117,12 @@ def test_the_evaluated_loss_is_that_of_the_mean_of_probabilities_and_no_more_tha
 
 def evaluated(run: Path, path: Path) -> dict[str, Any]:
     """`lrft eval` in both layouts, in its parts."""
-    from lrft.cli import evaluate
+    from lrft.cli.eval import rows_for
     from lrft.loading.saved import load_target
     from lrft.objectives.packing import find_layout
 
     model, tokenizer, section, folder = load_target(str(run), None, False)
-    rows, _ = evaluate.rows_for(str(run), path, section, tokenizer, folder, 256)
+    rows, _ = rows_for(str(run), path, section, tokenizer, folder, 256)
     results = []
     for packing in (True, False):
         found = find_layout(model, rows, packing=packing, compute="fp32")

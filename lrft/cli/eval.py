@@ -7,41 +7,51 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lrft import data
-from lrft import recipe as recipes
-from lrft.adapters.ensemble import copying
+import typer
+
+from lrft.cli.arguments import AsJson, Base, loading
 from lrft.errors import UsageError
-from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
-from lrft.evaluation.loss import loss_of
-from lrft.loading.from_recipe import prepare_data
-from lrft.loading.saved import load_target
-from lrft.model.load import position_limit
-from lrft.model.weights import cache_dir
-from lrft.objectives.packing import find_layout
-from lrft.recipe import DataEntry, DataSection
-from lrft.runs.locate import adapter_of, run_of
-from lrft.tracking.console import PROGRESS_SECONDS, Reporter
-from lrft.utils.text import Row
+from lrft.utils.text import Row, count
+
+if TYPE_CHECKING:
+    from lrft import data
+    from lrft.recipe import DataSection
+    from lrft.tracking.console import Reporter
 
 
-def evaluate_target(
-    target: str,
-    rows_path: Path | None,
-    *,
-    base_model: str | None,
-    limit: int | None,
-    generate: bool,
-    max_new_tokens: int,
-    batch_size: int,
-    samples: int,
-    trust_remote_code: bool,
-    as_json: bool,
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="What to measure.")],
+    rows_path: Annotated[
+        Path | None, typer.Option("--data", help="Rows to measure on. Default: the run's validation rows.")
+    ] = None,
+    base: Base = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
+    no_generate: Annotated[bool, typer.Option("--no-generate", help="Loss only, no answers.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per pass; the figures do not depend on it.")] = 8,
+    samples: Annotated[int, typer.Option(min=0, help="Answers to show.")] = 3,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Execute code that the model brings along.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """`lrft eval`."""
+    """Measure token-exact loss and perplexity, and exact match of greedy answers.
+
+    Example: lrft eval runs/first --data test.jsonl
+    """
+    with loading():
+        from lrft.adapters.ensemble import copying
+        from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
+        from lrft.evaluation.loss import loss_of
+        from lrft.loading.saved import load_target
+        from lrft.model.load import position_limit
+        from lrft.objectives.packing import find_layout
+        from lrft.tracking.console import Reporter
+
     with Reporter(None, quiet=as_json, stream=sys.stderr if as_json else None) as reporter:
-        model, tokenizer, section, folder = load_target(target, base_model, trust_remote_code)
+        model, tokenizer, section, folder = load_target(target, base, trust_remote_code)
         rows, report = rows_for(target, rows_path, section, tokenizer, folder, position_limit(model.config))
         if limit is not None:
             rows = rows.slice(range(min(limit, len(rows))))
@@ -51,7 +61,7 @@ def evaluate_target(
         losses.copies = copying(model)
         result |= loss_of(losses, rows, micro=batch_size, pad_id=pad_token(tokenizer), form=found.form)
         answers = []
-        asked = with_prompts(rows) if generate else rows.slice([])
+        asked = rows.slice([]) if no_generate else with_prompts(rows)
         if len(asked):
             answers = answer_rows(
                 model,
@@ -73,6 +83,8 @@ def evaluate_target(
 
 def telling(reporter: Reporter, total: int) -> Callable[[int], None]:
     """Says how many answers are there, every few seconds."""
+    from lrft.tracking.console import PROGRESS_SECONDS
+
     told = time.monotonic()
 
     def progress(done: int) -> None:
@@ -85,15 +97,16 @@ def telling(reporter: Reporter, total: int) -> Callable[[int], None]:
 
 
 def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row]:
+    """The table that is printed."""
     rows: list[Row] = [
-        ("measured", [str(result["target"]), f"{result['rows']:,} rows"]),
+        ("measured", [str(result["target"]), count(result["rows"], "row")]),
         ("data", report.lines()[:1]),
         (
             "loss",
             [
                 f"{result['loss']:.4f}",
                 f"perplexity {result['perplexity']:.3f}",
-                f"{result['tokens']:,} trained tokens",
+                count(result["tokens"], "trained token"),
             ],
         ),
     ]
@@ -101,7 +114,10 @@ def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row
         rows.append(
             (
                 "answers",
-                [f"exact match {result['exact_match']:.2%}", f"{result['answered']:,} rows with a prompt"],
+                [
+                    f"exact match {result['exact_match']:.2%}",
+                    count(result["answered"], "row with a prompt", "rows with a prompt"),
+                ],
             )
         )
     for sample in result["samples"]:
@@ -121,6 +137,13 @@ def rows_for(
 
     positions: the longest sequence that the model takes.
     """
+    from lrft import data
+    from lrft import recipe as recipes
+    from lrft.loading.from_recipe import prepare_data
+    from lrft.model.weights import cache_dir
+    from lrft.recipe import DataEntry, DataSection
+    from lrft.runs.locate import adapter_of, run_of
+
     cache = cache_dir()
     if path is not None:
         # The template that trained is the tokenizer's own by now, wherever the run's recipe had it from.
@@ -131,9 +154,9 @@ def rows_for(
             path, settings, tokenizer, seed=0, limit=positions, where=lambda key: "default", cache=cache
         )
     if section is None:
-        raise UsageError("say which rows to measure on: --data FILE")
+        raise UsageError("which rows should be measured? Name them with --data FILE")
     recipe = recipes.load(Path(run_of(adapter_of(Path(target))) or target) / "resolved.yaml")
     prepared = prepare_data(recipe, folder, tokenizer)
     if prepared.validation is None:
-        raise UsageError(f"{target} was trained without validation rows: say which rows to measure on, --data FILE")
+        raise UsageError(f"{target} was trained without validation rows: name the rows to measure on with --data FILE")
     return prepared.validation, prepared.report
