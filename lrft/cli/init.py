@@ -126,5 +126,7 @@ def write(path: Path, *, model: str, data: str, method: str, full: bool) -> None
     check = command("lrft", "check", path)
     files.write_text(path, SHORT.format(check=check, model=inline(model), data=data, method=inline(method)))
     if full:
-        text = recipes.resolved(recipes.load(path), {})
-        files.write_text(path, "# Every key of a recipe with its default.\n" + text.split("\n", 1)[1])
+        text = recipes.resolved(recipes.load(path), {}).split("\n", 1)[1]
+        # As a default it gives way to a model with fewer positions; as a key it would be refused.
+        text = text.replace("\n  max_length:", "\n  # max_length:", 1)
+        files.write_text(path, f"# Every key of a recipe with its default. Check it: {check}\n{text}")
