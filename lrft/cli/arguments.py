@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of a run.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the recipe: adapter.rank=8, ~data.validation."),
+    typer.Argument(metavar="KEY=VALUE", help="Override keys of the recipe: adapter.rank=8, ~data.validation."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Base = Annotated[str | None, typer.Option(help="The base model, when it is not where the adapter says.")]

@@ -35,7 +35,7 @@ output_dir: runs/first
 
 
 def init(
-    path: Annotated[Path, typer.Argument(metavar="[RECIPE]", help="The recipe to write.")] = Path("recipe.yaml"),
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to write.")] = Path("recipe.yaml"),
     model: Annotated[str | None, typer.Option(help="Base model: a folder, a hub id or a .gguf file.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Training rows: a file, a folder or hub:OWNER/NAME. A file is looked at.")

@@ -111,7 +111,8 @@ def merge_rows(out: Path, result: MergeResult) -> list[Row]:
 
 
 def rounding_warning(result: MergeResult) -> str:
-    return f"{result.lost_share:.0%} of the update was lost to rounding; merge with --dtype float32 to keep it"
+    dtype = result.dtype if result.dtype in DTYPES else "the stored dtype"
+    return f"{result.lost_share:.0%} of the update was lost in rounding to {dtype}; --dtype float32 keeps it"
 
 
 def check_rows(difference: Difference) -> list[Row]:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def methods(
-    action: Annotated[str | None, typer.Argument(metavar="[show]")] = None,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+    action: Annotated[str | None, typer.Argument(metavar="show")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME")] = None,
     kind: Annotated[str | None, typer.Option(help="Only methods of this kind.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Count what each would train on this recipe's model, layers and rank.")

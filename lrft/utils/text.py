@@ -55,9 +55,19 @@ def byte_size(n: float) -> str:
     return f"{n / 1e6:.0f} MB" if n >= 10e6 or n == 0 else f"{n / 1e6:.1f} MB"
 
 
-def command(*words: object) -> str:
-    """A command line to be copied: words with spaces or signs of the shell are quoted."""
-    return shlex.join(str(word) for word in words)
+def command(*words: object, expand: bool = False) -> str:
+    """A command line to be pasted: words with spaces or signs of the shell are quoted.
+
+    expand: ${NAME} is left to the shell, as in paths that a recipe takes from the environment.
+    """
+    return " ".join(_quoted(str(word), expand) for word in words)
+
+
+def _quoted(word: str, expand: bool) -> str:
+    pieces = re.split(r"(\$\{\w+\})", word) if expand else [word]
+    if len(pieces) == 1:
+        return shlex.quote(word)
+    return "".join(f'"{piece}"' if at % 2 else shlex.quote(piece) for at, piece in enumerate(pieces) if piece)
 
 
 def flow(text: str, width: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,11 @@ def test_sizes_below_a_gigabyte_are_in_megabytes(n: int, said: str) -> None:
 def test_a_command_means_the_same_to_a_shell(path: str) -> None:
     assert shlex.split(command("lrft", "merge", Path(path))) == ["lrft", "merge", path]
     assert command("lrft", "merge", "runs/first") == "lrft merge runs/first"
+
+
+@pytest.mark.parametrize("path", ["${PLACE}", "${PLACE}/a b", "runs/${PLACE}-$1 `x`", "it's/${PLACE}${PLACE}"])
+def test_references_to_the_environment_are_left_to_the_shell(path: str) -> None:
+    for expand, wanted in ((True, path.replace("${PLACE}", "my place")), (False, path)):
+        line = command("printf", "%s", path, expand=expand)
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env={"PLACE": "my place"})
+        assert done.stdout == wanted
