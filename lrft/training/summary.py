@@ -6,7 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lrft.adapters.targets import module_names
-from lrft.model.quantized import count
+from lrft.model.quantized import count as count_parameters
+from lrft.utils.text import command, count
 
 if TYPE_CHECKING:
     from lrft.training.state import Trainer
@@ -35,7 +36,7 @@ def start(trainer: Trainer) -> list[Row]:
 def end(trainer: Trainer) -> list[Row]:
     """What came out of it, and what to do with it."""
     p, out = trainer.progress, shown(trainer)
-    done = f"{p.step:,} steps"
+    done = count(p.step, "step")
     if p.best_loss is not None:
         began = f" (start {p.start_loss:.4f})" if p.start_loss is not None else ""
         done += f"   best validation loss {p.best_loss:.4f} at step {p.best_step:,}{began}"
@@ -43,8 +44,14 @@ def end(trainer: Trainer) -> list[Row]:
         ("done", [done]),
         ("saved", [f"best/ and last/ in {out}"]),
         ("checked", check_lines(trainer)),
-        ("next", [*([f"lrft merge {out}"] if merges(trainer) else []), f"lrft eval {out} --data test.jsonl"]),
+        ("next", next_commands(out, merges(trainer))),
     ]
+
+
+def next_commands(out: str, mergeable: bool) -> list[str]:
+    """To be pasted into a shell. out: the run's folder, as the recipe writes it."""
+    merged = [command("lrft", "merge", out, expand=True)] if mergeable else []
+    return [*merged, command("lrft", "eval", out, "--data", "test.jsonl", expand=True)]
 
 
 def shown(trainer: Trainer) -> str:
@@ -54,7 +61,7 @@ def shown(trainer: Trainer) -> str:
 
 def model_line(trainer: Trainer) -> list[str]:
     trained = sum(p.numel() for p in trainer.attached.trained().values())
-    frozen, kind = count(trainer.attached.model) - trained, trainer.base_info["quantization"]
+    frozen, kind = count_parameters(trainer.attached.model) - trained, trainer.base_info["quantization"]
     words = f"frozen in {trainer.base_info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
     return [f"{trainer.base_info['name']}   {frozen / 1e6:,.1f} M parameters, {words}"]
 
@@ -69,11 +76,11 @@ def adapter_lines(trainer: Trainer) -> list[str]:
     )
     depths = {site.depth for site in sites if site.depth is not None}
     trained = sum(p.numel() for p in trainer.attached.trained().values())
-    everything = count(trainer.attached.model)
-    where = f" in {len(depths)} layers" if depths else ""
+    everything = count_parameters(trainer.attached.model)
+    where = f" in {count(len(depths), 'layer')}" if depths else ""
     return [
         f"{names}   rank {ranks}{factor}{rates}",
-        f"{len(sites)} modules{where}: {' '.join(module_names(site.name for site in sites))}   "
+        f"{count(len(sites), 'module')}{where}: {' '.join(module_names(site.name for site in sites))}   "
         f"{trained / 1e6:,.2f} M trained ({trained / everything:.2%})",
         f"becomes: {becomes(trainer)}",
     ]
@@ -104,8 +111,9 @@ def training_lines(trainer: Trainer) -> list[str]:
     again = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
     shares = ", the base divided among them" if trainer.strategy.together else ""
     return [
-        f"{epochs:.4g} epochs = {plan.total_steps:,} steps of {t.global_batch_size} rows: "
-        f"{trainer.micro} per pass x {passes} passes x {world} process{'es' * (world > 1)}{shares}",
+        f"{epochs:.4g} epoch{'s' * (epochs != 1)} = {count(plan.total_steps, 'step')} of "
+        f"{count(t.global_batch_size, 'row')}: {trainer.micro} per pass x {count(passes, 'pass', 'passes')} x "
+        f"{count(world, 'process', 'processes')}{shares}",
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {trainer.compute}   seed {t.seed}"
         f"{'   packed' if trainer.packed else ''}{again}",
     ]
