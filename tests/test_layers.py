@@ -151,7 +151,7 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "matplotlib"
 
 
 LIGHT = (
-    *("lrft", "lrft.errors", "lrft.registry", "lrft.recipe", "lrft.cli.main", "lrft.cli.methods"),
+    *("lrft", "lrft.errors", "lrft.registry", "lrft.recipe", "lrft.cli.main", "lrft.cli.method_list"),
     *("lrft.model.hub", "lrft.planning.communication"),
 )
 

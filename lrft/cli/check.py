@@ -1,21 +1,49 @@
-"""`lrft check`."""
+"""`lrft check`: everything that is wrong with a recipe, without training."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from lrft.adapters import compose, targets
-from lrft.adapters.attach import composition_warnings, count_trained, select_sites
-from lrft.loading.from_recipe import find_base, load_data
-from lrft.loading.no_effect import refuse_without_effect
-from lrft.model import linear
-from lrft.model.load import load_skeleton
-from lrft.recipe import Recipe
-from lrft.tracking.console import Reporter
+import typer
+
+from lrft.cli.arguments import Overrides, RecipePath, as_written, loading, read_recipe, refuse_missing
+
+if TYPE_CHECKING:
+    from lrft.recipe import Recipe
 
 
-def check(recipe: Recipe, path: Path) -> None:
-    """`lrft check`: tokenizer, data, module names and shapes; the model is built without weights."""
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    static: Annotated[bool, typer.Option("--static", help="The recipe alone: no model, no data.")] = False,
+) -> None:
+    """Find everything that is wrong with a recipe, without training.
+
+    Reads tokenizer and data, and builds the model without its weights.
+
+    Example: lrft check recipe.yaml adapter.rank=8
+    """
+    loaded = read_recipe(recipe, overrides)
+    if static:
+        typer.echo(f"{recipe}: recipe OK (model and data not checked; drop --static to check them)")
+        return
+    refuse_missing(loaded)
+    with as_written(loaded):
+        check_all(loaded, recipe)
+
+
+def check_all(recipe: Recipe, path: Path) -> None:
+    """Print what the recipe comes to. Raises LrftError in its kinds for the first thing that is wrong."""
+    with loading():
+        from lrft.adapters import compose, targets
+        from lrft.adapters.attach import composition_warnings, count_trained, select_sites
+        from lrft.loading.from_recipe import find_base, load_data
+        from lrft.loading.no_effect import refuse_without_effect
+        from lrft.model import linear
+        from lrft.model.load import load_skeleton
+        from lrft.tracking.console import Reporter
+
     source = find_base(recipe)
     skeleton = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
     composition = compose.compose_section(recipe.adapter)
@@ -26,17 +54,15 @@ def check(recipe: Recipe, path: Path) -> None:
     everything = sum(p.numel() for p in skeleton.parameters())
     linears = sum(1 for _ in linear.named_linears(skeleton))
     modules = " ".join(targets.module_names(site.name for site in sites))
+    adapter = [
+        f"{len(sites)} of {linears} linear layers: {modules}",
+        f"{trained / 1e6:,.2f} M trained ({trained / (everything + trained):.2%})",
+    ]
     with Reporter(None) as reporter:
         reporter.table(
             [
                 ("model", [recipe.masked(recipe.model.name), f"{everything / 1e6:,.1f} M parameters"]),
-                (
-                    "adapter",
-                    [
-                        f"{len(sites)} of {linears} linear layers: {modules}",
-                        f"{trained / 1e6:,.2f} M trained ({trained / (everything + trained):.2%})",
-                    ],
-                ),
+                ("adapter", adapter),
                 ("data", prepared.report.lines()),
             ]
         )

@@ -1,4 +1,4 @@
-"""`lrft inspect`."""
+"""`lrft inspect`: what an adapter did to the weights."""
 
 from __future__ import annotations
 
@@ -8,31 +8,47 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+import typer
 
-from lrft.adapters.peft_import import is_peft_folder
+from lrft.cli.arguments import AsJson, Base, loading
 from lrft.errors import UsageError
-from lrft.inspection import render
-from lrft.inspection.inspect import inspect_adapter
-from lrft.runs.locate import adapter_of, run_of
-from lrft.tracking.console import PROGRESS_SECONDS, Reporter
-from lrft.utils import files
+
+if TYPE_CHECKING:
+    from lrft.inspection.inspect import Inspection
 
 
 def inspect(
-    source: Path,
-    out: Path | None,
-    *,
-    base_model: str | None,
-    top: int,
-    epsilon: float,
-    accept_other_base: bool,
-    as_json: bool,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|ADAPTER", help="A run (its best adapter), or an adapter folder of lrft or of PEFT."
+        ),
+    ],
+    base: Base = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where inspect.json and inspect.png go. Default: the run.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Leading singular vectors that may be intruders.")] = 10,
+    epsilon: Annotated[
+        float, typer.Option(min=0, max=1, help="An intruder's largest |cosine| with the base's vectors is below this.")
+    ] = 0.5,
+    accept_other_base: Annotated[
+        bool,
+        typer.Option("--accept-other-base", help="Take a base that the adapter was not trained on."),
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """`lrft inspect`."""
+    """Say what an adapter did to the weights: norms, ranks, spectra and intruder dimensions by module.
+
+    Example: lrft inspect runs/first
+    """
+    with loading():
+        from lrft.adapters.peft_import import is_peft_folder
+        from lrft.inspection.inspect import inspect_adapter
+        from lrft.runs.locate import adapter_of, run_of
+
     adapter = source if is_peft_folder(source) else adapter_of(source)
     folder = out or run_of(adapter)
     if folder is not None and folder.exists() and not folder.is_dir():
@@ -40,21 +56,37 @@ def inspect(
     with watched("inspecting") as progress:
         found = inspect_adapter(
             adapter,
-            base_model=base_model,
+            base_model=base,
             top=top,
             epsilon=epsilon,
             accept_other_base=accept_other_base,
             progress=progress,
         )
     if folder is not None:
-        with files.room_for(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / "inspect.json", found.to_dict())
-        files.write_bytes(folder / "inspect.png", render.picture(found))
+        write(found, folder)
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
-        return
-    written = f"inspect.json and inspect.png in {folder}" if folder else "no file was written: -o FOLDER names a place"
+    else:
+        tell(found, folder)
+
+
+def write(found: Inspection, folder: Path) -> None:
+    """inspect.json and inspect.png."""
+    from lrft.inspection import render
+    from lrft.utils import files
+
+    with files.room_for(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "inspect.json", found.to_dict())
+    files.write_bytes(folder / "inspect.png", render.picture(found))
+
+
+def tell(found: Inspection, folder: Path | None) -> None:
+    """The tables, and where the files are."""
+    from lrft.inspection import render
+    from lrft.tracking.console import Reporter
+
+    written = f"inspect.json and inspect.png in {folder}" if folder else "no file was written; -o FOLDER writes them"
     with Reporter(None) as reporter:
         for line in [*render.lines(found), "", written]:
             reporter.line(line)
@@ -63,6 +95,12 @@ def inspect(
 @contextmanager
 def watched(word: str) -> Iterator[Callable[[int, int], None]]:
     """Tells on the standard error how far something is: a live line on a terminal, else a line now and then."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from lrft.tracking.console import PROGRESS_SECONDS
+
     told = time.monotonic()
     console = Console(stderr=True)
     with Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else nullcontext() as live:

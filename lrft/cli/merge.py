@@ -1,87 +1,135 @@
-"""`lrft merge`: write the merged folder, compare it with the adapter, print what it lost."""
+"""`lrft merge`: write the merged folder, compare it with the adapter, print what was lost."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from lrft.cli.arguments import AsJson, Base, loading, one_of
 from lrft.errors import UsageError
-from lrft.export.merge import merge_adapter
-from lrft.runs.locate import adapter_of, run_of, trusts_remote_code
-from lrft.tracking.console import Reporter
-from lrft.utils.text import Row
-from lrft.verification.merge import Quantized, verify_merge
+from lrft.utils.text import Row, command, count
 
+if TYPE_CHECKING:
+    from lrft.export.merge import MergeResult
+    from lrft.verification.merge import Difference, Quantized
+
+DTYPES = ("float32", "bfloat16", "float16")
+INTO = ("original", "dequantized")
 LARGEST_ROUNDING_LOSS = 0.1  # share of the update lost to rounding at a merge that is worth a warning
 
 
 def merge(
-    source: Path,
-    out: Path | None,
-    *,
-    dtype: str | None,
-    base_model: str | None,
-    verify: bool,
-    tolerance: float | None,
-    accept_other_base: bool,
-    as_json: bool,
-    into: str = "original",
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|ADAPTER", help="A run (its best adapter) or an adapter folder.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The new folder. Default: merged/ in the run.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: as the base is stored.")
+    ] = None,
+    base: Base = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare merged and adapter.")] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Largest logit difference allowed, over the largest logit.")
+    ] = None,
+    accept_other_base: Annotated[
+        bool,
+        typer.Option("--accept-other-base", help="Merge into a base that the adapter was not trained on."),
+    ] = False,
+    into: Annotated[
+        str,
+        typer.Option(
+            help="original, or dequantized: the weights that were trained against, where the base was quantised."
+        ),
+    ] = "original",
+    as_json: AsJson = False,
 ) -> None:
-    """`lrft merge`."""
+    """Write base + adapter as a plain model folder, and check that it gives the same logits.
+
+    Example: lrft merge runs/first
+    """
+    one_of("--dtype", dtype, DTYPES)
+    one_of("--into", into, INTO)
+    with loading():
+        from lrft.export.merge import merge_adapter
+        from lrft.runs.locate import adapter_of, trusts_remote_code
+        from lrft.verification.merge import verify_merge
+
     adapter = adapter_of(source)
-    if out is None:
-        run = run_of(adapter)
-        if run is None:
-            raise UsageError("say where the merged model goes: -o FOLDER")
-        out = run / "merged"
+    folder = out or folder_in_run(adapter)
     result = merge_adapter(
         adapter,
-        out,
-        base_model=base_model,
+        folder,
+        base_model=base,
         dtype=dtype,
         accept_other_base=accept_other_base,
         into=into,
         trust_remote_code=trusts_remote_code(adapter),
     )
     difference = None
-    if verify:
-        difference = verify_merge(out, adapter, base_folder=result.base, tolerance=tolerance, into=into)
+    if not no_verify:
+        difference = verify_merge(folder, adapter, base_folder=result.base, tolerance=tolerance, into=into)
     if as_json:
-        facts = {
-            "out": str(out),
-            **result.to_dict(),
-            "verified": difference.to_dict() if difference else None,
-        }
-        print(json.dumps(facts, indent=1))
-        return
-    rows: list[Row] = [
-        ("merged", [str(out), f"{result.sites} modules"]),
-        (
-            "rounding",
-            [
-                f"{result.lost_share:.2%} of the update lost",
-                f"worst {result.worst_share:.2%} in {result.worst_site}",
-            ],
-        ),
-    ]
-    if difference:
-        rows.append(
-            (
-                "checked",
-                [
-                    f"merged against adapter on {difference.rows} rows: largest logit difference "
-                    f"{difference.largest:.2g} (largest logit {difference.largest_logit:.3g})",
-                    f"same first token {difference.same_first:.2%}",
-                ],
-            )
-        )
-    if difference and difference.quantized:
-        rows.append(("quantised", quantized_lines(difference.quantized)))
-    rows.append(("next", [f"lrft eval {out} --data test.jsonl"]))
+        verified = difference.to_dict() if difference else None
+        print(json.dumps({"out": str(folder), **result.to_dict(), "verified": verified}, indent=1))
+    else:
+        tell(folder, result, difference)
+
+
+def folder_in_run(adapter: Path) -> Path:
+    """merged/ in the run of `adapter`. Raises UsageError when it is in none."""
+    from lrft.runs.locate import run_of
+
+    run = run_of(adapter)
+    if run is None:
+        raise UsageError(f"{adapter} is not in a run: name the merged folder with -o FOLDER")
+    return run / "merged"
+
+
+def tell(out: Path, result: MergeResult, difference: Difference | None) -> None:
+    """Print what was merged, what was lost, and what to do next."""
+    from lrft.tracking.console import Reporter
+
+    rows = [*merge_rows(out, result), *(check_rows(difference) if difference else [])]
+    rows.append(("next", [command("lrft", "eval", out, "--data", "test.jsonl")]))
     with Reporter(None) as reporter:
         reporter.table(rows)
         if result.lost_share > LARGEST_ROUNDING_LOSS:
-            reporter.warn(f"rounding took {result.lost_share:.0%} of the update; --dtype float32 keeps it")
+            reporter.warn(rounding_warning(result))
+
+
+def merge_rows(out: Path, result: MergeResult) -> list[Row]:
+    lost = f"{result.lost_share:.2%} of the update lost"
+    return [
+        ("merged", [str(out), count(result.sites, "module")]),
+        ("rounding", [lost, f"worst {result.worst_share:.2%} in {result.worst_site}"]),
+    ]
+
+
+def rounding_warning(result: MergeResult) -> str:
+    dtype = result.dtype if result.dtype in DTYPES else "the stored dtype"
+    return f"{result.lost_share:.0%} of the update was lost in rounding to {dtype}; --dtype float32 keeps it"
+
+
+def check_rows(difference: Difference) -> list[Row]:
+    """How far the merged model's logits are from those of base and adapter."""
+    found: list[Row] = [
+        (
+            "checked",
+            [
+                f"merged against adapter on {count(difference.rows, 'row')}: largest logit difference "
+                f"{difference.largest:.2g} (largest logit {difference.largest_logit:.3g})",
+                f"same first token {difference.same_first:.2%}",
+            ],
+        )
+    ]
+    if difference.quantized:
+        found.append(("quantised", quantized_lines(difference.quantized)))
+    return found
 
 
 def quantized_lines(found: Quantized) -> list[str]:

@@ -1,186 +1,82 @@
-"""`lrft methods` and docs/methods.md, from the declarations in the method files."""
+"""`lrft methods`: the adapter methods, one of them, or what each would train on a recipe's model."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Any
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from lrft import registry
-from lrft.errors import UsageError, nearest
-from lrft.registry import MethodCard
+import typer
 
-# The example by which trained parameters are shown: one square layer of a usual width.
-EXAMPLE = "d outputs, k inputs, r the rank"
+from lrft.cli.arguments import AsJson, as_written, loading, read_recipe
+from lrft.errors import RecipeError, UsageError
 
-
-def render(action: str | None, name: str | None, *, kind: str | None, as_json: bool) -> str:
-    """The text of `lrft methods [show NAME]`. Raises UsageError for a name or kind that does not exist."""
-    cards = registry.methods()
-    if action is None:
-        chosen = of_kind(cards, kind)
-        return as_text(chosen, as_json, table)
-    if action != "show":
-        raise UsageError(f"lrft methods {action}: did you mean `lrft methods show {action}`?")
-    if name is None:
-        raise UsageError("lrft methods show: say which, one of " + ", ".join(cards))
-    if name in registry.PRESETS:
-        return preset_json(name) if as_json else preset_card(name)
-    if name not in cards:
-        close = nearest(name, [*cards, *registry.PRESETS])
-        raise UsageError(f"there is no method {name}", f"Did you mean {close[0]}?" if close else "See `lrft methods`.")
-    return as_text([cards[name]], as_json, lambda found: card(found[0], cards))
+if TYPE_CHECKING:
+    from lrft.recipe import Recipe
 
 
-def of_kind(cards: dict[str, MethodCard], kind: str | None) -> list[MethodCard]:
-    kinds = sorted({c.kind for c in cards.values()})
-    if kind is not None and kind not in kinds:
-        raise UsageError(f"--kind: {kind} is none of {', '.join(kinds)}")
-    return [c for c in cards.values() if kind in (None, c.kind)]
+def methods(
+    action: Annotated[str | None, typer.Argument(metavar="show")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only methods of this kind.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Count what each would train on this recipe's model, layers and rank.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the adapter methods, or show one: its equation, options, and what it combines with.
+
+    Example: lrft methods show pissa
+    """
+    if recipe is None:
+        from lrft.cli.method_list import render
+
+        width = shutil.get_terminal_size().columns
+        typer.echo(render(action, name, kind=kind, as_json=as_json, width=width), nl=False)
+        return
+    if action is not None:
+        raise UsageError("lrft methods show and --recipe exclude each other")
+    loaded = read_recipe(recipe, None)
+    with as_written(loaded):
+        total, counts = count_parameters(loaded, kind)
+    if as_json:
+        print(json.dumps(counts, indent=1))
+    else:
+        print("\n".join(count_lines(total, counts)))
 
 
-def as_text(cards: list[MethodCard], as_json: bool, write: Any) -> str:
-    if not as_json:
-        return str(write(cards))
-    return json.dumps([to_dict(c) for c in cards], indent=1, ensure_ascii=False) + "\n"
+def count_parameters(recipe: Recipe, kind: str | None) -> tuple[int, dict[str, int | str]]:
+    """Parameters of the base, and what each method would train in the place of the recipe's own: a number, or why
+    the method is not applicable."""
+    with loading():
+        from lrft import registry
+        from lrft.adapters import compose
+        from lrft.adapters.attach import count_trained, select_sites
+        from lrft.cli.method_list import of_kind
+        from lrft.model.hub import find_model
+        from lrft.model.load import load_skeleton
+
+    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    skeleton = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
+    found: dict[str, int | str] = {}
+    for card in of_kind(registry.methods(), kind):
+        composition = compose.compose([(card.name, {})])
+        adapter = recipe.adapter.model_copy(update={} if composition.scale_owner else {"alpha": "auto", "scale": None})
+        try:
+            sites = select_sites(skeleton, adapter, composition, recipe.where)
+            found[card.name] = count_trained(sites, composition, recipe.where)
+        except RecipeError as error:
+            found[card.name] = error.problems[0].text.removeprefix("adapter: ")
+    return sum(p.numel() for p in skeleton.parameters()), found
 
 
-def preset_card(name: str) -> str:
-    """Everything about one preset."""
-    preset = registry.PRESETS[name]
-    facts = f"rate       {rate_line(name)}\nrecipe     method: {preset.written}\n"
-    return f"{name}   preset   {preset.paper}\n\n{preset.summary}\n\n{facts}"
-
-
-def preset_json(name: str) -> str:
-    preset = registry.PRESETS[name]
-    rate = registry.default_rate([name])
-    facts: dict[str, Any] = {"name": name, "kind": "preset", "paper": preset.paper, "summary": preset.summary}
-    facts |= {"learning_rate": rate.value, "rate_source": rate.source}
-    return json.dumps([{**facts, "method": [dict([entry]) for entry in preset.entries]}], indent=1) + "\n"
-
-
-def to_dict(card: MethodCard) -> dict[str, Any]:
-    """A card as JSON values: where it stands in the source does not belong to it."""
-    facts = asdict(card)
-    for inside in ("file", "class_name", "module", "facts"):
-        facts.pop(inside)
-    facts["options"] = {k.name: {"default": k.default, "help": k.help} for k in card.knobs}
-    facts.pop("knobs")
-    rate = registry.default_rate([card.name])
-    return facts | {"learning_rate": rate.value, "rate_source": rate.source}
-
-
-def rate_line(name: str) -> str:
-    """`0.005   docs/benchmark.md`: the learning rate of a recipe with this word alone that gives none."""
-    rate = registry.default_rate([name])
-    return f"{rate.value:g}   {rate_origin(name)}"
-
-
-def rate_origin(name: str) -> str:
-    """Where that number is from, and whose it is when the entry declares none itself."""
-    rate = registry.default_rate([name])
-    return rate.source if rate.owner == name else f"that of {rate.owner}"
-
-
-def table(cards: list[MethodCard]) -> str:
-    """Two lines for each method, and one for each preset."""
-    names = [card.name for card in cards] + list(registry.PRESETS)
-    width, kinds = max(map(len, names)), max(len(card.kind) for card in cards)
-    indent = " " * (width + 2)
-    lines = []
-    for card in cards:
-        lines.append(f"{card.name:<{width}}  {card.kind:<{kinds}}  {card.paper:<16}  {card.equation}")
-        lines.append(f"{indent}trains {card.parameters}; exports to {card.exports}; rate {rate_of(card.name)}")
-        lines.append(f"{indent}evidence: {card.evidence}")
-    lines += ["", *(f"{name:<{width}}  {preset.written}" for name, preset in registry.PRESETS.items())]
-    found = f"{len(cards)} methods; the last {len(registry.PRESETS)} words stand for others with chosen options."
-    return "\n".join([*lines, "", f"{found} lrft methods show NAME tells more.", ""])
-
-
-def card(found: MethodCard, cards: dict[str, MethodCard]) -> str:
-    """Everything about one method."""
-    lines = [f"{found.name}   {found.kind}   {found.paper}", "", found.summary, ""]
-    lines += _facts(found)
-    if found.knobs:
-        lines += ["", "options"]
-        lines += [f"  {knob.name} = {knob.default!r}   {knob.help}" for knob in found.knobs]
-    lines += [
-        "",
-        f"recipe     method: {found.name}" if found.builds else f"recipe     method: [{found.on}, {found.name}]",
+def count_lines(total: int, counts: dict[str, int | str]) -> list[str]:
+    """A line for each method. total: parameters of the base."""
+    width = max(map(len, counts))
+    return [
+        f"{name:<{width}}  {found / 1e6:>10,.3f} M  {found / (total + found):>7.2%}"
+        if isinstance(found, int)
+        else f"{name:<{width}}  not applicable: {found}"
+        for name, found in counts.items()
     ]
-    refused = excluded(found, cards)
-    if refused:
-        lines += ["", "not together with", *(f"  {sentence}" for sentence in refused)]
-    return "\n".join(lines) + "\n"
-
-
-def _facts(found: MethodCard) -> list[str]:
-    facts = {
-        "equation": found.equation,
-        "trains": f"{found.parameters}   ({EXAMPLE})" if found.builds else found.parameters,
-        "exports to": found.exports,
-        "rate": rate_line(found.name),
-        "evidence": found.evidence,
-    }
-    return [f"{label:<10} {text}" for label, text in facts.items() if text]
-
-
-def excluded(found: MethodCard, cards: dict[str, MethodCard]) -> list[str]:
-    """Why each other method, or a quantised base, is refused beside this one, derived from the declarations."""
-    alone = registry.conflicts([found.name], dropout=0.0, alpha_given=False, quantized=True)
-    sentences = [f"a quantised base: {conflict.text}" for conflict in alone if conflict.about == registry.QUANTIZED]
-    for other in cards.values():
-        if other.name == found.name:
-            continue
-        conflicts = registry.conflicts([found.name, other.name], dropout=0.0, alpha_given=False)
-        sentences += [f"{other.name}: {conflict.text}" for conflict in conflicts]
-    return sentences
-
-
-def markdown() -> str:
-    """docs/methods.md."""
-    rows = [
-        cells(f"`{c.name}`", c.kind, c.paper, c.equation, c.parameters, c.exports, rate_of(c.name), c.evidence)
-        for c in registry.methods().values()
-    ]
-    head = [
-        "# Methods",
-        "",
-        "Generated from the declarations in `lrft/methods`. W is (d, k), A (r, k), B (d, r), r the recipe's rank.",
-        "Any number of parts combine with one parametrization: `method: [lora, rslora, lora+]`.",
-        "`lrft methods show NAME` prints the options and what a method cannot be combined with.",
-        "",
-        "The rate is `training.learning_rate` when the recipe gives none. Of several entries the lowest that a part or",
-        "preset declares counts, else that of the method that builds; where each is from stands at the end.",
-        "",
-        "| name | kind | paper | equation | trainable parameters per layer | exports to | rate | evidence |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    presets = [
-        cells(f"`{name}`", preset.paper, preset.summary, f"`{preset.written}`", rate_of(name))
-        for name, preset in registry.PRESETS.items()
-    ]
-    tail = [
-        "",
-        "Words for others with chosen options:",
-        "",
-        "| name | paper | what it is | the same as | rate |",
-        "|---|---|---|---|---|",
-    ]
-    sources = [
-        cells(f"`{name}`", rate_of(name), rate_origin(name))
-        for name in (*registry.methods(), *registry.PRESETS)
-        if registry.default_rate([name]).owner == name
-    ]
-    rates = ["", "Where the learning rates are from:", "", "| name | rate | from |", "|---|---:|---|"]
-    return "\n".join([*head, *rows, *tail, *presets, *rates, *sources, ""])
-
-
-def rate_of(name: str) -> str:
-    return f"{registry.default_rate([name]).value:g}"
-
-
-def cells(*texts: str) -> str:
-    """A row of a table. A bar inside a formula must not end its cell."""
-    return f"| {' | '.join(text.replace('|', '&#124;') for text in texts)} |"

@@ -1,25 +1,42 @@
-"""`lrft plan`."""
+"""`lrft plan`: what a run will take."""
 
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
-from lrft.loading.from_recipe import find_base, load_data
-from lrft.loading.no_effect import refuse_without_effect
-from lrft.planning import render as plan_render
-from lrft.planning.plan import make_plan
-from lrft.recipe import Recipe
-from lrft.tracking.console import Reporter
+import typer
+
+from lrft.cli.arguments import AsJson, Overrides, RecipePath, as_written, loading, read_recipe, refuse_missing
 
 
-def plan(recipe: Recipe, *, devices: int, nodes: int, as_json: bool) -> None:
-    """`lrft plan` for `devices` on each of `nodes`."""
-    source = find_base(recipe)
-    _, prepared = load_data(recipe, source)
-    refuse_without_effect(recipe, prepared)
-    made = make_plan(recipe, source, prepared, devices * nodes, nodes=nodes)
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    devices: Annotated[int, typer.Option(min=1, help="Divide the run over this many devices of each node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines with as many devices each.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run will take: parameters, memory by part, steps, tokens and time. Loads no weights.
+
+    Example: lrft plan recipe.yaml --devices 8
+    """
+    loaded = read_recipe(recipe, overrides)
+    refuse_missing(loaded)
+    with loading():
+        from lrft.loading.from_recipe import find_base, load_data
+        from lrft.loading.no_effect import refuse_without_effect
+        from lrft.planning import render
+        from lrft.planning.plan import make_plan
+        from lrft.tracking.console import Reporter
+
+    with as_written(loaded):
+        source = find_base(loaded)
+        _, prepared = load_data(loaded, source)
+        refuse_without_effect(loaded, prepared)
+        made = make_plan(loaded, source, prepared, devices * nodes, nodes=nodes)
     if as_json:
-        print(json.dumps(plan_render.to_dict(made), indent=1))
+        print(json.dumps(render.to_dict(made), indent=1))
         return
     with Reporter(None) as reporter:
-        reporter.table(plan_render.table_rows(made, recipe))
+        reporter.table(render.table_rows(made, loaded))

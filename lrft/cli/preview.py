@@ -1,23 +1,41 @@
-"""`lrft preview`."""
+"""`lrft preview`: rows as the model will see them."""
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import Annotated
 
+import typer
+
+from lrft.cli.arguments import Overrides, RecipePath, as_written, loading, one_of, read_recipe
 from lrft.errors import UsageError
-from lrft.loading.from_recipe import find_base, load_data
-from lrft.recipe import Recipe
+
+SPLITS = ("train", "validation")
 
 
-def preview(recipe: Recipe, *, n: int, split: str) -> None:
-    """`lrft preview`."""
-    from lrft.data.preview import render
+def preview(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Rows to show.")] = 3,
+    split: Annotated[str, typer.Option(help="train or validation.")] = "train",
+) -> None:
+    """Show rows as the model will see them, coloured by what is trained, and the data's counts.
 
-    source = find_base(recipe)
-    tokenizer, prepared = load_data(recipe, source)
+    Example: lrft preview recipe.yaml -n 5
+    """
+    one_of("--split", split, SPLITS)
+    loaded = read_recipe(recipe, overrides)
+    with loading():
+        from rich.console import Console
+
+        from lrft.data.preview import render
+        from lrft.loading.from_recipe import find_base, load_data
+
+    with as_written(loaded):
+        source = find_base(loaded)
+        tokenizer, prepared = load_data(loaded, source)
     rows = prepared.train if split == "train" else prepared.validation
     if rows is None:
-        raise UsageError(prepared.report.held_out or "this recipe holds no validation rows out (data.validation: none)")
+        raise UsageError("this recipe holds no validation rows out (data.validation: none)")
     console = Console()
     colour = console.is_terminal and not console.no_color
     console.print(render(rows, prepared.report, tokenizer, n=n, colour=colour), soft_wrap=True)

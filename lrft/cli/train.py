@@ -1,4 +1,4 @@
-"""Where a run takes place: in this process, in one process for each device, or nowhere but on paper.
+"""`lrft train`: in this process, in one process for each device, or with --dry-run nowhere.
 
 Torch is loaded as late as can be: the process that only starts others needs no more of it than the number of GPUs.
 """
@@ -6,58 +6,129 @@ Torch is loaded as late as can be: the process that only starts others needs no 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from lrft.distributed import launch
+import typer
+
+from lrft.cli.arguments import Overrides, RecipePath, as_written, loading, read_recipe, refuse_missing
 from lrft.errors import UsageError
-from lrft.model.load import importing
-from lrft.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lrft.recipe import Recipe
 
 
-def start(
-    recipe: Recipe,
-    source: Path,
-    overrides: Sequence[str],
-    *,
-    resume: str | None,
-    fresh: bool,
-    accept_changes: bool,
-    quiet: bool,
-    devices: int | None,
-    dry_run: bool,
-) -> int:
-    """Train `recipe`, which was read from `source` with `overrides`. Returns an exit code.
+@dataclass(frozen=True)
+class Flags:
+    """The options that each process of a run takes."""
 
-    A process that a launcher has started takes its place among the others; else there is one for each GPU, or as many
-    as `devices` says. Raises LrftError in most of its kinds.
+    resume: str | None
+    fresh: bool
+    accept_changes: bool
+    quiet: bool
+
+    def arguments(self) -> list[str]:
+        """The flags on a command line."""
+        given = {"--fresh": self.fresh, "--accept-changes": self.accept_changes, "--quiet": self.quiet}
+        resume = [f"--resume={self.resume}"] if self.resume else []
+        return [*resume, *(flag for flag, on in given.items() if on)]
+
+
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="[last|best|PATH]", help="Continue a run from its last checkpoint, or another."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside and start again.")] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="With --resume: go on although recipe, data or base have changed."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings only.")] = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on this machine, one for each device. Left out: one for each GPU."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what each process would do; load no weights, start no run.")
+    ] = False,
+) -> None:
+    """Fine-tune a model with the adapter and data of a recipe.
+
+    Example: lrft train recipe.yaml training.learning_rate=1e-4
     """
+    if resume and fresh:
+        raise UsageError("--resume and --fresh exclude each other")
+    if resume and dry_run:
+        raise UsageError("--resume and --dry-run exclude each other", "With --fresh a dry run moves nothing aside.")
+    loaded = read_recipe(recipe, overrides)
+    refuse_missing(loaded)
+    flags = Flags(resume, fresh, accept_changes, quiet)
+    with as_written(loaded):
+        count, on_gpus = processes_to_start(devices)
+        if dry_run:
+            tell_processes(loaded, count, on_gpus, fresh=fresh)
+        elif count > 1:
+            raise typer.Exit(start_processes(recipe, overrides or [], flags, count, on_gpus))
+        else:
+            train_here(loaded, recipe, flags)
+
+
+def processes_to_start(devices: int | None) -> tuple[int, bool]:
+    """How many processes are ours to start, and whether each has a GPU: `devices`, or one for each GPU.
+
+    One, without a GPU, in a process that a launcher has started: it takes its place among the others. Raises
+    LrftError for a launcher that is not supported, UsageError for --devices under a launcher.
+    """
+    from lrft.distributed import launch
+
     launch.refuse_foreign()
     launch.adopt_slurm()
     if launch.is_launched():
         if devices is not None:
             raise UsageError("--devices: a launcher has started this process as one of several", "Leave --devices out.")
-        count, on_gpus = 1, False  # of processes that are ours to start: this one
-    else:
-        with importing():
-            gpus = launch.gpus()
-        count = devices or max(1, gpus)
-        on_gpus = gpus >= count
-    if dry_run:
-        with importing():
-            from lrft.planning.dry_run import dry_run as tell
+        return 1, False
+    with loading():
+        gpus = launch.gpus()
+    count = devices or max(1, gpus)
+    return count, gpus >= count
 
-        here = [launch.this_process()] if launch.is_launched() else launch.planned(count, gpu=on_gpus)
-        tell(recipe, here, fresh=fresh)
-        return 0
-    if count > 1:
-        flags = {"--fresh": fresh, "--accept-changes": accept_changes, "--quiet": quiet}
-        more = [*([f"--resume={resume}"] if resume else []), *(flag for flag, given in flags.items() if given)]
-        return launch.run_on(count, ["train", str(source), *overrides, *more], gpu=on_gpus)
-    with importing():
+
+def tell_processes(recipe: Recipe, count: int, on_gpus: bool, *, fresh: bool) -> None:
+    """`--dry-run`."""
+    with loading():
+        from lrft.distributed import launch
+        from lrft.planning.dry_run import dry_run
+
+    here = [launch.this_process()] if launch.is_launched() else launch.planned(count, gpu=on_gpus)
+    dry_run(recipe, here, fresh=fresh)
+
+
+def start_processes(source: Path, overrides: Sequence[str], flags: Flags, count: int, on_gpus: bool) -> int:
+    """The same command once for each device. Returns an exit code."""
+    from lrft.distributed import launch
+
+    return launch.run_on(count, ["train", str(source), *overrides, *flags.arguments()], gpu=on_gpus)
+
+
+def train_here(recipe: Recipe, source: Path, flags: Flags) -> None:
+    """Train in this process. Raises LrftError in most of its kinds."""
+    with loading():
         from lrft.distributed import processes
-        from lrft.training.run import train
+        from lrft.training.run import train as run
         from lrft.training.state import Options
 
-    train(recipe, Options(resume, fresh, accept_changes, quiet, source=None if source.is_dir() else source))
+    run(
+        recipe,
+        Options(
+            flags.resume,
+            flags.fresh,
+            flags.accept_changes,
+            flags.quiet,
+            source=None if source.is_dir() else source,
+        ),
+    )
     processes.leave()
-    return 0

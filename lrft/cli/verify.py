@@ -1,18 +1,30 @@
-"""`lrft verify`."""
+"""`lrft verify`: correctness checks on a finished run."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from lrft.cli.arguments import AsJson, loading
 from lrft.errors import UsageError
-from lrft.runs.locate import adapter_of, run_of
-from lrft.tracking.console import Reporter
-from lrft.verification.run import Finding, verify_run
 
 
-def verify(source: Path, *, as_json: bool) -> None:
-    """`lrft verify`."""
+def verify(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a run on a slice of its own data: packing, gradient accumulation, merge and resume.
+
+    Example: lrft verify runs/first
+    """
+    with loading():
+        from lrft.runs.locate import adapter_of, run_of
+        from lrft.tracking.console import Reporter
+        from lrft.verification.run import Finding, verify_run
+
     adapter = adapter_of(source)
     run = run_of(adapter)
     if run is None or not (run / "resolved.yaml").is_file():

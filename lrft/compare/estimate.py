@@ -10,12 +10,12 @@ from lrft.compare.config import Comparison
 from lrft.compare.jobs import Job
 from lrft.loading.from_recipe import find_base, load_data
 from lrft.planning.plan import make_plan
-from lrft.utils.text import Row, duration
+from lrft.utils.text import Row, count, duration
 
 
 def plan_rows(comparison: Comparison, jobs: Sequence[Job], choices: Sequence[Choice]) -> list[Row]:
     """The runs with their ranks and trained numbers, for the screen."""
-    seeds = f"{len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}"
+    seeds = count(len(comparison.seeds), "seed")
     lines = []
     left = list(choices)
     for variant in comparison.variants:
@@ -24,14 +24,14 @@ def plan_rows(comparison: Comparison, jobs: Sequence[Job], choices: Sequence[Cho
         for choice in dict.fromkeys(own):
             lines.append(rank_line(comparison, variant.name, choice))
     return [
-        ("compare", [f"{comparison.path}   {len(jobs)} runs: {_count(comparison)} x {seeds}"]),
+        ("compare", [f"{comparison.path}   {count(len(jobs), 'run')}: {_count(comparison)} x {seeds}"]),
         ("ranks", [f"budget: {comparison.budget}, baseline {comparison.baseline}", *lines]),
     ]
 
 
 def _count(comparison: Comparison) -> str:
     points = sum(len(variant.points) for variant in comparison.variants)
-    return f"{len(comparison.variants)} methods at {points} points"
+    return f"{count(len(comparison.variants), 'method')} at {count(points, 'point')}"
 
 
 def rank_line(comparison: Comparison, name: str, choice: Choice) -> str:
@@ -58,7 +58,7 @@ def time_rows(jobs: Sequence[Job], at_once: int) -> list[Row]:
         each = statistics.median(known) if known else planned_seconds(left[0])
         if each is None:
             whole = False
-            lines.append(f"{name}: {len(left)} runs (lrft plan cannot tell for this method)")
+            lines.append(f"{name}: {count(len(left), 'run')} (lrft plan cannot tell for this method)")
             continue
         total += each * len(left)
         source = "finished runs" if known else "lrft plan, without start-up and evaluation"

@@ -20,7 +20,7 @@ from lrft.distributed import launch
 from lrft.errors import LrftError, NonFinite, Stopped
 from lrft.tracking.console import Reporter
 from lrft.utils import files
-from lrft.utils.text import decimals, duration
+from lrft.utils.text import count, decimals, duration
 
 GOING_ON = "this table is of the runs that are finished so far"
 
@@ -51,7 +51,7 @@ def run(comparison: Comparison, *, jobs: int, dry_run: bool) -> None:
     failed = [job for job in made if job.state == "failed"]
     if failed:
         raise LrftError(
-            f"{len(failed)} of {len(made)} runs failed; the table is without them",
+            f"{len(failed)} of {count(len(made), 'run')} failed; the table is without them",
             f"Each is in {comparison.output / write.NAMES[0]}. The same command tries them again.",
         )
 
@@ -80,7 +80,7 @@ def train(jobs: Sequence[Job], hashes: Hashes, pool: Pool, reporter: Reporter) -
     """Every run that is not finished."""
     waiting = [job for job in jobs if job.state not in ("finished", "diverged")]
     if len(waiting) < len(jobs):
-        reporter.line(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are there already")
+        reporter.line(f"{len(jobs) - len(waiting)} of {count(len(jobs), 'run')} are there already")
     done = len(jobs) - len(waiting)
 
     def task(job: Job) -> Task:
@@ -126,7 +126,7 @@ def ask(comparison: Comparison, jobs: Sequence[Job], pool: Pool, reporter: Repor
 def _run(pool: Pool, reporter: Reporter, what: str, tasks: Sequence[Task | None]) -> None:
     wanted = [task for task in tasks if task is not None]
     if wanted:
-        reporter.line(f"{what}: {len(wanted)} command{'s' if len(wanted) > 1 else ''}")
+        reporter.line(f"{what}: {count(len(wanted), 'command')}")
         pool.run(wanted)
 
 

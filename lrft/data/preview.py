@@ -1,4 +1,4 @@
-"""What the model will see: some rows with the tokens that count in the loss set apart, and the counts."""
+"""What the model will see: some rows with the tokens that count in the loss marked, and the counts."""
 
 from __future__ import annotations
 
@@ -10,30 +10,55 @@ from rich.text import Text
 
 from lrft.data.dataset import Rows
 from lrft.data.report import DataReport
-from lrft.utils.text import visible
+from lrft.utils.text import count, visible
 
 TRAINED, UNTRAINED, CUT, TITLE = "green", "dim", "red", "bold"
 
 
 def render(rows: Rows, report: DataReport, tokenizer: Any, *, n: int = 5, colour: bool = True) -> Text:
-    """`n` rows spread over the set, then the report and its examples of rows that were left out.
+    """A legend, `n` rows spread over the set, the report, and what is known of the rows that were dropped.
 
     colour: trained green, not trained dim, cut off red. Without: [[trained]], {{cut off}}.
     """
-    out = Text()
+    out = legend(colour)
     places = np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)
     for i in places.tolist():
-        trained, total = int(rows.trained(i).sum()), len(rows.tokens(i))
-        out.append(f"{visible(rows.source(i))}  {total:,} tokens, {trained:,} trained\n", TITLE if colour else "")
+        trained, total = int(rows.trained(i).sum()), count(len(rows.tokens(i)), "token")
+        title = f"row {i + 1:,} of {len(rows):,}   {visible(rows.source(i))}   {total}, {trained:,} trained"
+        out.append(title + "\n", TITLE if colour else "")
         out.append_text(row_text(rows, i, tokenizer, colour=colour))
         out.append("\n\n")
     for line in report.lines():
         out.append(visible(line) + "\n")
-    for source in report.sources:
-        for example in source.examples:
-            words = f"{example['source']}  {example['reason']}: {example['detail']}   {example['head']}"
-            out.append(f"  {visible(words).rstrip()}\n", CUT if colour else "")
+    for line in dropped_lines(report):
+        out.append(line + "\n", CUT if colour else "")
     return out
+
+
+def legend(colour: bool) -> Text:
+    """How the tokens of a row are marked."""
+    if not colour:
+        return Text("[[trained]]   not trained   {{cut off}}\n\n")
+    out = Text()
+    for words, style in (("trained", TRAINED), ("not trained", UNTRAINED), ("cut off", CUT)):
+        out.append(words, style).append("   ")
+    return out.append("\n\n")
+
+
+def dropped_lines(report: DataReport) -> list[str]:
+    """The rows that are left out by reason, with their places as far as the report holds them."""
+    lines = []
+    for source in report.sources:
+        for reason, total in source.dropped.items():
+            examples = [example for example in source.examples if example["reason"] == reason]
+            lines += ["", f"{visible(source.path)}: {count(total, 'row')} dropped, {reason}"]
+            for example in examples:
+                lines.append(
+                    f"  {visible('  '.join((example['source'], example['detail'], example['head']))).rstrip()}"
+                )
+            if examples and total > len(examples):
+                lines.append(f"  and {total - len(examples):,} more")
+    return lines
 
 
 def row_text(rows: Rows, i: int, tokenizer: Any, *, colour: bool) -> Text:
@@ -50,6 +75,6 @@ def row_text(rows: Rows, i: int, tokenizer: Any, *, colour: bool) -> Text:
         else:
             out.append(f"[[{part}]]" if trained[start] else part)
     if cut := rows.cut(i):
-        words = f"{cut:,} tokens cut off"
+        words = f"{count(cut, 'token')} cut off"
         out.append(f" {words}" if colour else f"{{{{{words}}}}}", CUT if colour else "")
     return out

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lrft.utils.text import count
+
 EXAMPLES = 10
 BINS = 16
 NOT_DRAWN = "not drawn (limit)"
@@ -106,8 +108,8 @@ class DataReport:
         """{reason: records}, over all sources."""
         total: dict[str, int] = {}
         for source in self.sources:
-            for reason, count in source.dropped.items():
-                total[reason] = total.get(reason, 0) + count
+            for reason, records in source.dropped.items():
+                total[reason] = total.get(reason, 0) + records
         return total
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,31 +128,31 @@ class DataReport:
         out = [self._source_line(source) for source in self.sources]
         share = self.trained_tokens / self.tokens if self.tokens else 0
         out.append(
-            f"{self.train_rows:,} train rows, {self.tokens:,} tokens, "
-            f"{self.trained_tokens:,} of them trained ({share:.0%}); {self.validation_rows:,} validation rows"
+            f"{count(self.train_rows, 'train row')}, {count(self.tokens, 'token')}, "
+            f"{self.trained_tokens:,} of them trained ({share:.0%}); {count(self.validation_rows, 'validation row')}"
         )
         out.append(f"tokens per row: {quantile_words(self.lengths)} (limit {self.max_length:,})")
         trained = "is trained" if self.end_token_trained else "is NOT trained in every row"
         out.append(f"end token {' '.join(self.end_tokens) or '(none)'} {trained}")
         if self.special_text:
-            out.append(f"{self.special_text:,} rows hold the text of a special token; it is plain text here")
+            out.append(f"{count(self.special_text, 'row')} with the text of a special token, taken as plain text")
         if self.special_read:
-            out.append(f"{self.special_read:,} rows hold the text of a special token; it is read as the token")
+            out.append(f"{count(self.special_read, 'row')} with the text of a special token, read as the token")
         if self.opening:
             out.append(f"the chat template has no generation prompt: answers are trained with {self.opening!r} before")
         if self.held_out:
             out.append(self.held_out)
         if self.altered:
-            out.append(f"{self.altered:,} rows hold content that the chat template leaves out or rewrites")
+            out.append(f"{count(self.altered, 'row')} with content that the chat template leaves out or rewrites")
         if self.repeated:
-            out.append(f"{self.repeated:,} validation rows stand in the train rows too")
+            out.append(f"{count(self.repeated, 'validation row')} also among the train rows")
         state = {True: "found", False: "made", None: "off"}[self.hit]
         out.append(f"cache {state}: {self.key[:12]}")
         return out
 
     def _source_line(self, source: SourceReport) -> str:
         parts = [f"{source.path}: {source.format} ({source.decided}), {source.used:,} of {source.read:,} used"]
-        parts += [f"{count:,} dropped: {reason}" for reason, count in source.dropped.items()]
+        parts += [f"{records:,} dropped: {reason}" for reason, records in source.dropped.items()]
         parts += [f"{source.truncated:,} truncated"] * bool(source.truncated)
         unused = [f"{column} (filled in {count:,} rows)" for column, count in source.ignored.items()]
         parts += [f"columns not used: {', '.join(unused)}"] * bool(unused)

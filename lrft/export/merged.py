@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 from lrft.adapters.storage import SavedAdapter
 from lrft.export.base import Exporter
 from lrft.export.merge import merge_adapter
-from lrft.runs.locate import trusts_remote_code
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,5 @@ class Merged(Exporter):
     """Stored dtype; none keeps each tensor's own."""
 
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
-        trusted = trusts_remote_code(saved.folder)
-        done = merge_adapter(saved.folder, out, base_model=str(base), dtype=self.dtype, trust_remote_code=trusted)
+        done = merge_adapter(saved.folder, out, base_model=str(base), dtype=self.dtype)
         return [f"{done.sites} modules merged", f"{done.lost_share:.2%} of the update lost to rounding"]

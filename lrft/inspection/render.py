@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lrft.inspection.inspect import GroupReport, Inspection, ModuleReport, grouped
 from lrft.inspection.spectra import USED
 from lrft.report.loss_plot import dress, png
-from lrft.utils.text import aligned, decimals
+from lrft.utils.text import aligned, count, decimals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ def lines(found: Inspection) -> list[str]:
     heads = ("norm", "relative", "stable", "effective", "used", "intruders")
     total = found.total
     blocks = [
-        [f"{' + '.join(found.methods)} on {found.base}: {total.modules} modules"],
+        [f"{' + '.join(found.methods)} on {found.base}: {count(total.modules, 'module')}"],
         [title, *aligned([(*named, *heads), *(module_row(one) for one in shown)])],
         ["by role", *aligned([("role", "modules", *heads), *(group_row(*one) for one in found.by_role.items())])],
         ["by depth", *aligned([("layer", "modules", *heads), *(group_row(*one) for one in found.by_depth.items())])],
@@ -42,10 +42,8 @@ def lines(found: Inspection) -> list[str]:
         ],
     ]
     if found.left_out:
-        count = len(found.left_out)
-        blocks.append(
-            [f"not looked at: {count} tensors that are no update of a linear layer, e.g. {found.left_out[0]}"]
-        )
+        left_out = count(len(found.left_out), "tensor")
+        blocks.append([f"not looked at: {left_out} outside linear layers, e.g. {found.left_out[0]}"])
     if not found.by_depth:
         del blocks[3]
     return "\n\n".join("\n".join(block) for block in blocks).split("\n")

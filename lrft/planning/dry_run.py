@@ -28,7 +28,7 @@ from lrft.runs.folder import RunFolder
 from lrft.runs.probe import PROBE
 from lrft.tracking.console import PLAIN_WIDTH
 from lrft.utils import hardware
-from lrft.utils.text import Row, layout
+from lrft.utils.text import Row, count, layout
 
 # What a run leaves in its folder, beside checkpoints and the links to them.
 FILES = (
@@ -186,7 +186,3 @@ def shortened(words: Sequence[str]) -> str:
 def facts(*said: str) -> str:
     """On one line where they fit."""
     return "   ".join(one for one in said if one)
-
-
-def count(n: int, one: str, many: str = "") -> str:
-    return f"{n:,} {one if n == 1 else many or one + 's'}"

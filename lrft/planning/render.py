@@ -9,7 +9,7 @@ from lrft.planning import communication
 from lrft.planning.communication import H100_LINKS
 from lrft.planning.plan import EFFICIENCY, Plan
 from lrft.recipe import Recipe
-from lrft.utils.text import Row
+from lrft.utils.text import Row, byte_size, count, duration
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -35,17 +35,20 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
         ("adapter", held.adapter, ""),
         ("gradients", held.gradients, ""),
         ("optimizer", held.optimizer, ""),
-        ("activations", held.activations, f"{plan.largest:,} tokens, {recipe.training.gradient_checkpointing} "
+        ("activations", held.activations, f"{count(plan.largest, 'token')}, {recipe.training.gradient_checkpointing} "
          "checkpointing"),
         ("at its end", held.at_the_end, "logits, and one layer's gradients"),
     ]  # fmt: skip
-    shown = [f"{name:<12}{gigabytes(size):>10}   {text}".rstrip() for name, size, text in parts if size]
+    shown = [f"{name:<12}{byte_size(size):>10}   {text}".rstrip() for name, size, text in parts if size]
     said: list[Row] = [
         ("model", [recipe.masked(recipe.model.name), f"{plan.parameters / 1e6:,.1f} M parameters"]),
         ("modules", modules),
         ("trained", [f"{plan.trained / 1e6:,.3f} M ({plan.trained / (plan.parameters + plan.trained):.2%})"]),
-        ("run", [f"{plan.steps:,} steps", f"{plan.tokens:,} tokens", f"largest pass {plan.largest:,} tokens"]),
-        ("memory", [*shown, f"{'together':<12}{gigabytes(held.total):>10}"]),
+        (
+            "run",
+            [count(plan.steps, "step"), count(plan.tokens, "token"), f"largest pass {count(plan.largest, 'token')}"],
+        ),
+        ("memory", [*shown, f"{'together':<12}{byte_size(held.total):>10}"]),
         ("time", [time_line(plan)]),
     ]
     if plan.devices > 1:
@@ -60,7 +63,7 @@ def device_lines(plan: Plan) -> list[str]:
         f"{plan.nodes} x {plan.devices // plan.nodes}: computing as fast as here, sending at "
         f"{H100_LINKS.inside / 1e9:.0f} GB/s inside a node{between}; calculated, not measured",
         *(
-            f"{name}   {gigabytes(part.total)} each   sends {gigabytes(plan.communication[name])} a step   "
+            f"{name}   {byte_size(part.total)} each   sends {byte_size(plan.communication[name])} a step   "
             f"computes {shares(*plan.efficiency[name])} of the time{divided_words(plan, name)}"
             for name, part in plan.memory.items()
         ),
@@ -88,7 +91,7 @@ def quantized_words(recipe: Recipe) -> str:
 def parts_line(plan: Plan) -> str:
     """The parts of one device's memory, largest first."""
     parts = sorted(asdict(plan.memory[plan.strategy]).items(), key=lambda part: -part[1])
-    return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts if size >= 1e6)
+    return ", ".join(f"{name} {byte_size(size)}" for name, size in parts if size >= 1e6)
 
 
 def time_line(plan: Plan) -> str:
@@ -97,14 +100,3 @@ def time_line(plan: Plan) -> str:
         f"about {duration(plan.seconds)}, {each:.3g} s a step: {plan.flops / plan.steps / 1e12:,.3g} TFLOP each, at "
         f"{EFFICIENCY:.0%} of the {plan.speed * plan.devices / 1e9:,.0f} GFLOP/s of products measured here"
     )
-
-
-def duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.3f} GB"

@@ -45,11 +45,11 @@ def given(root: nodes.Node) -> str:
 def _given(node: nodes.Node, indent: str) -> Iterator[str]:
     for key, child in node.items():
         if isinstance(child.value, dict) and child.value and not indent:
-            yield f"{_flow(key)}:"
+            yield f"{inline(key)}:"
             yield from _given(child, indent + "  ")
         else:
             origin = "".join(c if c.isprintable() else "?" for c in str(child.place))
-            yield f"{indent}{_flow(key)}: {_flow(nodes.plain(child))}  # {origin}"
+            yield f"{indent}{inline(key)}: {inline(nodes.plain(child))}  # {origin}"
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class _Writer:
     def value(self, key: str, value: Any) -> str:
         """A value on one line with its comment."""
         if key in self.chosen:
-            return f"{_flow(self.chosen.pop(key))}  # chosen"
+            return f"{inline(self.chosen.pop(key))}  # chosen"
         if key == "training.warmup_ratio" and self.recipe.training.warmup_steps is not None:
             return "null  # not used: warmup_steps is given"
         if key == "training.max_grad_norm" and value is None:
@@ -97,14 +97,14 @@ class _Writer:
     def written(self, key: str, value: Any) -> str:
         reference = self.recipe.reference(key) or self.recipe.reference(f"{key}.name")
         if reference is not None:
-            return _flow(reference)
+            return inline(reference)
         if isinstance(value, Named):
             options = self.written(f"{key}.options", value.options)
-            return f"{{{_flow(value.name)}: {options}}}" if value.options else _flow(value.name)
+            return f"{{{inline(value.name)}: {options}}}" if value.options else inline(value.name)
         if isinstance(value, tuple):
             return f"[{', '.join(self.written(f'{key}.{i}', item) for i, item in enumerate(value))}]"
         if isinstance(value, dict):
-            pairs = (f"{_flow(name)}: {self.written(f'{key}.{name}', item)}" for name, item in value.items())
+            pairs = (f"{inline(name)}: {self.written(f'{key}.{name}', item)}" for name, item in value.items())
             return f"{{{', '.join(pairs)}}}"
         if isinstance(value, LrScheduler):
             allowed = CHOICE_OPTIONS[key.rsplit(".", 1)[-1]][value.name]
@@ -114,10 +114,10 @@ class _Writer:
             # A module's override: null would say what is not said.
             given = {name: item for name, item in value if item is not None}
             return self.written(key, given)
-        return _flow(value)
+        return inline(value)
 
 
-def _flow(value: Any) -> str:
+def inline(value: Any) -> str:
     """A plain value as YAML on one line."""
     if value is None:
         return "null"
@@ -130,9 +130,9 @@ def _flow(value: Any) -> str:
     if isinstance(value, str):
         return value if _BARE.fullmatch(value) and isinstance(resolve(value), str) else _quoted(value)
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{_flow(key)}: {_flow(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{inline(key)}: {inline(item)}' for key, item in value.items())}}}"
     if isinstance(value, tuple | list):
-        return f"[{', '.join(_flow(item) for item in value)}]"
+        return f"[{', '.join(inline(item) for item in value)}]"
     return str(value)
 
 

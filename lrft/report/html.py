@@ -14,6 +14,7 @@ from lrft.report.sections import Block, Cell, Points, Section, Table, evaluation
 from lrft.report.svg_charts import Line, bars, chart
 from lrft.runs.metrics import of_kind, read_metrics
 from lrft.utils.files import read_json, room_for, write_text
+from lrft.utils.text import count
 
 LOG_SHOWN = 40  # lines of log.txt, the last ones
 OPEN_SAMPLES = 1  # evaluations whose answers are shown without a click: the last
@@ -72,12 +73,12 @@ def state(run: dict[str, Any], records: Sequence[dict[str, Any]], log: Sequence[
     if not isinstance(total, int):
         return False, "The run ended, or is still, before its first step."
     if done >= total:
-        return True, f"Finished: {total:,} steps."
+        return True, f"Finished: {count(total, 'step')}."
     if any(line.startswith("stopping early") for line in log):
-        return True, f"Stopped early after {done:,} of {total:,} steps."
+        return True, f"Stopped early after {done:,} of {count(total, 'step')}."
     return (
         False,
-        f"Not finished: {done:,} of {total:,} steps. The end of the log says why, or the run is still going on.",
+        f"Not finished: {done:,} of {count(total, 'step')}. The end of the log says why, or the run is still going on.",
     )
 
 

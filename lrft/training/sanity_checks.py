@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lrft.adapters.attached import SHARED, Attached
 from lrft.errors import CheckFailed
 from lrft.model.modes import evaluation_mode
+from lrft.utils.text import count
 
 RESOLUTION = 2.0**-24  # of float32, relative to the number
 
@@ -94,7 +95,7 @@ class MovementCheck:
             still = [site for site in dict.fromkeys(self.sites[name] for name in self.start) if site not in moved]
         if still:
             raise CheckFailed(
-                f"{_some(still)} did not move in {self.steps} step{'s' * (self.steps > 1)}",
+                f"{_some(still)} did not move in {count(self.steps, 'step')}",
                 "Either the layer takes no part in the forward pass, or the learning rate is too small for float32.",
             )
         proven["gradients"] = f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, nothing else moved"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from lrft.adapters.attached import Attached
 from lrft.adapters.targets import module_names
-from lrft.model.quantized import count
+from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
-from lrft.utils.text import Row
+from lrft.utils.text import Row, command, count
 
 if TYPE_CHECKING:
     from lrft.training.engine import Engine
@@ -33,17 +33,22 @@ def start(session: Session) -> list[Row]:
 def end(session: Session) -> list[Row]:
     """What came out of it, and what to do with it."""
     p, out = session.progress, output_dir(session.recipe)
-    done = f"{p.step:,} steps"
+    done = count(p.step, "step")
     if p.best_loss is not None:
         began = f" (start {p.start_loss:.4f})" if p.start_loss is not None else ""
         done += f"   best validation loss {p.best_loss:.4f} at step {p.best_step:,}{began}"
-    merge = [f"lrft merge {out}"] if mergeable(session.adapted.attached) else []
     return [
         ("done", [done]),
         ("saved", [f"best/ and last/ in {out}"]),
         ("checked", check_lines(session)),
-        ("next", [*merge, f"lrft eval {out} --data test.jsonl"]),
+        ("next", next_commands(out, mergeable(session.adapted.attached))),
     ]
+
+
+def next_commands(out: str, merges: bool) -> list[str]:
+    """To be pasted into a shell. out: the run's folder, as the recipe writes it."""
+    merged = [command("lrft", "merge", out, expand=True)] if merges else []
+    return [*merged, command("lrft", "eval", out, "--data", "test.jsonl", expand=True)]
 
 
 def output_dir(recipe: Recipe) -> str:
@@ -52,7 +57,7 @@ def output_dir(recipe: Recipe) -> str:
 
 
 def model_line(base: Base, attached: Attached) -> list[str]:
-    frozen, kind = count(attached.model) - trainable(attached), base.info["quantization"]
+    frozen, kind = count_parameters(attached.model) - trainable(attached), base.info["quantization"]
     how = f"frozen in {base.info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
     return [f"{base.info['name']}   {frozen / 1e6:,.1f} M parameters, {how}"]
 
@@ -70,12 +75,12 @@ def adapter_lines(adapted: Adapted) -> list[str]:
     factor = f"   scale {spread(site.scale for site in sites)}" if composition.scale_owner else ""
     rates = "".join(f"   lr of {role} = {ratio:g} x" for role, ratio in composition.lr_factors().items() if ratio != 1)
     depths = {site.depth for site in sites if site.depth is not None}
-    where = f" in {len(depths)} layers" if depths else ""
+    where = f" in {count(len(depths), 'layer')}" if depths else ""
     modules = " ".join(module_names(site.name for site in sites))
-    trained, everything = trainable(attached), count(attached.model)
+    trained, everything = trainable(attached), count_parameters(attached.model)
     return [
         f"{names}   rank {ranks}{factor}{rates}",
-        f"{len(sites)} modules{where}: {modules}   "
+        f"{count(len(sites), 'module')}{where}: {modules}   "
         f"{trained / 1e6:,.2f} M trainable parameters ({trained / everything:.2%})",
         f"exports to: {exports_to(attached)}",
     ]
@@ -109,8 +114,9 @@ def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
     checkpointing = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
     divided = ", the base divided among them" if engine.strategy.together else ""
     return [
-        f"{epochs:.4g} epochs = {batches.total_steps:,} steps of {t.global_batch_size} rows: "
-        f"{engine.micro} per pass x {passes} passes x {world} process{'es' * (world > 1)}{divided}",
+        f"{epochs:.4g} epoch{'s' * (epochs != 1)} = {count(batches.total_steps, 'step')} of "
+        f"{count(t.global_batch_size, 'row')}: {engine.micro} per pass x {count(passes, 'pass', 'passes')} x "
+        f"{count(world, 'process', 'processes')}{divided}",
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {base.compute}   seed {t.seed}"
         f"{'   packed' if engine.layout.packed else ''}{checkpointing}",
         *rate_lines(recipe),

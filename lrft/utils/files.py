@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrft.errors import CheckFailed, LrftError
+from lrft.utils.text import byte_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +42,9 @@ def room_for(path: Path, wanted: int | None = None) -> Iterator[None]:
                 raise LrftError(f"{path}: writing is not permitted", "Check the folder's owner and mode.") from error
             raise
         free = shutil.disk_usage(existing_parent(path)).free
-        requires = f"needs {megabytes(wanted)}, " if wanted else ""
+        requires = f"needs {byte_size(wanted)}, " if wanted else ""
         raise LrftError(
-            f"{path}: the disk is full ({requires}{megabytes(free)} are free)",
+            f"{path}: the disk is full ({requires}{byte_size(free)} are free)",
             "Nothing that was complete is lost. Free some space and start again with --resume.",
         ) from error
 
@@ -51,10 +52,6 @@ def room_for(path: Path, wanted: int | None = None) -> Iterator[None]:
 def existing_parent(path: Path) -> Path:
     """The nearest folder at or above `path` that exists."""
     return next(p for p in [path, *path.resolve().parents] if p.exists())
-
-
-def megabytes(n: int) -> str:
-    return f"{n / 1e6:,.1f} MB"
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

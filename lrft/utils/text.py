@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
@@ -40,6 +41,33 @@ def decimals(value: float, digits: int) -> str:
     """Fixed point where that is readable (1.8812), otherwise an exponent (3.2e-07), `nan` or `inf`."""
     fixed = value == 0 or 10.0**-digits <= abs(value) < 1e5 or not math.isfinite(value)
     return f"{value:.{digits}f}" if fixed else f"{value:.1e}"
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    """`1 row`, `2 rows`, `1,234 passes`."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def byte_size(n: float) -> str:
+    """Bytes in the decimal unit that fits: `0.3 MB`, `512 MB`, `1.25 GB`."""
+    if n >= 999.5e6:
+        return f"{n / 1e9:,.2f} GB"
+    return f"{n / 1e6:.0f} MB" if n >= 10e6 or n == 0 else f"{n / 1e6:.1f} MB"
+
+
+def command(*words: object, expand: bool = False) -> str:
+    """A command line to be pasted: words with spaces or signs of the shell are quoted.
+
+    expand: ${NAME} is left to the shell, as in paths that a recipe takes from the environment.
+    """
+    return " ".join(_quoted(str(word), expand) for word in words)
+
+
+def _quoted(word: str, expand: bool) -> str:
+    pieces = re.split(r"(\$\{\w+\})", word) if expand else [word]
+    if len(pieces) == 1:
+        return shlex.quote(word)
+    return "".join(f'"{piece}"' if at % 2 else shlex.quote(piece) for at, piece in enumerate(pieces) if piece)
 
 
 def flow(text: str, width: int) -> list[str]:

@@ -38,6 +38,7 @@ from lrft.runs.locate import trusts_remote_code
 from lrft.training.run import train
 from lrft.training.state import Options
 from lrft.utils import files, hardware
+from lrft.utils.text import count
 from lrft.verification.merge import verify_merge
 
 ROWS = 8
@@ -119,7 +120,7 @@ def packed(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Find
         "packed",
         difference,
         ROUNDING,
-        f"{len(ids)} rows packed against alone: logits differ by {difference:.1e} of the largest",
+        f"{count(len(ids), 'row')} packed against alone: logits differ by {difference:.1e} of the largest",
     )
 
 
@@ -132,7 +133,7 @@ def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -
         "accumulation",
         difference,
         ROUNDING,
-        f"1 x {len(rows)} rows against {len(rows)} x 1: gradients differ by {difference:.1e} of their norm",
+        f"1 x {count(len(rows), 'row')} against {len(rows)} x 1: gradients differ by {difference:.1e} of their norm",
     )
 
 
@@ -173,8 +174,8 @@ def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
         "merged",
         difference.relative,
         limit,
-        f"merged against adapter on {difference.rows} rows: logits differ by {difference.relative:.1e} of the largest, "
-        f"same first token {difference.same_first:.2%}",
+        f"merged against adapter on {count(difference.rows, 'row')}: logits differ by {difference.relative:.1e} of the "
+        f"largest, same first token {difference.same_first:.2%}",
     )
 
 

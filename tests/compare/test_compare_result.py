@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 import lrft
 from lrft.cli.main import run_command
 from lrft.data import Rows, prepare
+from lrft.distributed import strategy
 from lrft.evaluation import generate as evaluation_generate
 from lrft.evaluation.generate import stop_tokens
-from lrft.training import checkpoint
 from lrft.training.setup import set_up
 from lrft.training.state import Options
 from lrft.verification import run as run_checks
@@ -209,5 +209,5 @@ def test_verify_notices_each_broken_promise(learnt: runs.Place, monkeypatch: pyt
         broken.setattr(TokenLoss, "forward", lambda self, batch: whole(self, batch) / trained_tokens(batch))
         fails("accumulation")
     with monkeypatch.context() as broken:  # an optimiser that starts anew
-        broken.setattr(checkpoint.optim, "load_state_tensors", lambda optimizer, tensors, expected: None)
+        broken.setattr(strategy, "load_state_tensors", lambda optimizer, tensors, expected: None)
         fails("resumed")

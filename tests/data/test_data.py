@@ -738,3 +738,23 @@ def test_preview_shows_what_is_trained_and_what_is_cut(tmp_path: Path) -> None:
     styles = {coloured.plain[s.start : s.end]: str(s.style) for s in coloured.spans}
     assert styles["one<|im_end|>"] == "green"
     assert any("cut off" in text and style == "red" for text, style in styles.items())
+    for made, marks in ((plain, ("[[trained]]", "{{cut off}}")), (coloured.plain, ("trained", "cut off"))):
+        assert all(mark in made.splitlines()[0] for mark in ("not trained", *marks)), "the legend"
+    assert (styles["trained"], styles["not trained"]) == ("green", "dim")
+
+
+def test_preview_numbers_its_rows_and_lists_what_was_dropped(tmp_path: Path) -> None:
+    """By reason, each with its place; what the report does not hold is counted."""
+    short = [turns(("user", f"{i}"), ("assistant", "b")) for i in range(3)]
+    bad = [{"messages": "text"}] * 12
+    path = lines(tmp_path / "a.jsonl", *short, turns(("user", "a"), ("assistant", "b " * 60)), *bad)
+    prepared = prepare(tmp_path, path, max_length=40, too_long="drop", on_bad_row="skip")
+    text = preview.render(prepared.train, prepared.report, tiny.chatml(), n=2, colour=False).plain
+    assert f"row 1 of 3   {path}:1   " in text
+    assert f"row 3 of 3   {path}:3   " in text
+    blocks = {block.splitlines()[0]: block.splitlines()[1:] for block in text.split("\n\n") if " dropped, " in block}
+    one = blocks[f"{path}: 1 row dropped, longer than max_length"]
+    assert one[0].startswith(f"  {path}:4  ")
+    many = blocks[f"{path}: 12 rows dropped, wrong type"]
+    assert [line.split()[0] for line in many[:-1]] == [f"{path}:{n}" for n in range(5, 15)]
+    assert many[-1] == "  and 2 more"

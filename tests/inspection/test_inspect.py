@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM
 
 from lrft.adapters import storage
 from lrft.adapters.adapter import Factors
-from lrft.cli import inspect as inspect_command
 from lrft.cli.main import run_command
 from lrft.errors import CheckFailed, MissingError, UsageError
 from lrft.export.merge import merge_adapter
@@ -32,6 +31,7 @@ from lrft.inspection import render, spectra
 from lrft.inspection.inspect import Inspection, ModuleReport, inspect_adapter
 from lrft.model import linear
 from lrft.model.weights import weight_files
+from lrft.tracking import console
 
 SITE = "model.layers.0.self_attn.q_proj"
 TALL = "model.layers.0.mlp.up_proj"  # 44 x 24: its columns span only a part of the outputs
@@ -419,7 +419,7 @@ def test_an_adapter_alone_is_shown_and_written_only_where_it_is_said(
 def test_progress_is_told_on_the_error_stream(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect_command, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.0)
     base = save_base(tmp_path / "base")
     save_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
     capsys.readouterr()

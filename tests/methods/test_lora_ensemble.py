@@ -19,6 +19,7 @@ import lrft
 from lrft.adapters.ensemble import by_copy, copying
 from lrft.adapters.storage import save_adapter
 from lrft.cli import main
+from lrft.cli.eval import rows_for
 from lrft.errors import UsageError
 from lrft.evaluation.generate import generate
 from lrft.evaluation.loss import loss_of
@@ -117,16 +118,16 @@ def test_the_evaluated_loss_is_that_of_the_mean_of_probabilities_and_no_more_tha
 
 def evaluated(run: Path, path: Path) -> dict[str, Any]:
     """`lrft eval` in both layouts, in its parts."""
-    from lrft.cli import evaluate
     from lrft.loading.saved import load_target
     from lrft.objectives.packing import find_layout
 
-    model, tokenizer, section, folder = load_target(str(run), None, False)
-    rows, _ = evaluate.rows_for(str(run), str(path), {}, section, tokenizer, folder, model.config)
+    target = load_target(str(run), None, False)
+    model = target.model
+    rows, _ = rows_for(str(run), str(path), {}, target.section, target.tokenizer, target.folder, model.config)
     results = []
     for packing in (True, False):
         found = find_layout(model, rows, packing=packing, compute="fp32")
-        losses = found.loss(model)
+        losses = TokenLoss(model, direct=found.direct)
         losses.copies = copying(model)
         results.append(loss_of(losses, rows, micro=3, pad_id=0, form=found.form))
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)

@@ -32,6 +32,7 @@ from lrft.planning import activation_memory, plan
 from lrft.planning import render as plan_render
 from lrft.planning.plan import Plan, chosen, make_plan
 from lrft.utils import files
+from lrft.utils.text import byte_size
 
 ROOT = Path(lrft.__file__).parents[1]
 
@@ -148,8 +149,8 @@ def test_the_strategy_is_the_one_that_the_recipe_chooses(
     said = dict(plan_render.table_rows(made, place.recipe(*keys)))
     assert f"`lrft train` runs {strategy} (distributed.strategy: " in said["4 devices"][-1]
     assert ("shard_over: all" in said["4 devices"][-1]) == (strategy == "fsdp over all")
-    assert plan_render.gigabytes(larger[strategy].total) in said["memory"][-1], "the parts are those of the choice"
-    assert plan_render.gigabytes(larger[strategy].weights) in plan_render.parts_line(made)
+    assert byte_size(larger[strategy].total) in said["memory"][-1], "the parts are those of the choice"
+    assert byte_size(larger[strategy].weights) in plan_render.parts_line(made)
     over = {"fsdp": f"{4 if nodes == 4 else 4 // nodes} devices", "fsdp over all": "4 devices"}.get(strategy, "")
     (weights,) = [line for line in said["memory"] if line.startswith("weights")]
     assert weights.endswith(over or "frozen")

@@ -131,7 +131,7 @@ def test_a_rate_without_its_origin_is_a_bug_that_names_the_file(tmp_path: Path) 
     lines = [line for line in text.splitlines() if "rate_source" not in line]
     (tmp_path / "vera.py").write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"vera\.py.*learning_rate and rate_source are declared together"):
-        registry.read_card(tmp_path / "vera.py")
+        registry.read_card(registry.Source(tmp_path / "vera.py", "lrft.methods.vera", ""))
 
 
 # --- where it is said ---

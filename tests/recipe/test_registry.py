@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from lrft import recipe, registry
-from lrft.cli import methods
+from lrft.cli import method_list
 from lrft.errors import RecipeError
 
 BUILDER = '''
@@ -244,7 +244,7 @@ def test_a_part_brings_the_method_that_it_works_on(tmp_path: Path) -> None:
 def test_the_recipe_line_of_every_card_is_accepted() -> None:
     cards = registry.methods()
     for card in cards.values():
-        lines = methods.card(card, cards).splitlines()
+        lines = method_list.card(card, cards).splitlines()
         (line,) = [line for line in lines if line.startswith("recipe ")]
         section = yaml.safe_load(line.removeprefix("recipe").strip())
         assert card.name in [entry.name for entry in recipe.parse_adapter(section).method], line

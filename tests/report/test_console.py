@@ -407,7 +407,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, name: str) 
     with telling(tmp_path, plain()) as trackers, pytest.raises(LrftError) as caught:
         trackers.log("step", {"step": 1, "loss": 1.0})
     assert str(tmp_path / name) in caught.value.message
-    assert re.search(r"needs 1\.0 MB, [\d,.]+ MB are free", caught.value.message)
+    assert re.search(r"needs 1\.0 MB, [\d,.]+ [MG]B are free", caught.value.message)
     assert caught.value.hint
     assert "--resume" in caught.value.hint
 

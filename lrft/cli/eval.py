@@ -7,46 +7,66 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lrft import data
-from lrft import recipe as recipes
+import typer
+
+from lrft.cli.arguments import AsJson, Base, loading
 from lrft.errors import UsageError
-from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
-from lrft.evaluation.loss import loss_of
-from lrft.loading.from_recipe import prepare_data
-from lrft.loading.saved import answering, load_target
-from lrft.model.end_tokens import add_stops
-from lrft.model.load import embedding_rows, position_limit
-from lrft.model.weights import cache_dir
-from lrft.recipe import DataEntry, DataSection
-from lrft.runs.locate import adapter_of, run_of
-from lrft.tracking.console import PROGRESS_SECONDS, Reporter
-from lrft.utils.text import Row
+from lrft.utils.text import Row, count
+
+if TYPE_CHECKING:
+    from lrft import data
+    from lrft.recipe import DataSection
+    from lrft.tracking.console import Reporter
 
 
-def evaluate_target(
-    target: str,
-    rows_path: str | None,
-    *,
-    reading: Mapping[str, str | None] | None = None,
-    base_model: str | None,
-    limit: int | None,
-    generate: bool,
-    max_new_tokens: int,
-    batch_size: int,
-    samples: int,
-    trust_remote_code: bool,
-    as_json: bool,
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="What to measure.")],
+    rows_path: Annotated[
+        str | None, typer.Option("--data", help="Rows to measure on. Default: the run's validation rows.")
+    ] = None,
+    data_format: Annotated[
+        str | None, typer.Option("--format", help="Layout of these rows, as data.train[].format. Default: the run's.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="{THEIRS: OURS}", help="Renames their columns. Default: the run's.")
+    ] = None,
+    special_tokens: Annotated[
+        str | None, typer.Option(metavar="text|tokens", help="As data.train[].special_tokens. Default: the run's.")
+    ] = None,
+    base: Base = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
+    no_generate: Annotated[bool, typer.Option("--no-generate", help="Loss only, no answers.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per pass; the figures do not depend on it.")] = 8,
+    samples: Annotated[int, typer.Option(min=0, help="Answers to show.")] = 3,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Execute code that the model brings along.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """`lrft eval`. reading: keys of an entry of data.train for these rows, as they were written; None: the run's."""
+    """Measure token-exact loss and perplexity, and exact match of greedy answers.
+
+    Example: lrft eval runs/first --data test.jsonl
+    """
+    with loading():
+        from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
+        from lrft.evaluation.loss import loss_of
+        from lrft.loading.saved import answering, load_target
+        from lrft.model.end_tokens import add_stops
+        from lrft.tracking.console import Reporter
+
     with Reporter(None, quiet=as_json, stream=sys.stderr if as_json else None) as reporter:
-        found = load_target(target, base_model, trust_remote_code)
+        found = load_target(target, base, trust_remote_code)
         model, tokenizer = found.model, found.tokenizer
-        given = {key: text for key, text in (reading or {}).items() if text is not None}
-        if given and rows_path is None:
-            raise UsageError(f"--{next(iter(given))} goes with --data: the run's own rows are read as its recipe says")
-        rows, report = rows_for(target, rows_path, given, found.section, tokenizer, found.folder, model.config)
+        options = {"format": data_format, "columns": columns, "special_tokens": special_tokens}
+        reading = {key: text for key, text in options.items() if text is not None}
+        if reading and rows_path is None:
+            raise UsageError(
+                f"--{next(iter(reading))} goes with --data: the run's own rows are read as its recipe says"
+            )
+        rows, report = rows_for(target, rows_path, reading, found.section, tokenizer, found.folder, model.config)
         # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
         add_stops(model, tokenizer.convert_tokens_to_ids(report.end_tokens))
         if limit is not None:
@@ -55,7 +75,7 @@ def evaluate_target(
         losses, layout = answering(model, rows)
         result |= loss_of(losses, rows, micro=batch_size, pad_id=pad_token(tokenizer), form=layout.form)
         answers = []
-        asked = with_prompts(rows) if generate else rows.slice([])
+        asked = rows.slice([]) if no_generate else with_prompts(rows)
         if len(asked):
             answers = answer_rows(
                 model,
@@ -77,6 +97,8 @@ def evaluate_target(
 
 def telling(reporter: Reporter, total: int) -> Callable[[int], None]:
     """Says how many answers are there, every few seconds."""
+    from lrft.tracking.console import PROGRESS_SECONDS
+
     told = time.monotonic()
 
     def progress(done: int) -> None:
@@ -89,15 +111,16 @@ def telling(reporter: Reporter, total: int) -> Callable[[int], None]:
 
 
 def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row]:
+    """The table that is printed."""
     rows: list[Row] = [
-        ("measured", [str(result["target"]), f"{result['rows']:,} rows"]),
+        ("measured", [str(result["target"]), count(result["rows"], "row")]),
         ("data", report.lines()[:1]),
         (
             "loss",
             [
                 f"{result['loss']:.4f}",
                 f"perplexity {result['perplexity']:.3f}",
-                f"{result['tokens']:,} trained tokens",
+                count(result["tokens"], "trained token"),
             ],
         ),
     ]
@@ -105,7 +128,10 @@ def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row
         rows.append(
             (
                 "answers",
-                [f"exact match {result['exact_match']:.2%}", f"{result['answered']:,} rows with a prompt"],
+                [
+                    f"exact match {result['exact_match']:.2%}",
+                    count(result["answered"], "row with a prompt", "rows with a prompt"),
+                ],
             )
         )
     for sample in result["samples"]:
@@ -126,6 +152,14 @@ def rows_for(
 
     reading: keys of an entry of data.train for that file. config: the model's.
     """
+    from lrft import data
+    from lrft import recipe as recipes
+    from lrft.loading.from_recipe import prepare_data
+    from lrft.model.load import embedding_rows, position_limit
+    from lrft.model.weights import cache_dir
+    from lrft.recipe import DataEntry, DataSection
+    from lrft.runs.locate import adapter_of, run_of
+
     cache = cache_dir()
     if path is not None:
         # The template that trained is the tokenizer's own by now, wherever the run's recipe had it from.
@@ -144,9 +178,9 @@ def rows_for(
         data.refuse_missing_rows([rows], embedding_rows(config), tokenizer)
         return rows, report
     if section is None:
-        raise UsageError("say which rows to measure on: --data FILE")
+        raise UsageError("which rows should be measured? Name them with --data FILE")
     recipe = recipes.load(Path(run_of(adapter_of(Path(target))) or target) / "resolved.yaml")
     prepared = prepare_data(recipe, folder, tokenizer)
     if prepared.validation is None:
-        raise UsageError(f"{target} was trained without validation rows: say which rows to measure on, --data FILE")
+        raise UsageError(f"{target} was trained without validation rows: name the rows to measure on with --data FILE")
     return prepared.validation, prepared.report

@@ -8,7 +8,7 @@ from pathlib import Path
 from docgen import combinations
 from lrft import recipe as recipes
 from lrft import registry
-from lrft.cli import methods
+from lrft.cli import method_list
 from lrft.utils import files
 
 BEGIN, END = "<!-- methods: written by scripts/docs -->", "<!-- end -->"
@@ -21,7 +21,7 @@ def pages(root: Path) -> dict[Path, str]:
     marked = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: f"{BEGIN}\n{table()}\n{END}", text, flags=re.S)
     return {
         root / "docs" / "recipe.md": recipes.reference(),
-        root / "docs" / "methods.md": methods.markdown(),
+        root / "docs" / "methods.md": method_list.markdown(),
         root / "docs" / "combinations.md": combinations.page(),
         readme: marked,
     }
@@ -38,7 +38,7 @@ def table() -> str:
 
 
 def main() -> None:
-    for path, text in pages(Path(__file__).parents[1]).items():
+    for path, text in pages(Path(__file__).parents[2]).items():
         files.write_text(path, text)
 
 

@@ -83,8 +83,8 @@ def refusals(one: MethodCard, other: MethodCard) -> list[registry.Conflict]:
 
 def meaning(conflict: registry.Conflict, one: MethodCard, other: MethodCard) -> str:
     """What a conflict is about, without the names."""
-    if conflict.about in one.fills and conflict.about in other.fills:
+    if conflict.about in one.slots and conflict.about in other.slots:
         return f"both {registry.SLOTS[conflict.about]}"
-    if conflict.about in registry.SLOTS and conflict.about in {*one.excludes, *other.excludes}:
+    if conflict.about in registry.SLOTS and conflict.about in {*one.conflicts, *other.conflicts}:
         return f"nobody beside the one may {registry.SLOTS[conflict.about]}, as the other does"
     return f"one needs {registry.PROPERTIES[conflict.about][0]}"

@@ -1,0 +1,45 @@
+"""`lrft compare`: one recipe, several methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lrft.cli.arguments import as_written, loading
+
+
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A comparison: which runs, on what grid and seeds.")],
+    jobs: Annotated[int, typer.Option(min=1, help="Runs that are trained side by side.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the runs with their ranks, parameters and time.")
+    ] = False,
+) -> None:
+    """Train one recipe with several methods, at equal parameters, and say which is best.
+
+    Every method is trained at each point of a grid and with each seed, as an ordinary run; what is finished is kept,
+    so the same command goes on after an interruption. Results: compare.md, .csv, .json and .html in output_dir.
+
+    \b
+    recipe      a recipe file, or its keys: common to all runs
+    runs        by name: a method, a list of methods, or keys
+    grid        keys with values: training.epochs: [1, 2]
+    seeds       [1, 2, 3]
+    budget      parameters (of the baseline), rank, none
+    baseline    what others are compared with; the first run
+    metric      loss, perplexity or exact_match (validation)
+    forgetting  general text: its loss before and after
+    output_dir  folder of the comparison
+
+    Example: lrft compare compare.yaml --dry-run
+    """
+    from lrft.compare.config import read
+
+    comparison = read(file)
+    with loading():
+        from lrft.compare.run import run
+
+    with as_written(comparison.first_recipe()):
+        run(comparison, jobs=jobs, dry_run=dry_run)

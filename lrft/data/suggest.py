@@ -1,0 +1,61 @@
+"""What a recipe has to say of a file of data, from a look at its first rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from lrft.data.format import detect, unclear
+from lrft.data.readers import find
+from lrft.data.records import BadRow, Record
+
+ROWS_SEEN = 500
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Keys of the data section that the rows need. The fields are empty where the defaults do.
+
+    format: where the columns fit several. columns: {their name: our name}. too_long: split, for documents.
+    problem: why no format fits, and the next step.
+    """
+
+    format: str | None = None
+    columns: dict[str, str] | None = None
+    too_long: str | None = None
+    problem: tuple[str, str] | None = None
+
+
+def suggest(path: str) -> Suggestion | None:
+    """What a recipe that trains on `path` needs. None for a data set of the hub, and where there is no such file yet.
+
+    Raises DataError for a file that cannot be read, of another kind, or without any row.
+    """
+    if path.startswith("hub:") or not Path(path).expanduser().exists():
+        return None
+    records = list(islice((record for source in find(path) for record in source.records()), ROWS_SEEN))
+    good = next((record.value for record in records if not isinstance(record.value, BadRow)), None)
+    if good is None:
+        return Suggestion(problem=no_row(path, records))
+    found = detect(good)
+    if found is not None:
+        return Suggestion(too_long=of_format(found))
+    message, keys = unclear(good)
+    columns = keys.get("columns", {})
+    if not keys or {"chosen", "rejected"} & columns.keys():
+        return Suggestion(problem=(message, "Name a format or rename columns: data.train.0.format, .columns."))
+    meant = keys.get("format") or next(iter(columns.values()))
+    return Suggestion(keys.get("format"), columns or None, of_format(meant))
+
+
+def of_format(name: str) -> str | None:
+    """data.too_long: documents are split where they are longer than a row may be."""
+    return "split" if name == "text" else None
+
+
+def no_row(path: str, records: list[Record]) -> tuple[str, str]:
+    bad = records[0].value if records else None
+    if isinstance(bad, BadRow):
+        return f"{path}: no row can be read; the first: {bad.detail}", "Correct the file."
+    return f"{path}: the file holds no rows", "Fill it before training."
