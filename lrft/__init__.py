@@ -60,10 +60,13 @@ def attach(
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
-    """Put a saved adapter into `model`, in place. Raises CheckFailed when a file does not fit the model or itself."""
-    from lrft.adapters import storage
+    """Put a saved adapter, lrft's or PEFT's, into `model`, in place. Raises CheckFailed when a file does not fit the
+    model or itself."""
+    from pathlib import Path
 
-    return storage.load_adapter(model, folder)
+    from lrft.adapters.peft_import import load_any
+
+    return load_any(model, Path(folder))
 
 
 def merge(adapter: str | Path, out: str | Path, **options: Any) -> Any:

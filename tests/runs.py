@@ -17,7 +17,7 @@ import tiny
 import tiny_tokenizers
 import torch
 from torch import Tensor
-from transformers import FalconConfig, FalconForCausalLM, PreTrainedModel
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 
 from lrft import recipe
 from lrft.adapters import attach, compose
@@ -88,7 +88,7 @@ def save_base(folder: Path, name: str = "llama", seed: int = 0) -> Path:
     """A tiny model of the tokenizer's vocabulary, with the tokenizer beside it."""
     tokenizer = tiny_tokenizers.chatml()
     torch.manual_seed(seed)
-    model = tiny.llama(vocabulary=len(tokenizer)) if name == "llama" else falcon(len(tokenizer))
+    model = tiny.llama(vocabulary=len(tokenizer)) if name == "llama" else bloom(len(tokenizer))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "embed" not in parameter_name:
@@ -98,13 +98,14 @@ def save_base(folder: Path, name: str = "llama", seed: int = 0) -> Path:
     return folder
 
 
-def falcon(vocabulary: int) -> PreTrainedModel:
-    return FalconForCausalLM(
-        FalconConfig(
+def bloom(vocabulary: int) -> PreTrainedModel:
+    """Its distances are counted from the padding mask, so rows that are laid end to end see each other."""
+    return BloomForCausalLM(
+        BloomConfig(
             vocab_size=vocabulary,
             hidden_size=tiny.WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
+            n_layer=2,
+            n_head=4,
             bos_token_id=2,
             eos_token_id=2,
         )

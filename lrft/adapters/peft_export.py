@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrft.adapters.adapter import Adapter, PeftForm
 from lrft.adapters.attached import Attached
-from lrft.model import linear
+from lrft.adapters.peft_names import Names
 
 PEFT_TENSORS = "adapter_model.safetensors"
 # An adapter whose tensors are just these is the same thing in PEFT's file, under PEFT's names.
@@ -35,10 +35,16 @@ def peft_tensors(forms: Mapping[str, PeftForm]) -> dict[str, Tensor]:
     return tensors
 
 
-def peft_config(attached: Attached, forms: Mapping[str, PeftForm], base: Mapping[str, Any]) -> dict[str, Any]:
-    """PEFT's LoraConfig. The factor is folded into alpha, so that a reader that ignores use_rslora is right as well."""
-    ranks = {name: form.A.shape[0] for name, form in forms.items()}
-    alphas = {name: form.scale * form.A.shape[0] for name, form in forms.items()}
+def peft_config(
+    attached: Attached, forms: Mapping[str, PeftForm], base: Mapping[str, Any], names: Names
+) -> dict[str, Any]:
+    """PEFT's LoraConfig. The factor is folded into alpha, so that a reader that ignores use_rslora is right as well.
+
+    A layer that is named by its weight has its rank and alpha under that name, and no dropout: PEFT has none there.
+    """
+    said = {name: f"{name}.weight" if f"{name}.weight" in names.parameters else name for name in forms}
+    ranks = {said[name]: form.A.shape[0] for name, form in forms.items()}
+    alphas = {said[name]: form.scale * form.A.shape[0] for name, form in forms.items()}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
         "peft_type": "LORA",
@@ -50,8 +56,9 @@ def peft_config(attached: Attached, forms: Mapping[str, PeftForm], base: Mapping
         "lora_alpha": alpha,
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "target_modules": target_modules(attached),
-        "lora_dropout": attached.sites[0].dropout,
+        "target_modules": list(names.modules),
+        "target_parameters": list(names.parameters) or None,
+        "lora_dropout": 0.0 if names.parameters else attached.sites[0].dropout,
         "bias": "none",
         "fan_in_fan_out": any(site.transposed for site in attached.sites),
         "use_rslora": False,
@@ -59,15 +66,6 @@ def peft_config(attached: Attached, forms: Mapping[str, PeftForm], base: Mapping
         "init_lora_weights": True,
         "modules_to_save": None,
     }
-
-
-def target_modules(attached: Attached) -> list[str]:
-    """The last words of the sites' names where they mean exactly the sites, else the whole names."""
-    names = set(attached.modules)
-    words = {name.rsplit(".", 1)[-1] for name in names}
-    inside = tuple(f"{name}." for name in names)  # an AdapterLinear's own base is a linear layer too
-    others = (n for n, _ in linear.named_linears(attached.model) if not n.startswith(inside))
-    return sorted(names if any(n.rsplit(".", 1)[-1] in words for n in others) else words)
 
 
 def from_peft_names(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:

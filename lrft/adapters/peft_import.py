@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrft.adapters import compose
 from lrft.adapters.adapter import Site
+from lrft.adapters.attached import Attached
 from lrft.adapters.peft_export import PEFT_NAMES, PEFT_PREFIX, PEFT_TENSORS
-from lrft.adapters.storage import SavedAdapter
+from lrft.adapters.storage import SavedAdapter, load_saved, read_adapter
 from lrft.adapters.targets import depth_of
 from lrft.errors import CheckFailed, UsageError
 from lrft.model import linear
-from lrft.model.load import load_skeleton
 from lrft.utils import files
 
 CONFIG = "adapter_config.json"
@@ -33,21 +33,59 @@ KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 VARIANTS = (
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
-    *("target_parameters", "use_bdlora", "use_qalora", "velora_config"),
+    *("use_bdlora", "use_qalora", "velora_config"),
 )
+# What is read, what chooses the layers (their tensors' names tell which), and what matters to training alone.
+KNOWN = {
+    *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights"),
+    *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("base_model_name_or_path", "revision", "fan_in_fan_out", "task_type", "auto_mapping", "peft_version"),
+    *("lora_dropout", "inference_mode", "runtime_config", "eva_config", "ensure_weight_tying", "megatron_core"),
+    *("loftq_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+}
+# What adds to or replaces tensors that are no linear layer's weight.
+BESIDE = ("bias", "lora_bias", "modules_to_save", "trainable_token_indices")
 
 
 @dataclass(frozen=True)
 class PeftFolder:
-    """`left_out`: tensors of the file that change no linear layer's weight, or replace one as a whole."""
+    """`left_out`: tensors of the file that change no linear layer's weight, or replace one as a whole. `beside`: what
+    the configuration says of such tensors."""
 
     saved: SavedAdapter
     left_out: tuple[str, ...]
+    beside: tuple[str, ...]
 
 
 def is_peft_folder(folder: Path) -> bool:
     """Whether PEFT wrote the folder and lrft did not."""
     return (folder / CONFIG).is_file() and not (folder / "lrft.json").is_file()
+
+
+def read_any(folder: Path) -> SavedAdapter:
+    """An adapter folder of lrft or PEFT, the whole of it. Raises as `read_adapter` and `read_peft`, and UsageError for
+    one of PEFT with tensors beside the updates of linear layers.
+
+    Of one that PEFT wrote it is not known yet whether the base stores a weight transposed: see `placed`.
+    """
+    if not is_peft_folder(folder):
+        return read_adapter(folder)
+    found = read_peft(folder)
+    if found.beside or found.left_out:
+        more = f" and {len(found.left_out) - 3} more" * (len(found.left_out) > 3)
+        tensors = f" (tensors: {', '.join(found.left_out[:3])}{more})" * bool(found.left_out)
+        said = f"{', '.join(found.beside)} is set" if found.beside else "it holds more than updates of linear layers"
+        raise UsageError(
+            f"{folder}: {said}{tensors}, which lrft cannot take over: it knows updates of linear layers alone",
+            "PEFT itself merges such an adapter: PeftModel.from_pretrained(base, folder).merge_and_unload().",
+        )
+    return found.saved
+
+
+def load_any(model: nn.Module, folder: Path) -> Attached:
+    """Attach a saved adapter of lrft or PEFT to `model`, in place. Raises as `read_any`, CheckFailed where it does not
+    fit the model."""
+    return load_saved(model, placed(read_any(folder), model))
 
 
 def read_peft(folder: Path) -> PeftFolder:
@@ -83,15 +121,18 @@ def read_peft(folder: Path) -> PeftFolder:
             saved.build(site)
     except (ValueError, RuntimeError) as error:
         raise CheckFailed(f"{folder / PEFT_TENSORS}: {error}") from None
-    return PeftFolder(saved, tuple(left_out))
+    beside = [f"{key}: {config[key]}" for key in BESIDE if config.get(key) and config[key] != "none"]
+    return PeftFolder(saved, tuple(left_out), tuple(beside))
 
 
-def placed(saved: SavedAdapter, source: Path) -> SavedAdapter:
-    """The adapter with its sites as the base in `source` stores them. Builds the model without weights.
+def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
+    """The adapter with its sites as `model` stores them, which can be without weights. lrft's own say it themselves.
 
     The configuration's `fan_in_fan_out` is not asked: PEFT keeps one word for all layers, that of the last.
     """
-    stored = {name for name, module in linear.named_linears(load_skeleton(source)) if linear.is_transposed(module)}
+    if "format" in saved.info:
+        return saved
+    stored = {name for name, module in linear.named_linears(model) if linear.stored_transposed(module)}
     return replace(saved, sites=[replace(site, transposed=site.name in stored) for site in saved.sites])
 
 
@@ -108,6 +149,11 @@ def refuse_unsupported(folder: Path, config: Mapping[str, Any]) -> None:
     for key in VARIANTS:
         if config.get(key):
             raise UsageError(f"{folder}: {key} is set, a variant of LoRA that cannot be read here", SUPPORTED)
+    if not all(str(name).endswith(".weight") for name in config.get("target_parameters") or ()):
+        raise UsageError(f"{folder}: target_parameters names more than weights of linear layers", SUPPORTED)
+    unknown = [key for key, value in config.items() if value and key not in {*KNOWN, *VARIANTS, *BESIDE}]
+    if unknown:
+        raise UsageError(f"{folder}: {unknown[0]} is set, which is not known here", SUPPORTED)
 
 
 def by_site(flat: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
@@ -129,10 +175,11 @@ def site_of(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any])
         raise ValueError(f"{name} has only lora_{'A' if 'A' in tensors else 'B'}")
     rank, k = tensors["A"].shape
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    said = ranks.get(pattern_for(name, ranks), config["r"])
+    named = f"{name}.weight" if f"{name}.weight" in (config.get("target_parameters") or ()) else name
+    said = ranks.get(pattern_for(named, ranks), config["r"])
     if said != rank or tensors["B"].shape[1] != rank:
         raise ValueError(f"{name}: {CONFIG} says rank {said}, its tensors {rank} and {tensors['B'].shape[1]}")
-    alpha = alphas.get(pattern_for(name, alphas), config["lora_alpha"])
+    alpha = alphas.get(pattern_for(named, alphas), config["lora_alpha"])
     scale = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if not math.isfinite(scale):
         raise ValueError(f"{name}: {CONFIG} says alpha {alpha}")

@@ -1,6 +1,7 @@
 """The adapter's folder on disk.
 
     adapter_config.json, adapter_model.safetensors    PEFT's own layout, whenever stock PEFT can say the method exactly
+                                                      and finds the layers by their names (`peftnames`)
     lrft.json                                         what lrft needs beside it: methods, sites, base, checksums
     lrft.safetensors                                  the adapter's own tensors, only when PEFT's are not the same ones
     tokenizer files, chat template                    those that trained
@@ -27,6 +28,7 @@ from lrft.adapters.adapter import Adapter, Site, load_tensors
 from lrft.adapters.attach import attach_sites, build_shared, build_site, refuse_adapted
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.peft_export import PEFT_TENSORS, from_peft_names, is_its_form, peft_config, peft_tensors
+from lrft.adapters.peft_names import peft_names
 from lrft.errors import CheckFailed, LrftError, UsageError
 from lrft.model import linear
 from lrft.model.end_tokens import add_stops, saved_stops
@@ -89,10 +91,11 @@ def save_adapter(
     written: list[str] = []
     listed = list(beside)
     same = False
-    if len(sayable) == len(forms):
+    names = peft_names(attached, sayable, base.get("quantization", "none"))
+    if len(sayable) == len(forms) and not names.refused:
         tensors = peft_tensors(sayable)
         files.write_tensors(folder / PEFT_TENSORS, tensors)
-        files.write_json(folder / "adapter_config.json", peft_config(attached, sayable, base))
+        files.write_json(folder / "adapter_config.json", peft_config(attached, sayable, base, names))
         written.append(PEFT_TENSORS)
         listed.append("adapter_config.json")
         same = attached.shared is None and all(
@@ -120,11 +123,14 @@ def save_members(attached: Attached, folder: Path, base: Mapping[str, Any]) -> N
     """Each member of an ensemble in a folder of its own, as stock PEFT reads it: member-1, member-2, ..."""
     forms = {name: adapter.members() for name, adapter in attached.modules.items()}
     for number in range(min(len(found) for found in forms.values())):
+        mine = {name: found[number] for name, found in forms.items()}
+        names = peft_names(attached, mine, base.get("quantization", "none"))
+        if names.refused:
+            return
         member = folder / f"member-{number + 1}"
         member.mkdir(exist_ok=True)
-        mine = {name: found[number] for name, found in forms.items()}
         files.write_tensors(member / PEFT_TENSORS, peft_tensors(mine))
-        files.write_json(member / "adapter_config.json", peft_config(attached, mine, base))
+        files.write_json(member / "adapter_config.json", peft_config(attached, mine, base, names))
 
 
 def read_adapter(folder: str | Path) -> SavedAdapter:
@@ -169,9 +175,14 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
 
     Raises CheckFailed when it does not fit.
     """
+    return load_saved(model, read_adapter(folder))
+
+
+def load_saved(model: nn.Module, saved: SavedAdapter) -> Attached:
+    """Attach an adapter that was read to `model`, in place. Raises CheckFailed when it does not fit."""
     refuse_adapted(model)
     take_over(model)
-    saved = read_adapter(folder)
+    folder = saved.folder
     modules = dict(linear.named_linears(model))
     for site in saved.sites:
         if site.name not in modules:

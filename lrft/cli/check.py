@@ -38,10 +38,13 @@ def check_all(recipe: Recipe, path: Path) -> None:
     with loading():
         from lrft.adapters import compose, targets
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
+        from lrft.export.merge import names_in, unmergeable
         from lrft.loading.from_recipe import find_base, load_data
         from lrft.loading.no_effect import refuse_without_effect
         from lrft.model import linear
         from lrft.model.load import load_skeleton
+        from lrft.model.stored import Stored
+        from lrft.model.weights import weight_files
         from lrft.tracking.console import Reporter
 
     source = find_base(recipe)
@@ -49,6 +52,8 @@ def check_all(recipe: Recipe, path: Path) -> None:
     composition = compose.compose_section(recipe.adapter)
     sites = select_sites(skeleton, recipe.adapter, composition, recipe.where)
     trained = count_trained(sites, composition, recipe.where)
+    weights = weight_files(source)
+    reason = unmergeable(sites, Stored(skeleton, names_in(weights)), weights)
     _, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
     everything = sum(p.numel() for p in skeleton.parameters())
@@ -68,4 +73,6 @@ def check_all(recipe: Recipe, path: Path) -> None:
         )
         for text in composition_warnings(composition, sites, skeleton):
             reporter.warn(text)
+        if reason:
+            reporter.warn(f"this base cannot be merged, because {reason}")
         reporter.line(f"{path}: nothing wrong was found")

@@ -45,11 +45,11 @@ def inspect(
     Example: lrft inspect runs/first
     """
     with loading():
-        from lrft.adapters.peft_import import is_peft_folder
         from lrft.inspection.inspect import inspect_adapter
-        from lrft.runs.locate import adapter_of, run_of
+        from lrft.loading.saved import adapter_folder
+        from lrft.runs.locate import run_of
 
-    adapter = source if is_peft_folder(source) else adapter_of(source)
+    adapter = adapter_folder(source)
     folder = out or run_of(adapter)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", "Name a folder with -o.")

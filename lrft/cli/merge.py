@@ -56,10 +56,11 @@ def merge(
     one_of("--into", into, INTO)
     with loading():
         from lrft.export.merge import merge_adapter
-        from lrft.runs.locate import adapter_of, trusts_remote_code
+        from lrft.loading.saved import adapter_folder
+        from lrft.runs.locate import trusts_remote_code
         from lrft.verification.merge import verify_merge
 
-    adapter = adapter_of(source)
+    adapter = adapter_folder(source)
     folder = out or folder_in_run(adapter)
     result = merge_adapter(
         adapter,

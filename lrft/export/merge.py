@@ -1,17 +1,18 @@
 """Merging: adapter + base folder -> a folder that plain transformers loads.
 
 The base's safetensors files are read piece by piece (`pieces`); a target becomes `adapter.weight(W0)` in float32,
-rounded once. The model is not built: memory is that of a few pieces, or of the largest tensor when the adapter states
-its weight only as a whole. (But where W0 is to be the weight that a quantised base had, it comes from that base, and
-every quantised weight is written as it was there.) Afterwards the written folder is loaded and its logits are compared
-with those of base + adapter.
+rounded once. The model is built without its weights, to learn under which names transformers reads them
+(`Stored`): memory is that of a few pieces, or of the largest tensor when the adapter states its weight only as a
+whole. (But where W0 is to be the weight that a quantised base had, it comes from that base, and every quantised weight
+is written as it was there.) Afterwards the written folder is loaded and its logits are compared with those of base +
+adapter.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,12 +22,15 @@ from typing import Any
 from torch import Tensor
 
 from lrft.adapters.adapter import Site
-from lrft.adapters.storage import SavedAdapter, read_adapter
+from lrft.adapters.peft_import import placed, read_any
+from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed, UsageError
-from lrft.export.merge_shards import Change, TrainedOn, merge_file, workers_for
+from lrft.export.merge_shards import Change, TrainedOn, merge_file, refuse_unfit, workers_for
 from lrft.loading.saved import base_of, load_as_trained, refuse_other_base
 from lrft.model import linear
+from lrft.model.load import load_skeleton
 from lrft.model.quantized import QuantizedLinear
+from lrft.model.stored import Source, Stored
 from lrft.model.weight_names import weight_keys
 from lrft.model.weights import weight_files
 from lrft.utils import files
@@ -40,7 +44,10 @@ NOT_COPIED = {
     ".lock",
 }
 TEMPLATES = "additional_chat_templates"  # where transformers keeps the named ones
-OWN_FILES = {"adapter_config.json", "adapter_model.safetensors", "lrft.json", "lrft.safetensors", "README.md"}
+OWN_FILES = {
+    *("adapter_config.json", "adapter_model.safetensors", "lrft.json", "lrft.safetensors", "README.md"),
+    "trainer_state.json",  # lies in the checkpoints of other trainers
+}
 
 
 @dataclass
@@ -87,14 +94,14 @@ def merge_adapter(
 ) -> MergeResult:
     """Write the merged model into the new folder `out`.
 
-    adapter     an adapter folder
+    adapter     an adapter folder, lrft's or PEFT's
     base_model  folder or hub id, when it is not where the adapter says
     dtype       float32, bfloat16 or float16; None keeps each tensor's own
     into        original, or dequantized for an adapter that was trained on a quantised base: the weights that were
                 trained against. The quantised model is then held in memory, and several of its largest tensors.
     Raises UsageError (nothing to merge, `out` exists), CheckFailed (damaged adapter, another base, nothing changed).
     """
-    saved, out = read_adapter(adapter), Path(out)
+    saved, out = read_any(Path(adapter)), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty", "Name another folder with -o.")
     refuse_unmergeable(saved)
@@ -103,7 +110,9 @@ def merge_adapter(
     source = base_of(saved, base_model)
     refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
-    keys = tensor_keys(saved, weights)
+    skeleton = load_skeleton(source, trust_remote_code)
+    saved = placed(saved, skeleton)
+    keys = tensor_keys(saved, skeleton, weights)
     trained_on = dequantized(saved, source, weights, trust_remote_code) if into == "dequantized" else TrainedOn()
     result = MergeResult(out, source, len(saved.sites), dtype or "as stored")
 
@@ -135,15 +144,44 @@ def refuse_unmergeable(saved: SavedAdapter) -> None:
         )
 
 
-def tensor_keys(saved: SavedAdapter, weights: list[Path]) -> dict[str, Site]:
-    """Name of each target's tensor in the files -> its site. Raises CheckFailed for a site without a tensor.
-
-    A checkpoint may be saved from inside its outer module ("h.0.attn" for "transformer.h.0.attn"), so a site is met
-    by its name or by the longest end of its name that some tensor has; or with its words in another order
-    ("language_model.model.layers" for "model.language_model.layers").
-    """
-    keys = weight_keys([site.name for site in saved.sites], weights)
+def tensor_keys(saved: SavedAdapter, model: Any, weights: list[Path]) -> dict[str, Site]:
+    """Name of each target's tensor in the files -> its site. Raises CheckFailed for a site without a tensor."""
+    keys = weight_keys([site.name for site in saved.sites], Stored(model, names_in(weights)))
     return {keys[site.name]: site for site in saved.sites}
+
+
+def names_in(weights: list[Path]) -> set[str]:
+    """Of all tensors in the files."""
+    names: set[str] = set()
+    for path in weights:
+        with TensorReader(path) as reader:
+            names |= reader.entries.keys()
+    return names
+
+
+def key_of(module: str, source: Source | None) -> str:
+    if source is None:
+        raise CheckFailed(f"the base's files hold no tensor for {module}: its weights are stored under other names")
+    if not source.as_it_is:
+        raise CheckFailed(
+            f"the base's files hold no tensor for {module} alone: transformers makes its weight of "
+            f"{', '.join(source.tensors[:3])}{' and more' * (len(source.tensors) > 3)}"
+        )
+    return source.tensors[0]
+
+
+def unmergeable(sites: Iterable[Site], stored: Stored, weights: list[Path]) -> str:
+    """Why the weights of `sites` cannot be written into the base's files; "" when they can. Only headers are read."""
+    try:
+        wanted = {site.name: site for site in sites}
+        keys = {key: wanted[name] for name, key in weight_keys(wanted, stored).items()}
+        for path in weights:
+            with TensorReader(path) as reader:
+                for key in reader.entries.keys() & keys.keys():
+                    refuse_unfit(keys[key], reader.entries[key], reader.dtype(key))
+    except CheckFailed as error:
+        return error.message
+    return ""
 
 
 def dequantized(saved: SavedAdapter, source: Path, weights: list[Path], trusted: bool) -> TrainedOn:
@@ -151,7 +189,7 @@ def dequantized(saved: SavedAdapter, source: Path, weights: list[Path], trusted:
     dtype = DTYPES[saved.info["base"].get("dtype", "float32")]
     model = load_as_trained(saved, source, trust_remote_code=trusted, on_device=False)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
-    keys = weight_keys(layers, weights)
+    keys = weight_keys(layers, Stored(model, names_in(weights)))
     return TrainedOn({keys[name]: partial(as_stored, layer) for name, layer in layers.items()}, dtype)
 
 
@@ -205,6 +243,13 @@ def card(saved: SavedAdapter) -> str:
     return (
         f"---\nbase_model: {shown}\nlibrary_name: transformers\ntags: [lrft]\n---\n\n"
         f"# {shown}, fine-tuned\n\n"
-        f"Fine-tuned with lrft {saved.info.get('lrft', '')} and merged: {methods}, rank {', '.join(map(str, ranks))}, "
+        f"{made_with(saved)}: {methods}, rank {', '.join(map(str, ranks))}, "
         f"{len(saved.sites)} linear layers.\n"
+    )
+
+
+def made_with(saved: SavedAdapter) -> str:
+    by_lrft = "format" in saved.info
+    return (
+        f"Fine-tuned with lrft {saved.info.get('lrft', '')} and merged" if by_lrft else "A PEFT adapter, merged by lrft"
     )

@@ -1,7 +1,7 @@
 """What an adapter did to the weights, module by module.
 
-The base's safetensors files are read one target at a time; the model is never built. Memory is that of the adapter and
-of a few copies of the largest target.
+The base's safetensors files are read one target at a time; the model is built without its weights. Memory is that of
+the adapter and of a few copies of the largest target.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from lrft.export.merge_shards import finite, refuse_unfit, thin, together, worke
 from lrft.inspection import intruders, krylov, spectra
 from lrft.loading.saved import base_of, refuse_other_base
 from lrft.model.linear import as_rows
+from lrft.model.load import load_skeleton
 from lrft.model.weights import weight_files
+from lrft.runs.locate import trusts_remote_code
 from lrft.utils import hardware
 from lrft.utils.safetensors_stream import TensorReader
 
@@ -179,14 +181,16 @@ def inspect_adapter(
         folder = read_peft(adapter)
         left_out = folder.left_out
         source = base_of(folder.saved, base_model)
-        saved = placed(folder.saved, source)
+        saved = folder.saved
     else:
         saved = read_adapter(adapter)
         refuse_unmergeable(saved)
         source = base_of(saved, base_model)
         refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
-    keys = tensor_keys(saved, weights)
+    skeleton = load_skeleton(source, trusts_remote_code(adapter))
+    saved = placed(saved, skeleton)
+    keys = tensor_keys(saved, skeleton, weights)
     found: dict[str, ModuleReport] = {}
     lock = Lock()
 

@@ -10,7 +10,8 @@ import torch
 
 from lrft.adapters.attached import Attached
 from lrft.adapters.ensemble import copying
-from lrft.adapters.storage import SavedAdapter, load_adapter, read_adapter
+from lrft.adapters.peft_import import is_peft_folder, placed, read_any
+from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data import Rows
 from lrft.errors import CheckFailed, MissingError, UsageError
 from lrft.model.hub import find_model
@@ -22,6 +23,11 @@ from lrft.objectives.sft import Sft
 from lrft.recipe import DataSection
 from lrft.runs.locate import adapter_of, recipe_of, trusts_remote_code
 from lrft.utils.hardware import DTYPES, device
+
+
+def adapter_folder(source: Path) -> Path:
+    """The adapter folder meant by a run folder (its best), or an adapter folder of lrft or PEFT. Raises UsageError."""
+    return source if is_peft_folder(source) else adapter_of(source)
 
 
 def load_as_trained(
@@ -73,17 +79,18 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
     trusted: code that the model brings along may be executed. A run's own recipe can say so too.
     """
     path = Path(target)
-    if (path / "run.json").is_file() or (path / "lrft.json").is_file():
-        adapter = adapter_of(path)
-        saved = read_adapter(adapter)
+    if (path / "run.json").is_file() or (path / "lrft.json").is_file() or is_peft_folder(path):
+        adapter = adapter_folder(path)
+        saved = read_any(adapter)
         folder = base_of(saved, base_model)
         refuse_other_base(saved, folder, accepted=False)
         trusted = trusted or trusts_remote_code(adapter)
         base = load_as_trained(saved, folder, trust_remote_code=trusted)
-        attached = load_adapter(base, adapter)
+        attached = load_saved(base, placed(saved, base))
         recipe = recipe_of(adapter)
         section = None if recipe is None else recipe.data
-        return Target(base, load_tokenizer(adapter, trusted), folder, attached, section)
+        own = (adapter / "tokenizer_config.json").is_file()
+        return Target(base, load_tokenizer(adapter if own else folder, trusted), folder, attached, section)
     if base_model:
         raise UsageError(f"--base goes with a run or an adapter; {target} is a model by itself")
     folder = find_model(target, where="the model")

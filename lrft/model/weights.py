@@ -29,9 +29,7 @@ def weight_files(folder: Path) -> list[Path]:
     index cannot be read.
     """
     if not (folder / "config.json").is_file():
-        ggufs = sorted(folder.glob("*.gguf"))
-        hint = f"It holds {ggufs[0].name}: name that file instead of the folder." if ggufs else None
-        raise MissingError(f"{folder} is no model folder: it has no config.json", hint)
+        raise MissingError(f"{folder} is no model folder: it has no config.json", _instead_of(folder))
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -48,6 +46,16 @@ def weight_files(folder: Path) -> list[Path]:
     if absent:
         raise MissingError(f"{folder} lacks {len(absent)} of {len(shards)} shards, the first is {absent[0]}")
     return [folder / shard for shard in shards]
+
+
+def _instead_of(folder: Path) -> str | None:
+    """What to do with a folder that is no model."""
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs:
+        return f"It holds {ggufs[0].name}: name that file instead of the folder."
+    if any((folder / name).is_file() for name in ("lrft.json", "adapter_config.json", "run.json")):
+        return f"It holds an adapter: lrft merge {folder} -o FOLDER makes a model of it, to train on or to use."
+    return None
 
 
 def _no_safetensors(folder: Path) -> MissingError:

@@ -1,19 +1,21 @@
 """How a model takes batches: found out by asking the model itself, before the first step.
 
-Rows are laid end to end where the model answers them as it answers each row alone; else they are padded. The loss goes
-from hidden states straight to chunks of logits where the model's own logits are just that product; else the model makes
-its logits itself.
+Rows are laid end to end where the model answers them as it answers each row alone, and where a row's logits do not move
+when its neighbours get other tokens; else they are padded. The loss goes from hidden states straight to chunks of
+logits where the model's own logits are just that product; else the model makes its logits itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lrft.data import Rows
 from lrft.data.collate import Form, ends_mask
@@ -23,6 +25,10 @@ from lrft.model.modes import evaluation_mode
 
 # Largest difference of logits over the largest logit.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
+# What other tokens in a row's neighbours may do to its logits: nothing, except that experts get other numbers of tokens
+# at once and so round otherwise. That much is seen in a padded batch too; sums in float32 may differ by this.
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+TIMES_PADDED = 2.0
 ROWS = 2
 ROWWISE = "rowwise_sdpa"
 # Beyond these numbers of its configuration a model may treat a long row otherwise than a short one.
@@ -43,6 +49,34 @@ class Layout:
         return self.form != "padded"
 
 
+@dataclass(frozen=True)
+class Apart:
+    """How far rows laid end to end are kept apart. Logit differences over the largest logit."""
+
+    difference: float
+    """of the rows end to end from each row alone"""
+    moved: float
+    """of a row's logits end to end, when its neighbours get other tokens"""
+    moved_padded: float
+    """the same in a padded batch, where no row can see another"""
+
+    @property
+    def allowed(self) -> float:
+        """How much a row's logits may move without a leak."""
+        return max(ROUNDING, TIMES_PADDED * self.moved_padded)
+
+    @property
+    def leaks(self) -> bool:
+        return not self.moved <= self.allowed  # a NaN leaks as well
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the rows end to end, in words."""
+        if not self.leaks or not math.isfinite(self.moved):
+            return f"logits differ by {self.difference:.1e} of the largest"
+        return f"a row's logits move by {self.moved:.1e} of the largest when its neighbour gets other tokens"
+
+
 @torch.no_grad()
 def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | None = None) -> Layout:
     """Ask `model` about a few of `rows`. Raises CheckFailed when packing is true and cannot be had.
@@ -57,26 +91,61 @@ def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | N
         direct = share(direct_logits(model, ids), alone) <= tolerance
         if packing is False:
             return Layout("padded", direct)
-        form = packed_form(model)
-        difference = share(packed_logits(model, ids, form), alone)
-    if difference <= tolerance:  # a NaN fails as well
-        return Layout(form, direct, f"packed equals alone within {difference:.0e} of the largest logit")
+    form = packed_form(model)
+    apart = kept_apart(model, ids, form)
+    if apart.difference <= tolerance and not apart.leaks:  # a NaN fails as well
+        words = f"packed equals alone within {apart.difference:.0e} of the largest logit, and no row sees another"
+        return Layout(form, direct, words)
     if packing is True:
         raise CheckFailed(
-            "packed rows are not what they are alone with this model: "
-            f"logits differ by {difference:.1e} of the largest",
-            "Its attention does not keep the rows apart. Set data.packing: false.",
+            f"packed rows are not what they are alone with this model: {apart.trouble}",
+            "It does not keep the rows apart. Set data.packing: false.",
         )
-    warning = (
-        f"this model does not keep packed rows apart (logits differ by {difference:.1e} of the largest): "
-        "rows are padded, which costs time"
-    )
+    warning = f"this model does not keep packed rows apart ({apart.trouble}): rows are padded, which costs time"
     return Layout("padded", direct, warning=warning)
 
 
 def packed_form(model: Any) -> Form:
     """How rows lie end to end for the model's attention kernel."""
     return "rowwise" if model.config._attn_implementation == ROWWISE else "packed"
+
+
+@torch.no_grad()
+def kept_apart(model: Any, rows: Sequence[Tensor], form: Form) -> Apart:
+    """Ask `model` whether `rows` (token ids, each (n,)) are kept apart when they are laid end to end."""
+    pair = rows[:ROWS] if len(rows) > 1 else [rows[0], others(rows[0], rows)[0]]
+    given = rows if len(rows) > 1 else pair
+    with evaluation_mode(model):
+        return Apart(
+            packed_equals_alone(model, given, form),
+            largest_move(lambda asked: packed_logits(model, asked, form), pair, rows),
+            largest_move(lambda asked: padded_logits(model, asked), pair, rows),
+        )
+
+
+def largest_move(ask: Callable[[Sequence[Tensor]], Tensor], pair: Sequence[Tensor], rows: Sequence[Tensor]) -> float:
+    """Of the logits of one row of `pair` over its largest, when the other gets other tokens. Infinite without one."""
+    lengths = [len(row) for row in pair]
+    before = ask(pair)
+    if len(before) != sum(lengths):
+        return math.inf
+    moves = []
+    for watched, row in enumerate(pair):
+        neighbour = 1 - watched
+        for other in others(pair[neighbour], rows):
+            asked = [row, other] if watched == 0 else [other, row]
+            moves.append(share(ask(asked).split(lengths)[watched], before.split(lengths)[watched]))
+    return max(moves) if not any(map(math.isnan, moves)) else math.nan
+
+
+def others(row: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+    """The row with another token at every place, twice: tokens of `rows`, which the model has embeddings for."""
+    pool = torch.cat(list(rows)).unique()  # sorted
+    if len(pool) == 1:
+        pool = torch.cat([pool, (pool - 1).abs()])  # 1 where there is only 0
+        pool = pool.sort().values
+    at = torch.searchsorted(pool, row)
+    return [pool[(at + step) % len(pool)] for step in (1, max(1, len(pool) // 2))]
 
 
 def packed_equals_alone(model: Any, rows: Sequence[Tensor], form: Form) -> float:
@@ -98,6 +167,14 @@ def packed_logits(model: Any, rows: Sequence[Tensor], form: Form) -> Tensor:
     except (TypeError, ValueError, RuntimeError, IndexError):
         return torch.full((1,), torch.inf, device=positions.device)
     return answer.logits[0]
+
+
+def padded_logits(model: Any, rows: Sequence[Tensor]) -> Tensor:
+    """(sum of the rows' lengths, vocabulary), the rows side by side and padded on the right."""
+    ids = pad_sequence(list(rows), batch_first=True)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return torch.cat([answer[: len(row)] for answer, row in zip(logits, rows, strict=True)])
 
 
 def direct_logits(model: Any, rows: Sequence[Tensor]) -> Tensor:

@@ -17,6 +17,10 @@ _BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
 _DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
 _TRACKERS = "trackers are not supported in this version; metrics.jsonl in the run folder holds every number"
 
+_GO_ON = (
+    "training on from an adapter is not a key: `lrft merge ADAPTER -o FOLDER` makes a model of it, name that FOLDER"
+)
+
 # {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
 KEYS: Mapping[str, str] = {
     **dict.fromkeys(("base_model", "model_name", "model_name_or_path", "pretrained_model_name_or_path"), _MODEL),
@@ -106,6 +110,10 @@ SENTENCES: Mapping[str, str] = {
     **dict.fromkeys(("use_loftq", "loftq_config"), ": LoftQ is not supported in this version"),
     **dict.fromkeys(("wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "use_wandb"), f": {_TRACKERS}"),
     **dict.fromkeys(("enable_wandb", "mlflow_tracking_uri", "run_name"), f": {_TRACKERS}"),
+    **dict.fromkeys(
+        ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "start_from"),
+        f": {_GO_ON}",
+    ),
     "additional_target": ": adapter.modules_to_save is not supported in this version",
     "lora_modules_to_save": ": adapter.modules_to_save is not supported in this version",
 }
@@ -126,7 +134,6 @@ ABSENT: frozenset[str] = frozenset(
         "on_signal",
         "report",
         "report_to",
-        "start_from",
         "streaming",
         "task",
         "weight",

@@ -30,12 +30,14 @@ from lrft.distributed import fsdp, processes, zero2
 from lrft.distributed.strategy import Divided, Strategy
 from lrft.errors import Problem, RecipeError
 from lrft.evaluation.generate import pad_token
+from lrft.export.merge import names_in, unmergeable
 from lrft.loading.from_recipe import base_name, find_base, load_data, load_recipe_model
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.model.compile import compile_blocks
 from lrft.model.end_tokens import add_stops
 from lrft.model.modes import evaluation_mode
-from lrft.model.weights import fingerprint
+from lrft.model.stored import Stored
+from lrft.model.weights import fingerprint, weight_files
 from lrft.objectives.base import LossModule, Objective
 from lrft.objectives.packing import Layout, find_layout
 from lrft.optim.optimizer import grouped
@@ -70,7 +72,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     layout = find_layout(base.model, inputs.train, packing=recipe.data.packing, compute=compute)
     losses = objective.module(base.model, direct=layout.direct)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
-    adapted = adapt(recipe, base, context, resume_point(folder, options))
+    adapted = adapt(recipe, inputs.source, base, context, resume_point(folder, options))
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
     note_composition(recipe, base, adapted, layout, notes)
     session = Session(recipe, options, inputs, base, adapted, engine, notes, folder=folder)
@@ -93,6 +95,8 @@ def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
     """Phase 2: the frozen model on its device. Under fsdp it is divided over devices here."""
     dtype = hardware.frozen_dtype(recipe.model.precision, compute)
     model = load_recipe_model(recipe, source, dtype)
+    # Asked while the modules have the names and classes that transformers knows.
+    stored = Stored(model, names_in(weight_files(source)))
     accelerator = processes.make_accelerator(compute)
     strategy = divide(recipe, model, accelerator)
     model.to(accelerator.device)
@@ -103,15 +107,15 @@ def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
         "dtype": dtype,
         "quantization": recipe.model.quantization,
     }
-    return Base(model, accelerator, compute, strategy, info)
+    return Base(model, accelerator, compute, strategy, info, stored)
 
 
-def adapt(recipe: Recipe, base: Base, context: CalibrationContext, resumed_from: Path | None) -> Adapted:
+def adapt(recipe: Recipe, source: Path, base: Base, context: CalibrationContext, resumed_from: Path | None) -> Adapted:
     """Phase 3: the recipe's adapters in the base: initialised, or of the shapes that a checkpoint has."""
     section, seed = recipe.adapter, recipe.training.seed
     if resumed_from is None:
         attached, composition = attach_adapter(base.model, section, seed=seed, where=recipe.where, context=context)
-        return Adapted(attached, composition, None)
+        return Adapted(attached, composition, None, unmergeable(attached.sites, base.stored, weight_files(source)))
     composition = compose.compose_section(section)
     # A resumed run does not calibrate again: what calibration decided is in the checkpoint's ranks.
     if composition.calibrates:
@@ -119,7 +123,8 @@ def adapt(recipe: Recipe, base: Base, context: CalibrationContext, resumed_from:
     else:
         sites = select_sites(base.model, section, composition, recipe.where)
     attached = attach_sites(base.model, sites, composition, seed=seed, fresh=False, where=recipe.where)
-    return Adapted(attached, composition, resumed_from)
+    reason = unmergeable(attached.sites, base.stored, weight_files(source))
+    return Adapted(attached, composition, resumed_from, reason)
 
 
 def start_engine(

@@ -10,6 +10,7 @@ from lrft.adapters.attached import Attached
 from lrft.adapters.compose import Composition
 from lrft.data import BatchSchedule, Prepared, Rows
 from lrft.distributed.watchdog import Watchdog
+from lrft.model.stored import Stored
 from lrft.objectives.packing import ROWWISE
 from lrft.runs.folder import RunFolder
 from lrft.tracking.fan_out import Trackers
@@ -64,6 +65,8 @@ class Base:
     """ddp, fsdp or zero2"""
     info: dict[str, Any]
     """name, revision, fingerprint, dtype and quantization, as an adapter's folder names its base"""
+    stored: Stored
+    """under which names its files hold its weights"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Adapted:
     composition: Composition
     resumed_from: Path | None
     """the checkpoint that is taken up"""
+    unmergeable: str
+    """why the base's files cannot take the adapters' weights; "" when they can"""
 
 
 @dataclass

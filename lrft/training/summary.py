@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lrft.adapters.adapter import PeftForm, Site
 from lrft.adapters.attached import Attached
+from lrft.adapters.peft_names import peft_names
 from lrft.adapters.targets import module_names
 from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
@@ -23,7 +25,7 @@ def start(session: Session) -> list[Row]:
     return [
         ("run", [output_dir(session.recipe), *([checks["resumed"]] if "resumed" in checks else [])]),
         ("model", model_line(session.base, session.adapted.attached)),
-        ("adapter", adapter_lines(session.adapted)),
+        ("adapter", adapter_lines(session.adapted, session.base.info["quantization"])),
         ("data", session.inputs.prepared.report.lines()),
         ("training", training_lines(session.recipe, session.inputs, session.base, session.engine)),
         ("checks", check_lines(session)),
@@ -41,7 +43,7 @@ def end(session: Session) -> list[Row]:
         ("done", [done]),
         ("saved", [f"best/ and last/ in {out}"]),
         ("checked", check_lines(session)),
-        ("next", next_commands(out, mergeable(session.adapted.attached))),
+        ("next", next_commands(out, mergeable(session.adapted))),
     ]
 
 
@@ -67,7 +69,7 @@ def trainable(attached: Attached) -> int:
     return sum(p.numel() for p in attached.trained().values())
 
 
-def adapter_lines(adapted: Adapted) -> list[str]:
+def adapter_lines(adapted: Adapted, quantization: str) -> list[str]:
     attached, composition = adapted.attached, adapted.composition
     sites = attached.sites
     names = " + ".join(entry["name"] for entry in attached.methods)
@@ -82,29 +84,39 @@ def adapter_lines(adapted: Adapted) -> list[str]:
         f"{names}   rank {ranks}{factor}{rates}",
         f"{count(len(sites), 'module')}{where}: {modules}   "
         f"{trained / 1e6:,.2f} M trainable parameters ({trained / everything:.2%})",
-        f"exports to: {exports_to(attached)}",
+        f"exports to: {exports_to(adapted, quantization)}",
     ]
 
 
-def mergeable(attached: Attached) -> bool:
-    """Whether the adapters can be merged into the base's weights."""
-    return all(adapter.mergeable for adapter in attached.modules.values())
+def mergeable(adapted: Adapted) -> bool:
+    """Whether the adapters can be merged, and the base's files can hold the merged weights."""
+    return all(adapter.mergeable for adapter in adapted.attached.modules.values()) and not adapted.unmergeable
 
 
-def exports_to(attached: Attached) -> str:
-    """What the result can be exported to, by what the adapters themselves say."""
-    if not mergeable(attached):
+def exports_to(adapted: Adapted, quantization: str) -> str:
+    """What the result can be exported to, by what the adapters themselves say, and why not to anything else."""
+    attached = adapted.attached
+    if not all(adapter.mergeable for adapter in attached.modules.values()):
         return "not mergeable: use as an adapter"
-    forms = [form for adapter in attached.modules.values() if (form := adapter.peft()) is not None]
-    if len(forms) < len(attached.modules):
-        return "merged model only"
-    converted = any(form.A.shape[0] != site.rank for form, site in zip(forms, attached.sites, strict=True))
-    ranks = spread(form.A.shape[0] for form in forms)
-    return (
-        f"PEFT LoRA of rank {ranks} (converted) or merged model"
-        if converted
-        else "PEFT LoRA (unchanged) or merged model"
+    forms = {name: form for name, adapter in attached.modules.items() if (form := adapter.peft()) is not None}
+    exact = len(forms) == len(attached.modules)
+    refused = peft_names(attached, forms, quantization).refused if exact else ""
+    exports = [peft_form(attached.sites, forms)] if exact and not refused else []
+    exports += [] if adapted.unmergeable else ["merged model"]
+    return "; ".join(
+        [
+            "merged model only" if exports == ["merged model"] else " or ".join(exports) or "lrft adapter only",
+            *([f"not to PEFT: {refused}"] if refused else []),
+            *([f"this base cannot be merged, because {adapted.unmergeable}"] if adapted.unmergeable else []),
+        ]
     )
+
+
+def peft_form(sites: Sequence[Site], forms: Mapping[str, PeftForm]) -> str:
+    """Whether the PEFT LoRA has the adapter's own tensors."""
+    converted = any(forms[site.name].A.shape[0] != site.rank for site in sites)
+    ranks = spread(form.A.shape[0] for form in forms.values())
+    return f"PEFT LoRA of rank {ranks} (converted)" if converted else "PEFT LoRA (unchanged)"
 
 
 def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -> list[str]:
@@ -158,7 +170,7 @@ def facts(session: Session) -> dict[str, Any]:
             "modules": len(attached.sites),
             "target_modules": module_names(site.name for site in attached.sites),
             "trainable parameters": trainable(attached),
-            "exports to": exports_to(attached),
+            "exports to": exports_to(session.adapted, session.base.info["quantization"]),
         },
         "data": session.inputs.prepared.report.to_dict(),
         "training": {

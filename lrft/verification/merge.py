@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.adapters.storage import load_adapter, read_adapter
+from lrft.adapters.peft_import import placed, read_any
+from lrft.adapters.storage import load_saved
 from lrft.errors import CheckFailed
 from lrft.loading.saved import load_as_trained, load_plain
 from lrft.model.layers import makes_chosen_logits
@@ -81,9 +82,9 @@ def verify_merge(
     rows = probe(adapter, base_folder)
     dtype = stored_dtype(merged)
     trusted = trusts_remote_code(adapter)
-    saved = read_adapter(adapter)
+    saved = read_any(adapter)
     model = load_as_trained(saved, base_folder, trust_remote_code=trusted, widen=True)
-    attached = load_adapter(model, adapter)
+    attached = load_saved(model, placed(saved, model))
     expected = logits(model, rows)
     with attached.disabled():
         untouched = logits(model, rows)

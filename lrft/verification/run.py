@@ -31,7 +31,7 @@ from lrft.loading.from_recipe import load_data
 from lrft.loading.saved import load_as_trained
 from lrft.model.hub import find_model
 from lrft.objectives.cross_entropy import trained_tokens
-from lrft.objectives.packing import packed_equals_alone, packed_form
+from lrft.objectives.packing import kept_apart, packed_form
 from lrft.objectives.sft import TokenLoss
 from lrft.recipe import Recipe
 from lrft.runs.locate import trusts_remote_code
@@ -115,13 +115,14 @@ def packed(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Find
     model, _ = adapted(recipe, source, adapter)
     form = packed_form(model)
     ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(model.device) for i in range(len(rows))]
-    difference = packed_equals_alone(model, ids, form)
-    return Finding(
-        "packed",
-        difference,
-        ROUNDING,
-        f"{count(len(ids), 'row')} packed against alone: logits differ by {difference:.1e} of the largest",
+    apart = kept_apart(model, ids, form)
+    text = (
+        f"{count(len(ids), 'row')} packed against alone: logits differ by {apart.difference:.1e} of the largest, "
+        f"and move by {apart.moved:.1e} of it when a row's neighbour gets other tokens"
     )
+    if apart.leaks:
+        return Finding("packed", apart.moved, apart.allowed, text)
+    return Finding("packed", apart.difference, ROUNDING, text)
 
 
 def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Finding:

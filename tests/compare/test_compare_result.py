@@ -21,6 +21,7 @@ from lrft.data import Rows, prepare
 from lrft.distributed import strategy
 from lrft.evaluation import generate as evaluation_generate
 from lrft.evaluation.generate import stop_tokens
+from lrft.objectives import packing
 from lrft.training.setup import set_up
 from lrft.training.state import Options
 from lrft.verification import run as run_checks
@@ -203,6 +204,9 @@ def test_verify_notices_each_broken_promise(learnt: runs.Place, monkeypatch: pyt
 
     with monkeypatch.context() as broken:  # rows that see each other
         broken.setattr(run_checks, "packed_equals_alone", lambda model, rows, form: float("nan"))
+        fails("packed")
+    with monkeypatch.context() as broken:  # a little
+        broken.setattr(packing, "largest_move", lambda ask, pair, rows: float("nan"))
         fails("packed")
     with monkeypatch.context() as broken:  # means of means
         whole = TokenLoss.forward

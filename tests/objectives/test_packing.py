@@ -16,7 +16,16 @@ from lrft.data.collate import collate, ends_mask
 from lrft.errors import CheckFailed
 from lrft.model import packed_attention
 from lrft.model.packed_attention import use_rowwise
-from lrft.objectives.packing import Layout, find_layout, packed_equals_alone, packed_form, telling_rows
+from lrft.objectives.packing import (
+    TOLERANCE,
+    Layout,
+    find_layout,
+    kept_apart,
+    others,
+    packed_equals_alone,
+    packed_form,
+    telling_rows,
+)
 from lrft.objectives.sft import TokenLoss
 
 SMALL = {
@@ -83,8 +92,14 @@ def test_rows_end_to_end_are_what_they_are_padded_with_gradients(name: str) -> N
     assert torch.allclose(got, expected, rtol=1e-3, atol=1e-4)
 
 
+BLOOM = {"vocab_size": 97, "hidden_size": 24, "n_layer": 2, "n_head": 4}
+FALCON = {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+LFM2 = {**SMALL, "layer_types": ["conv", "full_attention"], "block_ff_dim": 32, "block_multiple_of": 8}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+
 def test_a_model_that_lets_rows_see_each_other_is_padded_aloud_or_refused() -> None:
-    model, rows = model_of(transformers.FalconConfig(**FALCON)), rows_of(4, 6, 9)
+    model, rows = model_of(transformers.BloomConfig(**BLOOM)), rows_of(4, 6, 9)
     found = find_layout(model, rows, packing="auto", compute="fp32")
     assert found.form == "padded"
     assert "does not keep packed rows apart" in found.warning
@@ -93,7 +108,62 @@ def test_a_model_that_lets_rows_see_each_other_is_padded_aloud_or_refused() -> N
     assert find_layout(model, rows, packing=False, compute="fp32").warning == ""
 
 
-FALCON = {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+def test_a_small_leak_is_one() -> None:
+    """Trust 12. Convolutions see the tokens of the row before, by less than any tolerance for rounding."""
+    model, rows = model_of(transformers.Lfm2Config(**LFM2)), rows_of(9, 13)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "conv.conv" in name:
+                parameter.mul_(0.02)
+    ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)) for i in range(2)]
+    apart = kept_apart(model, ids, packed_form(model))
+    assert apart.difference < TOLERANCE["fp32"]
+    assert apart.leaks
+    assert apart.moved_padded == 0
+    assert find_layout(model, rows, packing="auto", compute="fp32").form == "padded"
+    with pytest.raises(CheckFailed, match="move by"):
+        find_layout(model, rows, packing=True, compute="fp32")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: transformers.MixtralConfig(**SMALL, **EXPERTS),
+        lambda: transformers.GraniteMoeConfig(**SMALL, **EXPERTS),
+    ],
+)
+def test_experts_that_round_otherwise_are_no_leak(config: Any) -> None:
+    assert find_layout(model_of(config()), rows_of(9, 13), packing="auto", compute="fp32").form == "rowwise"
+
+
+def test_one_row_gets_a_second_to_be_told_apart_from() -> None:
+    for lengths in ((9,), (1, 9)):
+        leaking = model_of(transformers.BloomConfig(**BLOOM))
+        assert find_layout(leaking, rows_of(*lengths), packing="auto", compute="fp32").form == "padded"
+        good = model_of(transformers.LlamaConfig(**SMALL))
+        assert find_layout(good, rows_of(*lengths), packing="auto", compute="fp32").form == "rowwise"
+
+
+def test_rows_of_a_model_that_says_where_they_begin_are_packed_whatever_its_version() -> None:
+    """Falcon's mask asks for positions in some versions of transformers."""
+    model, rows = model_of(transformers.FalconConfig(**FALCON)), rows_of(5, 5)
+    one, two = (torch.from_numpy(rows.tokens(i).astype(np.int64)) for i in range(2))
+    positions = torch.arange(5).repeat(2)[None]
+    with torch.no_grad():
+        after_one, after_two = (
+            model(input_ids=torch.cat([first, two])[None], position_ids=positions, use_cache=False).logits[0, 5:]
+            for first in (one, two)
+        )
+    apart = torch.equal(after_one, after_two)
+    assert (find_layout(model, rows, packing="auto", compute="fp32").form == "packed") == apart
+
+
+def test_other_tokens_stand_at_every_place_and_have_embeddings() -> None:
+    for tokens in ([5, 9, 5], [3, 3], [0], [1, 1, 1]):
+        row = torch.tensor(tokens)
+        for other in others(row, [row]):
+            assert (other != row).all()
+            assert 0 <= other.min() <= other.max() <= max(1, row.max())
 
 
 def test_logits_that_are_more_than_a_product_are_made_by_the_model() -> None:

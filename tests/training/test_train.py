@@ -341,10 +341,10 @@ def test_a_resumed_run_near_its_end_moves_too_little_to_see(place: Place) -> Non
 def test_packing_is_refused_where_rows_see_each_other(place: Place) -> None:
     """Trust 12."""
     shutil.rmtree(place.root / "base")
-    runs.save_base(place.root / "base", "falcon")  # its mask is made without asking where rows begin
+    runs.save_base(place.root / "base", "bloom")  # its mask is made without asking where rows begin
     with pytest.raises(CheckFailed, match="packed rows are not what they are alone") as caught:
         place.train("data.packing=true")
-    assert caught.value.hint == "Its attention does not keep the rows apart. Set data.packing: false."
+    assert caught.value.hint == "It does not keep the rows apart. Set data.packing: false."
     assert not (place.root / "run").exists()
 
 
