@@ -6,7 +6,7 @@ The order for one site is fixed here, not by the list in the recipe: build -> st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from lrft.adapters import targets
 from lrft.adapters.adapter import Adapter, AdapterLinear, Delta, OffsetFromInit, Site
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.calibration import CalibrationContext
-from lrft.adapters.compose import Composition, compose
+from lrft.adapters.compose import SAID_SHARE, Composition, compose
 from lrft.adapters.part import CalibrationResult
 from lrft.errors import Problem, RecipeError, UsageError
 from lrft.model import linear
@@ -48,12 +48,21 @@ def refuse_quantized(composition: Composition, where: targets.Where) -> None:
         raise RecipeError(problems)
 
 
-def select_sites(model: nn.Module, adapter: Any, composition: Composition, where: targets.Where) -> list[Site]:
-    """The sites of a recipe's adapter section on `model`, with their ranks and factors. Raises RecipeError."""
+def select_sites(
+    model: nn.Module,
+    adapter: Any,
+    composition: Composition,
+    where: targets.Where,
+    uncalled: Collection[str] = frozenset(),
+) -> list[Site]:
+    """The sites of a recipe's adapter section on `model`, with their ranks and factors. Raises RecipeError.
+
+    uncalled: names of layers that are known not to be called, as of `lrft.adapters.reach.uncalled`
+    """
     refuse_adapted(model)
     if is_quantized(model):
         refuse_quantized(composition, where)
-    found = targets.chosen_linears(model, adapter, where)
+    found = targets.chosen_linears(model, adapter, where, uncalled)
     problems = [
         Problem(where("adapter.overrides"), f"adapter.overrides: {pattern} matches no adapted layer")
         for pattern in adapter.overrides
@@ -216,15 +225,12 @@ def attach_adapter(
     seed: int,
     where: targets.Where = lambda key: key,
     context: CalibrationContext | None = None,
+    uncalled: Collection[str] = frozenset(),
 ) -> tuple[Attached, Composition]:
     """Attach what a recipe's adapter section describes."""
     composition = compose((entry.name, entry.options) for entry in adapter.method)
-    sites, seen = calibrate(
-        select_sites(model, adapter, composition, where),
-        composition,
-        context or CalibrationContext(model, seed=seed),
-        where,
-    )
+    planned = select_sites(model, adapter, composition, where, uncalled)
+    sites, seen = calibrate(planned, composition, context or CalibrationContext(model, seed=seed), where)
     return attach_sites(model, sites, composition, seed=seed, seen=seen, where=where), composition
 
 
@@ -232,10 +238,9 @@ def composition_warnings(composition: Composition, sites: Sequence[Site], model:
     """What the parts have to say about their own combination, and what of the model no adapter can reach."""
     said = [text for part in composition.parts for text in part.advice(sites, composition.offset_from_init)]
     share = targets.stacked_share(model)
-    if share > 0:
-        said.append(
-            f"{share:.0%} of the model are stacked tensors (experts), which are not linear layers: left as they are"
-        )
+    if share >= SAID_SHARE:
+        names = dict.fromkeys(".".join(name.split(".")[-2:]) for name in targets.outside_linears(model))
+        said.append(f"{share:.0%} of the model lie outside of linear layers, where no adapter is: {', '.join(names)}")
     return said
 
 

@@ -20,6 +20,8 @@ from lrft.adapters.part import Method, Outputs, Part, Run
 # Parts by what they fill, from the outside of the optimiser's step to the inside: who repeats the step sees all of it,
 # who makes gradients into others does so when everybody has seen those of the passes.
 INSIDE = ("steps", "pair-gradient")
+# Share of the model outside of linear layers that is worth a line.
+SAID_SHARE = 0.005
 
 
 @dataclass(frozen=True)

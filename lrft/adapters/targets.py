@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
-from lrft.adapters.adapter import Adapter, Site
+from lrft.adapters.adapter import Adapter, AdapterLinear, Site
+from lrft.adapters.unfit import SHARED, sharing, unfit
 from lrft.errors import Problem, RecipeError, nearest
 from lrft.model import linear
-from lrft.model.quantized import count
+from lrft.model.quantized import QuantizedLinear, count
 
 Where = Callable[[str], str]
 ALL_LINEAR = "all-linear"
+OUTSIDE = "outside of the language model's decoder"
+THIN = "one output or one input, no update is of low rank"
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -37,11 +41,39 @@ def depth_of(name: str) -> int | None:
     return next((int(word) for word in name.split(".") if word.isdigit()), None)
 
 
-def chosen_linears(model: nn.Module, adapter: Any, where: Where) -> dict[str, nn.Module]:
-    """The linear layers that `adapter` (a recipe's adapter section) targets, by name, in the model's order.
+@dataclass(frozen=True)
+class Choice:
+    """The linear layers that a recipe means, by name, in the model's order."""
 
-    Raises RecipeError with every pattern that matches nothing, every layer index outside the model, and every matrix
-    that cannot be adapted because it is tied to the embedding.
+    found: dict[str, nn.Module]
+    left_out: dict[str, str]
+    """those that are meant and cannot carry an adapter -> the reason"""
+
+    def lines(self) -> list[str]:
+        """What is left out, a line for each reason."""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            by_reason.setdefault(reason, []).append(name)
+        return [
+            f"{len(names)} linear layer{'s' * (len(names) > 1)} ({' '.join(module_names(names))}): {reason}"
+            for reason, names in by_reason.items()
+        ]
+
+
+def chosen_linears(
+    model: nn.Module, adapter: Any, where: Where, uncalled: Collection[str] = frozenset()
+) -> dict[str, nn.Module]:
+    """What `choose` has found."""
+    return choose(model, adapter, where, uncalled).found
+
+
+def choose(model: nn.Module, adapter: Any, where: Where, uncalled: Collection[str] = frozenset()) -> Choice:
+    """The linear layers that `adapter` (a recipe's adapter section) targets.
+
+    A layer that cannot carry an adapter is left out where all-linear means it, or a pattern that means others too.
+    uncalled: names of layers that are known not to be called, as of `lrft.adapters.reach.uncalled`.
+    Raises RecipeError with every pattern that matches nothing, or nothing that can carry an adapter, and every layer
+    index outside the model.
     """
     linears = dict(linear.named_linears(model))
     problems = [
@@ -58,22 +90,67 @@ def chosen_linears(model: nn.Module, adapter: Any, where: Where) -> dict[str, nn
 
     head = output_head_names(model, linears)
     decoder = decoder_prefix(model)
+    reasons = unfit(model, linears, uncalled)
 
-    def chosen(name: str) -> bool:
-        named = any(p != ALL_LINEAR and matches(p, name) for p in adapter.target_modules)
-        everything = ALL_LINEAR in adapter.target_modules and name not in head and name.startswith(decoder)
+    def named(name: str) -> bool:
+        return any(p != ALL_LINEAR and matches(p, name) for p in adapter.target_modules)
+
+    def meant(name: str) -> bool:
+        everything = ALL_LINEAR in adapter.target_modules and name not in head
         excluded = any(matches(p, name) for p in adapter.exclude_modules)
         # lm_head is excluded by default; naming it as a target is a decision against that default.
-        kept = not excluded or (named and not excludes_given)
+        kept = not excluded or (named(name) and not excludes_given)
         inside = adapter.layers == "all" or depth_of(name) in adapter.layers
-        return (named or everything) and kept and inside
+        return (named(name) or everything) and kept and inside
 
-    found = {name: module for name, module in linears.items() if chosen(name)}
-    if not found:
+    found, left_out = {}, {}
+    for name, module in linears.items():
+        if not meant(name):
+            continue
+        reason = reasons.get(name)
+        if reason is None and not named(name):
+            reason = _unfit_for_all(name, module, decoder)
+        if reason is None:
+            found[name] = module
+        else:
+            left_out[name] = reason
+    problems = _only_unfit(model, adapter, found, left_out, where)
+    if not found and not problems:
         text = "adapter.target_modules, exclude_modules and layers together leave no linear layer to adapt"
-        raise RecipeError([Problem(where("adapter.target_modules"), text)])
-    _refuse_tied(model, found, where)
-    return found
+        problems = [Problem(where("adapter.target_modules"), text)]
+    if problems:
+        raise RecipeError(problems)
+    return Choice(found, left_out)
+
+
+def _unfit_for_all(name: str, module: nn.Module, decoder: str) -> str | None:
+    """Why all-linear leaves out a layer that could carry an adapter."""
+    if not name.startswith(decoder):
+        return OUTSIDE
+    return THIN if min(linear.shape(module)) == 1 else None
+
+
+def _only_unfit(
+    model: nn.Module, adapter: Any, found: Mapping[str, Any], left_out: Mapping[str, str], where: Where
+) -> list[Problem]:
+    """Patterns that mean layers of which none can carry an adapter."""
+    shared = sharing(model)
+    problems = []
+    for pattern in adapter.target_modules:
+        everything = pattern == ALL_LINEAR
+        if any(everything or matches(pattern, name) for name in found):
+            continue
+        names = [name for name in left_out if everything or matches(pattern, name)]
+        for reason in dict.fromkeys(left_out[name] for name in names):
+            first = next(name for name in names if left_out[name] == reason)
+            text = f"{pattern} means {first}, which cannot carry an adapter: {reason}"
+            if reason == SHARED:
+                text = (
+                    f"{first} shares its weight with {shared[first]} in this model; "
+                    "an adapter on it could not be merged. Leave it out"
+                )
+            problems.append(Problem(where("adapter.target_modules"), f"adapter.target_modules: {text}"))
+    return problems
 
 
 def output_head_names(model: nn.Module, linears: Mapping[str, nn.Module]) -> set[str]:
@@ -88,19 +165,41 @@ def decoder_prefix(model: nn.Module) -> str:
 
     A model that also sees or hears has towers of linear layers that no text ever reaches: all-linear leaves them out.
     """
-    get = getattr(model, "get_decoder", None)
+    get: Any = getattr(model, "get_decoder", None)
     decoder = get() if get is not None else None
+    embeddings: Any = getattr(model, "get_input_embeddings", None)
+    if decoder is None or not any(module is embeddings() for module in decoder.modules()):
+        return ""  # what transformers calls decoder is the layer that makes logits, in some
     name = next((name for name, module in model.named_modules() if module is decoder), "")
     return f"{name}." if name else ""
 
 
 def stacked_share(model: nn.Module) -> float:
-    """Share of the base's numbers in tensors of three or more dimensions: experts, which no linear layer holds."""
-    known = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
+    """Share of the base's parameters that `outside_linears` are."""
     ours = {id(p) for m in model.modules() if isinstance(m, Adapter) for p in m.parameters()}
     total = count(model) - sum(p.numel() for p in model.parameters() if id(p) in ours)
-    stacked = sum(p.numel() for p in model.parameters() if p.ndim > 2 and id(p) not in known | ours)
-    return stacked / total if total else 0.0
+    outside = sum(p.numel() for p in outside_linears(model).values())
+    return outside / total if total else 0.0
+
+
+def outside_linears(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Tensors of two or more dimensions in the decoder that no linear layer, embedding or convolution holds.
+
+    Most are the stacked weights of experts.
+    """
+    known = nn.Linear | QuantizedLinear | nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    inside = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, known | AdapterLinear) or linear.is_linear(module)
+        for p in module.parameters()
+    }
+    decoder = decoder_prefix(model)
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and id(p) not in inside and name.startswith(decoder)
+    }
 
 
 def site_of(name: str, module: nn.Module, *, rank: int, scale: float, dropout: float) -> Site:
@@ -154,34 +253,3 @@ def _layers_outside(linears: Mapping[str, nn.Module], layers: Any, where: Where)
 
 def _span(depths: set[int]) -> str:
     return f"{min(depths)} to {max(depths)}" if depths else "not numbered"
-
-
-def _refuse_tied(model: nn.Module, found: Mapping[str, nn.Module], where: Where) -> None:
-    """An adapter on a tied matrix would act in one place only, but merge into the other (the embedding) as well.
-
-    Two names inside one parent that is itself used twice are one place.
-    """
-    places: dict[int, dict[tuple[int, str], str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        weight = _stored_weight(module)
-        if weight is not None:
-            parent, _, word = name.rpartition(".")
-            place = (id(model.get_submodule(parent)), word)
-            places.setdefault(id(weight), {}).setdefault(place, name)
-    problems = []
-    for name, module in found.items():
-        others = [other for other in places[id(_stored_weight(module))].values() if other != name]
-        if others:
-            text = (
-                f"adapter.target_modules: {name} shares its weight with {others[0]} in this model; "
-                "an adapter on it could not be merged. Leave it out"
-            )
-            problems.append(Problem(where("adapter.target_modules"), text))
-    if problems:
-        raise RecipeError(problems)
-
-
-def _stored_weight(module: nn.Module) -> nn.Parameter | None:
-    """What holds a module's weight: itself, or a quantised layer's codes."""
-    own = dict(module.named_parameters(recurse=False))
-    return own.get("weight", own.get("codes"))

@@ -38,6 +38,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
     with loading():
         from lrft.adapters import compose, targets
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
+        from lrft.adapters.reach import uncalled
         from lrft.export.merge import names_in, unmergeable
         from lrft.loading.from_recipe import find_base, load_data
         from lrft.loading.no_effect import refuse_without_effect
@@ -50,7 +51,9 @@ def check_all(recipe: Recipe, path: Path) -> None:
     source = find_base(recipe)
     skeleton = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
     composition = compose.compose_section(recipe.adapter)
-    sites = select_sites(skeleton, recipe.adapter, composition, recipe.where)
+    passed_over = uncalled(skeleton)
+    left_out = targets.choose(skeleton, recipe.adapter, recipe.where, passed_over).lines()
+    sites = select_sites(skeleton, recipe.adapter, composition, recipe.where, passed_over)
     trained = count_trained(sites, composition, recipe.where)
     weights = weight_files(source)
     reason = unmergeable(sites, Stored(skeleton, names_in(weights)), weights)
@@ -61,7 +64,8 @@ def check_all(recipe: Recipe, path: Path) -> None:
     modules = " ".join(targets.module_names(site.name for site in sites))
     adapter = [
         f"{len(sites)} of {linears} linear layers: {modules}",
-        f"{trained / 1e6:,.2f} M trained ({trained / (everything + trained):.2%})",
+        f"{trained / 1e6:,.2f} M trainable parameters ({trained / (everything + trained):.2%})",
+        *(f"left out: {line}" for line in left_out),
     ]
     with Reporter(None) as reporter:
         reporter.table(

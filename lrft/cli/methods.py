@@ -53,18 +53,20 @@ def count_parameters(recipe: Recipe, kind: str | None) -> tuple[int, dict[str, i
         from lrft import registry
         from lrft.adapters import compose
         from lrft.adapters.attach import count_trained, select_sites
+        from lrft.adapters.reach import uncalled
         from lrft.cli.method_list import of_kind
-        from lrft.model.hub import find_model
+        from lrft.loading.from_recipe import find_base
         from lrft.model.load import load_skeleton
 
-    source = find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))
+    source = find_base(recipe)
     skeleton = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
+    passed_over = uncalled(skeleton)
     found: dict[str, int | str] = {}
     for card in of_kind(registry.methods(), kind):
         composition = compose.compose([(card.name, {})])
         adapter = recipe.adapter.model_copy(update={} if composition.scale_owner else {"alpha": "auto", "scale": None})
         try:
-            sites = select_sites(skeleton, adapter, composition, recipe.where)
+            sites = select_sites(skeleton, adapter, composition, recipe.where, passed_over)
             found[card.name] = count_trained(sites, composition, recipe.where)
         except RecipeError as error:
             found[card.name] = error.problems[0].text.removeprefix("adapter: ")

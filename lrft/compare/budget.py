@@ -5,7 +5,7 @@ Counted on the real model's layers, without its weights: the adapters of each sh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 
 from lrft import registry
 from lrft.adapters import compose
+from lrft.adapters.adapter import Site
 from lrft.adapters.attach import count_trained, select_sites
+from lrft.adapters.reach import uncalled
 from lrft.compare.config import Comparison
 from lrft.compare.grid import Point, Variant
 from lrft.errors import Problem, RecipeError
@@ -62,20 +64,27 @@ class Counter:
 
     def __init__(self) -> None:
         self._skeletons: dict[tuple[str, str | None], Any] = {}
+        self._uncalled: dict[tuple[str, str | None], Collection[str]] = {}
 
     def count(self, recipe: Recipe, rank: int, options: dict[str, dict[str, Any]] | None = None) -> int:
         """At a rank. options: by method, in place of the recipe's. Raises RecipeError."""
         adapter: AdapterSection = recipe.adapter.model_copy(update={"rank": rank})
         composition = compose.compose((e.name, (options or {}).get(e.name, e.options)) for e in adapter.method)
-        sites = select_sites(self.skeleton(recipe), adapter, composition, recipe.where)
+        sites = self.sites(recipe, adapter, composition)
         with torch.device("meta"):
             return count_trained(sites, composition, recipe.where)
 
     def largest_rank(self, recipe: Recipe) -> int:
         """The smaller side of the widest adapted layer: no update has a higher rank."""
         composition = compose.compose_section(recipe.adapter)
-        sites = select_sites(self.skeleton(recipe), recipe.adapter, composition, recipe.where)
+        sites = self.sites(recipe, recipe.adapter, composition)
         return max(min(site.d, site.k) for site in sites)
+
+    def sites(self, recipe: Recipe, adapter: AdapterSection, composition: compose.Composition) -> list[Site]:
+        skeleton, key = self.skeleton(recipe), (recipe.model.name, recipe.model.revision)
+        if key not in self._uncalled:
+            self._uncalled[key] = uncalled(skeleton)
+        return select_sites(skeleton, adapter, composition, recipe.where, self._uncalled[key])
 
     def skeleton(self, recipe: Recipe) -> Any:
         key = (recipe.model.name, recipe.model.revision)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lrft.data import pictures
 from lrft.data.records import BadRow, kind_of
 from lrft.data.turns import Message, answer, filled, messages_of, require_answers, string
 from lrft.errors import nearest
@@ -169,6 +170,7 @@ def sample(record: Mapping[str, Any], name: str, *, chat: bool, tokens: bool = F
     chat: the tokenizer has a chat template. Alpaca rows become a user turn and an answer with it, and the
     classic alpaca text without it. tokens: the text of special tokens stands for these tokens.
     """
+    pictures.refuse(record)
     for column in REQUIRED[name]:
         if column not in record:
             raise BadRow("missing key", f"no '{column}'; there are {', '.join(record) or 'none'}", column)

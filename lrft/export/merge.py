@@ -30,7 +30,7 @@ from lrft.loading.saved import base_of, load_as_trained, refuse_other_base
 from lrft.model import linear
 from lrft.model.load import load_skeleton
 from lrft.model.quantized import QuantizedLinear
-from lrft.model.stored import Source, Stored
+from lrft.model.stored import Stored
 from lrft.model.weight_names import weight_keys
 from lrft.model.weights import weight_files
 from lrft.utils import files
@@ -157,17 +157,6 @@ def names_in(weights: list[Path]) -> set[str]:
         with TensorReader(path) as reader:
             names |= reader.entries.keys()
     return names
-
-
-def key_of(module: str, source: Source | None) -> str:
-    if source is None:
-        raise CheckFailed(f"the base's files hold no tensor for {module}: its weights are stored under other names")
-    if not source.as_it_is:
-        raise CheckFailed(
-            f"the base's files hold no tensor for {module} alone: transformers makes its weight of "
-            f"{', '.join(source.tensors[:3])}{' and more' * (len(source.tensors) > 3)}"
-        )
-    return source.tensors[0]
 
 
 def unmergeable(sites: Iterable[Site], stored: Stored, weights: list[Path]) -> str:

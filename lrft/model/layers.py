@@ -16,8 +16,21 @@ def blocks_of(model: Any) -> list[Any]:
 
 
 def decoder_of(model: Any) -> nn.Module:
-    """The part of the model that ends in hidden states."""
+    """The part of the model that ends in hidden states.
+
+    transformers may name a part that makes logits of them: then it is what that part has around the embedding.
+    """
     decoder: nn.Module = model.get_decoder()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if not holds(decoder, embedding):  # the layer that makes logits may be called decoder
+        decoder = model
+    while holds(decoder, head):
+        inner = next(
+            (child for child in decoder.children() if child is not embedding and holds(child, embedding)), None
+        )
+        if inner is None:
+            break
+        decoder = inner
     return decoder
 
 
@@ -30,3 +43,8 @@ def head_of(model: Any) -> nn.Module:
 def makes_chosen_logits(model: nn.Module) -> bool:
     """Whether the model's forward takes `logits_to_keep`."""
     return "logits_to_keep" in inspect.signature(type(model).forward).parameters
+
+
+def holds(module: nn.Module, part: nn.Module | None) -> bool:
+    """Whether `part` is somewhere in `module`."""
+    return part is not None and any(found is part for found in module.modules())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrft.errors import LrftError, MissingError
+from lrft.model.classes import auto_class
 from lrft.model.weights import weight_files
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def load_model(
     attention: str = "auto",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The causal language model in `folder`: in eval mode, every parameter frozen and in `dtype`.
+    """The language model in `folder`, with the towers of one that also sees or hears: in eval mode, every parameter
+    frozen and in `dtype`.
 
     quantization   nf4, fp4 or int8: the linear layers but for the output head become `QuantizedLinear`s, made of the
                    weights in `dtype`. A folder that is stored so already is read as it is, with "none".
@@ -39,20 +41,19 @@ def load_model(
     """
     refuse_missing(quantization)
     _import_transformers()
-    from transformers import AutoModelForCausalLM
-
     from lrft.model.packed_attention import use_rowwise
     from lrft.model.quantized import take_over
 
     weight_files(folder)
+    config = load_config(folder, trust_remote_code)
     options = {}
     if quantization != "none":
-        if hasattr(load_config(folder, trust_remote_code), "quantization_config"):
+        if hasattr(config, "quantization_config"):
             raise LrftError(f"{folder} is stored quantised already", "Leave model.quantization out.")
         # On the CPU whatever the machine has: the codes are the same everywhere.
         options = {"quantization_config": quantizer(quantization, dtype), "device_map": {"": "cpu"}}
     with quiet(), _readable(folder, "model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config, folder).from_pretrained(
             str(folder),
             dtype=dtype,
             attn_implementation=None if attention == "auto" else attention,
@@ -72,7 +73,18 @@ def load_model(
     if getattr(model, "hf_quantizer", None) is not None:  # transformers would refuse to move or widen the model
         model.hf_quantizer.remove_quantization_config(model)
     use_rowwise(model)
+    _keep_weights(model.config)
     return model.eval().requires_grad_(False)
+
+
+def _keep_weights(config: PretrainedConfig) -> None:
+    """Lets RWKV answer without writing to its weights.
+
+    In evaluation it halves those of later blocks, so that float16 does not overflow, and what it makes of them; its
+    logits are the same without, but for what the norms' epsilon makes of halves.
+    """
+    if config.model_type == "rwkv":
+        config.rescale_every = 0
 
 
 def _leave_the_files(model: nn.Module) -> None:
@@ -130,11 +142,10 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
 def load_skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of `folder` on the meta device: names and shapes, nothing read but the config."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = load_config(folder, trust_remote_code)
     with quiet(), _readable(folder, "configuration"), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = auto_class(config, folder).from_config(config, trust_remote_code=trust_remote_code)
     return model.eval().requires_grad_(False)
 
 
@@ -146,8 +157,8 @@ def imagine_quantized(
 
     Inside, everything that is made of tensors is as fake. Nothing is read but the config.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
     from lrft.model.packed_attention import use_rowwise
     from lrft.model.quantized import imagine
@@ -155,11 +166,27 @@ def imagine_quantized(
     config = load_config(folder, trust_remote_code)
     with FakeTensorMode(allow_non_fake_inputs=True):
         with quiet(), _readable(folder, "configuration"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            # First on the meta device: some towers look at the content of what they are made of, and a fake has none.
+            with torch.device("meta"), unset_fake_temporarily():
+                model = auto_class(config, folder).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            _take_memory(model)
             if quantization != "none":
                 imagine(model, quantization)
         use_rowwise(model)
         yield model.eval().requires_grad_(False)
+
+
+def _take_memory(model: nn.Module) -> None:
+    """Puts tensors of the CPU in the places of those of the meta device. One that has several places keeps them."""
+    import torch
+
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            new = made.setdefault(id(parameter), torch.nn.Parameter(torch.empty_like(parameter, device="cpu")))
+            setattr(module, name, new)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, made.setdefault(id(buffer), torch.empty_like(buffer, device="cpu")))
 
 
 def position_limit(config: PretrainedConfig) -> int | None:

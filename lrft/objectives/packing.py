@@ -88,6 +88,7 @@ def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | N
     with evaluation_mode(model):
         alone = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in ids])
         tolerance = TOLERANCE[compute or ("fp32" if model.dtype.itemsize > 2 else "bf16")]
+        refuse_looking_ahead(model, ids[0], alone[: len(ids[0])], tolerance)
         direct = share(direct_logits(model, ids), alone) <= tolerance
         if packing is False:
             return Layout("padded", direct)
@@ -103,6 +104,22 @@ def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | N
         )
     warning = f"this model does not keep packed rows apart ({apart.trouble}): rows are padded, which costs time"
     return Layout("padded", direct, warning=warning)
+
+
+def refuse_looking_ahead(model: Any, row: Tensor, logits: Tensor, tolerance: float) -> None:
+    """Raises CheckFailed where the logits at a token of `row` (n,) depend on later tokens, as an encoder's do.
+
+    Such a model reads the answer that it is to learn: its loss falls to nothing, and it can generate nothing.
+    """
+    half = row[: -(-len(row) // 2)]
+    found = model(input_ids=half[None], use_cache=False).logits[0]
+    difference = share(found, logits[: len(half)])
+    if difference > tolerance:
+        raise CheckFailed(
+            f"{type(model).__name__} is no causal language model: what it answers at a token depends on later tokens "
+            f"(logits differ by {difference:.1e} of the largest)",
+            "lrft trains models that are given the tokens before the one that they predict. An encoder has other uses.",
+        )
 
 
 def packed_form(model: Any) -> Form:

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from lrft.adapters import gradient_checkpointing
 from lrft.adapters.adapter import AdapterLinear
 from lrft.adapters.targets import depth_of
+from lrft.errors import LrftError
+from lrft.model.fake_kernels import imagined_kernels
 from lrft.model.layers import decoder_of, head_of
 from lrft.model.linear import named_linears, shape
 from lrft.model.quantized import QuantizedLinear
 from lrft.objectives.cross_entropy import LOGITS_AT_ONCE, MORE_LOGITS_AT_ONCE
 
-KERNEL = "planned_attention"
+# Tokens of short passes, at equal distances.
+SHORT = (16, 32, 48)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, devic
 
     Logits are taken to be made in chunks, as they are where a model's own are no more than a product.
     """
-    hidden, everything = kept_by(model, tokens, dtype)
+    hidden, everything = kept_for(model, tokens, dtype)
+    vocabulary, _ = shape(head_of(model))
+    model = decoder_of(model)  # without the towers of one that also sees or hears
     blocks = max(1, len({depth for name, _ in named_linears(model) if (depth := depth_of(name)) is not None}))
     row: int = hidden.shape[-1] * hidden.itemsize * tokens
     one_block = max(0, everything - row) // blocks
@@ -58,7 +63,6 @@ def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, devic
     if device == "cpu":
         holes = left_in_heap(model) * tokens * dtype.itemsize
         kept += holes if kind == "none" else holes // blocks
-    vocabulary, _ = shape(head_of(model))
     most = LOGITS_AT_ONCE.get(device, MORE_LOGITS_AT_ONCE)
     at_once = min(tokens, max(64, most // vocabulary))
     # The logits, their logarithms in float32 and the slope; and the gradient of the hidden states.
@@ -66,22 +70,55 @@ def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, devic
     return Activations(kept, logits, moment)
 
 
+def kept_for(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, int]:
+    """`kept_by`, from three short passes where the model computes token by token, as recurrences in plain torch do.
+
+    Such a model keeps more tensors of more tokens, and a pass over many takes minutes without content as well. Bytes
+    grow with the tokens, and with their square where attention is not fused. The hidden states are those of few tokens.
+    """
+    if tokens <= SHORT[-1]:
+        return kept_by(model, tokens, dtype)
+    passes = [kept_in_pass(model, n, dtype) for n in SHORT[:2]]
+    (_, first), (hidden, second) = passes
+    if len(first) == len(second):
+        return kept_by(model, tokens, dtype)
+    third = size_of(kept_in_pass(model, SHORT[2], dtype)[1])
+    once = size_of(second) - size_of(first)
+    twice = third - size_of(second) - once
+    n = (tokens - SHORT[0]) / SHORT[0]
+    return hidden, round(size_of(first) + n * once + n * (n - 1) / 2 * twice)
+
+
 def kept_by(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, int]:
-    """The last hidden states and the bytes that autograd keeps for them."""
+    """The last hidden states (1, tokens, width) and the bytes that autograd keeps for them."""
+    hidden, kept = kept_in_pass(model, tokens, dtype)
+    return hidden, size_of(kept)
+
+
+def kept_in_pass(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, dict[int, Tensor]]:
+    """The last hidden states and what autograd keeps for them, each storage once.
+
+    Raises LrftError for a fake model that cannot do without the content of its tensors.
+    """
     ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
-    # A mask of four dimensions is handed on as it is: transformers would look into another one, or make one.
-    inputs = {"input_ids": ids, "attention_mask": ids.new_zeros(1, 1, 1, 1)}
     trained = [p for p in model.parameters() if p.requires_grad]
     with (
-        planned_attention(model),
+        imagined_kernels(model),
         keeping(model) as kept,
         torch.enable_grad(),
         torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
     ):
-        hidden = decoder_of(model)(**inputs, use_cache=False).last_hidden_state
+        try:
+            hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+        except Exception as error:  # whatever a model's code may raise where tensors have no content
+            said = str(error).strip().partition("\n")[0]
+            raise LrftError(
+                f"the memory of {type(model).__name__} cannot be forecast: a plan has the shapes of tensors and not "
+                f"their content, and this model's code looks at it ({type(error).__name__}: {said})"
+            ) from error
     if trained and not hidden.requires_grad:
         raise ValueError("no adapter is reached")
-    return hidden, size_of(kept)
+    return hidden, kept
 
 
 @contextmanager
@@ -127,38 +164,3 @@ def left_in_heap(model: nn.Module) -> int:
 def widest(model: nn.Module) -> int:
     """The most outputs, for each token, of a linear layer inside a block."""
     return max((shape(m)[0] for n, m in named_linears(model) if depth_of(n) is not None), default=0)
-
-
-@contextmanager
-def planned_attention(model: Any) -> Iterator[None]:
-    """Attention that keeps what the fused kernels keep: queries, keys, values, outputs and a number for each query."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(KERNEL, _attention)
-    AttentionMaskInterface.register(KERNEL, lambda *arguments, **named: None)
-    before = model.config._attn_implementation
-    if before == "eager" or not model._can_set_attn_implementation():
-        yield
-        return
-    model.set_attn_implementation(KERNEL)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def _attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
-    return _Kept.apply(q, k, v), None
-
-
-class _Kept(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)
-        sums = q.new_empty(q.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(q, k, v, out, sums)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Any:
-        raise NotImplementedError("a plan goes forward only")

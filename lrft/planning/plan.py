@@ -20,6 +20,7 @@ from lrft import data
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, AdapterLinear
 from lrft.adapters.attach import attach_sites, select_sites
+from lrft.adapters.reach import uncalled
 from lrft.data.collate import micro_batches
 from lrft.data.sampler import batch_schedule
 from lrft.distributed import fsdp, processes, zero2
@@ -39,6 +40,8 @@ STEPS_SEEN = 2000
 # Share of the measured speed of matrix products at which a whole step runs: what lies between them takes the rest.
 EFFICIENCY = 0.75
 MEASURED_SECONDS = 0.5
+# Of the products that are measured.
+FEWEST_ROWS, MOST_ROWS = 4, 1024
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ def make_plan(
         within = fsdp.within_blocks(model)
         outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
         blocks = len(blocks_of(decoder_of(model)))
-        sites = select_sites(model, recipe.adapter, composition, recipe.where)
+        passed_over = uncalled(model)
+        sites = select_sites(model, recipe.adapter, composition, recipe.where, passed_over)
         attached = attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
         model.train()
         copies = max(adapter.copies for adapter in attached.modules.values())
@@ -140,7 +144,8 @@ def make_plan(
         state = optimizer_bytes(composition, attached)
         weights = sum(p.numel() * p.element_size() for p in model.parameters()) - adapter
         modules = by_module(model)
-        matrix = sum(d * k for d, k in (linear.shape(module) for _, module in linear.named_linears(model)))
+        used = (module for name, module in linear.named_linears(model) if name not in passed_over)
+        matrix = sum(d * k for d, k in map(linear.shape, used))
     whole = Memory(process, weights, adapter, numbers * 4, state, kept.kept, kept.logits, kept.moment)
     tokens = copies * tokens_of(prepared.train, schedule)
     passes = -(-t.global_batch_size // (micro * devices))
@@ -259,17 +264,30 @@ def by_module(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def speed_here(dtype: torch.dtype) -> float:
-    """Operations a second of matrix products as large as those of a small model, on the device that will train."""
+    """Operations a second of matrix products as large as those of a small model, on the device that will train.
+
+    Fewer rows where these take long: a CPU without instructions for bfloat16 is a hundred times slower in it.
+    """
     device = hardware.device()
-    a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((1024, 1024), (1024, 4096)))
-    a @ b
+    a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((MOST_ROWS, 1024), (1024, 4096)))
+    rows = FEWEST_ROWS
+    seconds_of(a[:rows], b)  # the first one of a process takes longer
+    while rows < MOST_ROWS and seconds_of(a[:rows], b) < MEASURED_SECONDS / 16:
+        rows *= 2
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < MEASURED_SECONDS:
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        seconds_of(a[:rows], b)
         done += 1
-    return done * 2 * 1024 * 1024 * 4096 / (time.perf_counter() - began)
+    return done * 2 * rows * 1024 * 4096 / (time.perf_counter() - began)
+
+
+def seconds_of(a: torch.Tensor, b: torch.Tensor) -> float:
+    """What one product takes of this thread, without the time that is given to other processes."""
+    began = time.thread_time()
+    a @ b
+    if a.is_cuda:
+        torch.cuda.synchronize()
+    return time.thread_time() - began
 
 
 def resident() -> int:

@@ -79,7 +79,8 @@ class MovementCheck:
         if unreached:
             raise CheckFailed(
                 f"no gradient reaches {_some(unreached)} in step {step}",
-                "These layers take no part in the forward pass: leave them out with adapter.exclude_modules.",
+                "The model does not use what these layers return for the rows of this step, or uses it without a "
+                "gradient: leave them out with adapter.exclude_modules.",
             )
         touched = [name for name, (p, version) in self.frozen.items() if p._version != version]
         if touched:
@@ -96,7 +97,8 @@ class MovementCheck:
         if still:
             raise CheckFailed(
                 f"{_some(still)} did not move in {count(self.steps, 'step')}",
-                "Either the layer takes no part in the forward pass, or the learning rate is too small for float32.",
+                "Either its gradient is zero, as where the model multiplies what the layer returns by zero, or the "
+                "learning rate is too small for float32.",
             )
         proven["gradients"] = f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, nothing else moved"
         if self.steps == self.STEPS:

@@ -6,7 +6,7 @@ Nothing is written into the run's folder here: a mistake leaves no trace.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lrft import data, registry
-from lrft.adapters import compose, gradient_checkpointing
+from lrft.adapters import compose, gradient_checkpointing, targets
+from lrft.adapters.adapter import Site
 from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, select_sites
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.ensemble import copying
 from lrft.adapters.part import Making
+from lrft.adapters.reach import uncalled
 from lrft.adapters.storage import read_adapter
 from lrft.data.sampler import batch_schedule
 from lrft.distributed import fsdp, processes, zero2
@@ -112,19 +114,29 @@ def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
 
 def adapt(recipe: Recipe, source: Path, base: Base, context: CalibrationContext, resumed_from: Path | None) -> Adapted:
     """Phase 3: the recipe's adapters in the base: initialised, or of the shapes that a checkpoint has."""
-    section, seed = recipe.adapter, recipe.training.seed
+    section, seed, where, model = recipe.adapter, recipe.training.seed, recipe.where, base.model
+    passed_over = uncalled(model)
+    left_out = targets.choose(model, section, where, passed_over).lines()
     if resumed_from is None:
-        attached, composition = attach_adapter(base.model, section, seed=seed, where=recipe.where, context=context)
-        return Adapted(attached, composition, None, unmergeable(attached.sites, base.stored, weight_files(source)))
-    composition = compose.compose_section(section)
-    # A resumed run does not calibrate again: what calibration decided is in the checkpoint's ranks.
-    if composition.calibrates:
-        sites = read_adapter(resumed_from / "adapter").sites
+        attached, composition = attach_adapter(
+            model, section, seed=seed, where=where, context=context, uncalled=passed_over
+        )
     else:
-        sites = select_sites(base.model, section, composition, recipe.where)
-    attached = attach_sites(base.model, sites, composition, seed=seed, fresh=False, where=recipe.where)
+        composition = compose.compose_section(section)
+        sites = resumed_sites(recipe, model, composition, resumed_from, passed_over)
+        attached = attach_sites(model, sites, composition, seed=seed, fresh=False, where=where)
     reason = unmergeable(attached.sites, base.stored, weight_files(source))
-    return Adapted(attached, composition, resumed_from, reason)
+    return Adapted(attached, composition, resumed_from, reason, left_out)
+
+
+def resumed_sites(
+    recipe: Recipe, model: Any, composition: compose.Composition, checkpoint: Path, passed_over: Collection[str]
+) -> Sequence[Site]:
+    """The sites of a run that is resumed. It does not calibrate again: what calibration decided is in the checkpoint's
+    ranks."""
+    if composition.calibrates:
+        return read_adapter(checkpoint / "adapter").sites
+    return select_sites(model, recipe.adapter, composition, recipe.where, passed_over)
 
 
 def start_engine(
@@ -141,7 +153,7 @@ def start_engine(
     losses.copies = copying(model)
     losses.as_base = lambda: sanity_checks.as_base(adapted.attached, model)
     if t.gradient_checkpointing != "none":
-        gradient_checkpointing.checkpoint(model, t.gradient_checkpointing)
+        checkpoint_blocks(recipe, model)
     if t.compile and not compile_blocks(model):
         text = "training.compile: this model has no blocks that transformers knows"
         raise RecipeError([Problem(recipe.where("training.compile"), text)])
@@ -156,6 +168,18 @@ def start_engine(
         micro=1 if t.micro_batch_size == "auto" else t.micro_batch_size,
         offload=t.activation_offload,
     )
+
+
+def checkpoint_blocks(recipe: Recipe, model: Any) -> None:
+    """Raises RecipeError for a model that cannot compute its blocks again, as one of its own code may be."""
+    try:
+        gradient_checkpointing.checkpoint(model, recipe.training.gradient_checkpointing)
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        text = (
+            f"training.gradient_checkpointing: {type(model).__name__} does not support it ({error}); "
+            "none keeps all activations"
+        )
+        raise RecipeError([Problem(recipe.where("training.gradient_checkpointing"), text)]) from error
 
 
 def made(named: Named, kind: str) -> Any:

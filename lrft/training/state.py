@@ -79,6 +79,8 @@ class Adapted:
     """the checkpoint that is taken up"""
     unmergeable: str
     """why the base's files cannot take the adapters' weights; "" when they can"""
+    left_out: list[str] = field(default_factory=list)
+    """linear layers that the recipe means and that carry no adapter, as sentences"""
 
 
 @dataclass

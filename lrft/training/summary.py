@@ -84,6 +84,7 @@ def adapter_lines(adapted: Adapted, quantization: str) -> list[str]:
         f"{names}   rank {ranks}{factor}{rates}",
         f"{count(len(sites), 'module')}{where}: {modules}   "
         f"{trained / 1e6:,.2f} M trainable parameters ({trained / everything:.2%})",
+        *(f"left out: {line}" for line in adapted.left_out),
         f"exports to: {exports_to(adapted, quantization)}",
     ]
 
@@ -170,6 +171,7 @@ def facts(session: Session) -> dict[str, Any]:
             "modules": len(attached.sites),
             "target_modules": module_names(site.name for site in attached.sites),
             "trainable parameters": trainable(attached),
+            **({"left out": session.adapted.left_out} if session.adapted.left_out else {}),
             "exports to": exports_to(session.adapted, session.base.info["quantization"]),
         },
         "data": session.inputs.prepared.report.to_dict(),

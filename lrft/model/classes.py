@@ -1,0 +1,43 @@
+"""Which of transformers' classes a checkpoint is loaded with: the one that its configuration names.
+
+A checkpoint that also sees or hears is a language model with towers in front of it. It is loaded whole, so that its
+modules have the names of its files, and text trains the language part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrft.errors import LrftError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def auto_class(config: PretrainedConfig, folder: Path) -> Any:
+    """transformers' Auto class that builds the class which `config` names; else the first that knows its kind.
+
+    Raises LrftError for a checkpoint that is no causal language model, such as an encoder-decoder.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    classes = (
+        (transformers.AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        (transformers.AutoModelForImageTextToText, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+        (transformers.AutoModelForMultimodalLM, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
+    )
+    kind, named = config.model_type, config.architectures or []
+    own = getattr(config, "auto_map", None) or {}  # the checkpoint's own code
+    known = [(cls, names.get(kind)) for cls, names in classes if kind in names or cls.__name__ in own]
+    chosen = [cls for cls, name in known if name in named or cls.__name__ in own]
+    if not chosen and own:
+        return transformers.AutoModelForCausalLM
+    if not chosen and (not known or config.is_encoder_decoder):
+        what = named[0] if named else f"model of type {kind}"
+        raise LrftError(
+            f"{folder} holds a {what}, which transformers does not offer as a causal language model",
+            "lrft trains decoder-only language models, and the language part of models that also see or hear.",
+        )
+    return chosen[0] if chosen else known[0][0]

@@ -1,0 +1,84 @@
+"""Attention and experts for models of fake tensors: they keep what the real kernels keep, and look at no content.
+
+Both go through transformers' own extension points, and the model has its kernels back afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+KERNEL = "planned_attention"
+EXPERTS = "planned_experts"
+
+
+@contextmanager
+def imagined_kernels(model: Any) -> Iterator[None]:
+    """Inside, `model` (of transformers) runs on tensors without content, as far as it lets its kernels be chosen."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.moe import ExpertsInterface
+
+    AttentionInterface.register(KERNEL, attention)
+    AttentionMaskInterface.register(KERNEL, lambda *arguments, **named: None)
+    ExpertsInterface.register(EXPERTS, experts)
+    kernel, chosen = model.config._attn_implementation, model.get_experts_implementation()
+    chooses = kernel != "eager" and model._can_set_attn_implementation()
+    try:
+        if chooses:
+            model.set_attn_implementation(KERNEL)
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation(EXPERTS)
+        yield
+    finally:
+        if chooses:
+            model.set_attn_implementation(kernel)
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation(chosen)
+
+
+def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
+    """q (B, heads, T, size), k, v (B, key heads, T, ...) -> (B, T, heads, size of v), None."""
+    return _Kept.apply(q, k, v), None
+
+
+class _Kept(torch.autograd.Function):
+    """Queries, keys, values, outputs and a number for each query are kept, as the fused kernels keep them."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch, heads, tokens, _ = q.shape
+        out = q.new_empty(batch, tokens, heads, v.shape[-1])
+        sums = q.new_empty(q.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        raise NotImplementedError("a plan goes forward only")
+
+
+def experts(layer: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """hidden (tokens, width), top_k_index and top_k_weights (tokens, k) -> (tokens, width).
+
+    The products of every pair of a token and an expert, with the weight of the first expert: which experts are chosen
+    changes no shape.
+    """
+    tokens, k = top_k_index.shape
+    first = top_k_index.new_zeros(tokens * k)
+    inner = _product(layer, hidden[first], "gate_up_proj" if layer.has_gate else "up_proj", first)
+    inner = layer._apply_gate(inner) if layer.has_gate else layer.act_fn(inner)
+    out = _product(layer, inner, "down_proj", first)
+    if layer.has_post_expert_norm:
+        out = layer.post_expert_norm(out)
+    weighted = (out * top_k_weights.reshape(-1, 1))[first]
+    return weighted.view(tokens, k, -1).sum(dim=1).to(hidden.dtype)
+
+
+def _product(layer: Any, x: Tensor, name: str, first: Tensor) -> Tensor:
+    weight = getattr(layer, name)[0]
+    y = x.to(weight.dtype) @ (weight if layer.is_transposed else weight.T)
+    return y + getattr(layer, f"{name}_bias")[first] if layer.has_bias else y

@@ -1,0 +1,1 @@
+"""What lrft does with each family of language models that transformers knows, tried on tiny models."""

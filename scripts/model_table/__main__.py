@@ -1,0 +1,45 @@
+"""scripts/models: docs/models.json and docs/models.md. With families, only theirs are made anew."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from lrft.utils import files
+from model_table.families import FAMILIES
+from model_table.making import write_rows
+from model_table.page import page
+from model_table.trying import Tried, attempt
+
+KEPT, WRITTEN = Path("docs/models.json"), Path("docs/models.md")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/models", description="What lrft does with each family of models.")
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="as docs/models.md calls it; all by default")
+    parser.add_argument("--page", action="store_true", help="only write the page again")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.families if name not in FAMILIES]:
+        parser.error(f"there is no family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
+    known = files.read_json(KEPT) if KEPT.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["LRFT_CACHE"] = f"{scratch}/cache"
+        os.chdir(Path(__file__).parents[2])
+        rows = write_rows(Path(scratch) / "rows.jsonl")
+        for number, family in enumerate([] if asked.page else asked.families or FAMILIES):
+            place = Path(scratch) / str(number)
+            tried = attempt(family, place, rows)
+            known[family] = asdict(tried)
+            files.write_json(KEPT, known)
+            print(f"{family}: trains {tried.trains}, merges {tried.merges}, PEFT {tried.peft}", file=sys.stderr)
+    found = {family: known[family] for family in FAMILIES if family in known}
+    files.write_json(KEPT, found)
+    WRITTEN.write_text(page([Tried(**one) for one in found.values()]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""docs/models.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from model_table.families import TOWERS
+from model_table.trying import YES, Tried
+
+HEAD = """\
+# Model families
+
+What lrft does with each family of language models, tried by `scripts/models` on tiny models with random weights:
+{count} families of transformers {transformers}, PEFT {peft}, torch {torch}, on a CPU. Each model is planned, trained
+for two steps with LoRA on `target_modules: all-linear`, merged (the merged folder is compared with base and adapter),
+and its adapter is loaded by stock PEFT on the class that the checkpoint names, which must answer the same. Kernels of
+other packages (mamba-ssm, flash-linear-attention) were not installed.
+
+- **rows**: *packed* rows lie end to end; *padded* where a model would let packed rows see each other, which lrft finds
+  out before the first step.
+- **forecast**: whether `lrft plan` says what a run takes.
+- **not adapted**: what `all-linear` leaves out, beside the output head, and why. The start of a run says it as well.
+
+"""
+COLUMNS = ("family", "class", "trains", "rows", "merges", "PEFT", "forecast", "not adapted")
+
+
+def page(tried: Sequence[Tried]) -> str:
+    text = [one for one in tried if one.family not in TOWERS]
+    towers = [one for one in tried if one.family in TOWERS]
+    versions = {name: version(name).partition("+")[0] for name in ("transformers", "peft", "torch")}
+    notes: list[str] = []
+    parts = [
+        HEAD.format(count=len(tried), **versions),
+        "## Models of text\n\n" + table(text, notes),
+        "## Models that also see or hear\n\nText rows train the language part. Towers stay frozen and are whole in the "
+        "merged folder; rows with pictures, films or sound are refused.\n\n" + table(towers, notes),
+    ]
+    if notes:
+        parts.append("## What does not work\n\n" + "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1)))
+    return "\n".join(parts)
+
+
+def table(tried: Sequence[Tried], notes: list[str]) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for one in tried:
+        said = [noted(words, notes) for words in (one.trains, one.merges, one.peft, one.forecast)]
+        cells = [one.family, one.model, said[0], one.rows, *said[1:], "; ".join(one.without)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def noted(words: str, notes: list[str]) -> str:
+    """ "yes", or "no" with the number of its note."""
+    if words in ("", YES):
+        return words
+    said = words.removeprefix("no: ")
+    if said not in notes:
+        notes.append(said)
+    return f"no ({notes.index(said) + 1})"

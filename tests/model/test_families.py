@@ -1,0 +1,404 @@
+"""Models that also see or hear, layers that cannot carry an adapter, and plans of models with experts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+import tiny
+import torch
+import transformers
+from runs import Place
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+import lrft
+from lrft import recipe
+from lrft.adapters import compose, targets, unfit
+from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings
+from lrft.adapters.reach import uncalled
+from lrft.cli.main import run_command
+from lrft.data import pictures
+from lrft.data.records import BadRow
+from lrft.errors import CheckFailed, LrftError, RecipeError
+from lrft.export.merge import merge_adapter
+from lrft.model.classes import auto_class
+from lrft.model.layers import decoder_of
+from lrft.model.load import imagine_quantized, load_model, load_skeleton
+from lrft.objectives.packing import find_layout
+from lrft.planning import activation_memory
+
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+SMALL = {
+    **{"vocab_size": 400, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256},
+    **IDS,
+}
+VISION = {
+    **{"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2},
+    **{"image_size": 28, "patch_size": 14},
+}
+CROSS = {
+    "text_config": {**SMALL, "num_hidden_layers": 3, "cross_attention_layers": [1]},
+    "vision_config": {
+        **{**VISION, "num_global_layers": 1, "attention_heads": 2, "vision_output_dim": 48},
+        **{"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]]},
+    },
+    "image_token_index": 390,
+}
+LLAVA = {
+    "text_config": {**SMALL, "model_type": "llama"},
+    "vision_config": {**VISION, "model_type": "clip_vision_model"},
+    "image_token_index": 390,
+}
+MAMBA = {"vocab_size": 300, "hidden_size": 24, "state_size": 8, "num_hidden_layers": 2, **IDS}
+ROUTED = {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}
+GATED = {
+    **SMALL,
+    **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+}
+LATENT = {
+    **{**SMALL, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8},
+    **{"qk_rope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1},
+    **{"moe_intermediate_size": 24, "first_k_dense_replace": 1, "topk_group": 1},
+}
+
+
+def model_of(kind: str, words: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **words)
+    config.architectures = {"mllama": ["MllamaForConditionalGeneration"]}.get(kind)
+    return auto_class(config, Path("here")).from_config(config).eval()
+
+
+def saved(kind: str, words: dict[str, Any], folder: Path) -> Path:
+    return tiny.save(model_of(kind, words), folder)
+
+
+def chosen(model: Any, **words: Any) -> targets.Choice:
+    section = recipe.parse_adapter({"rank": 2, **words})
+    return targets.choose(model, section, lambda key: key, uncalled(model))
+
+
+# --- which class
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "expected"),
+    [
+        ("llama", ["LlamaForCausalLM"], "AutoModelForCausalLM"),
+        ("llava", ["LlavaForConditionalGeneration"], "AutoModelForImageTextToText"),
+        ("llava", None, "AutoModelForImageTextToText"),
+        ("qwen3_5", ["Qwen3_5ForConditionalGeneration"], "AutoModelForImageTextToText"),
+        ("qwen3_5", ["Qwen3_5ForCausalLM"], "AutoModelForCausalLM"),
+        ("qwen3_5", None, "AutoModelForCausalLM"),
+        ("llama4", ["Llama4ForConditionalGeneration"], "AutoModelForImageTextToText"),
+        ("voxtral", ["VoxtralForConditionalGeneration"], "AutoModelForMultimodalLM"),
+    ],
+)
+def test_the_class_is_the_one_that_the_checkpoint_names(kind: str, named: list[str] | None, expected: str) -> None:
+    config = AutoConfig.for_model(kind)
+    config.architectures = named
+    assert auto_class(config, Path("here")).__name__ == expected
+
+
+@pytest.mark.parametrize(("kind", "named"), [("t5", "T5ForConditionalGeneration"), ("bart", None), ("vit", "ViTModel")])
+def test_what_is_no_causal_language_model_is_refused_by_its_name(kind: str, named: str | None) -> None:
+    config = AutoConfig.for_model(kind)
+    config.architectures = [named] if named else None
+    with pytest.raises(LrftError, match=f"here holds a {named or 'model of type bart'}, which transformers does not"):
+        auto_class(config, Path("here"))
+
+
+def test_an_encoder_that_reads_ahead_is_refused() -> None:
+    model = model_of("bert", {**SMALL, "intermediate_size": 40})
+    rows = runs_rows()
+    with pytest.raises(CheckFailed, match="BertLMHeadModel is no causal language model"):
+        find_layout(model, rows, packing="auto", compute="fp32")
+
+
+def runs_rows() -> Any:
+    import numpy as np
+
+    from lrft.data import Row, Rows
+
+    tokens = np.arange(3, 11, dtype=np.int32)
+    return Rows.of([Row(tokens, np.arange(8) > 3, 3, "", "t.jsonl:", 1)] * 3)
+
+
+# --- models that also see
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("LRFT_CACHE", str(tmp_path / "cache"))
+    return Place.make(tmp_path, train_rows=4, validation_rows=2)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("llava", LLAVA), ("mllama", CROSS)])
+def test_text_trains_the_language_part_and_towers_stay_whole(
+    place: Place, kind: str, words: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT and the merged folder answer as lrft does on the class that the checkpoint names."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    folder = place.root / "base"
+    saved(kind, words, folder)
+    assert run_command(["check", str(place.root / "recipe.yaml")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out:" in said
+    assert "not called in a training pass over text" in said
+    run = place.train("training.max_steps=2", "training.epochs=null")
+    sites = json.loads((run / "last" / "lrft.json").read_text())["sites"]
+    assert len(sites) == 14
+    assert not any("vision" in site["name"] or "cross_attn" in site["name"] for site in sites)
+    merge_adapter(run / "last", place.root / "merged")
+    before, after = (load_file(at / "model.safetensors") for at in (folder, place.root / "merged"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == 14
+    assert all("vision" not in name for name in changed)
+    ids = torch.randint(3, 250, (1, 9))
+    ours = load_model(folder, dtype=torch.float32)
+    lrft.load_adapter(ours, run / "last")
+    expected = tiny.logits(ours, ids)
+    stock = getattr(transformers, ours.config.architectures[0])
+    with_adapter = PeftModel.from_pretrained(stock.from_pretrained(folder), run / "last").eval()
+    merged = stock.from_pretrained(place.root / "merged").eval()
+    assert torch.allclose(tiny.logits(with_adapter, ids), expected, atol=1e-5)
+    assert torch.allclose(tiny.logits(merged, ids), expected, atol=1e-4)
+
+
+# --- what text does not reach
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "expected"),
+    [
+        ("llama", SMALL, set()),
+        ("mixtral", ROUTED, set()),
+        ("llava", LLAVA, {"fc1", "fc2", "k_proj", "v_proj", "q_proj", "out_proj", "linear_1", "linear_2"}),
+        ("mamba", MAMBA, {"dt_proj"}),
+    ],
+)
+def test_layers_that_a_pass_does_not_call_are_found_with_and_without_content(
+    tmp_path: Path, kind: str, words: dict[str, Any], expected: set[str]
+) -> None:
+    folder = saved(kind, words, tmp_path)
+    loaded = load_model(folder, dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    state = torch.get_rng_state()
+    found = uncalled(loaded)
+    assert {name.rsplit(".", 1)[-1] for name in found} == expected
+    assert uncalled(load_skeleton(folder)) == found
+    with imagine_quantized(folder, dtype=torch.float32) as fake:
+        assert uncalled(fake) == found
+    assert torch.equal(state, torch.get_rng_state())
+    assert not any(module.training for module in loaded.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.state_dict().items())
+
+
+class Routed(nn.Module):
+    """Tokens go to the first of three experts; `never` is not called, and the weight of `read` is only read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Sequential(nn.Linear(3, 3)) for _ in range(3)])
+        self.others = nn.ModuleList([nn.Linear(3, 3)])
+        self.read, self.never = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+        return self.experts[0](input_ids[..., None].float().expand(-1, -1, 3)) @ self.read.weight
+
+
+def test_an_expert_that_these_tokens_do_not_choose_is_no_layer_without_use() -> None:
+    assert uncalled(Routed()) == {"others.0", "read", "never"}
+
+
+def test_a_pattern_takes_the_layers_that_text_reaches_and_one_that_means_no_other_is_refused() -> None:
+    model = model_of("llava", LLAVA)
+    choice = chosen(model, target_modules=["q_proj"])
+    assert [name.split(".")[1] for name in choice.found] == ["language_model"] * 2
+    assert [name.split(".")[1] for name in choice.left_out] == ["vision_tower"]
+    with pytest.raises(RecipeError, match=r"fc1 means model\.vision_tower.*not called in a training pass over text"):
+        chosen(model, target_modules=["q_proj", "fc1"])
+    # A loop of one's own may have pictures: nothing is known of what is called there.
+    assert lrft.attach(model, {"rank": 2, "target_modules": ["fc1"]}).sites
+
+
+# --- layers that cannot carry an adapter
+
+
+class Scores(nn.Linear):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = super().forward(x)
+        return y, y.topk(1).indices
+
+
+class Transposed(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+@pytest.mark.parametrize(("made", "fits"), [(nn.Linear, True), (Transposed, True), (Scores, False)])
+def test_a_linear_layer_with_more_to_return_is_known_without_content(made: type[nn.Linear], fits: bool) -> None:
+    assert unfit.returns_product(made(3, 4)) is fits
+    with torch.device("meta"):
+        assert unfit.returns_product(made(3, 4)) is fits
+
+
+def test_all_linear_leaves_out_aloud_what_cannot_carry_an_adapter() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Scores(4, 4), nn.Linear(4, 1), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[4].weight = model[3].weight
+    choice = targets.choose(model, recipe.parse_adapter({"rank": 2}), lambda key: key)
+    assert list(choice.found) == ["0"]
+    assert choice.left_out == {"1": unfit.UNLIKE, "2": targets.THIN, "3": unfit.SHARED, "4": unfit.SHARED}
+    assert choice.lines()[0] == "1 linear layer (1): more is returned than a product with the weight"
+    for word in ("1", "3"):
+        with pytest.raises(RecipeError, match=r"cannot carry an adapter|could not be merged"):
+            lrft.attach(model, {"rank": 1, "target_modules": [word]})
+    assert [site.name for site in lrft.attach(model, {"rank": 1, "target_modules": ["2"]}).sites] == ["2"]
+
+
+def test_routers_that_are_linear_layers_do_not_stop_a_pass() -> None:
+    model = model_of("phimoe", ROUTED)
+    attached = lrft.attach(model, {"rank": 2})
+    assert not any("router" in name for name in attached.modules)
+    assert tiny.logits(model, tiny.tokens()).isfinite().all()
+
+
+def test_pissa_starts_on_a_model_whose_gates_have_one_output() -> None:
+    attached = lrft.attach(model_of("qwen2_moe", GATED), {"rank": 2, "method": "pissa"})
+    assert not any("shared_expert_gate" in name for name in attached.modules)
+
+
+def test_experts_of_two_dimensions_are_said() -> None:
+    words = {"d_model": 24, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "vocab_size": 97, **IDS}
+    ffn = {"ffn_hidden_size": 40, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 24}
+    model = model_of("dbrx", {**words, "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}, "ffn_config": ffn})
+    section = recipe.parse_adapter({"rank": 2})
+    attached, composition = attach_adapter(model, section, seed=0)
+    (said,) = composition_warnings(composition, attached.sites, model)
+    assert said.endswith("lie outside of linear layers, where no adapter is: mlp.w1, mlp.v1, mlp.w2")
+
+
+def test_rwkv_answers_without_writing_to_its_weights(tmp_path: Path) -> None:
+    words = {"vocab_size": 97, "hidden_size": 24, "attention_hidden_size": 24, "num_hidden_layers": 7, **IDS}
+    folder = saved("rwkv", {**words, "context_length": 64, "rescale_every": 2}, tmp_path)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = load_model(folder, dtype=torch.float32)
+    before = [parameter._version for parameter in model.parameters()]
+    assert torch.allclose(tiny.logits(model, tiny.tokens()), tiny.logits(stock, tiny.tokens()), atol=1e-3)
+    assert [parameter._version for parameter in model.parameters()] == before
+
+
+def test_a_model_that_cannot_compute_its_blocks_again_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(RecipeError, match=r"training.gradient_checkpointing: LlamaForCausalLM does not support it"):
+        place.train("training.gradient_checkpointing=full")
+
+
+# --- plans
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("mixtral", ROUTED), ("deepseek_v3", LATENT), ("llava", LLAVA), ("qwen2_moe", GATED), ("phimoe", ROUTED)],
+)
+def test_what_a_pass_keeps_is_found_for_experts_and_other_attention(
+    tmp_path: Path, kind: str, words: dict[str, Any]
+) -> None:
+    """Of a fake model what a real one keeps with the same kernels."""
+    folder = saved(kind, words, tmp_path)
+    model = load_model(folder, dtype=torch.float32)
+    sites = lrft.attach(model, {"rank": 2}).sites
+    _, real = activation_memory.kept_by(model.train(), 40, torch.float32)
+    with imagine_quantized(folder, dtype=torch.float32) as fake:
+        attach_sites(fake, sites, compose.compose([("lora", {})]), seed=0, fresh=False)
+        _, found = activation_memory.kept_by(fake.train(), 40, torch.float32)
+    assert found == pytest.approx(real, rel=0.02)
+
+
+def test_a_model_that_computes_token_by_token_is_followed_through_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("mamba", MAMBA)
+    lrft.attach(model, {"rank": 2, "target_modules": ["in_proj"]})
+    _, whole = activation_memory.kept_by(model.train(), 100, torch.float32)
+    asked: list[int] = []
+    one_pass = activation_memory.kept_in_pass
+    monkeypatch.setattr(
+        activation_memory,
+        "kept_in_pass",
+        lambda model, tokens, dtype: (asked.append(tokens), one_pass(model, tokens, dtype))[1],
+    )
+    hidden, found = activation_memory.kept_for(model, 100, torch.float32)
+    assert asked == [16, 32, 48]
+    assert hidden.shape[-1] == 24
+    assert found == pytest.approx(whole, rel=0.02)
+    asked.clear()
+    activation_memory.kept_for(tiny.make("llama"), 100, torch.float32)
+    assert asked == [16, 32, 100], "one without a loop is asked for all tokens"
+
+
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
+def test_the_experts_of_a_plan_keep_what_those_of_a_run_keep(experts: str) -> None:
+    """Against transformers' own kernels."""
+    model = model_of("mixtral", {**ROUTED, "num_hidden_layers": 1})
+    lrft.attach(model, {"rank": 2, "target_modules": ["q_proj"]})
+    planned = activation_memory.kept_by(model.train(), 400, torch.float32)[1]
+    model.set_experts_implementation(experts)
+    with activation_memory.keeping(model) as kept:
+        model.model(input_ids=torch.randint(3, 97, (1, 400)), use_cache=False)
+    assert planned == pytest.approx(activation_memory.size_of(kept), rel=0.15)
+
+
+def test_a_plan_that_cannot_be_made_is_one_sentence() -> None:
+    class Asking(nn.Module):
+        def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+            raise RuntimeError("what is in it?\nmore")
+
+    model = tiny.make("llama")
+    model.get_decoder = Asking
+    with pytest.raises(LrftError, match=r"LlamaForCausalLM cannot be forecast.*\(RuntimeError: what is in it\?\)$"):
+        activation_memory.kept_by(model, 4, torch.float32)
+
+
+def test_the_decoder_makes_no_logits() -> None:
+    words = {"num_local_experts": 2, "moe_layers": [1], "no_rope_layers": [1, 0], "interleave_moe_layer_step": 2}
+    model = model_of("llama4_text", {**SMALL, "head_dim": 8, "intermediate_size_mlp": 40, **words})
+    assert decoder_of(model) is model.model
+    llama = tiny.make("llama")
+    assert decoder_of(llama) is llama.model
+    named_so = model_of("modernbert-decoder", SMALL)
+    assert decoder_of(named_so) is named_so.model
+    assert len(chosen(named_so).found) > 2
+
+
+# --- rows
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"text": "a cat", "image": "cat.png"}, "image"),
+        ({"messages": [], "images": [{"bytes": b"", "path": "cat.png"}]}, "images"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"content": [{"type": "text"}, {"type": "image_url"}]}]}, "messages[0].content[1]"),
+        ({"conversations": [{"from": "human", "value": [{"type": "input_audio"}]}]}, "conversations[0].value[0]"),
+    ],
+)  # fmt: skip
+def test_rows_with_pictures_are_refused_by_name(row: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadRow, match="only text is trained") as caught:
+        pictures.refuse(row)
+    assert caught.value.field == field
+
+
+def test_rows_without_pictures_are_not(place: Place) -> None:
+    for row in ({"text": "a", "image": None, "images": []}, {"messages": [{"content": [{"type": "text"}]}]}):
+        pictures.refuse(row)
+    made = [{**row, "image": "cat.png"} for row in runs.rows(2)]
+    runs.write_rows(place.root / "train.jsonl", made)
+    assert run_command(["check", str(place.root / "recipe.yaml")]) != 0
