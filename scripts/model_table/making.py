@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from lrft.model.classes import auto_class
-from model_table.families import FAMILIES, VOCABULARY
+from model_table.families import FAMILIES, TOWERS, VOCABULARY
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
@@ -39,7 +38,8 @@ def make_model(family: str, folder: Path) -> Any:
             if "drop" in key and isinstance(value, float):
                 setattr(part, key, 0.0)
     torch.manual_seed(0)
-    model = auto_class(config, folder).from_config(config).eval()
+    auto = AutoModelForImageTextToText if family in TOWERS else AutoModelForCausalLM
+    model = auto.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread(name, parameter)
