@@ -39,6 +39,7 @@ SLOTS: dict[str, str] = {
     "pair-rates": "set the learning rates of A and B",
     "pair-gradient": "change the gradients of A and B",
     "magnitude": "decide how lengths and directions move",
+    "forward": "change the forward pass in training",
     "optimizer": "choose the optimiser",
     "restart": "restart the update",
     "copies": "average several answers",
@@ -109,6 +110,11 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2402.16842",
         "LoRA whose A is random, orthonormal and frozen.",
         (("lora-fa", {"init": "orthonormal"}),),
+    ),
+    "low-rank-tickets": Preset(
+        "arXiv 2205.13571",
+        "Gradient descent of the update among matrices of a low rank, which follows a threshold: a reconstruction.",
+        (("riemannlora", {"momentum": "none", "init": "zero", "threshold": 0.05}),),
     ),
 }
 

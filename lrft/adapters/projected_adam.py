@@ -76,7 +76,7 @@ class ProjectedAdam(torch.optim.Optimizer):
         seed_of: Callable[[str, int], int],
         broadcast: Callable[[Tensor], Tensor],
     ) -> None:
-        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "period": 200})
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "period": 200, "betas": betas, "eps": eps})
         self.grid, self.betas, self.eps = grid, betas, eps
         self.seed_of, self.broadcast = seed_of, broadcast
         self.names = [name for group in self.param_groups for name in group["param_names"]]
@@ -97,6 +97,10 @@ class ProjectedAdam(torch.optim.Optimizer):
                     # Decay first, as AdamW and FRUGAL do. (GaLore's and Fira's code decays after the step: lr^2 apart.)
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(change if G.shape == p.shape else change.T, alpha=-group["lr"])
+                    self.learn(state, G, group)
+
+    def learn(self, state: dict[str, Tensor], G: Tensor, group: dict[str, Any]) -> None:
+        """What a member of the family makes of a gradient when the tensor has moved along it."""
 
     def change(self, state: dict[str, Tensor], G: Tensor) -> Tensor:
         """What this step takes away (m, n), over the learning rate."""
@@ -236,11 +240,14 @@ class Projecting(Part):
         """Directions of a tensor of this shape, from the recipe's rank."""
         return rank
 
+    def optimizer(self, groups: list[dict[str, Any]], **given: Any) -> ProjectedAdam:
+        """Its optimiser. `given` are the arguments of `ProjectedAdam` beside the groups and the grid."""
+        return ProjectedAdam(groups, self.grid(), **given)
+
     def make_optimizer(self, groups: list[dict[str, Any]], making: Making) -> torch.optim.Optimizer:
         groups = [{**group, "rank": self.rank(group["rank"], group["params"][0][1].shape)} for group in groups]
-        return ProjectedAdam(
+        return self.optimizer(
             groups,
-            self.grid(),
             betas=making.betas,
             eps=making.eps,
             seed_of=lambda *words: seeds.seed_of(making.seed, *words),

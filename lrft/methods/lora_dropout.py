@@ -37,6 +37,7 @@ class LoraDropout(Part):
     evidence: ClassVar[str] = "from the paper; the factor after training is a reconstruction"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "docs/benchmark.md: 3 times LoRA's best"
+    slots: ClassVar[tuple[str, ...]] = ("forward",)
     requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
 

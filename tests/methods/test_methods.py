@@ -168,11 +168,35 @@ CASES: dict[str, tuple[Any, Count]] = {
     "corda-kpm": ({"corda": {"mode": "kpm", "normalise": "max"}}, pair),
     "plop": ({"plop": {"kinds": 99}}, pair),
     "lamda++": ({"lamda++": {"spread": 0.0}}, pair),
+    "comp-lora": ("comp-lora", pair),
+    "gor": ("gor", pair),
+    "norm-loss": ("norm-loss", pair),
+    "orthonormal-constraint": ("orthonormal-constraint", pair),
+    "spectral-reg": ("spectral-reg", pair),
+    "lorb-correlation": ("lorb-correlation", pair),
+    "allora": ("allora", pair),
+    "loft": ("loft", pair),
+    "lora-rite": ("lora-rite", pair),
+    "lora-rite+pissa": (["lora-rite", "pissa"], pair),
+    "riemannlora": ("riemannlora", pair),
+    "low-rank-tickets": ("low-rank-tickets", pair),
+    "lora-ggpo": ("lora-ggpo", pair),
+    "coap": ({"coap": {"every": 2, "recompute": 2}}, lambda d, k, r: d * k),
+    "online-subspace-descent": ("online-subspace-descent", lambda d, k, r: d * k),
+    "blockllm": ({"blockllm": {"sparsity": 0.5, "every": 2}}, lambda d, k, r: d * k),
+    "galore-plus": ({"galore-plus": {"head_size": 6, "warmup": 2}}, lambda d, k, r: d * k),
+    "gradnormlorp": ("gradnormlorp", lambda d, k, r: d * k),
+    "sst": ({"sst": {"every": 2, "warmup": 1}}, lambda d, k, r: min(d, k) * (d + k + 1)),
+    "slope": ("slope", lambda d, k, r: d * k + pair(d, k, r)),
+    "slope+lora": (["lora", {"slope": {"share": 0.5}}], lambda d, k, r: 2 * pair(d, k, r)),
+    "welore": ({"welore": {"ranks": "recipe", "reduction": 0.9}}, pair),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = (
+    "blockllm",
     "bone",
     "c3a",
+    "coap",
     "dct-adamw",
     "fira",
     "flora",
@@ -182,12 +206,15 @@ NOT_A_LORA = (
     "full",
     "galore",
     "goat",
+    "gradnormlorp",
     "hra",
     "lora-ensemble",
     "lorma",
     "mora",
+    "online-subspace-descent",
     "randlora",
     "remora",
+    "sst",
 )
 # What no weight can say: the output is no linear function of the input.
 NOT_MERGEABLE = ("goat", "lora-ensemble")
@@ -474,7 +501,7 @@ def test_merged_equals_adapter(case: str, model_name: str, elsewhere: dict[str, 
 @EVERY_MODEL
 def test_stock_peft_gives_the_same_logits(case: str, model_name: str, elsewhere: dict[str, Any]) -> None:
     found = elsewhere[f"{case} {model_name}"]
-    if case.startswith(NOT_A_LORA):
+    if case.startswith(NOT_A_LORA) or case == "slope":
         assert "peft" not in found, "no LoRA of stock PEFT: the folder must not pretend"
     else:
         assert found["peft"] <= 1e-4

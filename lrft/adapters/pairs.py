@@ -1,0 +1,31 @@
+"""What optimisers of pairs have in common: A (r, k) and B (d, r) of a layer are moved together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lrft.adapters.adapter import Adapter
+
+
+def refuse_factor(name: str, adapter: Adapter) -> None:
+    """Raises ValueError for a factor s that is not 1: the formulas of `name` are those of dW = B A."""
+    if adapter.site.scale != 1:
+        raise ValueError(f"{name} takes no factor on the update, got {adapter.site.scale:g}: remove alpha and scale")
+
+
+class PairOptimizer(torch.optim.Optimizer):
+    """Abstract. groups: as `optim.grouped` makes them of the pairs of a LoRA, one group for each site."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+
+    def pairs(self) -> Iterator[tuple[dict[str, Any], Any, Any]]:
+        """(group, A, B) of every layer whose factors, parameters, have gradients."""
+        for group in self.param_groups:
+            words = [name.rsplit(".", 1)[-1] for name in group["param_names"]]
+            named = dict(zip(words, group["params"], strict=True))
+            if named["A"].grad is not None:
+                yield group, named["A"], named["B"]
