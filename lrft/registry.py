@@ -116,6 +116,11 @@ PRESETS: dict[str, Preset] = {
         "Gradient descent of the update among matrices of a low rank, which follows a threshold: a reconstruction.",
         (("riemannlora", {"momentum": "none", "init": "zero", "threshold": 0.05}),),
     ),
+    "pmss": Preset(
+        "arXiv 2409.16722",
+        "A square matrix between the most informative columns and rows of the weight; the choice is a reconstruction.",
+        (("curlora", {"selection": "pivots"}),),
+    ),
 }
 
 _ANNOTATIONS: dict[str, Any] = {

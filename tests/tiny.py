@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import json
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import lrft
+from lrft.adapters.adapter import Delta
 
 VOCABULARY = 97
 WIDTH = 24
@@ -82,6 +92,51 @@ def disturb(parameters: list[nn.Parameter], seed: int = 2, size: float = 0.2) ->
             p.add_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
 
 
+def layer(words: Any, d: int, k: int, rank: int = 4, **more: Any) -> tuple[Any, Any]:
+    """(model of one float64 layer named "0", handle) of an adapter section with `more` keys."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(k, d)).double()
+    return model, lrft.attach(model, {"method": words, "rank": rank, **more})
+
+
+def same_function(model: Any, attached: Any, dW: torch.Tensor) -> bool:
+    """Whether a model of `layer` is W + dW (d, k): its weight by definition, its output, and all gradients of it."""
+    W, adapter = model[0].base.weight, attached.modules["0"]
+    x = torch.randn(5, W.shape[1], dtype=W.dtype, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    expected = x @ (W + dW).T + model[0].base.bias
+    wanted = [x, *attached.trained().values()]
+    found = torch.autograd.grad(model(x).square().sum(), wanted)
+    right = torch.autograd.grad(expected.square().sum(), wanted)
+    close = [(model(x), expected), (adapter.weight(W), W + dW), *zip(found, right, strict=True)]
+    if isinstance(adapter, Delta):  # the way of half-precision and quantised bases
+        close.append((adapter.delta(x), x @ dW.T))
+    return all(torch.allclose(one, other, rtol=1e-9, atol=1e-9) for one, other in close)
+
+
 def save(model: PreTrainedModel, folder: Path, **options: object) -> Path:
     model.save_pretrained(folder, **options)
     return folder
+
+
+@cache
+def loras() -> str:
+    """A folder with two LoRAs in PEFT's format that fit every model here, of rank 3; gone with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="loras-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    generator = torch.Generator().manual_seed(5)
+    shapes = {
+        name: (module.weight.T if name.startswith("transformer") else module.weight).shape
+        for make_one in (llama, gpt2)
+        for name, module in make_one().named_modules()
+        if name.count(".") > 2 and hasattr(module, "weight") and module.weight.ndim == 2
+    }
+    for word in ("one", "two"):
+        tensors = {}
+        for name, (d, k) in shapes.items():
+            tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(3, k, generator=generator)
+            tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(d, 3, generator=generator)
+        (folder / word).mkdir()
+        save_file(tensors, folder / word / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "base_model_name_or_path": "tiny", "r": 3, "lora_alpha": 6}
+        (folder / word / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)

@@ -3,7 +3,7 @@
     E(r) = sum_{i <= r} S_i^p / sum_i S_i^p;  layers in the order of E(highest rank) - E(lowest rank)
 
 are cut into equal groups, one for each rank. The released code has no such ranks, and the paper does not say p nor the
-ranks: both are our reconstruction. LaMDA's own update, B S A with columns of B frozen one by one, is left out.
+ranks: both are our reconstruction. LaMDA's own update, B S A with columns of B frozen one by one, is `lamda`.
 """
 
 from __future__ import annotations

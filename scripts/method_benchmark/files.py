@@ -31,6 +31,10 @@ RATES: dict[str, tuple[float, float]] = {
     "flora-batched": (3e-3, 0.3),
     **dict.fromkeys(("fourierft", "vera"), (1e-2, 0.3)),
     "c3a": (3e-2, 3.0),
+    **dict.fromkeys(("svfit", "loldu"), (1e-2, 0.3)),
+    **dict.fromkeys(("curlora", "pmss"), (3e-2, 1.0)),
+    **dict.fromkeys(("lamda", "lorta"), (3e-3, 0.1)),
+    **dict.fromkeys(("lora2", "salt", "denselora", "dota"), HIGHER),
     # The weights themselves are trained, or a step goes further than LoRA's.
     **dict.fromkeys(("full", "frugal", "flora", "corda", "lora+", "lora-ga", "remora"), LOWER),
     "randlora": (3e-4, 1e-2),
@@ -53,7 +57,7 @@ OPTIONS: dict[str, Any] = {
     "lori": {"sparse_rate": 1.0},
     "sorsa": {"penalty": 0.04},
 }
-OUTSIDE: dict[str, str] = {}
+OUTSIDE: dict[str, str] = {"eigenlorax": "it needs adapters that were trained before, of the same base"}
 """methods that have no row, and why"""
 
 

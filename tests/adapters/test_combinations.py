@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from docgen import combinations
 
 import lrft
-from docgen import combinations
 from lrft import recipe, registry
 from lrft.adapters import compose
 from lrft.adapters.attach import rebuild_site
@@ -113,6 +113,8 @@ OPTIONS = {
     **{"fourierft": {"frequencies": 50}, "goat": {"experts": 2}, "c3a": {"block": 4}, "bone": {"block": 4}},
     **{"dcft": {"kernel": 4}, "lora-ensemble": {"members": 2}, "plop": {"kinds": 99}, "nola": {"basis": 16}},
     "melora": {"minis": 4},
+    "lorta": {"head_dim": 6},
+    "eigenlorax": {"adapters": tiny.loras(), "components": 5, "random": 2},
 }
 
 

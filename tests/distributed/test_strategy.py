@@ -29,6 +29,7 @@ from lrft.training.state import Options
 ACTING = {
     *("adalora", "aflora", "elalora", "increlora", "lora-sb", "lori", "sora", "sorsa", "fast-forward", "fedsvd"),
     *("fira", "flora", "frugal", "galore", "lora-pro", "nuclear-norm", "pego", "preconditioned", "relora", "roselora"),
+    *("lamda", "lora2"),
 }
 
 

@@ -44,6 +44,27 @@ def randlora(d: int, k: int, r: int) -> int:
     return math.ceil(min(d, k) / r) * (r + min(d, k))
 
 
+def salt(d: int, k: int, r: int, ratio: float) -> int:
+    most = min(d, k)
+    top = max(1, int(ratio * most))
+    return 2 * top + 2 * (most - top) * r
+
+
+def dota(d: int, k: int, r: int, n: int) -> int:
+    """The factors of each side that occurs here, in two cores or three."""
+    sizes = {12: [3, 4], 24: [4, 6], 44: [4, 11], 72: [8, 9], 96: [8, 12]}
+    if n == 3:
+        sizes = {12: [2, 2, 3], 24: [2, 3, 4], 44: [2, 2, 11], 72: [4, 3, 6], 96: [4, 4, 6]}
+    sides = list(zip(sizes[d], sizes[k][::-1], strict=True))
+    bonds = [1, *(min(r, area(sides[:m]), area(sides[m:])) for m in range(1, n)), 1]
+    return sum(bonds[m] * i * j * bonds[m + 1] for m, (i, j) in enumerate(sides))
+
+
+def area(sides: list[tuple[int, int]]) -> int:
+    return math.prod(i * j for i, j in sides)
+
+
+EIGENLORAX = {"adapters": tiny.loras(), "components": 5, "random": 2}
 # method as in a recipe -> numbers trained for a layer of d outputs, k inputs at rank r
 CASES: dict[str, tuple[Any, Count]] = {
     "lora": ("lora", pair),
@@ -190,6 +211,34 @@ CASES: dict[str, tuple[Any, Count]] = {
     "slope": ("slope", lambda d, k, r: d * k + pair(d, k, r)),
     "slope+lora": (["lora", {"slope": {"share": 0.5}}], lambda d, k, r: 2 * pair(d, k, r)),
     "welore": ({"welore": {"ranks": "recipe", "reduction": 0.9}}, pair),
+    "svfit": ("svfit", lambda d, k, r: r),
+    "svfit+dora": ([{"svfit": {"svd": "exact"}}, "dora"], lambda d, k, r: r + d),
+    "loldu": ("loldu", lambda d, k, r: r),
+    "curlora": ("curlora", lambda d, k, r: r * r),
+    "curlora-released": ({"curlora": {"damping": 0.001, "replace": True}}, lambda d, k, r: r * r),
+    "pmss": ("pmss", lambda d, k, r: r * r),
+    "lora-mini": ({"lora-mini": {"width": 10}}, lambda d, k, r: 2 * 10 * r),
+    "lora-mini+rslora+relora": (["lora-mini", "rslora", "relora"], lambda d, k, r: 2 * 64 * r),
+    "lora2": ("lora2", lambda d, k, r: 8 * (d + k) + 2 * 8 * r + r),
+    "lora2+dora": ([{"lora2": {"inner": 3}}, "dora"], lambda d, k, r: 3 * (d + k) + 7 * r + d),
+    "lamda": ("lamda", lambda d, k, r: r * (d + r)),
+    "lamda-svd+dora": ([{"lamda": {"init": "svd"}}, "dora"], lambda d, k, r: r * (d + r) + d),
+    "salt": ("salt", lambda d, k, r: salt(d, k, r, 0.1)),
+    "salt-half+dora": ([{"salt": {"ratio": 0.5}}, "dora"], lambda d, k, r: salt(d, k, r, 0.5) + d),
+    "wara": ("wara", lambda d, k, r: 2 * pair(d, k, r)),
+    "wara-tied+relora": ([{"wara": {"tied": True}}, "relora"], lambda d, k, r: pair(d, k, r) // 2),
+    "sltrain": ("sltrain", lambda d, k, r: pair(d, k, r) + int(0.03 * d * k)),
+    "sltrain+dora": ([{"sltrain": {"density": 0.2}}, "dora"], lambda d, k, r: pair(d, k, r) + int(0.2 * d * k) + d),
+    "denselora": ("denselora", lambda d, k, r: r * r),
+    "lors": ("lors", pair),
+    "lors-released": ({"lors": {"gradient": "released"}}, pair),
+    "reslora": ("reslora", lambda d, k, r: 0),
+    "reslora+rslora+dora": ([{"reslora": {"previous": 3}}, "rslora", "dora"], lambda d, k, r: d),
+    "lorta": ({"lorta": {"head_dim": 6}}, lambda d, k, r: 0),
+    "lorta+dora": ([{"lorta": {"head_dim": 6}}, "dora"], lambda d, k, r: d),
+    "dota": ("dota", lambda d, k, r: dota(d, k, r, 3)),
+    "dota-2+dora": ([{"dota": {"cores": 2}}, "dora"], lambda d, k, r: dota(d, k, r, 2) + d),
+    "eigenlorax": ({"eigenlorax": EIGENLORAX}, lambda d, k, r: 2 * 7 * r),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = (
@@ -198,6 +247,8 @@ NOT_A_LORA = (
     "c3a",
     "coap",
     "dct-adamw",
+    "denselora",
+    "dota",
     "fira",
     "flora",
     "flora-batched",
@@ -210,14 +261,16 @@ NOT_A_LORA = (
     "hra",
     "lora-ensemble",
     "lorma",
+    "lors",
     "mora",
     "online-subspace-descent",
     "randlora",
     "remora",
     "sst",
+    "sltrain",
 )
 # What no weight can say: the output is no linear function of the input.
-NOT_MERGEABLE = ("goat", "lora-ensemble")
+NOT_MERGEABLE = ("denselora", "goat", "lora-ensemble")
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 EVERY_MODEL = pytest.mark.parametrize("model_name", tiny.MODELS)
 
