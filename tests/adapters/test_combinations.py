@@ -37,7 +37,17 @@ MATRIX = {
     "lora-sb": ("fast-forward tempbalance", "rslora lora+ lora-pro dora pissa"),
     "gora": ("lora+ lora-pro dora dropout fast-forward tempbalance", "rslora pissa prilora adalora"),
     **dict.fromkeys(
-        ("galore", "fira", "frugal", "flora"),
+        (
+            "galore",
+            "fira",
+            "frugal",
+            "flora",
+            "coap",
+            "online-subspace-descent",
+            "blockllm",
+            "gradnormlorp",
+            "galore-plus",
+        ),
         ("full tempbalance", "rslora lora+ lora-pro dora dropout pissa relora fast-forward lora mora"),
     ),
     "galore": ("full tempbalance", "fira frugal flora rslora lora+ lora-pro dora dropout pissa relora fast-forward"),
@@ -51,6 +61,22 @@ MATRIX = {
     "early-late-dropout": ("lora rslora dora lora+", ""),
     "lora-dropout": ("rslora lora+ pissa lora-pro", "dora dropout"),
     "dora": ("lora mora rslora lora+ pissa", "edora sorsa"),
+    "allora": ("tempbalance fast-forward", "rslora lora+ lora-pro preconditioned dora dropout lora-dropout pissa"),
+    "loft": (
+        "tempbalance dropout pissa",
+        "rslora lora+ lora-pro lora-rite preconditioned riemannlora allora dora fast-forward roselora relora galore",
+    ),
+    "lora-rite": (
+        "rslora pissa lora-ga dropout tempbalance fast-forward lora-ggpo",
+        "lora+ lora-pro preconditioned riemannlora allora fedsvd dora relora galore mora",
+    ),
+    "riemannlora": ("tempbalance", "rslora lora+ lora-pro preconditioned pissa dora fast-forward relora mora"),
+    "lora-ggpo": ("rslora lora+ lora-pro pissa tempbalance dropout", "dora lora-dropout mora"),
+    "comp-lora": ("rslora lora+ lora-pro milora dropout relora", "dora lora-dropout mora full"),
+    "gor": ("rslora lora+ dora lora-pro", "mora full"),
+    "sst": ("tempbalance", "lora galore dora relora fast-forward dropout pissa"),
+    "slope": ("full lora mora tempbalance", "galore dora lora-dropout"),
+    "welore": ("lora+ lora-pro dora tempbalance", "pissa eva plop prilora dropout"),
 }
 PAIRS = [
     (word, other, refused)
