@@ -208,13 +208,13 @@ def test_a_reader_that_leaves_is_no_failure() -> None:
 
 
 def test_generated_pages_are_fresh() -> None:
-    root = Path(pages.__file__).parents[1]
+    root = Path(pages.__file__).parents[2]
     for path, text in pages.pages(root).items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run scripts/docs"
 
 
 @pytest.mark.parametrize(
-    "path", sorted(Path(pages.__file__).parents[1].glob("recipes/**/*.yaml")), ids=lambda p: p.name
+    "path", sorted(Path(pages.__file__).parents[2].glob("recipes/**/*.yaml")), ids=lambda p: p.name
 )
 def test_recipes_that_ship_are_accepted(path: Path) -> None:
     if "\nruns:" in path.read_text(encoding="utf-8"):
@@ -236,7 +236,7 @@ def test_what_is_imported_is_never_looked_at_for_garbage(recipe: Path) -> None:
         [sys.executable, "-c", program, "check", str(recipe)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(main.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(main.__file__).parents[2])},
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (5, "True True True\n"), done.stderr

@@ -108,7 +108,7 @@ def test_workers_see_what_a_case_does(tmp_path: Path) -> None:
         "import test_fuzz\n"
         "test_fuzz.watch_everything(Path(sys.argv[1]))\n"
     )
-    paths = [str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT)]
+    paths = [str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT)]
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path), *paths], capture_output=True, text=True, timeout=60
     )

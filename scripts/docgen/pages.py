@@ -38,7 +38,7 @@ def table() -> str:
 
 
 def main() -> None:
-    for path, text in pages(Path(__file__).parents[1]).items():
+    for path, text in pages(Path(__file__).parents[2]).items():
         files.write_text(path, text)
 
 
