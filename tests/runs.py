@@ -56,7 +56,7 @@ output_dir: {out}
 STEPS = 6
 # Where a process finds the tests' helpers and lrft.
 HERE = Path(__file__).parent
-IMPORTS = ":".join(str(p) for p in (HERE, *sorted(p for p in HERE.iterdir() if p.is_dir()), HERE.parent))
+IMPORTS = f"{HERE}:{HERE.parent}"
 
 
 def rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -244,3 +244,17 @@ class At(Part):
                 act(run)
 
         setattr(self, hook, when)
+
+
+class Penalty(Part):
+    """strength / 2 times the sum of the squares of A: its gradient is strength times A."""
+
+    name = "penalty"
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+        self.A: dict[str, Tensor] = {}
+
+    def loss(self, run: Run) -> Tensor | None:
+        self.A = {f"{site}.A": adapter.A.detach().clone() for site, adapter in run.adapters.items()}
+        return self.strength / 2 * sum((adapter.A**2).sum() for adapter in run.adapters.values())

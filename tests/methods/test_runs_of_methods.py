@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import runs
+from cases import CASES
 from runs import Place
-from test_methods import CASES
 
 from lrft.adapters import compose
 

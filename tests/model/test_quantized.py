@@ -13,8 +13,9 @@ import pytest
 import runs
 import tiny
 import torch
+import two_processes
+from cases import CASES, attach, compare_checkpointed, composed, late
 from runs import Place
-from test_methods import CASES, attach, compare_checkpointed, composed, late
 from torch import Tensor, nn
 
 import lrft
@@ -584,13 +585,11 @@ def test_stock_peft_answers_the_same_on_the_same_quantised_base(
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(place: Place) -> None:
-    import test_distributed
-
     runs.write_rows(place.root / "train.jsonl", runs.rows(9))
     for kind in ("nf4", "int8"):
         key = f"model.quantization={kind}"
-        one = place.train(*test_distributed.KEYS, key, out=f"one-{kind}")
-        two = test_distributed.launch(place, f"two-{kind}", key)
+        one = place.train(*two_processes.KEYS, key, out=f"one-{kind}")
+        two = two_processes.launch(place, f"two-{kind}", key)
         assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
 
 
