@@ -30,6 +30,7 @@ from lrft.runs.environment import environment
 from lrft.tracking.console import Progress, Reporter
 from lrft.utils import text
 
+pytestmark = pytest.mark.draws
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
