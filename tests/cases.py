@@ -11,6 +11,7 @@ import tiny
 import torch
 
 import lrft
+from lrft import recipe
 from lrft.adapters import compose, gradient_checkpointing
 from lrft.adapters.part import Run
 from lrft.model import linear
@@ -182,7 +183,24 @@ NOT_A_LORA = (
 )
 # What no weight can say: the output is no linear function of the input.
 NOT_MERGEABLE = ("goat", "lora-ensemble")
+
+
+def first_of_each_method() -> list[str]:
+    """The first case that names it, for each method."""
+    found: dict[str, str] = {}
+    for case, (words, _) in CASES.items():
+        for entry in recipe.parse_adapter({"method": words}).method:
+            found.setdefault(entry.name, case)
+    return list(dict.fromkeys(found.values()))
+
+
+# How a base stores its weights concerns an adapter's class and init, not each way to combine them: GPT-2, whose linear
+# layers are stored (k, d), has a case for each method, and those whose options choose another class.
+ON_GPT2 = [*first_of_each_method(), "mora-1", "lorma-pi"]
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
+EVERY_BASE = pytest.mark.parametrize(
+    ("case", "model_name"), [*((case, "llama") for case in CASES), *((case, "gpt2") for case in ON_GPT2)]
+)
 
 
 def attach(model: torch.nn.Module, case: str, seed: int = 0, **more: Any) -> Any:

@@ -10,8 +10,10 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
-from multiprocessing import forkserver
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing import connection, forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -57,6 +59,24 @@ class Forked:
         if late:
             raise TimeoutError(f"not ended after {seconds} s\n{out[-3000:]}\n{err[-3000:]}")
         return CompletedProcess(self.arguments, self.process.exitcode or 0, out, err)
+
+
+def wait_for_all(processes: Sequence[Forked], seconds: float) -> list[CompletedProcess[str]]:
+    """What they have ended with. As soon as one fails the others are killed: they would wait for it."""
+    until = time.monotonic() + seconds
+    running = {process.process.sentinel: process.process for process in processes}
+    while running:
+        ended = connection.wait(list(running), max(until - time.monotonic(), 0))
+        if not ended or any(_exit_code(running.pop(sentinel)) for sentinel in ended):
+            for process in running.values():
+                process.kill()
+            break
+    return [process.wait(60) for process in processes]
+
+
+def _exit_code(process: BaseProcess) -> int:
+    process.join()
+    return process.exitcode or 0
 
 
 def run(

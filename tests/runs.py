@@ -14,7 +14,7 @@ from typing import Any
 import tiny
 import tiny_tokenizers
 import torch
-from forked import Forked
+from forked import Forked, wait_for_all
 from torch import Tensor
 from transformers import FalconConfig, FalconForCausalLM, PreTrainedModel
 
@@ -167,7 +167,7 @@ def side_by_side(code: str, *arguments: str, world: int = 2, each: int = 1, seco
         )
         for rank in range(world)
     ]
-    ended = [process.wait(seconds) for process in processes]
+    ended = wait_for_all(processes, seconds)
     codes = [process.returncode for process in ended]
     assert codes == [0] * world, "\n".join(process.stderr[-3000:] for process in ended if process.returncode)
 

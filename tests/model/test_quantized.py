@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import runs
 import tiny
@@ -568,13 +567,7 @@ def test_stock_peft_answers_the_same_on_the_same_quantised_base(
     (tmp_path / "adapter").mkdir()
     save_adapter(attached, tmp_path / "adapter", base={"name": str(folders["llama"])})
     arguments = [str(folders["llama"]), str(tmp_path / "adapter"), kind, str(tmp_path / "logits.pt")]
-    done = subprocess.run(
-        [sys.executable, "-c", WORKER_OF_PEFT, *arguments],
-        env={"PYTHONPATH": str(Path(runs.__file__).parent), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = forked.run(WORKER_OF_PEFT, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
     expected = tiny.logits(model, tiny.tokens())
