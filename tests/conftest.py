@@ -32,6 +32,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("all")]
         items[:] = [item for item in items if not item.get_closest_marker("all")]
         config.hook.pytest_deselected(items=left_out)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for item in items:
+            if has_shared_fixture(item):
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # the last to begin must not be long
+
+
+def has_shared_fixture(item: pytest.Item) -> bool:
+    """Whether it uses a fixture that its file makes once: one worker then runs all that do."""
+    definitions = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]  # type: ignore[attr-defined]
+    return any(definition.scope != "function" and definition.baseid for definition in definitions)
 
 
 @pytest.fixture(autouse=True)
