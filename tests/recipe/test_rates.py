@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from cases import CASES
 from runs import Place
-from test_methods import CASES
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lrft
