@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tiny
+
 SMALL = {
     "vocab_size": tiny.VOCABULARY,
     "hidden_size": 16,
