@@ -34,6 +34,7 @@ from lrft.objectives.cross_entropy import trained_tokens
 from lrft.objectives.packing import kept_apart, packed_form
 from lrft.objectives.sft import TokenLoss
 from lrft.recipe import Recipe
+from lrft.recipe.schema import EvaluationSection
 from lrft.runs.locate import trusts_remote_code
 from lrft.training.run import train
 from lrft.training.state import Options
@@ -207,6 +208,7 @@ def shortened(recipe: Recipe, out: Path) -> Recipe:
     training = {
         "max_steps": STEPS,
         "epochs": None,
+        "early_stopping": "none",
         "global_batch_size": min(recipe.training.global_batch_size, 4),
         "precision": "fp32" if hardware.computation("auto") == "fp32" else recipe.training.precision,
     }
@@ -214,6 +216,7 @@ def shortened(recipe: Recipe, out: Path) -> Recipe:
         update={
             "data": recipe.data.model_copy(update=few),
             "training": recipe.training.model_copy(update=training),
+            "evaluation": EvaluationSection(),  # a wish of the run has no effect without validation rows, and is refused
             "checkpoint": recipe.checkpoint.model_copy(update={"every": 1, "keep": STEPS}),
             "output_dir": str(out),
         }

@@ -142,7 +142,7 @@ BAD = {
     "a run twice": (("  base: {}", "  lora: {}"), "7:3", "lora is given twice: lines 3 and 7"),
     "an unknown method": (("[pissa, rslora]", "[pissa, rslroa]"), "4:17", "Did you mean rslora?"),
     "a run that is no method": (("  lora:\n", "  loraa:\n"), "3:3", "'loraa' is not a method. Did you mean lora?"),
-    "a conflict": (("[pissa, rslora]", "[pissa, milora]"), "4:17", "pissa and milora both set the start"),
+    "a conflict": (("[pissa, rslora]", "[pissa, milora]"), "4:17", "pissa and milora both set the init of A and B"),
     "an unknown key in a run": (("rank: 7", "rnak: 7"), "6:34", "adapter.rnak is not a key. Did you mean rank?"),
     "a run's own seed": (("  base: {}", "  base: {training.seed: 3}"), "7:25", "seeds gives it"),
     "a run's own folder": (("  base: {}", "  base: {output_dir: x}"), "7:22", "a folder of its own"),

@@ -124,17 +124,15 @@ def test_a_skipped_step_leaves_nothing_behind() -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Every validation loss that is asked for within steps."""
     said: list[float] = []
-    from lrft.training import validation
+    from lrft.training import step
     from lrft.training.validation import held_out_loss
 
-    original = held_out_loss
-
-    def noted(trainer: Any) -> float | None:
-        found = original(trainer)
+    def noted(session: Any) -> float | None:
+        found = held_out_loss(session)
         said.append(math.nan if found is None else found)
         return found
 
-    monkeypatch.setattr(validation, "held_out_loss", noted)
+    monkeypatch.setattr(step, "held_out_loss", noted)
     return said
 
 

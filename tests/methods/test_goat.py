@@ -206,7 +206,7 @@ def test_with_the_theoretical_factor_the_first_step_of_lora_is_that_of_full_trai
     """E[s^2 A' A] = eta I for A of Kaiming's rule: sections 3.3 and 3.4 of the paper."""
     total = torch.zeros(K, K)
     for seed in range(400):
-        site = Goat(experts=2, init="lora", eta=0.5).plan([Site("x", D, K, 8)])[0]
+        site = Goat(experts=2, init="lora", eta=0.5).assign_ranks([Site("x", D, K, 8)])[0]
         torch.manual_seed(seed)
         A = Goat(experts=2, init="lora").build(site).A.detach()[:4]
         total += site.scale**2 * A.T @ A / 400

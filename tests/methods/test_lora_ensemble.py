@@ -125,8 +125,8 @@ def evaluated(run: Path, path: Path) -> dict[str, Any]:
     model = target.model
     rows, _ = rows_for(str(run), str(path), {}, target.section, target.tokenizer, target.folder, model.config)
     results = []
-    for packing in (True, False):
-        found = find_layout(model, rows, packing=packing, compute="fp32")
+    # Before the rows come in copies: then a row alone is no longer a row.
+    for found in [find_layout(model, rows, packing=packing, compute="fp32") for packing in (True, False)]:
         losses = TokenLoss(model, direct=found.direct)
         losses.copies = copying(model)
         results.append(loss_of(losses, rows, micro=3, pad_id=0, form=found.form))

@@ -130,7 +130,7 @@ def test_refused_with_dropout_another_start_and_more_directions_than_there_are()
     for words, sentence in (
         ({"method": "lora-ga", "dropout": 0.1}, "lora-ga needs adapter.dropout: 0, got 0.1"),
         ({"method": ["mora", "lora-ga"]}, "lora-ga needs a pair of factors A and B"),
-        ({"method": ["pissa", "lora-ga"]}, "pissa and lora-ga both set the start"),
+        ({"method": ["pissa", "lora-ga"]}, "pissa and lora-ga both set the init of A and B"),
         ({"method": ["lora-ga", "relora"]}, "relora cannot work beside lora-ga"),
         (
             {"method": "lora-ga", "rank": 7},

@@ -93,8 +93,8 @@ def test_a_small_change_of_the_inputs_survives_bfloat16(variant: str) -> None:
     x = torch.ones(1, 64)
     with torch.no_grad():
         model[0].weight.copy_(W)
-    attached = lrft.attach(model, {"method": {"lorma": {"variant": variant, "side": "inputs"}}, "rank": 2})
-    adapter = attached.modules["0"]
+    section = {"method": {"lorma": {"variant": variant, "side": "inputs"}}, "rank": 2, "target_modules": ["0"]}
+    adapter = lrft.attach(model, section).modules["0"]
     tiny.disturb([adapter.B], size=1e-3)
     expected = x.double() @ adapter.double().weight(W.double()).T
     adapter.float()

@@ -22,7 +22,7 @@ def sites(layers: int, rank: int = 8) -> list[Site]:
 
 
 def ranks(layers: int, rank: int = 8, spread: float = 0.5) -> list[int]:
-    return [site.rank for site in Prilora(spread).plan(sites(layers, rank))[::2]]
+    return [site.rank for site in Prilora(spread).assign_ranks(sites(layers, rank))[::2]]
 
 
 def test_the_papers_ranks() -> None:
@@ -45,7 +45,7 @@ def test_sum_ends_and_order(layers: int, rank: int, spread: float) -> None:
 
 
 def test_every_target_of_a_block_has_its_rank_and_all_keep_the_factor() -> None:
-    planned = Prilora().plan(sites(5))
+    planned = Prilora().assign_ranks(sites(5))
     for site in planned:
         assert site.rank == ranks(5)[site.depth or 0]
         assert site.scale == 2.0
@@ -74,12 +74,12 @@ def test_overrides_are_scaled_too_and_what_lies_outside_the_blocks_is_left() -> 
 def test_one_block_or_none_keeps_the_rank() -> None:
     assert ranks(1) == [8]
     loose = [Site("a", 5, 6, 3), Site("b", 5, 6, 3)]
-    assert Prilora().plan(loose) == loose
-    assert Prilora().plan([]) == []
+    assert Prilora().assign_ranks(loose) == loose
+    assert Prilora().assign_ranks([]) == []
 
 
 def test_depth_counts_among_the_adapted_blocks() -> None:
-    assert [site.rank for site in Prilora().plan(sites(9)[8:14])] == [4, 4, 8, 8, 12, 12]
+    assert [site.rank for site in Prilora().assign_ranks(sites(9)[8:14])] == [4, 4, 8, 8, 12, 12]
 
 
 def test_without_spread_it_is_a_plain_lora(place: Place) -> None:

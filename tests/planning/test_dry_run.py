@@ -16,8 +16,8 @@ import two_processes
 from runs import Place
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import PreTrainedModel
 
-from lrft import model
 from lrft.cli.main import run_command
 from lrft.distributed import fsdp, launch
 from lrft.distributed.launch import Process
@@ -97,7 +97,9 @@ def test_the_rows_are_those_that_two_real_processes_take(place: Place, capsys: p
 def test_every_file_that_it_names_is_one_that_the_first_process_writes(
     place: Place, capsys: pytest.CaptureFixture[str], validation: str, every: str
 ) -> None:
-    keys = (f"data.validation={validation}", f"checkpoint.every={every}", "checkpoint.keep=9")
+    keys = [f"data.validation={validation}", f"checkpoint.every={every}"]
+    if every != "none":
+        keys.append("checkpoint.keep=9")
     text = re.sub(r"\n {11}", " ", said(place, capsys, *keys))
     run = place.train(*keys)
     (named,) = re.findall(r"by rank 0 alone, to \S+: (.*?) checkpoints after", text)
@@ -198,7 +200,7 @@ def test_nothing_is_loaded_started_or_written(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a dry run has done this")
 
-    monkeypatch.setattr(model, "load_model", never)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", never)
     monkeypatch.setattr(launch.subprocess, "Popen", never)
     before = sorted(place.root.iterdir())
     text = said(place, capsys, "--devices", "2")
