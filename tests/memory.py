@@ -52,7 +52,7 @@ def run(
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 

@@ -296,7 +296,7 @@ def test_no_secret_no_network_and_modes_from_the_umask(place: Place) -> None:
         [sys.executable, "-c", LIFE, str(place.root), *paths],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env=environment,
     )
     assert done.returncode == 0, done.stderr

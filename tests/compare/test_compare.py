@@ -59,7 +59,7 @@ def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def compare(root: Path, *arguments: str) -> tuple[int, str, str]:
     process = start(root, *arguments)
-    out, err = process.communicate(timeout=400)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -308,7 +308,7 @@ def under_way(tmp_path: Path) -> tuple[Path, subprocess.Popen[str], list[Path]]:
     root = make(tmp_path, LONG.replace("evaluation", "training: {max_steps: 400, epochs: 999}, evaluation"))
     process = start(root, "--jobs", "2")
     folders = [root / f"out/runs/{name}/seed-1" for name in ("lora", "lora-fa")]
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while not all((folder / "metrics.jsonl").is_file() for folder in folders):
         assert process.poll() is None
         assert time.monotonic() < until
@@ -320,7 +320,7 @@ def under_way(tmp_path: Path) -> tuple[Path, subprocess.Popen[str], list[Path]]:
 def test_a_signal_saves_every_run_and_the_next_call_goes_on(tmp_path: Path) -> None:
     root, process, folders = under_way(tmp_path)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "Go on with the same command." in err
@@ -358,12 +358,12 @@ def test_runs_whose_comparison_was_killed_save_and_leave(tmp_path: Path) -> None
 def test_a_signal_while_processes_start_leaves_nothing_behind(tmp_path: Path) -> None:
     root = make(tmp_path, LONG)
     process = start(root, "--jobs", "2")
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while not list(root.glob("out/runs/*/seed-1.log")):
         assert time.monotonic() < until
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 143, out + err
     assert found(root)["failed"] == []
     assert set(found(root)["runs"]) <= {"new", "interrupted"}

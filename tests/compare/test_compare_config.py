@@ -239,7 +239,7 @@ def test_broken_files(write, tmp_path: Path) -> None:
 def test_a_mistake_is_found_without_torch(write) -> None:
     path = write(GOOD.replace("seeds:", "seedz:"))
     program = "import sys, lrft.cli.main as c; print(c.run_command(['compare', sys.argv[1]]), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=600)
     assert done.stdout == "2 False\n"
     assert f"{path}:11:1" in done.stderr
 

@@ -572,7 +572,7 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive()
-    waiting.join(20)
+    waiting.join(600)
     assert not waiting.is_alive()
 
 
@@ -629,7 +629,7 @@ def test_a_chunk_is_encoded_while_the_next_one_is_rendered(monkeypatch: pytest.M
 
     def encode(texts: list[Rendered], names: list[str]) -> list[Any]:
         following = int(texts[-1].text) + 1
-        assert following == 6 or reached[following].wait(20), "the next chunk is rendered only afterwards"
+        assert following == 6 or reached[following].wait(600), "the next chunk is rendered only afterwards"
         return [int(text.text) for text in texts]
 
     assert [ids for _, _, ids in tokenise(numbered(6)[0], render, encode)] == list(range(6))

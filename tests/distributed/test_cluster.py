@@ -56,7 +56,7 @@ def run(place: Place, script: str, *arguments: str, **named: str) -> str:
     path = f"{place.root / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**kept, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **named}
     command = ["bash", str(CLUSTER / script), str(place.root / "recipe.yaml"), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

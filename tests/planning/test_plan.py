@@ -296,7 +296,7 @@ def test_the_forecast_is_within_15_percent_of_the_measured_peak(larger: Place, n
 def process(*arguments: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "lrft", *arguments], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "lrft", *arguments], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

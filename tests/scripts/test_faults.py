@@ -35,7 +35,7 @@ def test_killed_runs_end_as_the_one_that_was_left_alone() -> None:
     """One process warms up and forks the runs: killed at random, at the save, before single file operations."""
     sizes = ["--kills", "1", "--at-save", "4", "--signals", "0", "--steps", "2", "--minutes", "2"]
     words = [sys.executable, str(ROOT / "scripts/stress/faults.py"), "--only", "kills", *sizes, "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, env=dict(os.environ))
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=dict(os.environ))
     assert done.returncode == 0, done.stdout + done.stderr
     tried = {figure["name"]: figure["tried"] for figure in json.loads(done.stdout)}
     assert [tried[f"SIGKILL {when}"] for when in ("at random", "at the save", "before a file operation")] == [1, 2, 2]
