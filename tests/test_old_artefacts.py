@@ -62,7 +62,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_goes_on(run: Path) -> None:
-    train(recipe.load(Path("recipe.yaml")), Options(quiet=True, resume="last", source=Path("recipe.yaml")))
+    # The hash of the data covers how a version reads it, and another version may read it otherwise.
+    options = Options(quiet=True, resume="last", source=Path("recipe.yaml"), accept_changes=True)
+    train(recipe.load(Path("recipe.yaml")), options)
     expected = load_file("whole.safetensors")
     found = load_file(run / "last" / "adapter_model.safetensors")
     assert found.keys() == expected.keys()

@@ -31,6 +31,8 @@ def auto_class(config: PretrainedConfig, folder: Path) -> Any:
     kind, named = config.model_type, config.architectures or []
     own = getattr(config, "auto_map", None) or {}  # the checkpoint's own code
     known = [(cls, names.get(kind)) for cls, names in classes if kind in names or cls.__name__ in own]
+    if not known and type(config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING:  # a class of the user's own, registered there
+        return transformers.AutoModelForCausalLM
     chosen = [cls for cls, name in known if name in named or cls.__name__ in own]
     if not chosen and own:
         return transformers.AutoModelForCausalLM

@@ -42,9 +42,13 @@ class Stored:
         """Where the parameter `name` is read from. None: no tensor of the files goes there.
 
         The name may also be that of a larger or smaller model around the same layers: it is then translated as if it
-        were a tensor's.
+        were a tensor's, or is the end of one name alone.
         """
-        return self.sources.get(name) or self.sources.get(self.destination(name)[0])
+        found = self.sources.get(name) or self.sources.get(self.destination(name)[0])
+        if found is None:
+            longer = [known for known in self.sources if known.endswith("." + name.removeprefix("model."))]
+            found = self.sources[longer[0]] if len(longer) == 1 else None
+        return found
 
     def destination(self, tensor: str) -> tuple[str, str | None]:
         """The parameter that a tensor of the files goes to, and the pattern of its conversion, None without one."""

@@ -88,7 +88,7 @@ def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | N
     with evaluation_mode(model):
         alone = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in ids])
         tolerance = TOLERANCE[compute or ("fp32" if model.dtype.itemsize > 2 else "bf16")]
-        refuse_looking_ahead(model, ids[0], alone[: len(ids[0])], tolerance)
+        refuse_looking_ahead(model, ids, alone[: len(ids[0])], tolerance)
         direct = share(direct_logits(model, ids), alone) <= tolerance
         if packing is False:
             return Layout("padded", direct)
@@ -106,14 +106,18 @@ def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | N
     return Layout("padded", direct, warning=warning)
 
 
-def refuse_looking_ahead(model: Any, row: Tensor, logits: Tensor, tolerance: float) -> None:
-    """Raises CheckFailed where the logits at a token of `row` (n,) depend on later tokens, as an encoder's do.
+def refuse_looking_ahead(model: Any, rows: Sequence[Tensor], logits: Tensor, tolerance: float) -> None:
+    """Raises CheckFailed where the logits at a token of the first row (n,) depend on later tokens, as an encoder's do.
+
+    logits: the first row's (n, vocabulary). The row is asked again with other tokens in its second half, at the same
+    length: a causal model then has the same sums to make, also in a few bits, and nothing moves.
 
     Such a model reads the answer that it is to learn: its loss falls to nothing, and it can generate nothing.
     """
-    half = row[: -(-len(row) // 2)]
-    found = model(input_ids=half[None], use_cache=False).logits[0]
-    difference = share(found, logits[: len(half)])
+    row, half = rows[0], -(-len(rows[0]) // 2)
+    other = torch.cat([row[:half], others(row, rows)[0][half:]])
+    found = model(input_ids=other[None], use_cache=False).logits[0]
+    difference = share(found[:half], logits[:half])
     if difference > tolerance:
         raise CheckFailed(
             f"{type(model).__name__} is no causal language model: what it answers at a token depends on later tokens "

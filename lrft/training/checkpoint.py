@@ -145,7 +145,7 @@ def refuse_changes(session: Session, path: Path, saved: dict[str, Any]) -> None:
         ("the base model", saved["base"]["fingerprint"], session.base.info["fingerprint"]),
     ]:
         if then != now:
-            changed.append(f"{what}: {then[:16]} then, {now[:16]} now (hashes of the content)")
+            changed.append(f"{what}: {then[:16]} then, {now[:16]} now (hashes of the content and of how it is read)")
     if changed:
         raise UsageError(
             f"not what {path.name} was made with:\n  " + "\n  ".join(changed),

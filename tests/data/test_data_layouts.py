@@ -119,7 +119,7 @@ def test_tool_calls_are_refused_without_the_advice_to_drop_every_row(tmp_path: P
         read(tmp_path, row, row | {"tools": [{"type": "function"}]})
     assert "Without" not in caught.value.message
     assert "on_bad_row" not in str(caught.value.hint)
-    with pytest.raises(DataError, match="a part of type 'image'"):
+    with pytest.raises(DataError, match="holds image: only text is trained"):
         read(tmp_path, {"messages": [{**USER, "content": [{"type": "image", "image": "x.png"}]}, ASSISTANT]})
 
 
@@ -155,7 +155,6 @@ def test_a_system_column_is_a_system_turn(tmp_path: Path, row: dict[str, Any]) -
     [
         {"messages": [USER, ASSISTANT], "tools": [{"type": "function"}]},
         {**PAIR, "system": "Be kind."},
-        {"conversations": [USER, ASSISTANT], "images": ["a.png"]},
         {**PAIR, "history": [["a", "b"]], "system": "Be kind."},
     ],
 )
