@@ -216,7 +216,7 @@ def shortened(recipe: Recipe, out: Path) -> Recipe:
         update={
             "data": recipe.data.model_copy(update=few),
             "training": recipe.training.model_copy(update=training),
-            "evaluation": EvaluationSection(),  # a wish of the run has no effect without validation rows, and is refused
+            "evaluation": EvaluationSection(),  # keys that ask for validation rows would be refused
             "checkpoint": recipe.checkpoint.model_copy(update={"every": 1, "keep": STEPS}),
             "output_dir": str(out),
         }

@@ -130,7 +130,7 @@ def test_check_and_the_first_screen_say_that_a_base_cannot_be_merged(
     assert said in " ".join(capsys.readouterr().out.split())
     assert run_command(["train", recipe, "training.max_steps=2", "training.epochs=null"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert f"PEFT LoRA as is; {said}" in told
+    assert f"PEFT LoRA (unchanged); {said}" in told
     assert "lrft merge" not in told
     assert run_command(["check", recipe, "adapter.target_modules=[q_proj]"]) == 0
     assert said not in " ".join(capsys.readouterr().out.split())
