@@ -94,7 +94,8 @@ def table(cards: list[MethodCard], width: int) -> str:
     """The methods by kind, the largest kind first, each with its summary and paper; then the presets."""
     kinds: dict[str, dict[str, str]] = {}
     for one in cards:
-        kinds.setdefault(one.kind, {})[one.name] = f"{one.summary} {one.paper.strip('-')}".strip()
+        parts = (one.summary, one.paper.strip("-"), f"({one.package})" if one.package else "")
+        kinds.setdefault(one.kind, {})[one.name] = " ".join(part for part in parts if part)
     ordered = dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
     ordered["presets"] = {name: f"{preset.summary} {preset.paper}" for name, preset in registry.PRESETS.items()}
     indent = 4 + max(len(name) for named in ordered.values() for name in named)
@@ -134,6 +135,7 @@ def _facts(found: MethodCard) -> list[str]:
         "exports to": found.exports,
         "rate": rate_line(found.name),
         "evidence": found.evidence,
+        "package": found.package,
     }
     return [f"{label:<10} {text}" for label, text in facts.items() if text]
 
