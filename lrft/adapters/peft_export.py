@@ -18,7 +18,7 @@ PEFT_PREFIX = "base_model.model."
 
 
 def is_its_form(adapter: Adapter, form: PeftForm) -> bool:
-    """Whether PEFT's tensors are just those that the adapter saves. (A factor that is a buffer is in PEFT's file only.)"""
+    """Whether the adapter saves just the tensors of PEFT's file. (A factor that is a buffer is in that file only.)"""
     written = {"A": form.A, "B": form.B, "magnitude": form.magnitude}
     own = adapter.tensors()
     same = all(written.get(name) is tensor for name, tensor in own.items())
