@@ -119,6 +119,8 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2205.13571",
         "Gradient descent of the update among matrices of a low rank, which follows a threshold: a reconstruction.",
         (("riemannlora", {"momentum": "none", "init": "zero", "threshold": 0.05}),),
+        learning_rate=6e-3,
+        rate_source="plain gradient descent: thirty times LoRA's best on a tiny task",
     ),
     "pmss": Preset(
         "arXiv 2409.16722",

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import tiny
 import tiny_tokenizers
 import torch
+from forked import Forked, wait_for_all
 from torch import Tensor
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 
@@ -56,7 +55,7 @@ output_dir: {out}
 STEPS = 6
 # Where a process finds the tests' helpers and lrft.
 HERE = Path(__file__).parent
-IMPORTS = ":".join(str(p) for p in (HERE, *sorted(p for p in HERE.iterdir() if p.is_dir()), HERE.parent))
+IMPORTS = f"{HERE}:{HERE.parent}"
 
 
 def rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -151,29 +150,29 @@ class Place:
         return train(self.recipe(*overrides, out=out), Options(quiet=True, source=source, **options))
 
 
-def side_by_side(code: str, *arguments: str, world: int = 2, each: int = 1, seconds: float = 200) -> None:
+def side_by_side(code: str, *arguments: str, world: int = 2, each: int = 1, seconds: float = 600) -> None:
     """Run Python `code` in `world` processes that talk through gloo, as a launcher starts them, `each` of them on a
     node. Its first argument is where to import from. All have to end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, IMPORTS, *arguments],
-            env={
+        Forked(
+            code,
+            IMPORTS,
+            *arguments,
+            environment={
                 **os.environ,
                 **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)},
                 **{"LOCAL_WORLD_SIZE": str(each), "OMP_NUM_THREADS": "1"},
                 **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
             },
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for rank in range(world)
     ]
-    said = [process.communicate(timeout=seconds)[1] for process in processes]
-    codes = [process.returncode for process in processes]
-    assert codes == [0] * world, "\n".join(text[-3000:] for text, code in zip(said, codes, strict=True) if code)
+    ended = wait_for_all(processes, seconds)
+    codes = [process.returncode for process in ended]
+    assert codes == [0] * world, "\n".join(process.stderr[-3000:] for process in ended if process.returncode)
 
 
 def tensors(run: Path, link: str = "last") -> dict[str, Tensor]:
@@ -247,3 +246,17 @@ class At(Part):
                 act(run)
 
         setattr(self, hook, when)
+
+
+class Penalty(Part):
+    """strength / 2 times the sum of the squares of A: its gradient is strength times A."""
+
+    name = "penalty"
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+        self.A: dict[str, Tensor] = {}
+
+    def loss(self, run: Run) -> Tensor | None:
+        self.A = {f"{site}.A": adapter.A.detach().clone() for site, adapter in run.adapters.items()}
+        return self.strength / 2 * sum((adapter.A**2).sum() for adapter in run.adapters.values())

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrft.errors import LrftError, UsageError
+from lrft.errors import LrftError, UsageError, nearest
 
 if TYPE_CHECKING:
     from lrft.recipe import Recipe
+    from lrft.registry import Declaration
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of a run.")]
 Overrides = Annotated[
@@ -27,6 +28,31 @@ def one_of(option: str, value: str | None, choices: Collection[str]) -> None:
     """Raises UsageError when `value` is given and is not one of `choices`."""
     if value is not None and value not in choices:
         raise UsageError(f"{option} must be one of {', '.join(choices)} (got {value})")
+
+
+def read_options(card: Declaration, label: str, given: Sequence[str]) -> dict[str, Any]:
+    """All options of `card` from OPTION=VALUE words. label: how messages name it. Raises UsageError."""
+    from pydantic import ValidationError
+
+    from lrft.recipe.yaml_scalars import resolve
+
+    known = [knob.name for knob in card.knobs]
+    values: dict[str, Any] = {}
+    for word in given:
+        name, equals, text = word.partition("=")
+        if not equals or name not in known:
+            close = nearest(name, known)
+            hint = f"Did you mean {close[0]}=...?" if close else f"It takes {', '.join(known) or 'no options'}."
+            raise UsageError(f"{label} has no option {word}", hint)
+        try:
+            values[name] = resolve(text)
+        except ValueError as error:
+            raise UsageError(f"{label}: {name}: {error}") from None
+    try:
+        return card.validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"{label}: {first['loc'][0]}: {first['msg'].lower()} (got {first['input']})") from None
 
 
 def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:

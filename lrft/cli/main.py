@@ -18,6 +18,7 @@ from lrft.cli import errors
 from lrft.cli.check import check
 from lrft.cli.compare import compare
 from lrft.cli.eval import evaluate
+from lrft.cli.export import export
 from lrft.cli.init import init
 from lrft.cli.inspect import inspect
 from lrft.cli.merge import merge
@@ -36,7 +37,7 @@ from lrft.version import __version__
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Start": {"init": init, "check": check, "preview": preview, "plan": plan},
     "Train": {"train": train, "compare": compare},
-    "Use": {"merge": merge, "eval": evaluate},
+    "Use": {"merge": merge, "eval": evaluate, "export": export},
     "Look": {"report": report, "inspect": inspect, "verify": verify},
     "Reference": {"methods": methods, "show": show, "schema": schema},
 }

@@ -31,6 +31,8 @@ class Curlora(Method):
     parameters: ClassVar[str] = "r^2"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "update and probabilities against the released code; pivots are a reconstruction"
+    learning_rate: ClassVar[float] = 2e-3
+    rate_source: ClassVar[str] = "ours, from the size of its update; the paper has 2.5e-4"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

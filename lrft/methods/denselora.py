@@ -33,6 +33,8 @@ class Denselora(Method):
     parameters: ClassVar[str] = "r^2, and r (d + k) once for each kind of layer"
     exports: ClassVar[str] = "stays an adapter"
     evidence: ClassVar[str] = "output against the released code's class"
+    learning_rate: ClassVar[float] = 3e-4
+    rate_source: ClassVar[str] = "released scripts"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("scale",)
     may_not_move: ClassVar[tuple[str, ...]] = ("M",)

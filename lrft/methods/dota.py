@@ -36,6 +36,8 @@ class Dota(Method):
     parameters: ClassVar[str] = "sum over cores of R_{m-1} i_m j_m R_m, R at most r"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "from the paper's abstract; number and sizes of the cores are a reconstruction"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is the same"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 

@@ -40,6 +40,8 @@ class Eigenlorax(Method):
     parameters: ClassVar[str] = "2 r n, n = components + random"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "bases and update against the released code; the start is a reconstruction"
+    learning_rate: ClassVar[float] = 4e-3
+    rate_source: ClassVar[str] = "released scripts"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 

@@ -34,6 +34,8 @@ class GalorePlus(Projecting):
     paper: ClassVar[str] = "arXiv 2412.19820"
     equation: ClassVar[str] = "W <- W - lr factor (Adam(R) P + Adam(entries of G - R P)), P of one head's G"
     evidence: ClassVar[str] = "a reconstruction from the abstract"
+    learning_rate: ClassVar[float] = 1e-4
+    rate_source: ClassVar[str] = "three times full's best on a tiny task, as galore's"
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     requires: ClassVar[tuple[str, ...]] = ("dense",)

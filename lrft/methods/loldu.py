@@ -30,6 +30,8 @@ class Loldu(Method):
     parameters: ClassVar[str] = "r"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "update against the released code, to rounding"
+    learning_rate: ClassVar[float] = 1e-2
+    rate_source: ClassVar[str] = "as svfit, whose diagonal it trains"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -30,6 +30,8 @@ class Lora2(Method):
     parameters: ClassVar[str] = "p (d + k) + 2 r p + r, p the inner size"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
     evidence: ClassVar[str] = "update and penalty against the released code; without its pruning"
+    learning_rate: ClassVar[float] = 5e-3
+    rate_source: ClassVar[str] = "ours: the paper's 8e-4 moves nothing within twenty steps"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -35,6 +35,8 @@ class Lors(Method):
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "output and gradients against the released code"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is the same"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("scale",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)

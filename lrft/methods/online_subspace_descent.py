@@ -34,6 +34,8 @@ class OnlineSubspaceDescent(Projecting):
     paper: ClassVar[str] = "arXiv 2408.12857"
     equation: ClassVar[str] = "W <- W - lr factor Adam(G P') P, P <- AdamW of |U P'P - U|^2 for U = G / |G|"
     evidence: ClassVar[str] = "steps against the released code, with its decay of P"
+    learning_rate: ClassVar[float] = 1e-4
+    rate_source: ClassVar[str] = "three times full's best on a tiny task, as galore's"
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     requires: ClassVar[tuple[str, ...]] = ("dense",)

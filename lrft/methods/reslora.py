@@ -35,6 +35,8 @@ class Reslora(Method):
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "PEFT LoRA of rank (p + 1) r, or merged"
     evidence: ClassVar[str] = "output against the released code's block shortcut; without its other two"
+    learning_rate: ClassVar[float] = 1e-4
+    rate_source: ClassVar[str] = "released scripts"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -34,6 +34,8 @@ class Salt(Method):
     parameters: ClassVar[str] = "2 n + 2 r (m - n), m = min(d, k), n = ratio m"
     exports: ClassVar[str] = "PEFT LoRA of rank r + n, or merged"
     evidence: ClassVar[str] = "weight against the released code where its relu clips nothing"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is the same"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 

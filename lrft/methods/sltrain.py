@@ -33,6 +33,8 @@ class Sltrain(Method):
     parameters: ClassVar[str] = "r (d + k) + density d k"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "update against the released code's formula; as an adapter a reconstruction"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is near"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

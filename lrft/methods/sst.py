@@ -38,6 +38,8 @@ class Sst(Method):
     parameters: ClassVar[str] = "m (d + k + 1), m the smaller of d and k; r (d + k) + m at a time"
     exports: ClassVar[str] = "merged only"
     evidence: ClassVar[str] = "a reconstruction from the paper; gradients against autograd"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is the same"
     slots: ClassVar[tuple[str, ...]] = ("update", "init")
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "steps", "restart", "forward")

@@ -33,6 +33,8 @@ class Wara(Method):
     parameters: ClassVar[str] = "2 r (d + k), tied r (d + k) / 2"
     exports: ClassVar[str] = "PEFT LoRA of rank 4 r, tied 2 r, or merged"
     evidence: ClassVar[str] = "reconstruction"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is near"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lrft.errors import LrftError, MissingError
 from lrft.model.classes import auto_class
 from lrft.model.weights import weight_files
+from lrft.utils import threads
 
 if TYPE_CHECKING:
     import torch
@@ -213,8 +214,11 @@ def importing() -> Iterator[None]:
     """Around imports of large libraries, without the garbage collector, which takes a quarter of their time.
 
     They make half a million objects that stay; the collector would look at them again and again as they come. In a
-    process that sets objects aside for good, as `cli` does, these are as well: it then never looks at them.
+    process that sets objects aside for good, as `cli` does, these are as well: it then never looks at them. How threads
+    wait is settled here too, since torch's OpenMP reads it when it is loaded.
     """
+    if "torch" not in sys.modules:
+        threads.settle()
     collecting, aside = gc.isenabled(), gc.get_freeze_count() > 0
     gc.disable()
     try:

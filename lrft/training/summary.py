@@ -12,6 +12,7 @@ from lrft.adapters.peft_names import peft_names
 from lrft.adapters.targets import module_names
 from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
+from lrft.utils import threads
 from lrft.utils.text import Row, command, count
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {base.compute}   seed {t.seed}"
         f"{'   packed' if engine.layout.packed else ''}{checkpointing}",
         *rate_lines(recipe),
+        *([threads.note()] if threads.note() else []),
     ]
 
 

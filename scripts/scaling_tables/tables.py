@@ -18,7 +18,7 @@ from lrft.planning import communication
 from lrft.planning.communication import H100_MEMORY, Memory, Ring, efficiency
 from lrft.utils import files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Of the published config.json of each Llama 3.1: width, width of the MLP, blocks, heads. All have 8 key-value heads,
 # 128,256 words, and nothing tied.
 SHAPES = {

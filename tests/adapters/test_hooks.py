@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import runs
 import torch
-from runs import At, Place
+from runs import At, Penalty, Place
 from torch import Tensor
 
 from lrft.adapters.adapter import Adapter, Delta, Site
@@ -134,20 +134,6 @@ def gradients(run: Run) -> dict[str, Tensor]:
         for site, adapter in run.adapters.items()
         for name, p in adapter.tensors().items()
     }
-
-
-class Penalty(Part):
-    """strength / 2 times the sum of the squares of A: its gradient is strength times A."""
-
-    name = "penalty"
-
-    def __init__(self, strength: float) -> None:
-        self.strength = strength
-        self.A: dict[str, Tensor] = {}
-
-    def loss(self, run: Run) -> Tensor | None:
-        self.A = {f"{site}.A": adapter.A.detach().clone() for site, adapter in run.adapters.items()}
-        return self.strength / 2 * sum((adapter.A**2).sum() for adapter in run.adapters.values())
 
 
 def test_a_loss_term_adds_exactly_its_own_gradient(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

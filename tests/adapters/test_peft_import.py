@@ -10,9 +10,9 @@ import pytest
 import runs
 import tiny
 import torch
+from on_disk import save_base
 from peft import LoraConfig, get_peft_model
 from runs import Place
-from test_merge import save_base
 from transformers import AutoModelForCausalLM
 
 import lrft

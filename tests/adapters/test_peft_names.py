@@ -15,6 +15,7 @@ import transformers
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from peft.utils import transformers_weight_conversion as of_peft
+from shapes import EXPERTS, HEADS, LINEAR, ROUTED, SMALL, SSM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -23,31 +24,10 @@ from lrft.adapters.attached import Attached
 from lrft.adapters.peft_names import MAMBA, REFUSED_IN_MAMBA, words_of_experts
 from lrft.adapters.storage import save_adapter
 
-SMALL = {
-    "vocab_size": tiny.VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
-ROUTED = {
-    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 12},
-    **{"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
-}
 LATENT = {
     **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 4},
     "num_key_value_heads": 4,
 }
-LINEAR = {
-    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 4, "linear_value_head_dim": 4},
-    "layer_types": ["linear_attention", "full_attention"],
-}
-HEADS = {"head_dim": 4}
 MOST = {
     "deepseek_v2": {**ROUTED, **LATENT},
     "deepseek_v3": {**ROUTED, **LATENT},
@@ -70,7 +50,6 @@ PLAIN = {
         **{"mamba_chunk_size": 8, "attn_layer_indices": [1]},
     },
 }
-SSM = {"num_heads": 8, "head_dim": 4, "expand": 2, "n_groups": 1, "chunk_size": 8, "state_size": 4}
 
 
 def model_of(kind: str, more: dict[str, Any]) -> Any:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import runs
-import test_distributed
-import test_storage
+import stored
 import tiny
 import torch
+import two_processes
 from runs import Place
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ def test_state_goes_out_and_comes_back_strictly(words: Any) -> None:
 
 @KINDS
 def test_a_folder_read_without_a_model_builds_sites_around_one_module(words: Any, tmp_path: Path) -> None:
-    attached = test_storage.save(tmp_path, words)
+    attached = stored.save(tmp_path, words)
     saved = read_adapter(tmp_path)
     assert saved.build(saved.sites[0]).shared is saved.build(saved.sites[1]).shared is saved.shared
     for site in saved.sites:
@@ -127,7 +127,7 @@ def test_a_folder_read_without_a_model_builds_sites_around_one_module(words: Any
 
 @pytest.mark.parametrize("words", [TRAINED, SAVED])
 def test_any_flipped_bit_and_any_cut_is_found_and_named(words: Any, tmp_path: Path) -> None:
-    test_storage.save(tmp_path, words, target_modules="q_proj")
+    stored.save(tmp_path, words, target_modules="q_proj")
     path, good = tmp_path / "lrft.safetensors", (tmp_path / "lrft.safetensors").read_bytes()
     assert SHARED.encode() in good
     damaged = [good[: len(good) * part // 8] for part in range(8)]
@@ -158,10 +158,10 @@ def other(change: Any) -> Any:
     ],
 )
 def test_shared_tensors_that_do_not_fit_are_named(words: Any, change: Any, sentence: str, tmp_path: Path) -> None:
-    test_storage.save(tmp_path, words)
-    test_storage.replace_tensors(tmp_path, lambda t: t)
+    stored.save(tmp_path, words)
+    stored.replace_tensors(tmp_path, lambda t: t)
     read_adapter(tmp_path)
-    test_storage.replace_tensors(tmp_path, change)
+    stored.replace_tensors(tmp_path, change)
     with pytest.raises(CheckFailed, match=sentence) as caught:
         read_adapter(tmp_path)
     assert "lrft.safetensors" in caught.value.message
@@ -174,8 +174,8 @@ def test_shared_tensors_that_do_not_fit_are_named(words: Any, change: Any, sente
 
 @pytest.mark.parametrize("words", ["lora", "mora", "vera", DRAWN])
 def test_shared_tensors_where_none_are_saved_are_refused(words: str, tmp_path: Path) -> None:
-    test_storage.save(tmp_path, words)
-    test_storage.replace_tensors(tmp_path, lambda t: {**t, f"{SHARED}.A": torch.ones(3, 44)})
+    stored.save(tmp_path, words)
+    stored.replace_tensors(tmp_path, lambda t: {**t, f"{SHARED}.A": torch.ones(3, 44)})
     with pytest.raises(CheckFailed, match=f"{SHARED}: .*not expected"):
         read_adapter(tmp_path)
 
@@ -308,12 +308,12 @@ def test_a_run_with_gradient_checkpointing_is_the_same_run(place: Place, kind: s
 @pytest.mark.parametrize("words", [TRAINED, "vera", DRAWN, "{vera: {save_projection: true}}"])
 def test_two_processes_train_what_one_trains(place: Place, words: str) -> None:
     runs.write_rows(place.root / "train.jsonl", runs.rows(9))
-    keys = (*test_distributed.KEYS, f"adapter.method={words}", "adapter.overrides={q_proj: {rank: 5}}")
+    keys = (*two_processes.KEYS, f"adapter.method={words}", "adapter.overrides={q_proj: {rank: 5}}")
     one = runs.tensors(place.train(*keys, out="one"))
-    two = test_distributed.launch(place, "two", *keys)
+    two = two_processes.launch(place, "two", *keys)
     assert runs.distance(one, runs.tensors(two), "lrft.safetensors") < 1e-5
     cut = runs.cut(two, 2, place.root / "cut")
-    test_distributed.launch(place, "cut", *keys, resume="last")
+    two_processes.launch(place, "cut", *keys, resume="last")
     assert runs.differing(runs.tensors(cut), runs.tensors(two)) == []
 
 

@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import typer
 from docgen import pages
-from runs import Place
 
-import lrft
 from lrft import recipe as recipes
 from lrft import registry
 from lrft.cli import main
@@ -129,21 +126,6 @@ def test_schema_is_json_and_explains_keys(capsys: pytest.CaptureFixture[str]) ->
     assert "properties" in json.loads(capsys.readouterr().out)
     assert run_command(["schema", "adapter.rank"]) == 0
     assert "16" in capsys.readouterr().out
-
-
-def test_methods_counts_what_each_would_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = str(Place.make(tmp_path).root / "recipe.yaml")
-    assert run_command(["methods", "--recipe", recipe, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) == set(registry.methods())
-    sites = lrft.attach(tiny.make("llama"), {"method": "lora", "rank": 4}).sites
-    assert found["lora"] == sum(4 * (site.d + site.k) for site in sites)
-    assert found["dora"] == found["lora"] + sum(site.d for site in sites)
-    assert found["full"] == sum(site.d * site.k for site in sites)
-    assert "set frequencies to fewer" in found["fourierft"]
-    assert run_command(["methods", "--recipe", recipe, "--kind", "wrapper"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith("dora ")
-    assert run_command(["methods", "show", "--recipe", recipe]) == 2
 
 
 def test_methods_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:

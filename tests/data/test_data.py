@@ -18,6 +18,7 @@ import pytest
 import tiny_tokenizers as tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prepared import CHAT, PAIR, answers, check_conservation, lines, prepare, section, texts
 
 from lrft import data
 from lrft.data import encode as data_encode
@@ -32,52 +33,7 @@ from lrft.data.records import BadRow
 from lrft.data.report import SourceReport
 from lrft.data.split import split
 from lrft.errors import DataError, LrftError, RecipeError
-from lrft.recipe import DataEntry, DataSection
-
-
-def section(*train: Path | DataEntry, **options: Any) -> DataSection:
-    entries = tuple(t if isinstance(t, DataEntry) else DataEntry(path=str(t)) for t in train)
-    return DataSection(train=entries, **{"validation": "none", **options})
-
-
-def prepare(tmp_path: Path, *train: Path | DataEntry, limit: int | None = None, tokenizer: Any = None, **options: Any):
-    places = {f"data.{name}": f"recipe.yaml:{k}:3" for k, name in enumerate(options, 1)}
-    prepared = data.prepare(
-        section(*train, **options),
-        tokenizer or tiny.chatml(),
-        seed=7,
-        limit=limit,
-        where=lambda key: places.get(key, "default"),
-        cache=tmp_path / "cache",
-    )
-    check_conservation(prepared.report)
-    return prepared
-
-
-def check_conservation(report: data.DataReport) -> None:
-    for source in report.sources:
-        assert source.read == source.used + sum(source.dropped.values())
-    assert report.read == report.used + sum(report.dropped.values())
-    assert data.DataReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
-    assert report.train_rows + report.validation_rows == sum(source.rows for source in report.sources)
-
-
-def lines(path: Path, *rows: Any) -> Path:
-    path.write_bytes(b"".join(r + b"\n" if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in rows))
-    return path
-
-
-def texts(n: int, start: int = 0) -> list[dict[str, str]]:
-    return [{"text": f"the answer is {i}"} for i in range(start, start + n)]
-
-
-def answers(rows: data.Rows) -> list[str]:
-    return [rows.answer(i) for i in range(len(rows))]
-
-
-CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "one"}]}
-PAIR = {"prompt": "a ", "completion": "one"}
-
+from lrft.recipe import DataEntry
 
 # --- kinds of files ---
 
@@ -596,11 +552,11 @@ def test_two_processes_make_the_rows_once(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", *texts(300))
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import test_data, pathlib\n"
-        "p = test_data.prepare(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
+        "import prepared, pathlib\n"
+        "p = prepared.prepare(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
         "print(p.cached, len(p.train))"
     )
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(here.parent)}
     command = [sys.executable, "-c", code, str(here), str(tmp_path), str(path)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_tokenizers as tiny
 from datasets import Dataset, DatasetDict
-from test_data import CHAT, PAIR, answers, lines, prepare, texts
+from prepared import CHAT, PAIR, answers, lines, prepare, texts
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lrft import data, recipe

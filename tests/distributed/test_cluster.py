@@ -12,9 +12,10 @@ import pytest
 import runs
 from runs import Place
 
+import lrft
 from lrft.distributed import launch
 
-ROOT = Path(launch.__file__).parents[1]
+ROOT = Path(lrft.__file__).parents[1]
 CLUSTER = ROOT / "recipes" / "cluster"
 SCRIPTS = sorted(path for path in CLUSTER.iterdir() if path.suffix in (".sh", ".sbatch"))
 # Starts what follows its options twice, as srun would on two nodes with a task each.

@@ -3,78 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import runs
-from runs import Place
+from runs import Penalty, Place
+from two_processes import KEYS, launch
 
 pytestmark = pytest.mark.slow
-
-# 9 rows in steps of 4: 4, 4 and 1, so that the last step of an epoch has fewer rows than there are processes.
-KEYS = (
-    "training.global_batch_size=4",
-    "training.epochs=2",
-    "training.micro_batch_size=1",
-    "training.optimizer={adamw: {eps: 1e-3}}",  # else Adam blows up the rounding of gradients that are nearly zero
-    "evaluation.every=2",
-    "evaluation.at_start=true",
-    "evaluation.samples=1",
-    "evaluation.max_new_tokens=2",
-    "checkpoint.every=2",
-    "checkpoint.keep=9",
-)
-WORKER = """
-import json, os, sys, warnings
-warnings.simplefilter("error")
-# DeepSpeed 0.19 imports what torch 2.13 has given up.
-warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-sys.path[:0] = sys.argv[1].split(":")
-from lrft.training import step
-from pathlib import Path
-from lrft import recipe
-from lrft.distributed import processes
-from lrft.training.run import train
-from lrft.training.state import Options
-from lrft.utils import hardware
-
-root, out, resume, penalty, short, *keys = sys.argv[2:]
-rank = os.environ["RANK"]
-micro_batches = step.micro_batches
-def noted(*arguments, **named):
-    found = micro_batches(*arguments, **named)
-    with open(f"{root}/{out}-rows-{rank}", "a") as seen:
-        print(json.dumps(found), file=seen)
-    return found
-step.micro_batches = noted
-if penalty:
-    import pytest, runs, test_hooks
-    runs.add_parts(pytest.MonkeyPatch(), test_hooks.Penalty(float(penalty)))
-if short == rank:
-    hardware.available = lambda: 1
-loaded = recipe.load(Path(root) / "recipe.yaml", (f"output_dir={root}/{out}", *keys))
-train(loaded, Options(quiet=True, resume=resume or None))
-processes.leave()
-"""
-
-
-def launch(
-    place: Place,
-    out: str,
-    *keys: str,
-    resume: str = "",
-    penalty: str = "",
-    short: str = "",
-    world: int = 2,
-    each: int = 1,
-) -> Path:
-    """Run in `world` processes that talk through gloo, as a launcher starts them, `each` of them on a node.
-
-    short: the process that has memory for a single row.
-    """
-    arguments = (str(place.root), out, resume, penalty, short, *KEYS, *keys)
-    runs.side_by_side(WORKER, *arguments, world=world, each=each)
-    return place.root / out
 
 
 @pytest.fixture
@@ -169,8 +104,6 @@ def test_every_strategy_computes_in_the_recipes_precision(nine: Place, strategy:
 
 def test_two_processes_resume_and_add_a_term_once(nine: Place) -> None:
     """A loss term counts once, whatever the number of processes; a resume is exact here too."""
-    from test_hooks import Penalty
-
     with pytest.MonkeyPatch.context() as patch:
         runs.add_parts(patch, Penalty(0.5))
         one = nine.train(*KEYS, out="one")

@@ -15,14 +15,13 @@ import pytest
 import tiny
 import tiny_tokenizers
 import torch
+from on_disk import save_adapter, save_base, tensors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
 import lrft
 from lrft.adapters import storage
-from lrft.adapters.attached import Attached
 from lrft.errors import CheckFailed, MissingError, UsageError, exit_code
 from lrft.export import merge_shards
 from lrft.export.merge import merge_adapter
@@ -36,25 +35,6 @@ INDEX = "model.safetensors.index.json"
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRFT_CACHE", str(tmp_path / "cache"))
-
-
-def save_base(folder: Path, name: str = "llama", dtype: torch.dtype = torch.float32, **options: Any) -> Path:
-    return tiny.save(tiny.make(name).to(dtype), folder, **options)
-
-
-def save_adapter(folder: Path, base: Path, words: Any = "lora", size: float = 0.05, **more: Any) -> Attached:
-    """An adapter on the model in `base`, saved into `folder`."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    attached = lrft.attach(model.eval(), {"method": words, "rank": 2, **more})
-    if size:
-        tiny.disturb(list(attached.trained().values()), size=size)
-    folder.mkdir()
-    storage.save_adapter(attached, folder, base={"name": str(base), "revision": None, "fingerprint": fingerprint(base)})
-    return attached
-
-
-def tensors(folder: Path) -> dict[str, Tensor]:
-    return {name: t for path in weight_files(folder) for name, t in load_file(path).items()}
 
 
 def stock(folder: Path) -> PreTrainedModel:

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from cases import CASES, EVERY_CASE, NOT_MERGEABLE, attach, late
+from memory import Synthetic, run, used
+from on_disk import save_adapter, save_base, tensors
 from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 from peft.tuners.lora.intruders import reduce_intruder_dimension
 from runs import Place
 from safetensors.torch import load_file, save_file
-from test_merge import save_adapter, save_base, tensors
-from test_merge_memory import Synthetic, run, used
-from test_methods import CASES, EVERY_CASE, NOT_MERGEABLE, attach, late
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import cases
 import pytest
 import runs
-import test_methods as generic
 import tiny
 import torch
 from runs import Place
 from torch import Tensor, nn
+from two_processes import KEYS as TWO
+from two_processes import launch
 
 import lrft
 from lrft.adapters import compose
@@ -288,10 +290,10 @@ def test_what_does_not_go_with_it_is_refused() -> None:
 @pytest.mark.parametrize("model_name", tiny.MODELS)
 def test_the_default_keeps_what_every_method_keeps(model_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cases of test_methods.py build no more than asked for: their ranks are given."""
-    monkeypatch.setitem(generic.CASES, "over", ("adalora", lambda d, k, r: r * (d + k + 1)))
-    generic.test_fresh_equals_base("over", model_name)
-    generic.test_fast_path_equals_definition("over", model_name)
-    generic.test_gradients_reach_every_trained_tensor_by_the_second_step("over", model_name)
+    monkeypatch.setitem(cases.CASES, "over", ("adalora", lambda d, k, r: r * (d + k + 1)))
+    cases.check_fresh_equals_base("over", model_name)
+    cases.check_fast_path_equals_definition("over", model_name)
+    cases.check_gradients_reach_every_trained_tensor_by_the_second_step("over", model_name)
 
 
 def test_random_start_of_the_factors_and_none_of_the_gate() -> None:
@@ -305,9 +307,6 @@ def test_random_start_of_the_factors_and_none_of_the_gate() -> None:
 
 @pytest.mark.slow
 def test_two_processes_take_away_what_one_takes(place: Place) -> None:
-    from test_distributed import KEYS as TWO
-    from test_distributed import launch
-
     method = "adapter.method={adalora: {initial: 0.2, final: 0.3}}"
     one, two = runs.tensors(place.train(*TWO, method, out="one")), runs.tensors(launch(place, "two", method))
     gates = [name for name in one if name.endswith(".gate") and "adapter" in name]

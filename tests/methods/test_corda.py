@@ -7,14 +7,14 @@ import sys
 import types
 from typing import Any
 
+import calibrated
 import pytest
 import runs
-import test_eva
 import tiny
 import torch
 from runs import Place
-from test_distributed import KEYS, launch
 from torch import Tensor
+from two_processes import KEYS, launch
 
 import lrft
 from lrft.adapters.adapter import Site
@@ -33,7 +33,7 @@ def weight(d: int, k: int, seed: int = 0) -> Tensor:
 def product(corda: Corda, W: Tensor, X: Tensor, rank: int) -> Tensor:
     """B0 A0 (d, k) that a layer of weight W gets from inputs X (n, k)."""
     site = Site("a", *W.shape, rank, dtype=DOUBLE)
-    found = corda.calibrate(test_eva.Given.make([site], X.split(7), [W]))["a"]
+    found = corda.calibrate(calibrated.Given.make([site], X.split(7), [W]))["a"]
     return found["B"] @ found["A"]
 
 
@@ -60,7 +60,7 @@ def test_the_start_is_the_chosen_end_of_the_decomposition(mode: str, shape: tupl
 def test_the_size_of_the_inputs_does_not_matter() -> None:
     W, X = weight(12, 20), weight(50, 20, seed=1)
     one, other = (
-        Corda(svd="exact").calibrate(test_eva.Given.make([Site("a", 12, 20, 4, dtype=DOUBLE)], x.split(7), [W]))["a"]
+        Corda(svd="exact").calibrate(calibrated.Given.make([Site("a", 12, 20, 4, dtype=DOUBLE)], x.split(7), [W]))["a"]
         for x in (X, 1000 * torch.cat([X, X]))
     )
     assert all(torch.allclose(one[word].abs(), other[word].abs(), rtol=1e-6) for word in "AB")
@@ -82,7 +82,7 @@ def test_with_inputs_of_every_direction_alike_it_is_pissa_or_milora(mode: str, w
     other = lrft.attach(model, {"method": word, "rank": 4}).modules["0"].tensors()
     X = 3 * torch.linalg.qr(weight(20, 20, seed=1)).Q
     site = Site("a", *W.shape, 4, dtype=DOUBLE)
-    found = Corda(mode, svd="exact").calibrate(test_eva.Given.make([site], [X], [W]))["a"]
+    found = Corda(mode, svd="exact").calibrate(calibrated.Given.make([site], [X], [W]))["a"]
     assert torch.allclose(found["B"] @ found["A"], other["B"] @ other["A"], atol=1e-9)
     for word in "AB":  # up to the factor of the raised diagonal, and signs
         ratio = found[word].abs() / other[word].abs()
@@ -95,7 +95,7 @@ def test_the_factor_is_divided_out_and_fresh_equals_base(mode: str, scale: float
     attached = {}
     for s in (1.0, scale):
         adapter = {"method": {"corda": {"mode": mode}}, "rank": 4, "scale": s}
-        attached[s] = lrft.attach(tiny.make("llama").double(), adapter, batches=test_eva.batches())
+        attached[s] = lrft.attach(tiny.make("llama").double(), adapter, batches=calibrated.batches())
     for name, one in attached[1.0].modules.items():
         other = attached[scale].modules[name]
         assert torch.allclose(one.inner.A, other.inner.A * scale**0.5), name
@@ -106,8 +106,8 @@ def test_the_factor_is_divided_out_and_fresh_equals_base(mode: str, scale: float
 
 @MODES
 def test_the_covariance_is_that_of_the_inputs_without_padding(mode: str) -> None:
-    given = test_eva.batches()
-    inputs = test_eva.inputs_of(tiny.make("llama").double(), given)
+    given = calibrated.batches()
+    inputs = calibrated.inputs_of(tiny.make("llama").double(), given)
     adapter = {"method": {"corda": {"mode": mode, "svd": "exact"}}, "rank": 4}
     attached = lrft.attach(tiny.make("llama").double(), adapter, batches=given)
     for name, layer in attached.layers().items():
@@ -124,7 +124,7 @@ def test_layers_looked_at_in_portions_start_the_same(monkeypatch: pytest.MonkeyP
     for numbers in (2**29, 3000, 1):
         monkeypatch.setattr("lrft.methods.corda.COVARIANCES_AT_ONCE", numbers)
         adapter = {"method": "corda", "rank": 4}
-        starts.append(lrft.attach(tiny.make("llama").double(), adapter, batches=test_eva.batches()).state_dict())
+        starts.append(lrft.attach(tiny.make("llama").double(), adapter, batches=calibrated.batches()).state_dict())
     for other in starts[1:]:
         assert starts[0].keys() == other.keys()
         assert all(torch.allclose(starts[0][name], other[name], atol=1e-7) for name in other)
@@ -192,7 +192,7 @@ def test_a_rank_lowered_after_the_look_keeps_the_end_that_was_asked_for(mode: st
 
 def test_ranks_are_settled_before_anything_is_decomposed() -> None:
     words = {"method": ["corda", "lamda++"], "rank": 4}
-    attached = lrft.attach(tiny.make("llama"), words, batches=test_eva.batches())
+    attached = lrft.attach(tiny.make("llama"), words, batches=calibrated.batches())
     ranks = {site.rank for site in attached.sites}
     assert max(ranks) > 4
     for name, adapter in attached.modules.items():
@@ -204,17 +204,19 @@ def test_what_cannot_be_decomposed_is_said() -> None:
     with pytest.raises(ValueError, match="a: its inputs are zero or not finite"):
         product(Corda(), weight(5, 6), torch.zeros(9, 6, dtype=DOUBLE), 2)
     with pytest.raises(RecipeError, match=r"rank 25 where 24 directions .* lower the rank"):
-        lrft.attach(tiny.make("llama"), {"method": "corda", "rank": 25}, batches=test_eva.batches())
+        lrft.attach(tiny.make("llama"), {"method": "corda", "rank": 25}, batches=calibrated.batches())
     with pytest.raises(RecipeError, match="both set the start"):
-        lrft.attach(tiny.make("llama"), {"method": ["corda", "pissa"]}, batches=test_eva.batches())
+        lrft.attach(tiny.make("llama"), {"method": ["corda", "pissa"]}, batches=calibrated.batches())
     with pytest.raises(RecipeError, match=r"corda needs adapter.dropout: 0"):
-        lrft.attach(tiny.make("llama"), {"method": "corda", "dropout": 0.1}, batches=test_eva.batches())
+        lrft.attach(tiny.make("llama"), {"method": "corda", "dropout": 0.1}, batches=calibrated.batches())
 
 
 @MODES
 def test_a_run_resumes_exactly_without_looking(place: Place, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    whole = test_eva.resumes_exactly_without_looking(place, monkeypatch, f"adapter.method={{corda: {{mode: {mode}}}}}")
-    assert any("lora_A" in name for name in test_eva.shapes(whole))
+    whole = calibrated.resumes_exactly_without_looking(
+        place, monkeypatch, f"adapter.method={{corda: {{mode: {mode}}}}}"
+    )
+    assert any("lora_A" in name for name in calibrated.shapes(whole))
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ import tiny
 import torch
 from runs import At, Place
 from torch import Tensor, nn
+from two_processes import KEYS as TWO
+from two_processes import launch
 
 import lrft
 from lrft.adapters import compose
@@ -204,9 +206,6 @@ def test_what_cannot_be_is_refused() -> None:
 
 @pytest.mark.slow
 def test_two_processes_draw_what_one_draws(place: Place) -> None:
-    from test_distributed import KEYS as TWO
-    from test_distributed import launch
-
     for i, options in enumerate(("{}", "{frozen: false, strict: true}")):
         method = f"adapter.method={{dylora: {options}}}"
         one = runs.tensors(place.train(*TWO, method, out=f"one-{i}"))

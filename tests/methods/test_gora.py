@@ -9,8 +9,9 @@ import pytest
 import runs
 import tiny
 import torch
+from gradient_init import NAMES, RANK, attach, batch, gradients, losses, near, place, resumed_without_a_look
 from runs import Place
-from test_lora_ga import NAMES, RANK, attach, batch, gradients, losses, near, place, resumed_without_a_look
+from two_processes import KEYS, launch
 
 import lrft
 from lrft.adapters.adapter import Site
@@ -132,8 +133,6 @@ def test_a_run_has_its_ranks_and_is_resumed_to_the_same_bits(place: Place, monke
 
 @pytest.mark.slow
 def test_two_processes_have_the_ranks_of_one_and_train_as_one(place: Place) -> None:
-    from test_distributed import KEYS, launch
-
     one = place.train(*KEYS, "adapter.method=gora", out="one-gora")
     two = launch(place, "two-gora", "adapter.method=gora")
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)

@@ -11,6 +11,8 @@ import tiny
 import torch
 from runs import At, Place
 from torch import Tensor, nn
+from two_processes import KEYS as BOTH
+from two_processes import launch
 
 import lrft
 from lrft import registry
@@ -242,9 +244,6 @@ def test_resume_is_bit_equal(place: Place, at: int) -> None:
 
 @pytest.mark.slow
 def test_growth_agrees_over_processes(place: Place) -> None:
-    from test_distributed import KEYS as BOTH
-    from test_distributed import launch
-
     keys = (METHOD, "training.epochs=4", "training.max_steps=10", "training.learning_rate=0.001")
     one, two = (place.train(*BOTH, *keys, out="one"), launch(place, "two", *keys))
     ours, theirs = (files.read_tensors(run / "last/../parts.safetensors") for run in (one, two))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import calibrated
 import pytest
 import runs
-import test_eva
 import tiny
 import torch
 from runs import Place
-from test_distributed import KEYS, launch
 from torch import Tensor
+from two_processes import KEYS, launch
 
 import lrft
 from lrft.adapters.adapter import Site
@@ -30,7 +30,7 @@ def with_spectrum(S: Tensor, d: int, k: int, seed: int = 0) -> Tensor:
 def ranks(weights: dict[str, Tensor], rank: int = 8, **options: Any) -> dict[str, int]:
     sites = [Site(name, *W.shape, rank, 2.0, dtype=W.dtype) for name, W in weights.items()]
     part = LamdaPlusPlus(**options)
-    found = part.assign_ranks_from(sites, part.calibrate(test_eva.Given.make(sites, [], list(weights.values()))))
+    found = part.assign_ranks_from(sites, part.calibrate(calibrated.Given.make(sites, [], list(weights.values()))))
     assert {site.scale for site in found} == {2.0}
     return {site.name: site.rank for site in found}
 
@@ -87,7 +87,7 @@ def test_ties_go_by_name_and_ranks_of_overrides_are_shared_out_among_themselves(
     assert ranks({"b": W, "a": W, "c": W}, spread=0.5, steps=1) == {"a": 4, "b": 8, "c": 12}
     overrides = {"down_proj": {"rank": 8}}
     adapter = {"method": "lamda++", "rank": 4, "overrides": overrides}
-    attached = lrft.attach(tiny.make("llama"), adapter, batches=test_eva.batches())
+    attached = lrft.attach(tiny.make("llama"), adapter, batches=calibrated.batches())
     ups = {site.name: site.rank for site in attached.sites if "down_proj" in site.name}
     assert sum(ups.values()) == 16
     assert sum(site.rank for site in attached.sites) == 16 + 12 * 4
@@ -100,7 +100,7 @@ def test_in_a_model_the_ranks_follow_the_decomposition() -> None:
         if "lm_head" not in name:
             S = torch.linalg.svdvals(linear.dense(module)).square()
             gains[name] = (S[2:6].sum() / S.sum()).item()
-    attached = lrft.attach(model, {"method": "lamda++", "rank": 4}, batches=test_eva.batches())
+    attached = lrft.attach(model, {"method": "lamda++", "rank": 4}, batches=calibrated.batches())
     found = {site.name: site.rank for site in attached.sites}
     ordered = [found[name] for name in sorted(gains, key=gains.__getitem__)]
     assert ordered == sorted(ordered) == [2, 2, 3, 4, 4, 5, 6, 6]
@@ -110,11 +110,13 @@ def test_in_a_model_the_ranks_follow_the_decomposition() -> None:
 @pytest.mark.parametrize("word", ["prilora", "adalora", "eva"])
 def test_who_else_decides_on_ranks_is_refused(word: str) -> None:
     with pytest.raises(RecipeError, match="both decide on ranks"):
-        lrft.attach(tiny.make("llama"), {"method": ["lamda++", word]}, batches=test_eva.batches())
+        lrft.attach(tiny.make("llama"), {"method": ["lamda++", word]}, batches=calibrated.batches())
 
 
 def test_a_start_is_made_for_the_rank_that_is_given() -> None:
-    attached = lrft.attach(tiny.make("llama"), {"method": ["pissa", "lamda++"], "rank": 4}, batches=test_eva.batches())
+    attached = lrft.attach(
+        tiny.make("llama"), {"method": ["pissa", "lamda++"], "rank": 4}, batches=calibrated.batches()
+    )
     assert {site.rank for site in attached.sites} == {2, 3, 4, 5, 6}
     assert all(adapter.inner.B.any() and not adapter.delta_weight().any() for adapter in attached.modules.values())
 
@@ -122,13 +124,13 @@ def test_a_start_is_made_for_the_rank_that_is_given() -> None:
 def test_a_run_trains_its_ranks_and_resumes_exactly_without_looking(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = test_eva.resumes_exactly_without_looking(place, monkeypatch, "adapter.method=lamda++")
-    found = {shape[0] for name, shape in test_eva.shapes(whole).items() if "lora_A" in name}
+    whole = calibrated.resumes_exactly_without_looking(place, monkeypatch, "adapter.method=lamda++")
+    found = {shape[0] for name, shape in calibrated.shapes(whole).items() if "lora_A" in name}
     assert found == {2, 3, 4, 5, 6}
 
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(place: Place) -> None:
     one, two = place.train(*KEYS, "adapter.method=lamda++", out="one"), launch(place, "two", "adapter.method=lamda++")
-    assert test_eva.shapes(one) == test_eva.shapes(two)
+    assert calibrated.shapes(one) == calibrated.shapes(two)
     assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-4

@@ -8,8 +8,7 @@ import pytest
 import runs
 import tiny
 import torch
-from runs import Place
-from test_lora_ga import (
+from gradient_init import (
     NAMES,
     RANK,
     attach,
@@ -22,6 +21,8 @@ from test_lora_ga import (
     resumed_without_a_look,
     truncated,
 )
+from runs import Place
+from two_processes import KEYS, launch
 
 import lrft
 from lrft.adapters.adapter import Site
@@ -103,8 +104,6 @@ def test_a_run_starts_below_the_base_and_is_resumed_to_the_same_bits(
 
 @pytest.mark.slow
 def test_two_processes_start_and_train_as_one(place: Place) -> None:
-    from test_distributed import KEYS, launch
-
     one = place.train(*KEYS, "adapter.method=lora-one", out="one-one")
     two = launch(place, "two-one", "adapter.method=lora-one")
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)

@@ -8,9 +8,10 @@ import pytest
 import runs
 import tiny
 import torch
+from gradient_init import NAMES, RANK, attach, batch, gradients, losses, near, observed, place, resumed_without_a_look
 from runs import At, Place
-from test_lora_ga import NAMES, RANK, attach, batch, gradients, losses, near, observed, place, resumed_without_a_look
 from torch import Tensor
+from two_processes import KEYS, launch
 
 import lrft
 from lrft.adapters import compose
@@ -142,8 +143,6 @@ def test_a_run_is_resumed_to_the_same_bits(place: Place, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_two_processes_start_and_train_as_one(place: Place) -> None:
-    from test_distributed import KEYS, launch
-
     one = place.train(*KEYS, "adapter.method=lora-sb", out="one-sb")
     two = launch(place, "two-sb", "adapter.method=lora-sb")
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)

@@ -11,6 +11,8 @@ import runs
 import torch
 from runs import At, Place
 from torch import Tensor, nn
+from two_processes import KEYS as BOTH
+from two_processes import launch
 
 import lrft
 from lrft import registry
@@ -124,9 +126,6 @@ def test_adapters_of_two_seeds_hardly_meet_and_add_up() -> None:
 
 @pytest.mark.slow
 def test_masks_agree_over_processes(place: Place) -> None:
-    from test_distributed import KEYS as BOTH
-    from test_distributed import launch
-
     keys = (METHOD, "training.epochs=2")
     one, two = (place.train(*BOTH, *keys, out="one"), launch(place, "two", *keys))
     assert factors(one, "B")

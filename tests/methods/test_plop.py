@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import calibrated
 import pytest
 import runs
-import test_eva
 import tiny
 import torch
 from runs import Place
-from test_distributed import KEYS, launch
 from torch import Tensor
+from two_processes import KEYS, launch
 
 import lrft
 from lrft import recipe
@@ -26,7 +26,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
 
 
-class CalibrationContext(test_eva.Given):
+class CalibrationContext(calibrated.Given):
     """Two sites with the same inputs: each must be scored with its own weight."""
 
     def inputs(self, rows: int, collect: Any) -> dict[str, str]:
@@ -91,14 +91,14 @@ def expected_kinds(given: list[dict[str, Tensor]], n: int) -> set[str]:
     """By drawn inputs, and inputs of our own hooks."""
     model = tiny.make("llama").double()
     scores: dict[str, list[float]] = {}
-    for name, X in test_eva.inputs_of(model, given).items():
+    for name, X in calibrated.inputs_of(model, given).items():
         scores.setdefault(name.rsplit(".", 1)[-1], []).append(drawn(model.get_submodule(name).weight.detach(), X))
     return set(sorted(scores, key=lambda kind: sum(scores[kind]))[:n])
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_the_kinds_with_the_lowest_scores_are_adapted(n: int) -> None:
-    given = test_eva.batches()
+    given = calibrated.batches()
     adapter = {"method": {"plop": {"kinds": n}}, "rank": 4}
     attached = lrft.attach(tiny.make("llama").double(), adapter, batches=given)
     found = [site.name.rsplit(".", 1)[-1] for site in attached.sites]
@@ -108,7 +108,7 @@ def test_the_kinds_with_the_lowest_scores_are_adapted(n: int) -> None:
 
 
 def test_padding_does_not_matter() -> None:
-    given = test_eva.batches(rows=3)
+    given = calibrated.batches(rows=3)
     more = []
     for batch in given:
         n = int(batch["attention_mask"].sum())
@@ -140,7 +140,7 @@ def test_it_is_named_as_a_part_once(targets: Any, method: Any) -> None:
     assert list(section.target_modules) == ["all-linear"]
     assert [entry.name for entry in section.method].count("plop") == 1
     adapter = {"method": method, "target_modules": targets, "rank": 4}
-    attached = lrft.attach(tiny.make("llama"), adapter, batches=test_eva.batches())
+    attached = lrft.attach(tiny.make("llama"), adapter, batches=calibrated.batches())
     assert len({kind_of(site.name) for site in attached.sites}) == 3
 
 
@@ -148,20 +148,20 @@ def test_it_is_named_as_the_target() -> None:
     for method in ("lora", "mora", ["pissa", "rslora"]):
         adapter = {"method": method, "target_modules": "plop", "rank": 4}
         assert recipe.parse_adapter(adapter).method[-1].name == "plop"
-        attached = lrft.attach(tiny.make("llama"), adapter, batches=test_eva.batches())
+        attached = lrft.attach(tiny.make("llama"), adapter, batches=calibrated.batches())
         assert len({kind_of(site.name) for site in attached.sites}) == 3
 
 
 def test_it_chooses_among_the_layers_that_are_targeted() -> None:
     words = ["q_proj", "o_proj"]
     adapter = {"method": {"plop": {"kinds": 1}}, "target_modules": words}
-    attached = lrft.attach(tiny.make("llama"), adapter, batches=test_eva.batches())
+    attached = lrft.attach(tiny.make("llama"), adapter, batches=calibrated.batches())
     assert len({kind_of(site.name) for site in attached.sites} & {"model.layers.*.self_attn." + w for w in words}) == 1
 
 
 def test_who_else_chooses_layers_is_refused() -> None:
     with pytest.raises(RecipeError, match="eva cannot work beside plop, which is to choose the layers"):
-        lrft.attach(tiny.make("llama"), {"method": "eva", "target_modules": "plop"}, batches=test_eva.batches())
+        lrft.attach(tiny.make("llama"), {"method": "eva", "target_modules": "plop"}, batches=calibrated.batches())
 
 
 @pytest.mark.parametrize("method", ["lora", "mora", "pissa"])
@@ -169,8 +169,8 @@ def test_a_run_resumes_with_the_same_layers_without_looking(
     place: Place, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     keys = (f"adapter.method={method}", "adapter.target_modules=plop")
-    whole = test_eva.resumes_exactly_without_looking(place, monkeypatch, *keys)
-    words = {word for name in test_eva.shapes(whole) for word in name.split(".") if word.endswith("_proj")}
+    whole = calibrated.resumes_exactly_without_looking(place, monkeypatch, *keys)
+    words = {word for name in calibrated.shapes(whole) for word in name.split(".") if word.endswith("_proj")}
     assert len(words) == 3
     assert runs.steps(place.root / "cut")[-1] == runs.STEPS
 
@@ -182,7 +182,7 @@ def test_two_processes_choose_and_train_what_one_does(place: Place) -> None:
         keys = ("adapter.target_modules=plop", f"adapter.method=[lora, {{plop: {{rows: {rows}}}}}]")
         one = place.train(*KEYS, *keys, out=f"one{rows}")
         two = launch(place, f"two{rows}", *keys)
-        assert test_eva.shapes(one) == test_eva.shapes(two)
+        assert calibrated.shapes(one) == calibrated.shapes(two)
         assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-4
     cut = runs.cut(two, 2, place.root / "cut")
     launch(place, "cut", *keys, resume="last")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import cases
 import pytest
 import runs
-import test_methods as generic
 import tiny
 import torch
 from runs import Place
@@ -117,10 +117,10 @@ def test_the_default_keeps_what_every_method_keeps(
     words: Any, model_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The case of test_methods.py has no spread: there the ranks are given."""
-    monkeypatch.setitem(generic.CASES, "spread", (words, generic.pair))
-    generic.test_fresh_equals_base("spread", model_name)
-    generic.test_fast_path_equals_definition("spread", model_name)
-    generic.test_gradients_reach_every_trained_tensor_by_the_second_step("spread", model_name)
+    monkeypatch.setitem(cases.CASES, "spread", (words, cases.pair))
+    cases.check_fresh_equals_base("spread", model_name)
+    cases.check_fast_path_equals_definition("spread", model_name)
+    cases.check_gradients_reach_every_trained_tensor_by_the_second_step("spread", model_name)
 
 
 def test_who_else_decides_on_ranks_is_refused() -> None:

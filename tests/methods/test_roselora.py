@@ -10,6 +10,8 @@ import runs
 import torch
 from runs import Place
 from torch import Tensor, nn
+from two_processes import KEYS as BOTH
+from two_processes import launch
 
 import lrft
 from lrft import registry
@@ -126,9 +128,6 @@ def test_resume_makes_the_same_masks(place: Place) -> None:
 
 @pytest.mark.slow
 def test_masks_agree_over_processes(place: Place) -> None:
-    from test_distributed import KEYS as BOTH
-    from test_distributed import launch
-
     keys = ("adapter.method={roselora: {keep: 0.2}}", "adapter.layers=[0]", "training.max_steps=6")
     one, two = (runs.tensors(run) for run in (place.train(*BOTH, *keys, out="one"), launch(place, "two", *keys)))
     names = [name for name in one if "lora_" in name]

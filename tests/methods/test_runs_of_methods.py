@@ -4,16 +4,33 @@ whether each holds the whole base or half of it, or half of the gradients."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
+from cases import CASES
 from runs import Place
-from test_methods import CASES
 
+from lrft import recipe
 from lrft.adapters import compose
+from lrft.adapters.part import Part
 
-EVERY_CASE = pytest.mark.parametrize("case", CASES)
+# Differ in their init or their factor alone, of which a run that goes on knows nothing.
+INIT_ONLY = (
+    *("rslora", "prilora", "pissa-exact", "olora", "milora", "milora+dora", "mora-2", "mora-3", "mora-4", "mora-6"),
+    *("miss-mini", "lorma-inputs", "lorma-pi-inputs", "lora-fa-svd", "lora-xs-exact", "lora-sb-exact", "corda-kpm"),
+    *("singlora+rslora", "randlora-sparse", "randlora-very-sparse+rslora"),
+)
+STRATEGIES = ("ddp", "fsdp", "zero2")
+ALL = pytest.mark.all
+# By which a part acts in the steps of a run.
+HOOKS = (
+    *("make_optimizer", "lr_factors", "rate", "before_step", "loss", "output_loss", "after_backward", "after_step"),
+    "state",
+)
 # 9 rows in steps of 4: the last step of an epoch has fewer rows than two processes with micro-batches of 2 have places.
 KEYS = (
     "training.epochs=2",
@@ -45,7 +62,7 @@ from lrft.training.run import train
 from lrft.training.state import Options
 
 root, strategy, *keys = sys.argv[2:]
-for number, words in enumerate(json.loads(Path(f"{root}/cases.json").read_text())):
+for number, words in json.loads(Path(f"{root}/cases.json").read_text()).items():
     more = (f"output_dir={root}/{strategy}-{number}", f"adapter.method={json.dumps(words)}")
     more += (f"distributed.strategy={strategy}",)
     try:
@@ -73,7 +90,7 @@ def method_of(case: str) -> str:
     return f"adapter.method={json.dumps(CASES[case][0])}"
 
 
-@EVERY_CASE
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[ALL] if case in INIT_ONLY else []) for case in CASES])
 def test_a_resumed_run_ends_in_the_bits_of_a_straight_one(case: str, place: Place) -> None:
     """Trust 13."""
     whole = straight(place, case)
@@ -83,26 +100,51 @@ def test_a_resumed_run_ends_in_the_bits_of_a_straight_one(case: str, place: Plac
     assert runs.records(whole) == runs.records(cut)
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp", "zero2"])
-def two(place: Place, request: pytest.FixtureRequest) -> str:
-    """All cases, each trained by two processes that talk through gloo. One pair serves all: starting it is slow.
+def acting(case: str) -> frozenset[str]:
+    """The hooks by which its parts act in a run."""
+    entries = recipe.parse_adapter({"method": CASES[case][0]}).method
+    parts = compose.compose((entry.name, entry.options) for entry in entries).parts
+    return frozenset(hook for part in parts for hook in HOOKS if getattr(type(part), hook) is not getattr(Part, hook))
 
-    Returns how the folders' names begin.
-    """
-    strategy: str = request.param
-    (place.root / "cases.json").write_text(json.dumps([words for words, _ in CASES.values()]))
-    arguments = (str(place.root), strategy, *KEYS, "training.micro_batch_size=1")
-    runs.side_by_side(WORKER, *arguments, seconds=1500)
-    return strategy
+
+def pairs() -> Iterator[Any]:
+    """Strategies and cases: of those that divide base or gradients a case for each set of hooks, all with --all."""
+    cases = [case for case in CASES if not any(word in case for word in BY_PASS)]
+    chosen = {acting(case): case for case in reversed(cases)}.values()
+    for strategy in STRATEGIES:
+        for case in cases:
+            always = case in chosen or (strategy == "ddp" and case not in INIT_ONLY)
+            yield pytest.param(strategy, case, marks=[] if always else [ALL])
+
+
+@pytest.fixture(scope="module")
+def train_by_two(place: Place, request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Trains under a strategy, once, all its cases that are asked for. One pair of processes that talk through gloo
+    serves them all."""
+
+    @cache
+    def train(strategy: str) -> None:
+        asked = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+        chosen = {item.callspec.params["case"] for item in asked if item.callspec.params.get("strategy") == strategy}
+        numbered = {i: words for i, (case, (words, _)) in enumerate(CASES.items()) if case in chosen}
+        (place.root / "cases.json").write_text(json.dumps(numbered))
+        arguments = (str(place.root), strategy, *KEYS, "training.micro_batch_size=1")
+        runs.side_by_side(WORKER, *arguments, seconds=1500)
+
+    return train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if not any(word in case for word in BY_PASS)])
-def test_two_processes_train_what_one_trains(case: str, place: Place, two: str) -> None:
-    one, other = straight(place, case), place.root / f"{two}-{list(CASES).index(case)}"
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("strategy", "case"), list(pairs()))
+def test_two_processes_train_what_one_trains(
+    strategy: str, case: str, place: Place, train_by_two: Callable[[str], None]
+) -> None:
+    train_by_two(strategy)
+    one, other = straight(place, case), place.root / f"{strategy}-{list(CASES).index(case)}"
     refused = other.with_suffix(".refused")
-    acting = compose.compose((e.name, e.options) for e in place.recipe(method_of(case)).adapter.method)
-    names = acting.acting_between_passes if two == "zero2" else []
+    composition = compose.compose((e.name, e.options) for e in place.recipe(method_of(case)).adapter.method)
+    names = composition.acting_between_passes if strategy == "zero2" else []
     assert refused.exists() == bool(names)
     if names:  # DeepSpeed has its own copies of what these act on
         assert f"adapter.method: {', '.join(names)} acts on gradients" in refused.read_text()

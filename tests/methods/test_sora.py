@@ -10,6 +10,8 @@ import tiny
 import torch
 from runs import Place
 from torch import Tensor, nn
+from two_processes import KEYS as TWO
+from two_processes import launch
 
 import lrft
 from lrft.adapters import compose
@@ -162,9 +164,6 @@ def test_a_run_closes_gates_and_resumes_exactly(place: Place) -> None:
 
 @pytest.mark.slow
 def test_two_processes_close_the_gates_that_one_closes(place: Place) -> None:
-    from test_distributed import KEYS as TWO
-    from test_distributed import launch
-
     method = "adapter.method={sora: {strength: 2.0, gate_ratio: 8.0}}"
     one, two = runs.tensors(place.train(*TWO, method, out="one")), runs.tensors(launch(place, "two", method))
     gates = [name for name in one if name.endswith(".gate") and "adapter" in name]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import runs
 import tiny
 import torch
+import two_processes
+from cases import CASES, attach, compare_checkpointed, composed, late
 from runs import Place
-from test_methods import CASES, attach, compare_checkpointed, composed, late
 from torch import Tensor, nn
 
 import lrft
@@ -567,13 +567,7 @@ def test_stock_peft_answers_the_same_on_the_same_quantised_base(
     (tmp_path / "adapter").mkdir()
     save_adapter(attached, tmp_path / "adapter", base={"name": str(folders["llama"])})
     arguments = [str(folders["llama"]), str(tmp_path / "adapter"), kind, str(tmp_path / "logits.pt")]
-    done = subprocess.run(
-        [sys.executable, "-c", WORKER_OF_PEFT, *arguments],
-        env={"PYTHONPATH": str(Path(runs.__file__).parent), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = forked.run(WORKER_OF_PEFT, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
     expected = tiny.logits(model, tiny.tokens())
@@ -584,13 +578,11 @@ def test_stock_peft_answers_the_same_on_the_same_quantised_base(
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(place: Place) -> None:
-    import test_distributed
-
     runs.write_rows(place.root / "train.jsonl", runs.rows(9))
     for kind in ("nf4", "int8"):
         key = f"model.quantization={kind}"
-        one = place.train(*test_distributed.KEYS, key, out=f"one-{kind}")
-        two = test_distributed.launch(place, f"two-{kind}", key)
+        one = place.train(*two_processes.KEYS, key, out=f"one-{kind}")
+        two = two_processes.launch(place, f"two-{kind}", key)
         assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
 
 

@@ -10,10 +10,10 @@ import runs
 import tiny
 import torch
 import transformers
+from on_disk import save_adapter
 from runs import Place
 from safetensors.torch import load_file
-from test_merge import save_adapter
-from test_peftnames import HEADS, LINEAR, SMALL, SSM
+from shapes import HEADS, LINEAR, SMALL, SSM
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter

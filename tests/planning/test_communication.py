@@ -26,7 +26,7 @@ from lrft.planning import communication
 from lrft.planning.communication import Links, Memory, Ring
 from lrft.utils import files
 
-ROOT = Path(tables.__file__).parents[1]
+ROOT = Path(tables.__file__).parents[2]
 SIZES = files.read_json(ROOT / "docs" / "scale.json")
 WHOLE = Memory(0, weights=3200, adapter=64, gradients=64, optimizer=128, activations=100, logits=10, moment=20)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import runs
-import test_distributed
 import torch
+import two_processes
 from runs import Place
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -77,9 +77,9 @@ def test_each_step_has_each_of_its_rows_once(place: Place, devices: int) -> None
 @pytest.mark.slow
 def test_the_rows_are_those_that_two_real_processes_take(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     runs.write_rows(place.root / "train.jsonl", runs.rows(9))
-    text = said(place, capsys, "--devices", "2", *test_distributed.KEYS, f"output_dir={place.root / 'two'}")
-    test_distributed.launch(place, "two")
-    recipe = place.recipe(*test_distributed.KEYS)
+    text = said(place, capsys, "--devices", "2", *two_processes.KEYS, f"output_dir={place.root / 'two'}")
+    two_processes.launch(place, "two")
+    recipe = place.recipe(*two_processes.KEYS)
     rows = prepare_data(recipe, place.root / "base", load_recipe_tokenizer(recipe, place.root / "base")).train
     for rank in (0, 1):
         lines = (place.root / f"two-rows-{rank}").read_text().splitlines()

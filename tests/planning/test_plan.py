@@ -16,9 +16,9 @@ import pytest
 import runs
 import tiny
 import torch
+from cases import CASES
 from runs import Place
 from scaling_tables import tables
-from test_methods import CASES
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lrft

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from cases import CASES
 from runs import Place
-from test_methods import CASES
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lrft
@@ -19,7 +19,7 @@ from lrft import registry
 from lrft.adapters import compose
 from lrft.adapters.attach import rebuild_site
 from lrft.adapters.part import Run
-from lrft.cli import init, methods
+from lrft.cli import init, method_list
 from lrft.compare.config import read
 from lrft.errors import RecipeError
 from lrft.optim.optimizer import set_lr
@@ -149,17 +149,17 @@ def test_the_resolved_recipe_says_the_number_and_its_origin_and_keeps_it(tmp_pat
 @pytest.mark.parametrize("word", ["vera", "dora", "galore", "remora", "cola"])
 def test_the_lists_say_it(word: str) -> None:
     rate = registry.default_rate([word])
-    said = methods.render("show", word, kind=None, as_json=False)
+    said = method_list.render("show", word, kind=None, as_json=False)
     assert f"rate       {rate.value:g}   " in said
     assert (rate.source if rate.owner == word else f"that of {rate.owner}") in said
-    (facts,) = json.loads(methods.render("show", word, kind=None, as_json=True))
+    (facts,) = json.loads(method_list.render("show", word, kind=None, as_json=True))
     assert (facts["learning_rate"], facts["rate_source"]) == (rate.value, rate.source)
 
 
 def test_a_new_recipe_has_the_rate_of_its_method(tmp_path: Path) -> None:
     for method in ("vera", "galore", "lora"):
         path = tmp_path / f"{method}.yaml"
-        init.write(path, model="m", data="d", method=method, full=False)
+        init.write(path, model="m", data="data: d", method=method, full=False)
         assert recipes.load(path).training.learning_rate == registry.default_rate([method]).value
 
 
@@ -248,7 +248,14 @@ def test_a_case_for_each_is_found() -> None:
     assert named >= {*registry.methods(), *registry.PRESETS} - {"asymmetry", "cola"}  # these are lora-fa and relora
 
 
-@pytest.mark.parametrize("case", one_for_each())
+# What a method needs on this model: the size of its heads.
+HERE: dict[str, Any] = {"lorta": {"lorta": {"head_dim": 16}}}
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in one_for_each() if case != "eigenlorax"]
+)  # wants adapters of its base
 def test_every_method_learns_by_its_default_rate(case: str, tmp_path: Path) -> None:
-    before, after = losses(recipes.load(write(tmp_path, CASES[case][0])), CASES[case][0])
+    words = HERE.get(case, CASES[case][0])
+    before, after = losses(recipes.load(write(tmp_path, words)), words)
     assert after < (1 - LEAST) * before

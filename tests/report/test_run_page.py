@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from parsed import EVIL, Parsed, sound
+from recorded import ODD, make_run, steps
 from runs import Place
-from test_console import ODD, make_run, steps
 
 from lrft.cli.main import run_command
 from lrft.data.report import BINS, histogram

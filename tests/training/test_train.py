@@ -351,6 +351,7 @@ def test_packing_is_refused_where_rows_see_each_other(place: Place) -> None:
 # --- what a run leaves behind ---
 
 
+@pytest.mark.draws
 def test_run_folder_holds_the_whole_story(place: Place) -> None:
     run = place.train("evaluation.every=2", "evaluation.at_start=true", "checkpoint.every=2")
     names = {path.name for path in run.iterdir()}
@@ -359,6 +360,7 @@ def test_run_folder_holds_the_whole_story(place: Place) -> None:
         *("report.md", "loss.png", "probe.safetensors", "checkpoints", "best", "last", ".lock"),
     }
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "loss.png").stat().st_size > 1000
     assert (run / "recipe.yaml").read_bytes() == (place.root / "recipe.yaml").read_bytes()
     evaluations = runs.records(run, "eval")
     best = min((r for r in evaluations if r["step"] > 0), key=lambda r: r["loss"])
