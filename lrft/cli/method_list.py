@@ -165,6 +165,8 @@ def markdown() -> str:
         "Any number of parts combine with one parametrization: `method: [lora, rslora, lora+]`.",
         "`lrft methods show NAME` prints the options and what a method cannot be combined with.",
         "",
+        *kinds(),
+        "",
         "The rate is `training.learning_rate` when the recipe gives none. Of several entries the lowest that a part or",
         "preset declares counts, else that of the method that builds; where each is from stands at the end.",
         "",
@@ -189,6 +191,16 @@ def markdown() -> str:
     ]
     rates = ["", "Where the learning rates are from:", "", "| name | rate | from |", "|---|---:|---|"]
     return "\n".join([*head, *rows, *tail, *presets, *rates, *sources, ""])
+
+
+def kinds() -> list[str]:
+    """A table of the names of each kind, the largest kind first."""
+    named: dict[str, list[str]] = {}
+    for card in registry.methods().values():
+        named.setdefault(card.kind, []).append(f"`{card.name}`")
+    named["preset"] = [f"`{name}`" for name in registry.PRESETS]
+    ordered = sorted(named.items(), key=lambda one: -len(one[1]))
+    return ["| kind | names |", "|---|---|", *(f"| {kind} | {' '.join(names)} |" for kind, names in ordered)]
 
 
 def cells(*texts: str) -> str:
