@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
+FILES = {path.name: path for path in HERE.rglob("test_*.py")}
 PAGE = (HERE.parent / "docs" / "trust.md").read_text(encoding="utf-8")
 
 
@@ -15,7 +16,9 @@ def test_every_named_test_exists() -> None:
     assert len(named) >= 45
     for file, name in named:
         functions = {
-            node.name for node in ast.walk(ast.parse((HERE / file).read_text())) if isinstance(node, ast.FunctionDef)
+            node.name
+            for node in ast.walk(ast.parse(FILES[file].read_text(encoding="utf-8")))
+            if isinstance(node, ast.FunctionDef)
         }
         assert name in functions, f"{file}::{name}"
 
@@ -24,7 +27,7 @@ def test_every_test_names_its_entries() -> None:
     for row in (line for line in PAGE.splitlines() if re.match(r"\| \d+ \|", line)):
         number = row.split("|")[1].strip()
         for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", row):
-            tree = ast.walk(ast.parse((HERE / file).read_text(encoding="utf-8")))
+            tree = ast.walk(ast.parse(FILES[file].read_text(encoding="utf-8")))
             (test,) = (node for node in tree if isinstance(node, ast.FunctionDef) and node.name == name)
             tag = re.match(r"Trust ([\d, ]+)[.:]", ast.get_docstring(test) or "")
             assert tag is not None, f"{file}::{name}"
