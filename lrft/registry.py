@@ -13,14 +13,18 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from lrft.errors import LrftError, MissingError
 
 FOLDER = Path(__file__).parent / "methods"
 # Where the classes of each kind lie, and the group of entry points by which an installed package adds to them.
@@ -173,8 +177,14 @@ class Declaration:
         return {knob.name: getattr(values, knob.name) for knob in self.knobs}
 
     def load(self) -> type[Any]:
-        """The class itself. Imports its module."""
-        found: type[Any] = getattr(importlib.import_module(self.module), self.class_name)
+        """The class itself. Imports its module. Raises MissingError where that of an installed package fails."""
+        try:
+            module = importlib.import_module(self.module)
+        except ImportError as error:
+            if not self.package:
+                raise
+            raise MissingError(f"{self.name}: {self.package} cannot be imported: {error}") from error
+        found: type[Any] = getattr(module, self.class_name)
         return found
 
 
@@ -212,19 +222,45 @@ class Source:
 def sources(folder: Path, prefix: str, group: str | None) -> Iterator[Source]:
     """The files of a folder of lrft, then the modules that entry points of `group` name.
 
-    Raises ValueError for an entry point without source: a fault of its package.
+    Raises LrftError for an entry point without source: a fault of its package.
     """
     for file in sorted(folder.glob("*.py")):
         if not file.name.startswith("_"):
             yield Source(file, f"{prefix}.{file.stem}", "")
     for point in sorted(metadata.entry_points(group=group), key=lambda p: p.name) if group else ():
         package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an installed package"
-        spec = find_spec(point.module)
+        spec = found_spec(point.module)
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-            raise ValueError(
-                f"{package}: the entry point {point.name} of {group} names {point.module}: no source there"
-            )
+            raise fault_of(package, f"the entry point {point.name} of {group} names {point.module}: no source there")
         yield Source(Path(spec.origin), point.module, package)
+
+
+def found_spec(module: str) -> ModuleSpec | None:
+    """Where a module lies. Unlike `find_spec` it imports no package on the way: one may import torch."""
+    top, *below = module.split(".")
+    spec, name = find_spec(top), top
+    for part in below:
+        if spec is None:
+            return None
+        name = f"{name}.{part}"
+        spec = PathFinder.find_spec(name, spec.submodule_search_locations or [])
+    return spec
+
+
+def fault_of(package: str, text: str) -> LrftError:
+    """What to say of an installed package whose declaration is broken."""
+    return LrftError(f"{package}: {text}", f"Repair, update or uninstall {package.split()[0]}: lrft cannot list it.")
+
+
+@contextmanager
+def reading(source: Source) -> Iterator[None]:
+    """A broken declaration of an installed package is that package's fault; one of lrft is a bug of lrft."""
+    try:
+        yield
+    except (ValueError, SyntaxError) as error:
+        if not source.package:
+            raise
+        raise fault_of(source.package, str(error)) from error
 
 
 @cache
@@ -232,12 +268,13 @@ def declared(kind: str) -> dict[str, Declaration]:
     """Declarations of one of `ROOMS` by name: objectives, optimizers, trackers or exporters.
 
     A file without a class that has a `name` declares nothing. Raises ValueError for a broken declaration, and for a
-    name that is declared twice.
+    name that is declared twice; LrftError where an installed package does.
     """
     found: dict[str, Declaration] = {}
     for source in sources(Path(__file__).parent / ROOMS[kind], f"lrft.{ROOMS[kind]}", f"lrft.{kind}"):
-        for node, values in _declaring(source.file):
-            _add(found, Declaration(**_declaration(source, node, values)))
+        with reading(source):
+            for node, values in _declaring(source.file):
+                _add(found, Declaration(**_declaration(source, node, values)))
     return found
 
 
@@ -245,11 +282,13 @@ def declared(kind: str) -> dict[str, Declaration]:
 def methods(folder: Path = FOLDER) -> dict[str, MethodCard]:
     """Cards by recipe name: those that build first, then the parts, each alphabetically.
 
-    Raises ValueError with file and line for a declaration that breaks the format: a bug of the method's file.
+    Raises ValueError with file and line for a declaration that breaks the format: a bug of the method's file; LrftError
+    for one of an installed package.
     """
     found: dict[str, MethodCard] = {}
     for source in sources(folder, "lrft.methods", "lrft.methods" if folder == FOLDER else None):
-        _add(found, read_card(source))
+        with reading(source):
+            _add(found, read_card(source))
     ordered = sorted(found.values(), key=lambda card: (not card.builds, card.name))
     return {card.name: card for card in ordered}
 

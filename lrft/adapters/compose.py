@@ -7,7 +7,7 @@ The order inside one site is fixed here, not by the list in the recipe: build ->
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lrft import registry
 from lrft.adapters.part import Method, Outputs, Part, Run
+from lrft.registry import MethodCard
 
 # Parts by what they fill, from the outside of the optimiser's step to the inside: who repeats the step sees all of it,
 # who makes gradients into others does so when everybody has seen those of the passes.
@@ -130,5 +131,19 @@ def compose(entries: Iterable[tuple[str, dict[str, Any]]]) -> Composition:
     method = parts[0]
     if not isinstance(method, Method):
         raise TypeError(f"{method.name} is declared to build adapters but is no Method")
-    words = tuple({"name": part.name, "options": options.get(part.name, {})} for part in parts)
-    return Composition(method, tuple(parts), words)
+    return Composition(method, tuple(parts), tuple(_entry(cards[p.name], options.get(p.name, {})) for p in parts))
+
+
+def _entry(card: MethodCard, options: dict[str, Any]) -> dict[str, Any]:
+    """As an adapter's lrft.json has it: with the installed package that brings the method, if it is not lrft's own."""
+    return {"name": card.name, "options": options, **({"package": card.package} if card.package else {})}
+
+
+def missing_method(entries: Iterable[Mapping[str, Any]]) -> str | None:
+    """The first of a saved adapter's entries whose method is not installed, and what brings it; None: all are."""
+    known = registry.methods()
+    for entry in entries:
+        if entry["name"] not in known:
+            whose = f"{entry['package']} brings it" if "package" in entry else "this lrft has none"
+            return f"the method {entry['name']}: {whose}"
+    return None

@@ -18,10 +18,11 @@ PEFT_PREFIX = "base_model.model."
 
 
 def is_its_form(adapter: Adapter, form: PeftForm) -> bool:
-    """Whether PEFT's tensors are the adapter's own, and all of them."""
-    said = {"A": form.A, "B": form.B, "magnitude": form.magnitude}
+    """Whether the adapter saves just the tensors of PEFT's file. (A factor that is a buffer is in that file only.)"""
+    written = {"A": form.A, "B": form.B, "magnitude": form.magnitude}
     own = adapter.tensors()
-    return own.keys() <= said.keys() and all(said[name] is tensor for name, tensor in own.items())
+    same = all(written.get(name) is tensor for name, tensor in own.items())
+    return same and own.keys() == {name for name, tensor in written.items() if tensor is not None}
 
 
 def peft_tensors(forms: Mapping[str, PeftForm]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from lrft.adapters.attach import attach_sites, build_shared, build_site, refuse_
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.peft_export import PEFT_TENSORS, from_peft_names, is_its_form, peft_config, peft_tensors
 from lrft.adapters.peft_names import peft_names
-from lrft.errors import CheckFailed, LrftError, UsageError
+from lrft.errors import CheckFailed, LrftError, MissingError, UsageError
 from lrft.model import linear
 from lrft.model.end_tokens import add_stops, saved_stops
 from lrft.model.quantized import KINDS, take_over
@@ -134,7 +134,10 @@ def save_members(attached: Attached, folder: Path, base: Mapping[str, Any]) -> N
 
 
 def read_adapter(folder: str | Path) -> SavedAdapter:
-    """Read and check an adapter folder. Raises UsageError when it is none, CheckFailed when it is damaged."""
+    """Read and check an adapter folder.
+
+    Raises UsageError when it is none, CheckFailed when it is damaged, MissingError when its method is not installed.
+    """
     folder = Path(folder)
     if not (folder / "lrft.json").is_file():
         raise UsageError(f"{folder} holds no adapter made by lrft (no lrft.json)")
@@ -148,6 +151,9 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         raise CheckFailed(f"{folder / 'lrft.json'} is not the file that was saved (its checksum differs)")
     try:
         _check_files(folder, info)
+        missing = compose.missing_method(info["methods"])
+        if missing is not None:
+            raise MissingError(f"{folder} cannot be read without {missing}", "Install that package, or a newer lrft.")
         sites = [_site_from_json(site) for site in info["sites"]]
         composition = compose.compose((entry["name"], entry["options"]) for entry in info["methods"])
         str(info["base"]["name"]), int(info["seed"])

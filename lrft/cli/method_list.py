@@ -94,7 +94,8 @@ def table(cards: list[MethodCard], width: int) -> str:
     """The methods by kind, the largest kind first, each with its summary and paper; then the presets."""
     kinds: dict[str, dict[str, str]] = {}
     for one in cards:
-        kinds.setdefault(one.kind, {})[one.name] = f"{one.summary} {one.paper.strip('-')}".strip()
+        parts = (one.summary, one.paper.strip("-"), f"({one.package})" if one.package else "")
+        kinds.setdefault(one.kind, {})[one.name] = " ".join(part for part in parts if part)
     ordered = dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
     ordered["presets"] = {name: f"{preset.summary} {preset.paper}" for name, preset in registry.PRESETS.items()}
     indent = 4 + max(len(name) for named in ordered.values() for name in named)
@@ -134,6 +135,7 @@ def _facts(found: MethodCard) -> list[str]:
         "exports to": found.exports,
         "rate": rate_line(found.name),
         "evidence": found.evidence,
+        "package": found.package,
     }
     return [f"{label:<10} {text}" for label, text in facts.items() if text]
 
@@ -163,6 +165,8 @@ def markdown() -> str:
         "Any number of parts combine with one parametrization: `method: [lora, rslora, lora+]`.",
         "`lrft methods show NAME` prints the options and what a method cannot be combined with.",
         "",
+        *kinds(),
+        "",
         "The rate is `training.learning_rate` when the recipe gives none. Of several entries the lowest that a part or",
         "preset declares counts, else that of the method that builds; where each is from stands at the end.",
         "",
@@ -187,6 +191,16 @@ def markdown() -> str:
     ]
     rates = ["", "Where the learning rates are from:", "", "| name | rate | from |", "|---|---:|---|"]
     return "\n".join([*head, *rows, *tail, *presets, *rates, *sources, ""])
+
+
+def kinds() -> list[str]:
+    """A table of the names of each kind, the largest kind first."""
+    named: dict[str, list[str]] = {}
+    for card in registry.methods().values():
+        named.setdefault(card.kind, []).append(f"`{card.name}`")
+    named["preset"] = [f"`{name}`" for name in registry.PRESETS]
+    ordered = sorted(named.items(), key=lambda one: -len(one[1]))
+    return ["| kind | names |", "|---|---|", *(f"| {kind} | {' '.join(names)} |" for kind, names in ordered)]
 
 
 def cells(*texts: str) -> str:

@@ -48,6 +48,7 @@ def all_of(root: Node, problems: Problems) -> Node:
             node = training.child(key)
             if node is not None:
                 training = training.with_child(key, _registered(node, f"training.{key}", kind, problems))
+        _other_optimizer(root, training, problems)
         root = root.with_child("training", training)
     logging = root.child("logging")
     reports = logging.child("report_to") if logging is not None else None
@@ -94,6 +95,26 @@ def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
         if node is not None and node.value == value:
             later = max(strategy.place, node.place, key=lambda place: place.rank)
             problems.add(later, f"distributed.strategy: zero2 needs {reason}")
+
+
+def _other_optimizer(root: Node, training: Node, problems: Problems) -> None:
+    """A method may bring an optimiser that takes the options of adamw, and zero2 divides the state of adamw: nothing
+    else works beside them."""
+    node, method = training.at(("optimizer", "name")), root.at(("adapter", "method"))
+    if node is None or node.value in ("adamw", None):
+        return
+    strategy = root.at(("distributed", "strategy"))
+    if strategy is not None and strategy.value == "zero2":
+        problems.add(node.place, f"training.optimizer: distributed.strategy zero2 needs adamw (got {node.value})")
+    cards = registry.methods()
+    entries = method.value if method is not None and isinstance(method.value, list) else []
+    names = [name.value for entry in entries if (name := entry.child("name")) is not None]
+    for name in names:
+        if name in cards and "optimizer" in cards[name].slots:
+            text = (
+                f"training.optimizer: {name} brings its own optimiser, which {node.value} cannot replace; leave it out"
+            )
+            problems.add(node.place, text)
 
 
 def adapter(root: Node, problems: Problems) -> Node:

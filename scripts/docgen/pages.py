@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
-from docgen import combinations
+from docgen import combinations, rooms
 from lrft import recipe as recipes
 from lrft import registry
 from lrft.cli import method_list
 from lrft.utils import files
 
-BEGIN, END = "<!-- methods: written by scripts/docs -->", "<!-- end -->"
-
 
 def pages(root: Path) -> dict[Path, str]:
     """Each generated page below the repository `root` and the text that it should have."""
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    marked = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: f"{BEGIN}\n{table()}\n{END}", text, flags=re.S)
+    readme, architecture = root / "README.md", root / "docs" / "architecture.md"
     return {
         root / "docs" / "recipe.md": recipes.reference(),
         root / "docs" / "methods.md": method_list.markdown(),
         root / "docs" / "combinations.md": combinations.page(),
-        readme: marked,
+        root / "docs" / "rooms.svg": rooms.picture(),
+        architecture: marked(architecture, "rooms", rooms.table()),
+        readme: marked(readme, "methods", counts()),
     }
 
 
-def table() -> str:
-    """The README's table of methods: the words of each kind."""
-    words: dict[str, list[str]] = {}
-    for card in registry.methods().values():
-        words.setdefault(card.kind, []).append(f"`{card.name}`")
-    words["preset"] = [f"`{name}`" for name in registry.PRESETS]
-    rows = [f"| {kind} | {' '.join(named)} |" for kind, named in sorted(words.items(), key=lambda one: -len(one[1]))]
-    return "\n".join(["| kind | words |", "|---|---|", *rows])
+def marked(page: Path, name: str, made: str) -> str:
+    """The text of `page` with `made` between the markers `name`."""
+    begin, end = f"<!-- {name}: written by scripts/docs -->", "<!-- end -->"
+    text = page.read_text(encoding="utf-8")
+    return re.sub(f"{re.escape(begin)}.*?{end}", lambda _: f"{begin}\n{made}\n{end}", text, flags=re.S)
+
+
+def counts() -> str:
+    """How many names of each kind there are under adapter.method, the most first."""
+    kinds = Counter(card.kind for card in registry.methods().values())
+    kinds["preset"] = len(registry.PRESETS)
+    rows = [f"| {kind} | {count} |" for kind, count in kinds.most_common()]
+    return "\n".join([f"| kind | {kinds.total()} names |", "|---|---:|", *rows])
 
 
 def main() -> None:

@@ -24,7 +24,6 @@ from lrft.evaluation.generate import stop_tokens
 from lrft.objectives import packing
 from lrft.training.setup import set_up
 from lrft.training.state import Options
-from lrft.verification import run as run_checks
 from lrft.verification.run import CheckFailed, Finding, TokenLoss, trained_tokens, verify_run
 
 
@@ -203,7 +202,7 @@ def test_verify_notices_each_broken_promise(learnt: runs.Place, monkeypatch: pyt
         assert [finding.name for finding in told if not finding.holds] == [name]
 
     with monkeypatch.context() as broken:  # rows that see each other
-        broken.setattr(run_checks, "packed_equals_alone", lambda model, rows, form: float("nan"))
+        broken.setattr(packing, "packed_equals_alone", lambda model, rows, form: float("nan"))
         fails("packed")
     with monkeypatch.context() as broken:  # a little
         broken.setattr(packing, "largest_move", lambda ask, pair, rows: float("nan"))

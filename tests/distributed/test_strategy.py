@@ -29,7 +29,8 @@ from lrft.training.state import Options
 ACTING = {
     *("adalora", "aflora", "elalora", "increlora", "lora-sb", "lori", "sora", "sorsa", "fast-forward", "fedsvd"),
     *("fira", "flora", "frugal", "galore", "lora-pro", "nuclear-norm", "pego", "preconditioned", "relora", "roselora"),
-    *("lamda", "lora2"),
+    *("lamda", "lora2", "blockllm", "coap", "galore-plus", "gor", "gradnormlorp", "loft", "lora-ggpo", "lora-rite"),
+    *("norm-loss", "online-subspace-descent", "orthonormal-constraint", "riemannlora", "slope", "spectral-reg", "sst"),
 }
 
 
@@ -56,8 +57,8 @@ def test_a_process_of_several_refuses_before_it_reads_weights(place: Place, monk
 def test_what_leaves_deepspeed_alone_is_trained_under_it() -> None:
     acting = {name for name in registry.methods() if name in compose.compose([(name, {})]).acting_between_passes}
     assert acting == ACTING
-    readme = (Path(lrft.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    stated = re.search(r"(\d+) of the (\d+) words", " ".join(readme.split()))
+    page = (Path(lrft.__file__).parents[1] / "docs" / "distributed.md").read_text(encoding="utf-8")
+    stated = re.search(r"(\d+) of the (\d+) names", " ".join(page.split()))
     assert stated is not None
     assert (int(stated[1]), int(stated[2])) == (len(registry.methods()) - len(ACTING), len(registry.methods()))
     for name, options in (("lora-fa", {"corrected": True}), ("dylora", {"strict": True})):
