@@ -39,7 +39,9 @@ class Cuttlefish(Method):
     equation: ClassVar[str] = "W + (alpha / r) B A, cut to about |B A|_F^2 / |B A|_2^2 components"
     parameters: ClassVar[str] = "r' (d + k), r' = over * rank; r (d + k) in the mean after the cut"
     exports: ClassVar[str] = "PEFT LoRA of the components that are left, or merged"
-    evidence: ClassVar[str] = "stable ranks against the dense decomposition; on an adapter a reconstruction"
+    evidence: ClassVar[str] = (
+        "stable ranks by the released formula on the dense product; on an adapter a reconstruction"
+    )
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "as lora, whose form and start it has"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")

@@ -36,7 +36,7 @@ class DoraDynamic(Method):
     equation: ClassVar[str] = "W + (alpha / r0) B diag(g) A; g = 0 where |g_i b_i a_i| / |B diag(g) A| is low"
     parameters: ClassVar[str] = "r0 (d + k + 1), r0 = over * rank"
     exports: ClassVar[str] = "PEFT LoRA of the components that are left, or merged"
-    evidence: ClassVar[str] = "scores, components taken away and penalty of a run against the released code's formulas"
+    evidence: ClassVar[str] = "scores, penalty and components taken away in a run against the released code"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "ours: the released script has 1e-4 to 2.2e-4 for RoBERTa"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")

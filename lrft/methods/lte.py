@@ -37,7 +37,7 @@ class Lte(Method):
     equation: ClassVar[str] = "W + (alpha / r) mean_h B_h A_h, each head trained apart between merges"
     parameters: ClassVar[str] = "heads r (d + k)"
     exports: ClassVar[str] = "PEFT LoRA of rank heads * r, or merged"
-    evidence: ClassVar[str] = "every head's output and the merged weights of a run against the released formulas"
+    evidence: ClassVar[str] = "every head's output and the merged weights of a run against the released code"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "ours: 2.5 times lora's, for a mean of four of which one learns at a time"
     # Not "delta": in training each head adds something else, no tensor tells which.

@@ -65,7 +65,7 @@ def test_the_penalty_is_the_distance_of_the_mean_chances_from_the_target() -> No
     run = Run(0, 10, model, attached.modules, torch.optim.SGD([torch.zeros(1)]), 0, lambda t: t)
 
     def chance(z: torch.Tensor) -> float:
-        found = [0.5 - 0.5 * math.erf((-0.5 - math.tanh(float(v))) / (0.5 * math.sqrt(2))) for v in z]
+        found = [0.5 - 0.5 * math.erf((-0.5 - math.tanh(v)) / (0.5 * math.sqrt(2))) for v in z.tolist()]
         return sum(found) / len(found)
 
     expected = 50 * (abs(chance(own.rows) - 0.7) + abs(chance(own.columns) - 0.7)) / 2
