@@ -127,6 +127,11 @@ PRESETS: dict[str, Preset] = {
         "A square matrix between the most informative columns and rows of the weight; the choice is a reconstruction.",
         (("curlora", {"selection": "pivots"}),),
     ),
+    "weight-refactorization": Preset(
+        "arXiv 2505.22922",
+        "Every so often the pair is written anew by the singular vectors of B A, and the momentum set to zero.",
+        (("fedsvd", {"train_A": True, "split": "both", "moments": "momentum", "every": 200.0}),),
+    ),
 }
 
 _ANNOTATIONS: dict[str, Any] = {

@@ -231,6 +231,17 @@ CASES: dict[str, tuple[Any, Count]] = {
     "dota": ("dota", lambda d, k, r: dota(d, k, r, 3)),
     "dota-2+dora": ([{"dota": {"cores": 2}}, "dora"], lambda d, k, r: dota(d, k, r, 2) + d),
     "eigenlorax": ({"eigenlorax": EIGENLORAX}, lambda d, k, r: 2 * 7 * r),
+    "dora-dynamic": ({"dora-dynamic": {"over": 1.0}}, lambda d, k, r: r * (d + k + 1)),
+    "ard-lora": ({"ard-lora": {"over": 1.0}}, lambda d, k, r: pair(d, k, r) + 1),
+    "ard-lora+dora": ([{"ard-lora": {"over": 1.0}}, "dora"], lambda d, k, r: pair(d, k, r) + 1 + d),
+    "maestro": ("maestro", pair),
+    "cuttlefish": ({"cuttlefish": {"over": 1.0, "every": 2.0}}, pair),
+    "weight-refactorization": ("weight-refactorization", pair),
+    "fedsvd-both": ({"fedsvd": {"split": "both", "train_A": True, "moments": "momentum", "every": 2}}, pair),
+    "lte": ({"lte": {"heads": 2, "merge": 1}}, lambda d, k, r: 2 * pair(d, k, r)),
+    "diffora": ("diffora", lambda d, k, r: pair(d, k, r) + 1),
+    "finegates": ("finegates", lambda d, k, r: pair(d, k, r) + d + k),
+    "sara": ("sara", lambda d, k, r: int(0.05 * d * k)),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = (

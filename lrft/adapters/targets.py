@@ -19,8 +19,15 @@ from lrft.model.quantized import QuantizedLinear, count
 
 Where = Callable[[str], str]
 ALL_LINEAR = "all-linear"
+SSM_LINEAR = "ssm-linear"
+PRESETS = (ALL_LINEAR, SSM_LINEAR)
 OUTSIDE = "outside of the language model's decoder"
 THIN = "one output or one input, no update is of low rank"
+# Of a state-space block: the parameter that only such a block has, and the layers that ssm-linear leaves out. Both are
+# read by fused kernels, or always, without being called: an adapter would be passed over. (x_proj is read so by the
+# kernel of Mamba's training alone; where that is installed it is found not to be called.)
+STATE_MATRIX = "A_log"
+READ_BY_KERNELS = ("dt_proj", "out_proj")
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -91,12 +98,13 @@ def choose(model: nn.Module, adapter: Any, where: Where, uncalled: Collection[st
     head = output_head_names(model, linears)
     decoder = decoder_prefix(model)
     reasons = unfit(model, linears, uncalled)
+    ssm = state_space_linears(model, linears) if SSM_LINEAR in adapter.target_modules else frozenset()
 
     def named(name: str) -> bool:
-        return any(p != ALL_LINEAR and matches(p, name) for p in adapter.target_modules)
+        return any(p not in PRESETS and matches(p, name) for p in adapter.target_modules)
 
     def meant(name: str) -> bool:
-        everything = ALL_LINEAR in adapter.target_modules and name not in head
+        everything = (ALL_LINEAR in adapter.target_modules and name not in head) or name in ssm
         excluded = any(matches(p, name) for p in adapter.exclude_modules)
         # lm_head is excluded by default; naming it as a target is a decision against that default.
         kept = not excluded or (named(name) and not excludes_given)
@@ -137,7 +145,7 @@ def _only_unfit(
     shared = sharing(model)
     problems = []
     for pattern in adapter.target_modules:
-        everything = pattern == ALL_LINEAR
+        everything = pattern in PRESETS
         if any(everything or matches(pattern, name) for name in found):
             continue
         names = [name for name in left_out if everything or matches(pattern, name)]
@@ -158,6 +166,22 @@ def output_head_names(model: nn.Module, linears: Mapping[str, nn.Module]) -> set
     get = getattr(model, "get_output_embeddings", None)
     head = get() if get is not None else None
     return {name for name, module in linears.items() if module is head}
+
+
+def state_space_linears(model: nn.Module, linears: Mapping[str, nn.Module]) -> frozenset[str]:
+    """Names of the linear layers of Mamba's and Mamba-2's blocks that ssm-linear means: in_proj, and Mamba's x_proj.
+
+    A block is known by its state matrix. Gated delta nets, which have one too, have no single in_proj.
+    """
+    blocks = {
+        name
+        for name, module in model.named_modules()
+        if STATE_MATRIX in dict(module.named_parameters(recurse=False)) and f"{name}.in_proj" in linears
+    }
+    words = {name: name.rpartition(".") for name in linears}
+    return frozenset(
+        name for name, (block, _, word) in words.items() if block in blocks and word not in READ_BY_KERNELS
+    )
 
 
 def decoder_prefix(model: nn.Module) -> str:
@@ -219,7 +243,10 @@ def _unmatched(
 ) -> list[Problem]:
     problems = []
     for pattern in patterns:
-        if pattern == ALL_LINEAR:
+        if pattern in PRESETS and key == "target_modules":
+            if pattern == SSM_LINEAR and not state_space_linears(model, linears):
+                said = "means blocks of Mamba or Mamba-2, and this model has none"
+                problems.append(Problem(place, f"adapter.{key}: {pattern} {said}"))
             continue
         try:
             if any(matches(pattern, name) for name in linears):

@@ -1,4 +1,5 @@
 """FedSVD. Lee et al., 2025, arXiv 2505.12805: its factorisation, in an ordinary run. Clients and noise are left out.
+With A trained and the singular values in both factors it is the weight refactorisation of arXiv 2505.22922.
 
 The released code decomposes the dense product; here the r x r core between two QR decompositions, which is the same.
 What becomes of Adam's moments is not in the paper, whose clients begin anew each round: they are set to zero or mapped.
@@ -39,8 +40,11 @@ class FedSvd(Part):
     """Steps from one factorisation to the next, or a share of the run when below 1. The authors' rounds have 10."""
     train_A: bool = False
     """Train A as well, which the paper does not."""
-    moments: Literal["forget", "map"] = "forget"
-    """Adam's moments when the pair is written anew: zero, with their count of steps, or mapped to the new pair."""
+    split: Literal["B", "both"] = "B"
+    """Where the singular values go: into B, or their square roots into B and into A."""
+    moments: Literal["forget", "map", "momentum"] = "forget"
+    """Adam's moments when the pair is written anew: zero, with their count of steps; mapped to the new pair; or the
+    first ones, the momentum, zero and all else as it was."""
 
     def lr_factors(self) -> dict[str, float]:
         return {} if self.train_A else {"A": 0.0}
@@ -60,11 +64,15 @@ class FedSvd(Part):
                 for module in adapter.modules():
                     if getattr(getattr(module, "A", None), "requires_grad", False):
                         T = factorise(module)
+                        if self.split == "both":
+                            T = T / balance(module)
                         if self.moments == "map":
                             carry_over(run.optimizer.state, module, T)
-                        else:
-                            run.forget(module.A)
-                            run.forget(module.B)
+                        for p in (module.A, module.B):
+                            if self.moments == "forget":
+                                run.forget(p)
+                            elif self.moments == "momentum" and "exp_avg" in run.optimizer.state.get(p, {}):
+                                run.optimizer.state[p]["exp_avg"].zero_()
 
 
 def carry_over(state: Mapping[Tensor, dict[str, Tensor]], pair: Any, T: Tensor) -> None:
@@ -91,3 +99,15 @@ def factorise(pair: Any) -> Tensor:
     pair.A.copy_(rows)
     pair.B.copy_(left @ (U * S * signs))
     return T
+
+
+def balance(pair: Any) -> Tensor:
+    """A <- S^(1/2) V', B <- U S^(1/2) of a factorised pair; returned are the roots (r,).
+
+    A direction of no length keeps its row of A: with both factors zero it would never learn again.
+    """
+    lengths = pair.B.norm(dim=0).double()
+    roots = torch.where(lengths > 1e-12 * lengths.max(), lengths, 1.0).sqrt()
+    pair.A.copy_(roots[:, None] * pair.A)
+    pair.B.copy_(pair.B / roots)
+    return roots

@@ -116,8 +116,8 @@ class AdapterSection(Section):
     dropout: BelowOne = Field(default=0.0, description="Share of an adapter's inputs set to zero in training.")
     target_modules: Patterns = Field(
         default=("all-linear",),
-        description="Layers that get an adapter: all-linear (an output head has to be named), names, globs, or re: "
-        "expressions.",
+        description="Layers that get an adapter: all-linear (an output head has to be named), ssm-linear (in_proj and "
+        "x_proj of Mamba's blocks), names, globs, or re: expressions.",
     )
     exclude_modules: Patterns = Field(
         default=("lm_head",), description="Layers that get none, by name, glob or re: expression."
