@@ -37,8 +37,8 @@ class AdversarialModelPerturbation(Part):
     steps: Annotated[int, Field(ge=1)] = 1
     """Steps uphill, each with a pass of its own. The authors' default."""
     ascent: Literal["gradient", "normalized"] = "gradient"
-    """A step uphill: `rate` times the gradient, or `rate` times eps along it."""
-    rate: Annotated[float, Field(gt=0)] = 1.0
+    """A step uphill: `ascent_rate` times the gradient, or times eps along it."""
+    ascent_rate: Annotated[float, Field(gt=0)] = 1.0
     """Of the ascent. The authors' inner_lr."""
     ball: Literal["tensor", "all"] = "tensor"
     """Whose length the radius bounds: each tensor's by itself, as in the authors' code, or that of all together."""
@@ -55,7 +55,7 @@ class AdversarialModelPerturbation(Part):
 
     def length(self, gradient: Gradients) -> float:
         """Of the step uphill, over the gradient."""
-        return self.rate if self.ascent == "gradient" else self.rate * self.eps / (norm(gradient) + TINY)
+        return self.ascent_rate if self.ascent == "gradient" else self.ascent_rate * self.eps / (norm(gradient) + TINY)
 
     def inside(self, change: Gradients) -> Gradients:
         """`change`, or the nearest in the ball."""

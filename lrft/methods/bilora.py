@@ -29,7 +29,7 @@ class Bilora(Method):
     name: ClassVar[str] = "bilora"
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2403.13037"
-    equation: ClassVar[str] = "W + (alpha / r) B diag(g) A, g trained on other rows than A, B; |A A' - I|^2, |B' B - I|^2"
+    equation: ClassVar[str] = "W + (alpha / r) B diag(g) A, g trained on other rows than A and B"
     parameters: ClassVar[str] = "r (d + k + 1)"
     exports: ClassVar[str] = "PEFT LoRA (unchanged) or merged model"
     evidence: ClassVar[str] = "a reconstruction; its two levels as in autolora"

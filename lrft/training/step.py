@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
 from lrft.adapters.attach import rebuild_site
 from lrft.adapters.part import Run
 from lrft.data import Rows

@@ -239,6 +239,13 @@ CASES: dict[str, tuple[Any, Count]] = {
     "dota": ("dota", lambda d, k, r: dota(d, k, r, 3)),
     "dota-2+dora": ([{"dota": {"cores": 2}}, "dora"], lambda d, k, r: dota(d, k, r, 2) + d),
     "eigenlorax": ({"eigenlorax": EIGENLORAX}, lambda d, k, r: 2 * 7 * r),
+    "gradient-regularization": ("gradient-regularization", pair),
+    "adversarial-model-perturbation": ({"adversarial-model-perturbation": {"steps": 2}}, pair),
+    "sam": ("sam", pair),
+    "booster": ({"booster": {"harmful": runs.other_rows()}}, pair),
+    "bilora": ("bilora", lambda d, k, r: r * (d + k + 1)),
+    "autolora": ("autolora", lambda d, k, r: r * (d + k + 1)),
+    "autolora-ranks": ({"autolora-ranks": {"search": tiny.searched()}}, pair),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = (
