@@ -37,8 +37,8 @@ class Booster(Part):
     """The file of harmful rows, read as data.train is. They are never trained on. As many a step as it has rows."""
     lam: Annotated[float, Field(ge=0)] = 5.0
     """Weight of the term. The authors' script; the paper's lambda."""
-    alpha: Annotated[float, Field(gt=0)] = 0.1
-    """Length of the step towards the harmful rows, of all trained tensors together. The authors' script."""
+    length: Annotated[float, Field(gt=0)] = 0.1
+    """Of the step towards the harmful rows, over all trained tensors together. The authors' script; the paper's alpha."""
 
     @property
     def auxiliary_rows(self) -> str:
@@ -48,6 +48,6 @@ class Booster(Part):
 
     def compose_gradient(self, run: Run, gradient: Gradients, passes: StepPasses) -> Gradients:
         before = passes.auxiliary()
-        with displaced(combined((-self.alpha / (norm(before) + TINY), before))):
+        with displaced(combined((-self.length / (norm(before) + TINY), before))):
             after = passes.auxiliary()
         return combined((1.0, gradient), (self.lam, before), (-self.lam, after))

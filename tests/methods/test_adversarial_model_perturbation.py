@@ -38,7 +38,7 @@ def test_sam_takes_the_gradient_at_the_end_of_one_step_of_length_rho() -> None:
     expected = at(trained, loss, [0.05 * each / length for each in g])
     found = Problem(trained, loss).compose(sam())
     assert all(torch.allclose(found[p], e, rtol=1e-9) for p, e in zip(trained, expected, strict=True))
-    assert not any(torch.allclose(found[p], own, rtol=1e-3) for p, own in zip(trained, g, strict=True))
+    assert not any(torch.allclose(found[p], own, rtol=1e-6) for p, own in zip(trained, g, strict=True))
 
 
 @pytest.mark.parametrize(("eps", "steps"), [(0.5, 1), (0.5, 3), (100.0, 2)])

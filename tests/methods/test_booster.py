@@ -19,13 +19,13 @@ def test_on_a_quadratic_the_difference_is_a_product_with_its_hessian() -> None:
     w, H, h = quadratic()
     f = lambda: (w**3).sum()  # noqa: E731
     g = H @ w.detach()
-    found = Problem([w], f, h).compose(Booster(lam=2.0, alpha=0.3))[w]
+    found = Problem([w], f, h).compose(Booster(lam=2.0, length=0.3))[w]
     assert torch.allclose(found, 3 * w**2 + 2.0 * 0.3 * H @ g / g.norm(), rtol=1e-6)
 
 
 def test_for_a_small_step_nothing_is_added() -> None:
     trained, f = curved()
-    found = Problem(trained, f, lambda: sum((p**4).sum() for p in trained)).compose(Booster(alpha=1e-12))
+    found = Problem(trained, f, lambda: sum((p**4).sum() for p in trained)).compose(Booster(length=1e-12))
     assert all(torch.allclose(found[p], g) for p, g in zip(trained, torch.autograd.grad(f(), trained), strict=True))
 
 

@@ -19,7 +19,7 @@ import lrft
 from lrft import recipe, registry
 from lrft.adapters import compose, gradient_checkpointing
 from lrft.adapters.adapter import Delta
-from lrft.adapters.part import Run
+from lrft.adapters.part import Method, Run
 from lrft.adapters.storage import save_adapter
 from lrft.export.merge import merge_adapter
 from lrft.model import linear
@@ -315,6 +315,11 @@ def tiny_target(model: torch.nn.Module) -> str:
 def test_every_method_file_has_a_case() -> None:
     named = {entry.name for words, _ in CASES.values() for entry in recipe.parse_adapter({"method": words}).method}
     assert named == set(registry.methods())
+
+
+def test_no_option_hides_a_hook() -> None:
+    hidden = {card.name: {knob.name for knob in card.knobs} & set(dir(Method)) for card in registry.methods().values()}
+    assert {name: words for name, words in hidden.items() if words} == {}
 
 
 @EVERY_CASE
