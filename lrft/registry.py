@@ -41,6 +41,7 @@ SLOTS: dict[str, str] = {
     "ranks": "decide on ranks",
     "entries": "decide which entries of A and B are zero",
     "pair-rates": "set the learning rates of A and B",
+    "gradient": "make a step's gradient from several passes",
     "pair-gradient": "change the gradients of A and B",
     "magnitude": "decide how lengths and directions move",
     "forward": "change the forward pass in training",
@@ -114,6 +115,11 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2402.16842",
         "LoRA whose A is random, orthonormal and frozen.",
         (("lora-fa", {"init": "orthonormal"}),),
+    ),
+    "sam": Preset(
+        "arXiv 2010.01412",
+        "The gradient is taken where the loss is highest nearby: at the end of one step uphill.",
+        (("adversarial-model-perturbation", {"ascent": "normalized", "ball": "all"}),),
     ),
     "low-rank-tickets": Preset(
         "arXiv 2205.13571",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import runs
 import tiny
 import torch
 
@@ -231,6 +232,13 @@ CASES: dict[str, tuple[Any, Count]] = {
     "dota": ("dota", lambda d, k, r: dota(d, k, r, 3)),
     "dota-2+dora": ([{"dota": {"cores": 2}}, "dora"], lambda d, k, r: dota(d, k, r, 2) + d),
     "eigenlorax": ({"eigenlorax": EIGENLORAX}, lambda d, k, r: 2 * 7 * r),
+    "gradient-regularization": ("gradient-regularization", pair),
+    "adversarial-model-perturbation": ({"adversarial-model-perturbation": {"steps": 2}}, pair),
+    "sam": ("sam", pair),
+    "booster": ({"booster": {"harmful": runs.other_rows()}}, pair),
+    "bilora": ("bilora", lambda d, k, r: r * (d + k + 1)),
+    "autolora": ("autolora", lambda d, k, r: r * (d + k + 1)),
+    "autolora-ranks": ({"autolora-ranks": {"search": tiny.searched()}}, pair),
     "dora-dynamic": ({"dora-dynamic": {"over": 1.0}}, lambda d, k, r: r * (d + k + 1)),
     "ard-lora": ({"ard-lora": {"over": 1.0}}, lambda d, k, r: pair(d, k, r) + 1),
     "ard-lora+dora": ([{"ard-lora": {"over": 1.0}}, "dora"], lambda d, k, r: pair(d, k, r) + 1 + d),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,14 @@ def rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
 def write_rows(path: Path, made: Sequence[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
     return path
+
+
+@cache
+def other_rows() -> str:
+    """A file of rows that are not those of `Place`; gone with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="rows-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return str(write_rows(folder / "other.jsonl", rows(5, seed=7)))
 
 
 def save_base(folder: Path, name: str = "llama", seed: int = 0) -> Path:

@@ -17,6 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import lrft
 from lrft.adapters.adapter import Delta
+from lrft.adapters.attached import Attached
+from lrft.adapters.storage import save_adapter
 
 VOCABULARY = 97
 WIDTH = 24
@@ -139,4 +141,20 @@ def loras() -> str:
         save_file(tensors, folder / word / "adapter_model.safetensors")
         config = {"peft_type": "LORA", "base_model_name_or_path": "tiny", "r": 3, "lora_alpha": 6}
         (folder / word / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@cache
+def searched() -> str:
+    """A folder with a search of AutoLoRA that covers every model here, of ranks 4 and, in one layer each, 6; gone with
+    the process."""
+    folder = Path(tempfile.mkdtemp(prefix="searched-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    overrides = {"llama": "*.1.mlp.down_proj", "gpt2": "*.1.mlp.c_fc"}
+    one, other = (
+        lrft.attach(make(name), {"method": "autolora", "rank": 4, "overrides": {pattern: {"rank": 6}}})
+        for name, pattern in overrides.items()
+    )
+    both = Attached(one.model, {**one.modules, **other.modules}, one.methods, [*one.sites, *other.sites], None)
+    save_adapter(both, folder, base={"name": "tiny", "revision": None, "fingerprint": ""})
     return str(folder)

@@ -69,6 +69,11 @@ class Composition:
         return next((part for part in self.parts if "optimizer" in part.slots), None)
 
     @property
+    def gradient_owner(self) -> Part | None:
+        """The part that makes a step's gradient from several passes."""
+        return next((part for part in self.parts if "gradient" in part.slots), None)
+
+    @property
     def looks_at_outputs(self) -> bool:
         """Whether some part adds a term of the loss that is made of logits."""
         return any(type(part).output_loss is not Part.output_loss for part in self.parts)

@@ -8,7 +8,7 @@ The training loop calls the hooks at fixed places and knows no method by name:
 
     once             plan, observe, allot; shared; build -> start, start_from -> (anchor) -> wrap, for every site
     every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
-                     after_backward (gradients reduced and clipped), after_step
+                     compose_gradient (gradients reduced), after_backward (gradients clipped, too), after_step
     checkpoints      state, load_state
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.calibration import CalibrationContext
+from lrft.adapters.gradients import Gradients, StepPasses
 
 CalibrationResult = Mapping[str, Mapping[str, Tensor]]
 
@@ -191,7 +192,7 @@ class Part:
     def acts_between_passes(self) -> bool:
         """Whether it acts on gradients, trained tensors or the optimiser between the passes of one step and those of
         the next, or adds a term to the step's loss. One that uses such a hook for something else says so."""
-        hooks = ("before_step", "loss", "after_backward", "after_step")
+        hooks = ("before_step", "loss", "compose_gradient", "after_backward", "after_step")
         return "optimizer" in self.slots or any(getattr(type(self), h) is not getattr(Part, h) for h in hooks)
 
     def rate(self, run: Run, site: str) -> float:
@@ -209,6 +210,18 @@ class Part:
         """A mean over a micro-batch's trained tokens that is added to their loss, or None. Micro-batches are weighted
         by their numbers of tokens. Asked in the forward pass of each."""
         return None
+
+    @property
+    def auxiliary_rows(self) -> float | str | None:
+        """Rows beside those of the step for the slot "gradient": a share of the training rows, which are then trained
+        on in no other way, or a file, read as data.train is; None: no such rows. Raises ValueError with the reason when
+        the options lack them."""
+        return None
+
+    def compose_gradient(self, run: Run, gradient: Gradients, passes: StepPasses) -> Gradients:
+        """The slot "gradient": the step's gradient, made of its own loss's (`gradient`) and of those of further passes.
+        Trained tensors and the optimiser are afterwards as they were."""
+        raise NotImplementedError("abstract: only a part that fills the slot gradient is asked")
 
     def after_backward(self, run: Run) -> None: ...
 

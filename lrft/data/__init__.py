@@ -6,7 +6,7 @@ read, hub: records -> format, collect: samples -> template: pieces -> tokenize, 
 from lrft.data.config import reading, resolve_chat_template, with_template
 from lrft.data.dataset import Row, Rows
 from lrft.data.embedding import refuse_missing_rows
-from lrft.data.prepare import Prepared, prepare, prepare_file
+from lrft.data.prepare import Prepared, prepare, prepare_file, with_rows_apart
 from lrft.data.report import DataReport, SourceReport
 from lrft.data.sampler import BatchSchedule, epoch_order
 from lrft.data.tokenize import encode_prompt
@@ -25,5 +25,6 @@ __all__ = [
     "reading",
     "refuse_missing_rows",
     "resolve_chat_template",
+    "with_rows_apart",
     "with_template",
 ]

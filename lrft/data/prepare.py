@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,23 @@ from lrft.data.dataset import Row, Rows
 from lrft.data.encode import measure
 from lrft.data.ingest import collect
 from lrft.data.report import DataReport, histogram, quantiles
-from lrft.data.split import split, split_by_default
+from lrft.data.split import set_apart, split, split_by_default
 from lrft.data.tokenize import Encoder, require_usable
 from lrft.errors import DataError
+from lrft.utils.seeds import seed_of
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """key: sha256 of all that decided on the rows. cached: they were found in the cache."""
+    """key: sha256 of all that decided on the rows. cached: they were found in the cache. auxiliary: beside those of
+    each step, for a part that asks for them."""
 
     train: Rows
     validation: Rows | None
     report: DataReport
     key: str
     cached: bool
+    auxiliary: Rows | None = None
 
     def rename(self, change: Callable[[str], str]) -> None:
         """Pass the names of the data's files through `change`, in the report and in the rows' places."""
@@ -39,7 +43,7 @@ class Prepared:
             source.path = change(source.path)
             for example in source.examples:
                 example["source"] = change(example["source"])
-        for rows in (self.train, self.validation):
+        for rows in (self.train, self.validation, self.auxiliary):
             if rows is not None:
                 rows.rename(change)
 
@@ -59,6 +63,14 @@ def prepare(section: Any, tokenizer: Any, *, seed: int, limit: int | None, where
     share = "none" if found[-1].role == "validation" else section.validation
     by_default = "validation" not in section.model_fields_set
     return _prepare(found, chosen, tokenizer, share, where, cache if section.cache else None, by_default)
+
+
+def with_rows_apart(prepared: Prepared, share: float, *, seed: int) -> Prepared:
+    """A share of the training rows as auxiliary rows. Raises DataError when none would be left to train on."""
+    rows = prepared.train
+    digests = [int.from_bytes(sha256(rows.tokens(i).tobytes()).digest()[:8], "big") for i in range(len(rows))]
+    apart = set_apart(digests, share, seed_of(seed, "auxiliary rows"))
+    return replace(prepared, train=rows.slice(np.flatnonzero(~apart)), auxiliary=rows.slice(np.flatnonzero(apart)))
 
 
 def prepare_file(

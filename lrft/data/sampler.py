@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lrft.utils.seeds import seed_of
+
 if TYPE_CHECKING:
     from lrft.data.dataset import Rows
     from lrft.recipe import Recipe
@@ -66,3 +68,11 @@ def batch_schedule(recipe: Recipe, rows: Rows) -> BatchSchedule:
     """Which rows form which step of the run."""
     t = recipe.training
     return BatchSchedule(len(rows), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle)
+
+
+def auxiliary_schedule(recipe: Recipe, rows: Rows | None, steps: int) -> BatchSchedule | None:
+    """Which auxiliary rows belong to which step: as many as the step has of its own, shuffled anew in each round."""
+    if rows is None:
+        return None
+    t = recipe.training
+    return BatchSchedule(len(rows), t.global_batch_size, None, steps, seed_of(t.seed, "auxiliary order"), True)

@@ -72,6 +72,21 @@ def split(digests: Sequence[int], validation: float | int | str, seed: int) -> n
     return held_out
 
 
+def set_apart(digests: Sequence[int], share: float, seed: int) -> np.ndarray:
+    """bool (N,): True for a share of the training rows, at least one, that serve another purpose. As `split`: equal
+    rows stay together. Raises DataError when none would be left to train on."""
+    places = np.array([_place(d, seed) for d in digests], dtype=np.float64)
+    wanted = max(1, round(share * len(places)))
+    apart = places <= np.partition(places, wanted - 1)[wanted - 1]
+    if apart.all():
+        raise DataError(
+            f"{len(places):,} training rows: {wanted:,} of them set apart, with those equal to them, leave none to "
+            "train on",
+            "Give more rows that differ.",
+        )
+    return apart
+
+
 def _place(digest: int, seed: int) -> float:
     """A number in [0, 1) that depends on the content and the seed only."""
     hashed = hashlib.sha256(digest.to_bytes(8) + seed.to_bytes(8, signed=True)).digest()

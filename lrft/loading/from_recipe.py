@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft import data
+from lrft.loading.auxiliary import with_auxiliary
 from lrft.model import load
 from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, position_limit
@@ -28,7 +29,8 @@ def find_base(recipe: Recipe) -> Path:
 def load_data(recipe: Recipe, source: Path) -> tuple[Any, data.Prepared]:
     """(tokenizer, tokenised rows) of a recipe. source: the base's folder."""
     tokenizer = load_recipe_tokenizer(recipe, source)
-    return tokenizer, prepare_data(recipe, source, tokenizer)
+    prepared = prepare_data(recipe, source, tokenizer)
+    return tokenizer, with_auxiliary(prepared, recipe, source, tokenizer)
 
 
 def load_recipe_tokenizer(recipe: Recipe, source: Path) -> Any:

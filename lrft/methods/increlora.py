@@ -45,6 +45,7 @@ class Increlora(Method):
     rate_source: ClassVar[str] = "as adalora, whose form and start it has"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
+    conflicts: ClassVar[tuple[str, ...]] = ("gradient",)  # it sums up the gradients of all passes of a step
 
     over: Annotated[float, Field(ge=1)] = 2.0
     """The most that a layer can grow to, over the recipe's rank, which is the mean rank at the end; ours."""

@@ -27,7 +27,7 @@ from lrft.adapters.ensemble import copying
 from lrft.adapters.part import Making
 from lrft.adapters.reach import uncalled
 from lrft.adapters.storage import read_adapter
-from lrft.data.sampler import batch_schedule
+from lrft.data.sampler import auxiliary_schedule, batch_schedule
 from lrft.distributed import fsdp, processes, zero2
 from lrft.distributed.strategy import Divided, Strategy
 from lrft.errors import Problem, RecipeError
@@ -77,6 +77,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     adapted = adapt(recipe, inputs.source, base, context, resume_point(folder, options))
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
     note_composition(recipe, base, adapted, layout, notes)
+    if inputs.auxiliary is not None:
+        notes.checks["auxiliary rows"] = f"{len(inputs.auxiliary):,} beside the {len(inputs.train):,} to train on"
     session = Session(recipe, options, inputs, base, adapted, engine, notes, folder=folder)
     if adapted.resumed_from is None:
         compare_init(engine, inputs.train, adapted, base.compute, notes)
@@ -90,7 +92,9 @@ def load_inputs(recipe: Recipe) -> Inputs:
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
-    return Inputs(source, tokenizer, prepared, batch_schedule(recipe, prepared.train))
+    batches = batch_schedule(recipe, prepared.train)
+    auxiliary = auxiliary_schedule(recipe, prepared.auxiliary, batches.total_steps)
+    return Inputs(source, tokenizer, prepared, batches, auxiliary)
 
 
 def load_base(recipe: Recipe, source: Path, compute: str) -> Base:

@@ -43,6 +43,8 @@ class Inputs:
     prepared: Prepared
     batches: BatchSchedule
     """the rows of each optimiser step"""
+    auxiliary_batches: BatchSchedule | None = None
+    """the auxiliary rows of each optimiser step"""
 
     @property
     def train(self) -> Rows:
@@ -51,6 +53,10 @@ class Inputs:
     @property
     def validation(self) -> Rows | None:
         return self.prepared.validation
+
+    @property
+    def auxiliary(self) -> Rows | None:
+        return self.prepared.auxiliary
 
 
 @dataclass(frozen=True)

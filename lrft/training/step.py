@@ -14,13 +14,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lrft.adapters.attach import rebuild_site
 from lrft.adapters.part import Run
 from lrft.data import Rows
-from lrft.data.collate import micro_batches
 from lrft.errors import NonFinite
 from lrft.optim import lr_schedule
 from lrft.optim.optimizer import rates, set_lr
@@ -28,26 +25,15 @@ from lrft.recipe import Recipe
 from lrft.tracking.records import step_record
 from lrft.training import diagnostics
 from lrft.training.engine import Engine
+from lrft.training.passes import forward_backward
 from lrft.training.sanity_checks import MovementCheck
 from lrft.training.signals import StopSignals
 from lrft.training.state import Adapted, Progress, Session
 from lrft.training.validation import held_out_loss
-from lrft.utils import hardware, seeds
+from lrft.utils import hardware
 
 # Overflowing steps in a row under fp16: the loss scale starts at 2^16 and halves each time.
 MOST_SKIPPED = 20
-
-
-@dataclass(frozen=True)
-class Passes:
-    """What the passes of a step have given, the same on every rank."""
-
-    loss: float
-    """mean over all that counts in the step"""
-    regularisation: float | None
-    """mean of what parts have added; None when no part adds anything"""
-    signal: int
-    """the largest signal number that some process has received, or 0"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +61,7 @@ def train_step(
         session.recipe, progress.step, session.inputs.batches.total_steps
     )
     run = begin(session, lr)
-    passes = forward_backward(engine, session.adapted, run, rows, ids, signals)
+    passes = forward_backward(session, run, ids, signals)
     unreached = movement.unreached(engine.reduce)
     shown = is_shown(progress.step, session.recipe.logging.every, run.total_steps)
     stepped = clip_and_step(
@@ -149,60 +135,6 @@ def begin(session: Session, lr: float) -> Run:
     if composition.looks_at_outputs:
         engine.losses.extra = partial(composition.output_loss, run)
     return run
-
-
-def forward_backward(
-    engine: Engine, adapted: Adapted, run: Run, rows: Rows, ids: np.ndarray, signals: StopSignals
-) -> Passes:
-    """The passes of all micro-batches, the parts' penalties, and the sums of both over all ranks."""
-    weight = engine.objective.weight(rows, ids)
-    sums = passes_of_rank(engine, rows, ids, weight, seed=run.seed, step=run.step)
-    penalties = [term for part in adapted.composition.parts if (term := part.loss(run)) is not None]
-    penalty = torch.stack(penalties).sum() if penalties else None
-    if penalty is not None:
-        engine.accelerator.backward(penalty)
-    (loss, added), signal = over_ranks(engine, sums, signals.received)
-    if penalty is None and engine.losses.extra is None:
-        return Passes(loss / weight, None, signal)
-    return Passes(loss / weight, added / weight + (0.0 if penalty is None else penalty.item()), signal)
-
-
-def passes_of_rank(engine: Engine, rows: Rows, ids: np.ndarray, weight: int, *, seed: int, step: int) -> Tensor:
-    """Forward and backward over this process's micro-batches of the rows `ids`, which count `weight` in all.
-
-    Returns the sums over this process of losses and of what parts have added to them, float64 (2,).
-    """
-    micros = micro_batches(ids, rows.lengths, micro=engine.micro, rank=engine.rank, world=engine.world)
-    losses, added = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    for n, micro in enumerate(micros):
-        last = n == len(micros) - 1
-        # Dropout is a function of (seed, step, rank, micro-batch): a resumed run has nothing to restore.
-        torch.manual_seed(seeds.seed_of(seed, "dropout", step, engine.rank, n))
-        # A rank without rows left goes through the motions with weight zero: the others wait for it.
-        counts = 1.0 if micro else 0.0
-        batch = engine.batch(rows, micro or [int(ids[0])])
-        with engine.strategy.of_pass(last=last):
-            engine.watchdog.at(f"pass {n + 1} of {len(micros)}{', gradients at its end' * last}")
-            loss = engine.answer(batch) * counts
-            engine.strategy.backward(loss * (engine.world / weight))  # gradients are means over ranks: world undoes it
-        extra = engine.losses.take_extra() * counts
-        added += extra
-        losses += loss.detach().double() - extra
-    engine.watchdog.at("exchanging gradients")
-    engine.strategy.after_passes()
-    return torch.stack([losses, added])
-
-
-def over_ranks(engine: Engine, local: Tensor, signal: int) -> tuple[list[float], int]:
-    """(`local` summed over ranks, the largest signal number that any rank has received): the same on every rank."""
-    size = len(local)
-    if engine.world == 1:
-        return local.tolist(), signal
-    sums = torch.zeros(size + engine.world, dtype=torch.float64, device=local.device)
-    sums[:size] = local
-    sums[size + engine.rank] = signal
-    sums = engine.reduce(sums)
-    return sums[:size].tolist(), int(sums[size:].max().item())
 
 
 def clip_and_step(

@@ -77,6 +77,17 @@ MATRIX = {
     "sst": ("tempbalance", "lora galore dora relora fast-forward dropout pissa"),
     "slope": ("full lora mora tempbalance", "galore dora lora-dropout"),
     "welore": ("lora+ lora-pro dora tempbalance", "pissa eva plop prilora dropout"),
+    "gradient-regularization": (
+        "rslora lora+ lora-pro dora galore mora full relora fast-forward dropout",
+        "adversarial-model-perturbation booster bilora autolora increlora",
+    ),
+    "booster": ("rslora lora+ dora pissa dropout", "adversarial-model-perturbation gradient-regularization bilora"),
+    "autolora": (
+        "rslora dora tempbalance fast-forward dropout",
+        "lora+ lora-pro pissa loft lora-rite gora autolora-ranks",
+    ),
+    "bilora": ("rslora dora tempbalance fast-forward dropout", "lora+ lora-pro pissa adalora gora autolora"),
+    "autolora-ranks": ("lora rslora pissa dora mora", "eva gora prilora adalora"),
 }
 PAIRS = [
     (word, other, refused)
@@ -141,6 +152,7 @@ OPTIONS = {
     "melora": {"minis": 4},
     "lorta": {"head_dim": 6},
     "eigenlorax": {"adapters": tiny.loras(), "components": 5, "random": 2},
+    "autolora-ranks": {"search": tiny.searched()},
 }
 
 

@@ -1,0 +1,57 @@
+"""Gradients of several passes, for a part that composes the step's gradient from more than one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Gradients = dict[nn.Parameter, Tensor]
+"""By trained tensor: means over the global batch, of all processes, without a loss scale."""
+
+
+class StepPasses(Protocol):
+    """What `Part.compose_gradient` may ask for (`lrft.training.passes`). All processes have to ask alike."""
+
+    def own(self) -> Gradients:
+        """The gradient of the step's own loss, penalties included, at the trained tensors as they are now: of the same
+        rows in the same micro-batches, with the same dropout masks."""
+
+    def auxiliary(self) -> Gradients:
+        """The gradient of the objective's loss alone on this step's auxiliary rows (`Part.auxiliary_rows`)."""
+
+    def stepped(self, gradients: Gradients) -> AbstractContextManager[None]:
+        """Inside, these tensors are as the optimiser's step with these gradients would leave them. Afterwards they,
+        and the optimiser, are as before, to the bit."""
+
+
+def combined(*terms: tuple[float, Mapping[nn.Parameter, Tensor]]) -> Gradients:
+    """The sum of factor times gradient. One that a pass has not reached counts as zero."""
+    total: Gradients = {}
+    for factor, gradients in terms:
+        for p, gradient in gradients.items():
+            total[p] = total[p] + factor * gradient if p in total else factor * gradient
+    return total
+
+
+def norm(gradients: Mapping[nn.Parameter, Tensor]) -> float:
+    """The length of all of them together."""
+    return float(torch.nn.utils.get_total_norm(list(gradients.values())))
+
+
+@contextmanager
+def displaced(by: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Inside, each tensor is p + by[p]. Afterwards it is as before to the bit, which adding back would not give."""
+    before = {p: p.detach().clone() for p in by}
+    try:
+        with torch.no_grad():
+            for p, change in by.items():
+                p.add_(change)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in before.items():
+                p.copy_(value)

@@ -1,0 +1,160 @@
+"""The passes of a step: those of its own rows, and those that a part asks for when it composes the step's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrft.adapters.gradients import Gradients
+from lrft.adapters.part import Run
+from lrft.data import Rows
+from lrft.data.collate import micro_batches
+from lrft.training.engine import Engine
+from lrft.training.signals import StopSignals
+from lrft.training.state import Session
+from lrft.utils import seeds
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the passes of a step have given, the same on every rank."""
+
+    loss: float
+    """mean over all that counts in the step"""
+    regularisation: float | None
+    """mean of what parts have added; None when no part adds anything"""
+    signal: int
+    """the largest signal number that some process has received, or 0"""
+
+
+def forward_backward(session: Session, run: Run, ids: np.ndarray, signals: StopSignals) -> Passes:
+    """The passes of all micro-batches, the parts' penalties, and the sums of both over all ranks. Then the gradient
+    that a part composes from these and from passes of its own."""
+    engine, owner = session.engine, session.adapted.composition.gradient_owner
+    weight = engine.objective.weight(session.inputs.train, ids)
+    sums, penalty = passes_and_penalties(session, run, ids, weight)
+    (loss, added), signal = over_ranks(engine, sums, signals.received)
+    if owner is not None:
+        passes = PassesOfStep(session, run, ids)
+        passes.put(owner.compose_gradient(run, passes.take(), passes))
+    if penalty is None and engine.losses.extra is None:
+        return Passes(loss / weight, None, signal)
+    return Passes(loss / weight, added / weight + (0.0 if penalty is None else penalty), signal)
+
+
+def passes_and_penalties(session: Session, run: Run, ids: np.ndarray, weight: int) -> tuple[Tensor, float | None]:
+    """`passes_of_rank` over the step's own rows, and the backward pass of the parts' penalties: their sum, or None."""
+    engine = session.engine
+    sums = passes_of_rank(engine, session.inputs.train, ids, weight, seed=run.seed, step=run.step)
+    penalties = [term for part in session.adapted.composition.parts if (term := part.loss(run)) is not None]
+    if not penalties:
+        return sums, None
+    penalty = torch.stack(penalties).sum()
+    engine.accelerator.backward(penalty)
+    return sums, penalty.item()
+
+
+def passes_of_rank(
+    engine: Engine, rows: Rows, ids: np.ndarray, weight: int, *, seed: int, step: int, purpose: str = "dropout"
+) -> Tensor:
+    """Forward and backward over this process's micro-batches of the rows `ids`, which count `weight` in all.
+
+    Returns the sums over this process of losses and of what parts have added to them, float64 (2,).
+    purpose: of the random numbers that are drawn in the passes.
+    """
+    micros = micro_batches(ids, rows.lengths, micro=engine.micro, rank=engine.rank, world=engine.world)
+    losses, added = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    for n, micro in enumerate(micros):
+        last = n == len(micros) - 1
+        # Dropout is a function of (seed, step, rank, micro-batch): a resumed run has nothing to restore.
+        torch.manual_seed(seeds.seed_of(seed, purpose, step, engine.rank, n))
+        # A rank without rows left goes through the motions with weight zero: the others wait for it.
+        counts = 1.0 if micro else 0.0
+        batch = engine.batch(rows, micro or [int(ids[0])])
+        with engine.strategy.of_pass(last=last):
+            engine.watchdog.at(f"pass {n + 1} of {len(micros)}{', gradients at its end' * last}")
+            loss = engine.answer(batch) * counts
+            engine.strategy.backward(loss * (engine.world / weight))  # gradients are means over ranks: world undoes it
+        extra = engine.losses.take_extra() * counts
+        added += extra
+        losses += loss.detach().double() - extra
+    engine.watchdog.at("exchanging gradients")
+    engine.strategy.after_passes()
+    return torch.stack([losses, added])
+
+
+def over_ranks(engine: Engine, local: Tensor, signal: int) -> tuple[list[float], int]:
+    """(`local` summed over ranks, the largest signal number that any rank has received): the same on every rank."""
+    size = len(local)
+    if engine.world == 1:
+        return local.tolist(), signal
+    sums = torch.zeros(size + engine.world, dtype=torch.float64, device=local.device)
+    sums[:size] = local
+    sums[size + engine.rank] = signal
+    sums = engine.reduce(sums)
+    return sums[:size].tolist(), int(sums[size:].max().item())
+
+
+class PassesOfStep:
+    """The `StepPasses` of one step."""
+
+    def __init__(self, session: Session, run: Run, ids: np.ndarray) -> None:
+        self.session, self.engine, self.run, self.ids = session, session.engine, run, ids
+        self.trained = session.adapted.attached.trained().values()
+
+    @property
+    def scale(self) -> float:
+        """The loss scale of fp16, a power of two: dividing by it rounds nothing."""
+        scaler: Any = self.engine.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
+    def take(self) -> Gradients:
+        """The gradients that the last passes have left, out of the tensors: the next passes begin without any."""
+        found = {p: p.grad / self.scale for p in self.trained if p.grad is not None}
+        for p in self.trained:
+            p.grad = None
+        return found
+
+    def put(self, gradients: Gradients) -> None:
+        for p, gradient in gradients.items():
+            p.grad = gradient.to(p.dtype) * self.scale
+
+    def own(self) -> Gradients:
+        weight = self.engine.objective.weight(self.session.inputs.train, self.ids)
+        passes_and_penalties(self.session, self.run, self.ids, weight)
+        return self.take()
+
+    def auxiliary(self) -> Gradients:
+        rows, batches = self.session.inputs.auxiliary, self.session.inputs.auxiliary_batches
+        if rows is None or batches is None:
+            raise ValueError("this run has no auxiliary rows")
+        ids, losses = batches.rows(self.run.step), self.engine.losses
+        extra, losses.extra = losses.extra, None
+        weight = self.engine.objective.weight(rows, ids)
+        passes_of_rank(self.engine, rows, ids, weight, seed=self.run.seed, step=self.run.step, purpose="auxiliary")
+        losses.extra = extra
+        return self.take()
+
+    @contextmanager
+    def stepped(self, gradients: Gradients) -> Iterator[None]:
+        optimizer = self.engine.optimizer.optimizer  # torch's own: Accelerate's would look at the loss scale
+        before = {p: p.detach().clone() for p in gradients}
+        states = {p: {k: v.clone() for k, v in optimizer.state[p].items()} for p in gradients if p in optimizer.state}
+        for p, gradient in gradients.items():
+            p.grad = gradient.to(p.dtype)
+        optimizer.step()
+        self.take()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in before.items():
+                    p.copy_(value)
+                    optimizer.state.pop(p, None)
+            optimizer.state.update(states)
