@@ -31,7 +31,6 @@ from cases import (
 import lrft
 from lrft import recipe, registry
 from lrft.adapters.adapter import Delta
-from lrft.adapters.part import Method
 from lrft.adapters.storage import save_adapter
 from lrft.export.merge import merge_adapter
 
