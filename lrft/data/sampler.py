@@ -66,3 +66,10 @@ def batch_schedule(recipe: Recipe, rows: Rows) -> BatchSchedule:
     """Which rows form which step of the run."""
     t = recipe.training
     return BatchSchedule(len(rows), t.global_batch_size, t.epochs, t.max_steps, t.seed, recipe.data.shuffle)
+
+
+def tokens_of(rows: Rows, schedule: BatchSchedule) -> int:
+    """Tokens of the whole run."""
+    whole, rest = divmod(schedule.total_steps, schedule.steps_per_epoch)
+    last = sum(int(rows.lengths[schedule.rows(whole * schedule.steps_per_epoch + step)].sum()) for step in range(rest))
+    return whole * int(rows.lengths.sum()) + last

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,21 @@ from lrft.errors import CheckFailed, UsageError
 from lrft.report import sections
 from lrft.report.html_page import Html, beside, bullets, details, element, page, table
 from lrft.report.loss_plot import points, smooth, top_of
-from lrft.report.sections import Block, Cell, Points, Section, Table, evaluations, pace, read_run, recorded
+from lrft.report.sections import (
+    Block,
+    Cell,
+    Points,
+    Section,
+    Table,
+    evaluations,
+    pace,
+    read_run,
+    recorded,
+    summary,
+    verdict,
+)
 from lrft.report.svg_charts import Line, bars, chart
+from lrft.runs.after import of_run
 from lrft.runs.metrics import of_kind, read_metrics
 from lrft.utils.files import read_json, room_for, write_text
 from lrft.utils.text import count
@@ -49,6 +62,9 @@ def render(run_dir: Path) -> Html:
         title,
         element("h1", title),
         element("p", words, class_="dim" if done else "bad"),
+        *([element("p", worse, class_="bad")] if (worse := verdict(run)) else []),
+        *_block(summary(run, records)),
+        *afterwards(run_dir),
         *(_section(section) for section in first),
         element("h2", "Curves"),
         beside(*curves(records)),
@@ -130,6 +146,24 @@ def answers(records: Sequence[dict[str, Any]]) -> list[Html]:
             summary = words.text if isinstance(words, sections.Words) else ""
             made.append(details(summary, *_block(answered), is_open=at >= len(pairs) - OPEN_SAMPLES))
     return made
+
+
+def afterwards(run_dir: Path) -> list[Html]:
+    """What commands found out about the run since; nothing when none did."""
+    held = [(name, one) for name, entries in of_run(run_dir).items() for one in entries]
+    rows = [
+        [str(one.get("at", "")), element("code", str(one.get("command", name))), found_words(one)]
+        for name, one in sorted(held, key=lambda pair: str(pair[1].get("at", "")))
+    ]
+    return [element("h2", "Since then"), table(["at", "command", "found"], rows)] if rows else []
+
+
+def found_words(entry: Mapping[str, Any]) -> str:
+    """The figures of one command, a line each, and the check that did not hold."""
+    found = entry.get("found")
+    lines = [f"{name}: {value}" for name, value in found.items()] if isinstance(found, Mapping) else []
+    failed = [f"FAILED, exit code {entry.get('exit code')}: {entry['failed']}"] if entry.get("failed") else []
+    return "\n".join([*failed, *lines])
 
 
 def lengths_of(run: dict[str, Any]) -> list[tuple[float, float, float]]:

@@ -24,7 +24,7 @@ STYLE = """
   --c6: #dcc765; --c7: #f0a0d0; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem; background: var(--ground); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; } p { margin: .4rem 0; } p, li { max-width: 52rem; }
 .dim { color: var(--dim); } .bad { color: var(--c4); } p.bad { font-weight: 600; }
@@ -47,7 +47,8 @@ span.name { display: inline-block; margin-right: 1em; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--rule);
   min-width: 4rem; }
 th { color: var(--dim); font-weight: 600; } td { white-space: pre-wrap; }
-.figures th, .figures td { white-space: nowrap; } .figures tbody th { color: var(--ink); }
+.figures td, .figures tbody th { white-space: nowrap; }
+.figures thead th { min-width: 5rem; vertical-align: bottom; } .figures tbody th { color: var(--ink); }
 .figures tr > :first-child { position: sticky; left: 0; background: var(--ground); }
 code, pre { font: .85rem/1.45 ui-monospace, monospace; white-space: pre-wrap; }
 pre { background: var(--panel); padding: .75rem; border-radius: .5rem; margin: .4rem 0; }

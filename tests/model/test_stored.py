@@ -13,7 +13,7 @@ import transformers
 from runs import Place
 from safetensors.torch import load_file
 from test_merge import save_adapter
-from test_peftnames import HEADS, LINEAR, SMALL, SSM
+from test_peft_names import HEADS, LINEAR, SMALL, SSM
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter
