@@ -42,6 +42,7 @@ def worse(place: Place) -> Path:
 
 
 def test_it_is_said_last_and_there_is_no_best(worse: Path) -> None:
+    """Trust 54."""
     found = files.read_json(worse / "run.json")["result"]
     evals = {record["step"]: record for record in runs.records(worse, "eval")}
     assert (found["best step"], found["best validation loss"]) == (0, evals[0]["loss"])
