@@ -149,21 +149,26 @@ def answers(records: Sequence[dict[str, Any]]) -> list[Html]:
 
 
 def afterwards(run_dir: Path) -> list[Html]:
-    """What commands found out about the run since; nothing when none did."""
+    """What commands found out about the run since, oldest first; nothing when none did."""
     held = [(name, one) for name, entries in of_run(run_dir).items() for one in entries]
-    rows = [
-        [str(one.get("at", "")), element("code", str(one.get("command", name))), found_words(one)]
-        for name, one in sorted(held, key=lambda pair: str(pair[1].get("at", "")))
+    told = [
+        part for name, one in sorted(held, key=lambda pair: str(pair[1].get("at", ""))) for part in after(name, one)
     ]
-    return [element("h2", "Since then"), table(["at", "command", "found"], rows)] if rows else []
+    return [element("h2", "Since then"), *told] if told else []
 
 
-def found_words(entry: Mapping[str, Any]) -> str:
-    """The figures of one command, a line each, and the check that did not hold."""
+def after(name: str, entry: Mapping[str, Any]) -> list[Html]:
+    """One command: when, its figures, and the check that did not hold."""
     found = entry.get("found")
-    lines = [f"{name}: {value}" for name, value in found.items()] if isinstance(found, Mapping) else []
+    lines = [f"{key}: {value}" for key, value in found.items()] if isinstance(found, Mapping) else []
     failed = [f"FAILED, exit code {entry.get('exit code')}: {entry['failed']}"] if entry.get("failed") else []
-    return "\n".join([*failed, *lines])
+    when = str(entry.get("at", "")).replace("T", " ").removesuffix("Z")
+    return [
+        element("h3", element("code", str(entry.get("command", name)))),
+        element("p", f"{when} UTC", class_="dim"),
+        *(element("p", words, class_="bad") for words in failed),
+        *([bullets(lines)] if lines else []),
+    ]
 
 
 def lengths_of(run: dict[str, Any]) -> list[tuple[float, float, float]]:

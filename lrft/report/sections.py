@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from lrft.errors import CheckFailed
 from lrft.runs.metrics import of_kind, values
-from lrft.runs.verdict import BEST, START, worse_than_base
+from lrft.runs.verdict import BEST, LAST, START, worse_than_base
 from lrft.utils.files import read_json
 from lrft.utils.text import command, count, decimals, duration
 
@@ -103,7 +103,7 @@ def summary(run: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> Table:
         ("Model", str(parts["model"].get("name", ""))),
         ("Adapter", adapter_words(parts["adapter"])),
         ("Data", data_words(parts["data"])),
-        ("Result", verdict(run) or result_words(parts["result"], records)),
+        ("Result", result_words(parts["result"], records)),
         ("Time", time_words(records)),
         ("Command", command("lrft", "train", run["title"], "--fresh", expand=True) if "title" in run else ""),
     ]
@@ -124,8 +124,10 @@ def data_words(facts: Mapping[str, Any]) -> str:
 
 
 def result_words(result: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> str:
-    """The best validation loss; the last training loss of a run without one."""
+    """The best validation loss, or the last where none beats the start; the training losses of a run without any."""
     start, best, step = result.get(START), result.get(BEST), result.get("best step")
+    if worse_than_base(result):
+        return f"validation loss {start:.4f} before the first step, {result.get(LAST, best):.4f} at the end"
     if best is not None and step:
         before = f"{start:.4f} before the first step, " if start is not None else ""
         return f"validation loss {before}{best:.4f} at step {step:,}, the best"

@@ -33,7 +33,7 @@ from lrft.model.hub import find_model
 from lrft.objectives.cross_entropy import trained_tokens
 from lrft.objectives.packing import kept_apart, packed_form
 from lrft.objectives.sft import TokenLoss
-from lrft.recipe import Recipe
+from lrft.recipe import EvaluationSection, Recipe
 from lrft.runs.locate import trusts_remote_code
 from lrft.training.run import train
 from lrft.training.state import Options
@@ -208,10 +208,12 @@ def shortened(recipe: Recipe, out: Path) -> Recipe:
         "max_steps": STEPS,
         "epochs": None,
         "global_batch_size": min(recipe.training.global_batch_size, 4),
+        "early_stopping": "none",
         "precision": "fp32" if hardware.computation("auto") == "fp32" else recipe.training.precision,
     }
     return recipe.model_copy(
         update={
+            "evaluation": EvaluationSection(every="none", samples=0),
             "data": recipe.data.model_copy(update=few),
             "training": recipe.training.model_copy(update=training),
             "checkpoint": recipe.checkpoint.model_copy(update={"every": 1, "keep": STEPS}),

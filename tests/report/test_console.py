@@ -500,7 +500,7 @@ def test_the_report_of_a_run(tmp_path: Path) -> None:
     assert "\n\n![Losses and learning rate](loss.png)\n\n## Result\n" in report
     for line in (
         *("| best loss | 1.25 |", "| merged | yes |", "| speed | – |", "| dtypes: weights | bf16 |"),
-        *("| rows | 12,345 |", "| path | used | dropped |", "| a.jsonl | 3 |  |", "| b |  | x: 1 |"),
+        *("| rows | 12,345 |", "| path | records used | dropped |", "| a.jsonl | 3 |  |", "| b |  | x: 1 |"),
         *("| 2 | 1.2500 | 3.49 | best |", "| 1 | 2.0000 | 7.39 |  |"),
         *("| Steps with values that are not finite | 1 |", "| Tokens | 1,000 |"),
     ):
