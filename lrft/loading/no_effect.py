@@ -11,6 +11,7 @@ from lrft.errors import Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.optim import lr_schedule
 from lrft.recipe import EarlyStopping, Recipe
+from lrft.utils.text import count
 
 
 def refuse_without_effect(recipe: Recipe, prepared: Prepared) -> None:
@@ -48,5 +49,7 @@ def _early_stopping(recipe: Recipe, prepared: Prepared, total: int) -> Iterator[
     # The start or the first one sets what the others are compared with, and at the last one the run ends anyway.
     compared = evaluations if recipe.evaluation.at_start else evaluations - 1
     if stopping.patience > compared - 1:
-        text = f"{stopping.patience}, but the run has {evaluations:,} evaluations: it can never stop before its end"
+        by = ", by evaluation.every: auto" if recipe.evaluation.every == "auto" else ""
+        made = count(evaluations, "evaluation")
+        text = f"{stopping.patience}, but the run has {made}{by}: it can never stop before its end"
         yield "training.early_stopping.patience", text

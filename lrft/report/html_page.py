@@ -107,10 +107,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
 def wide_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
     """A table of many short cells. Where it is narrow each line becomes a list of its own, below its first cell."""
     top = element("thead", element("tr", *(element("th", cell, scope="col") for cell in head)))
-    lines = (
-        element("tr", element("th", name, scope="row"), *map(named, head[1:], cells))
-        for name, *cells in rows
-    )
+    lines = (element("tr", element("th", name, scope="row"), *map(named, head[1:], cells)) for name, *cells in rows)
     return element("div", element("table", top, element("tbody", *lines), class_="figures"), class_="wide")
 
 

@@ -150,7 +150,7 @@ class Session:
             decided["data.max_length"] = self.inputs.prepared.report.max_length
         if self.recipe.evaluation.every == "auto":
             every = evaluation_interval(self.recipe, self.inputs.prepared, self.inputs.batches)
-            decided["evaluation.every"] = every or "none"
+            decided |= {} if every is None else {"evaluation.every": every}
         return decided
 
 

@@ -10,6 +10,7 @@ import pytest
 import runs
 from runs import Place
 
+from lrft import recipe as recipes
 from lrft.cli.main import run_command
 from lrft.compare import queries
 from lrft.compare.config import Metric
@@ -104,6 +105,18 @@ def test_a_run_that_improves_has_no_verdict_and_its_best_is_not_the_start(place:
     assert worse_than_base(found) == ""
     assert adapter_of(run) == run / "best"
     assert choice_note(run, run / "best") == ""
+
+
+def test_a_resume_evaluates_after_the_same_steps(place: Place) -> None:
+    """What auto has decided stands in resolved.yaml, and holds whatever the micro-batch is then."""
+    keys = ("evaluation.every=auto", "evaluation.at_start=true", "checkpoint.every=2")
+    run = place.train(*keys, out="auto")
+    evaluated = [record["step"] for record in runs.records(run, "eval")]
+    assert evaluated == [0, 6]
+    assert recipes.load(run / "resolved.yaml").evaluation.every == 6
+    cut = runs.cut(run, 4, place.root / "auto-cut")
+    place.train(*keys, "training.micro_batch_size=1", out="auto-cut", resume="last")
+    assert [record["step"] for record in runs.records(cut, "eval")] == evaluated
 
 
 START, BEST, LAST = "validation loss at the start", "best validation loss", "last validation loss"
