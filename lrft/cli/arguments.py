@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lrft.cli.errors import say
 from lrft.errors import LrftError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -71,6 +74,19 @@ def refuse_missing(recipe: Recipe) -> None:
     from lrft.model import load
 
     load.refuse_missing(recipe.model.quantization, recipe.where("model.quantization"))
+
+
+def typed() -> str:
+    """The command that is running, as it can be pasted into a shell."""
+    return shlex.join(["lrft", *sys.argv[1:]])
+
+
+def tell_choice(source: Path, adapter: Path) -> None:
+    """On the standard error: why the adapter that is taken from the run `source` is not a best one."""
+    from lrft.runs.locate import choice_note
+
+    if note := choice_note(source, adapter):
+        say(f"warning: {note}")
 
 
 def loading() -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrft.cli.arguments import AsJson, Base, loading
+from lrft.cli.arguments import AsJson, Base, loading, tell_choice, typed
 from lrft.errors import UsageError
 from lrft.utils.text import Row, count
 
@@ -55,44 +55,74 @@ def evaluate(
         from lrft.evaluation.loss import loss_of
         from lrft.loading.saved import answering, load_target
         from lrft.model.end_tokens import add_stops
+        from lrft.runs.after import noted
+        from lrft.runs.locate import run_of
         from lrft.tracking.console import Reporter
 
     with Reporter(None, quiet=as_json, stream=sys.stderr if as_json else None) as reporter:
-        found = load_target(target, base, trust_remote_code)
-        model, tokenizer = found.model, found.tokenizer
-        options = {"format": data_format, "columns": columns, "special_tokens": special_tokens}
-        reading = {key: text for key, text in options.items() if text is not None}
-        if reading and rows_path is None:
-            raise UsageError(
-                f"--{next(iter(reading))} goes with --data: the run's own rows are read as its recipe says"
-            )
-        rows, report = rows_for(target, rows_path, reading, found.section, tokenizer, found.folder, model.config)
-        # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
-        add_stops(model, tokenizer.convert_tokens_to_ids(report.end_tokens))
-        if limit is not None:
-            rows = rows.slice(range(min(limit, len(rows))))
-        result: dict[str, Any] = {"target": target, "rows": len(rows)}
-        losses, layout = answering(model, rows)
-        result |= loss_of(losses, rows, micro=batch_size, pad_id=pad_token(tokenizer), form=layout.form)
-        answers = []
-        asked = rows.slice([]) if no_generate else with_prompts(rows)
-        if len(asked):
-            answers = answer_rows(
-                model,
-                tokenizer,
-                asked,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                copies=losses.copies,
-                progress=telling(reporter, len(asked)),
-            )
-            result["exact_match"] = sum(answer["match"] for answer in answers) / len(answers)
-            result["answered"] = len(answers)
-        result["samples"] = answers[:samples]
+        adapter = adapter_in(target)
+        run = None if adapter is None else run_of(adapter)
+        if adapter is not None:
+            tell_choice(Path(target), adapter)
+        with noted(run, "eval", typed()) as kept:
+            found = load_target(target, base, trust_remote_code)
+            model, tokenizer = found.model, found.tokenizer
+            options = {"format": data_format, "columns": columns, "special_tokens": special_tokens}
+            reading = {key: text for key, text in options.items() if text is not None}
+            if reading and rows_path is None:
+                raise UsageError(
+                    f"--{next(iter(reading))} goes with --data: the run's own rows are read as its recipe says"
+                )
+            rows, report = rows_for(target, rows_path, reading, found.section, tokenizer, found.folder, model.config)
+            # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
+            add_stops(model, tokenizer.convert_tokens_to_ids(report.end_tokens))
+            if limit is not None:
+                rows = rows.slice(range(min(limit, len(rows))))
+            result: dict[str, Any] = {"target": target, "rows": len(rows)}
+            losses, layout = answering(model, rows)
+            result |= loss_of(losses, rows, micro=batch_size, pad_id=pad_token(tokenizer), form=layout.form)
+            answers = []
+            asked = rows.slice([]) if no_generate else with_prompts(rows)
+            if len(asked):
+                answers = answer_rows(
+                    model,
+                    tokenizer,
+                    asked,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    copies=losses.copies,
+                    progress=telling(reporter, len(asked)),
+                )
+                result["exact_match"] = sum(answer["match"] for answer in answers) / len(answers)
+                result["answered"] = len(answers)
+            result["samples"] = answers[:samples]
+            kept |= figures(result, rows_path)
         if as_json:
             print(json.dumps(result, indent=1))  # ASCII: answers may hold control characters
         else:
             reporter.table(evaluation_rows(result, report))
+
+
+def adapter_in(target: str) -> Path | None:
+    """The adapter folder that is meant by a run or an adapter; None for a model. Raises UsageError."""
+    from lrft.adapters.peft_import import is_peft_folder
+    from lrft.loading.saved import adapter_folder
+
+    path = Path(target)
+    ours = (path / "run.json").is_file() or (path / "lrft.json").is_file() or is_peft_folder(path)
+    return adapter_folder(path) if ours else None
+
+
+def figures(result: dict[str, Any], rows_path: str | None) -> dict[str, str]:
+    """What is kept of a measurement beside the run."""
+    source = rows_path or "the run's validation rows"
+    kept = {
+        "rows": f"{count(result['rows'], 'row')}, {count(result['tokens'], 'trained token')}: {source}",
+        "loss": f"{result['loss']:.4f} (perplexity {result['perplexity']:.3f})",
+    }
+    if "exact_match" in result:
+        kept["answers"] = f"exact match {result['exact_match']:.2%} of {count(result['answered'], 'row')}"
+    return kept
 
 
 def telling(reporter: Reporter, total: int) -> Callable[[int], None]:

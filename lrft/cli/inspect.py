@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.cli.arguments import AsJson, Base, loading
+from lrft.cli.arguments import AsJson, Base, loading, tell_choice, typed
 from lrft.errors import UsageError
+from lrft.utils.text import count
 
 if TYPE_CHECKING:
     from lrft.inspection.inspect import Inspection
@@ -47,23 +48,28 @@ def inspect(
     with loading():
         from lrft.inspection.inspect import inspect_adapter
         from lrft.loading.saved import adapter_folder
+        from lrft.runs.after import noted
         from lrft.runs.locate import run_of
 
     adapter = adapter_folder(source)
     folder = out or run_of(adapter)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", "Name a folder with -o.")
-    with watched("inspecting") as progress:
-        found = inspect_adapter(
-            adapter,
-            base_model=base,
-            top=top,
-            epsilon=epsilon,
-            accept_other_base=accept_other_base,
-            progress=progress,
-        )
-    if folder is not None:
-        write(found, folder)
+    tell_choice(source, adapter)
+    with noted(run_of(adapter), "inspect", typed()) as kept:
+        with watched("inspecting") as progress:
+            found = inspect_adapter(
+                adapter,
+                base_model=base,
+                top=top,
+                epsilon=epsilon,
+                accept_other_base=accept_other_base,
+                progress=progress,
+            )
+        if folder is not None:
+            write(found, folder)
+            kept["written"] = f"inspect.json and inspect.png in {folder}"
+        kept["update"] = summary(found)
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
@@ -79,6 +85,16 @@ def write(found: Inspection, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "inspect.json", found.to_dict())
     files.write_bytes(folder / "inspect.png", render.picture(found))
+
+
+def summary(found: Inspection) -> str:
+    """All modules together, in a line."""
+    total = found.total
+    share = "" if total.relative is None else f" ({total.relative:.2%} of the base's)"
+    return (
+        f"{count(total.modules, 'module')}: norm {total.norm:.4g}{share}, stable rank {total.stable_rank:.2f} in the "
+        f"mean, {count(total.intruders, 'intruder dimension')}"
+    )
 
 
 def tell(found: Inspection, folder: Path | None) -> None:

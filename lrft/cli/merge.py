@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.cli.arguments import AsJson, Base, loading, one_of
+from lrft.cli.arguments import AsJson, Base, loading, one_of, tell_choice, typed
 from lrft.errors import UsageError
 from lrft.utils.text import Row, command, count
 
@@ -57,23 +57,30 @@ def merge(
     with loading():
         from lrft.export.merge import merge_adapter
         from lrft.loading.saved import adapter_folder
-        from lrft.runs.locate import trusts_remote_code
+        from lrft.runs.after import noted
+        from lrft.runs.locate import run_of, trusts_remote_code
         from lrft.verification.merge import verify_merge
 
     adapter = adapter_folder(source)
+    tell_choice(source, adapter)
     folder = out or folder_in_run(adapter)
-    result = merge_adapter(
-        adapter,
-        folder,
-        base_model=base,
-        dtype=dtype,
-        accept_other_base=accept_other_base,
-        into=into,
-        trust_remote_code=trusts_remote_code(adapter),
-    )
-    difference = None
-    if not no_verify:
-        difference = verify_merge(folder, adapter, base_folder=result.base, tolerance=tolerance, into=into)
+    with noted(run_of(adapter), "merge", typed()) as found:
+        found["folder"] = str(folder)
+        result = merge_adapter(
+            adapter,
+            folder,
+            base_model=base,
+            dtype=dtype,
+            accept_other_base=accept_other_base,
+            into=into,
+            trust_remote_code=trusts_remote_code(adapter),
+        )
+        found |= {"update lost in rounding": f"{result.lost_share:.2%}", "checked": "no, --no-verify"}
+        difference = None
+        if not no_verify:
+            del found["checked"]
+            difference = verify_merge(folder, adapter, base_folder=result.base, tolerance=tolerance, into=into)
+            found |= {"checked": checked_words(difference)}
     if as_json:
         verified = difference.to_dict() if difference else None
         print(json.dumps({"out": str(folder), **result.to_dict(), "verified": verified}, indent=1))
@@ -116,14 +123,20 @@ def rounding_warning(result: MergeResult) -> str:
     return f"{result.lost_share:.0%} of the update was lost in rounding to {dtype}; --dtype float32 keeps it"
 
 
+def checked_words(difference: Difference) -> str:
+    return (
+        f"merged against adapter on {count(difference.rows, 'row')}: largest logit difference "
+        f"{difference.largest:.2g} (largest logit {difference.largest_logit:.3g})"
+    )
+
+
 def check_rows(difference: Difference) -> list[Row]:
     """How far the merged model's logits are from those of base and adapter."""
     found: list[Row] = [
         (
             "checked",
             [
-                f"merged against adapter on {count(difference.rows, 'row')}: largest logit difference "
-                f"{difference.largest:.2g} (largest logit {difference.largest_logit:.3g})",
+                checked_words(difference),
                 f"same first token {difference.same_first:.2%}",
             ],
         )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lrft.cli.arguments import AsJson, loading
+from lrft.cli.arguments import AsJson, loading, tell_choice, typed
 from lrft.errors import UsageError
 
 
@@ -21,6 +21,7 @@ def verify(
     Example: lrft verify runs/first
     """
     with loading():
+        from lrft.runs.after import noted
         from lrft.runs.locate import adapter_of, run_of
         from lrft.tracking.console import Reporter
         from lrft.verification.run import Finding, verify_run
@@ -29,9 +30,11 @@ def verify(
     run = run_of(adapter)
     if run is None or not (run / "resolved.yaml").is_file():
         raise UsageError(f"{source} is not a run: its recipe and data are needed")
-    with Reporter(None, quiet=as_json) as reporter:
+    tell_choice(source, adapter)
+    with Reporter(None, quiet=as_json) as reporter, noted(run, "verify", typed()) as found:
 
         def tell(finding: Finding) -> None:
+            found[finding.name] = f"{'holds' if finding.holds else 'FAILS'}: {finding.text}"
             reporter.table([("holds" if finding.holds else "FAILS", [f"{finding.name}: {finding.text}"])])
 
         findings = verify_run(run, adapter, tell=tell)

@@ -71,14 +71,26 @@ def columns(found: Facts) -> list[tuple[str, Callable[[Facts], str]]]:
     return made
 
 
+def measured_words(found: Facts) -> str:
+    """`ranked by loss on 512 validation rows, 12,345 trained tokens`; "" when no run says so. Ranges where seeds
+    differ."""
+    words = [
+        f"{low:,}{f' to {high:,}' if high > low else ''} {unit}"
+        for name, unit in (("rows", "validation rows"), ("tokens", "trained tokens"))
+        if name in found["measured_on"]
+        for low, high in [found["measured_on"][name]]
+    ]
+    return f"ranked by {found['metric']} on {', '.join(words)}" if words else ""
+
+
 def notes(found: Facts) -> list[str]:
     """What the columns mean."""
     metric, seeds = found["metric"], ", ".join(map(str, found["seeds"]))
     side = max((row["side_by_side"] or 1 for row in found["methods"]), default=1)
     made = [
-        f"{metric}: of each run's best checkpoint on its validation rows, the mean over the seeds {seeds} ± the "
-        "standard deviation (n - 1). Each run is shown at its best point of the grid, chosen by this very mean, so "
-        "figures of a wide grid are a little too good.",
+        f"{metric}: of each run's best checkpoint on its validation rows, or of its last one where none is better "
+        f"than the untouched base; the mean over the seeds {seeds} ± the standard deviation (n - 1). Each run is shown "
+        "at its best point of the grid, chosen by this very mean, so figures of a wide grid are a little too good.",
         f"The 95 % interval is paired over seeds: {found['interval']}",
         "trainable: trainable parameters, and how far they are from the baseline's. exports to: what the adapter can "
         "become. merged: the largest logit difference of merged model and adapter over the largest logit, of the "

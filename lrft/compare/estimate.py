@@ -61,7 +61,7 @@ def time_rows(jobs: Sequence[Job], at_once: int) -> list[Row]:
             lines.append(f"{name}: {count(len(left), 'run')} (lrft plan cannot tell for this method)")
             continue
         total += each * len(left)
-        source = "finished runs" if known else "lrft plan, without start-up and evaluation"
+        source = "finished runs" if known else "lrft plan"
         lines.append(f"{name}: {len(left)} x {duration(each)} ({source})")
     if not lines:
         return [("time", ["nothing is left to train"])]

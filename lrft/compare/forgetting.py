@@ -20,6 +20,7 @@ from lrft.loading.saved import answering, base_of, load_as_trained
 from lrft.model.load import load_tokenizer, position_limit
 from lrft.model.weights import cache_dir
 from lrft.recipe import DataEntry, DataSection
+from lrft.runs.locate import adapter_of
 
 ROWS_OF_A_PASS = 8
 
@@ -30,7 +31,7 @@ def before_and_after(run: Path, text: Path) -> dict[str, Any]:
     Text trains on all tokens and a long one is split; chat rows count their answers and are cut at the run's length.
     """
     recipe = recipes.load(run / "resolved.yaml")
-    adapter = run / "best"
+    adapter = adapter_of(run)
     saved = read_adapter(adapter)
     trusted = recipe.model.trust_remote_code
     model = load_as_trained(saved, base_of(saved, None), trust_remote_code=trusted)

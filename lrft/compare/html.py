@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft.compare import intervals
-from lrft.compare.columns import Facts, failed_table, grid_table, main_table, notes
+from lrft.compare.columns import Facts, failed_table, grid_table, main_table, measured_words, notes
 from lrft.report.html_page import Html, beside, bullets, element, page, table, wide_table
 from lrft.report.loss_plot import points, smooth
 from lrft.report.svg_charts import Line, Point, Spot, chart, key, scatter
@@ -19,6 +19,7 @@ COSTS: tuple[tuple[str, Callable[[Facts], float | None]], ...] = (
     ("trained numbers, thousands", lambda row: row["trained"] / 1e3),
 )
 LOG_FROM = 3  # the largest over the smallest number of an axis, from which on it is logarithmic
+RATES = ("learning_rate", "lr", "weight_decay")  # keys of the grid that are logarithmic whatever their range
 
 
 def render(found: Facts) -> Html:
@@ -34,6 +35,7 @@ def render(found: Facts) -> Html:
             f"{found['comparison']}: runs {runs}; budget {found['budget']}, baseline {found['baseline']}",
             class_="dim",
         ),
+        *([element("p", measured)] if (measured := measured_words(found)) else []),
         wide_table(*main_table(found)),
         *([bullets(found["warnings"], class_="bad")] if found["warnings"] else []),
         element("h2", "Quality and cost"),
@@ -79,7 +81,8 @@ def grid_charts(found: Facts) -> list[Html]:
         ]
         values = {x for line in lines for x, _ in line.points}
         if len(values) > 1:
-            log = min(values) > 0 and max(values) / min(values) >= LOG_FROM
+            ratio = name.rsplit(".", 1)[-1] in RATES
+            log = min(values) > 0 and (ratio or max(values) / min(values) >= LOG_FROM)
             title = f"{found['metric']} by {name.rsplit('.', 1)[-1]}"
             made.append(chart(title, lines, across=name, log=log, capped=True, keyed=False))
     return made

@@ -16,6 +16,7 @@ from lrft.compare.config import Comparison, Metric
 from lrft.compare.jobs import NOT_FAILURES, Job, last_words
 from lrft.compare.pool import Task
 from lrft.errors import CheckFailed, UsageError
+from lrft.runs.verdict import BEST, LAST, worse_than_base
 
 FINAL = (0, UsageError.exit_code, CheckFailed.exit_code)
 """exit codes of a command that would answer the same again"""
@@ -29,8 +30,13 @@ def answer(job: Job, name: str) -> dict[str, Any] | None:
 
 
 def metric_of(job: Job, metric: Metric) -> float | None:
-    """The metric of a finished run's best checkpoint on its validation rows; None when it is not known."""
-    best = job.facts.get("result", {}).get("best validation loss")
+    """The metric of a finished run on its validation rows; None when it is not known.
+
+    Of its best checkpoint; of its last one where none was better than the untouched base, whose own loss is no
+    result of the run.
+    """
+    result = job.facts.get("result", {})
+    best = result.get(LAST, result.get(BEST)) if worse_than_base(result) else result.get(BEST)
     if metric == "exact_match" or best is None:
         found = (answer(job, "evaluation") or {}).get(metric)
         return None if found is None else float(found)

@@ -12,6 +12,7 @@ from lrft.compare.config import Comparison
 from lrft.compare.grid import Point, Variant, shown
 from lrft.compare.jobs import Job, last_words
 from lrft.runs.metrics import of_kind, read_metrics, values
+from lrft.runs.verdict import worse_than_base
 
 Facts = dict[str, Any]
 FAR = 0.1
@@ -81,6 +82,7 @@ def gather(comparison: Comparison, jobs: Sequence[Job], choices: Sequence[Choice
             }
             for job in failed
         ],
+        "measured_on": measured_on([job for _, those in best.values() for job in those]),
         "warnings": [*_warnings(comparison, best, rows), *_questions(jobs)],
         "interval": intervals.FORMULA,
     }
@@ -193,7 +195,7 @@ def _warnings(comparison: Comparison, best: dict[str, tuple[Point, list[Job]]], 
         said.append("one seed: there is no interval, and no telling a difference from chance")
     if comparison.baseline not in best:
         said.append(f"{comparison.baseline}, the baseline, has no figures: there are no differences")
-    return said
+    return [*worse_than_their_base(best), *undecided(rows, comparison.baseline), *said]
 
 
 def _edges(variant: Variant, best: Point) -> list[str]:
@@ -212,6 +214,34 @@ def _edges(variant: Variant, best: Point) -> list[str]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def measured_on(jobs: Sequence[Job]) -> dict[str, list[int]]:
+    """The smallest and the largest number of validation "rows" and of "tokens" that count, over the runs that are
+    ranked; nothing for what no run recorded."""
+    rows, tokens = [], []
+    for job in jobs:
+        evals = of_kind(read_metrics(job.folder / "metrics.jsonl")[0], "eval")
+        tokens += [record["tokens"] for record in evals[-1:] if "tokens" in record]
+        rows += [data["validation_rows"]] if "validation_rows" in (data := job.facts.get("data", {})) else []
+    return {name: [min(found), max(found)] for name, found in (("rows", rows), ("tokens", tokens)) if found}
+
+
+def worse_than_their_base(best: dict[str, tuple[Point, list[Job]]]) -> list[str]:
+    """A warning for each run that is ranked with a state that is no better than no training at all."""
+    verdicts = [(job.label, worse_than_base(job.facts.get("result", {}))) for _, jobs in best.values() for job in jobs]
+    return [f"{label} is {worse}: its last state is ranked" for label, worse in verdicts if worse]
+
+
+def undecided(rows: Sequence[Facts], baseline: str) -> list[str]:
+    """The runs whose interval does not tell them from the baseline, in one warning."""
+    names = [row["run"] for row in rows if row["low"] is not None and row["low"] <= 0 <= row["high"]]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: the interval of the difference to {baseline} holds 0, so this comparison cannot tell "
+        "them apart; more seeds or more validation rows narrow it"
+    ]
 
 
 def _questions(jobs: Sequence[Job]) -> list[str]:

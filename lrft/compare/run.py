@@ -18,6 +18,7 @@ from lrft.compare.jobs import NOT_FAILURES, Job, last_words, make_jobs, refuse_o
 from lrft.compare.pool import Pool, Task, visible_gpus
 from lrft.distributed import launch
 from lrft.errors import LrftError, NonFinite, Stopped
+from lrft.runs.verdict import worse_than_base
 from lrft.tracking.console import Reporter
 from lrft.utils import files
 from lrft.utils.text import count, decimals, duration
@@ -104,9 +105,9 @@ def train(jobs: Sequence[Job], hashes: Hashes, pool: Pool, reporter: Reporter) -
 
 
 def _verdict(job: Job, code: int) -> str:
-    if code == 0:
-        loss = queries.metric_of(job, "loss")
-        return "done" if loss is None else f"validation loss {decimals(loss, 4)}"
+    if job.state == "finished":
+        loss, worse = queries.metric_of(job, "loss"), worse_than_base(job.facts.get("result", {}))
+        return worse or ("done" if loss is None else f"validation loss {decimals(loss, 4)}")
     if code == NonFinite.exit_code:
         return f"diverged: {job.record['said']}"
     return "stopped" if code in NOT_FAILURES else f"FAILED with exit code {code}: {job.record['said']}"

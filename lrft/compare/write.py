@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft.compare import html
-from lrft.compare.columns import NOTHING, Facts, failed_table, grid_table, main_table, notes
+from lrft.compare.columns import NOTHING, Facts, failed_table, grid_table, main_table, measured_words, notes
 from lrft.utils import files
 from lrft.utils.markdown import escape, table
 from lrft.utils.text import aligned
@@ -29,7 +29,9 @@ def write(found: Facts, folder: Path) -> list[Path]:
 
 def markdown(found: Facts) -> str:
     """compare.md."""
-    parts = [f"# Comparison by {found['metric']}", escaped_table(*main_table(found))]
+    measured = measured_words(found)
+    parts = [f"# Comparison by {found['metric']}", *([f"{measured}."] if measured else [])]
+    parts.append(escaped_table(*main_table(found)))
     if found["warnings"]:
         parts.append("\n".join(f"- **{escape(warning)}**" for warning in found["warnings"]))
     parts += [*map(escape, notes(found)), "## Every point of the grid", escaped_table(*grid_table(found))]
@@ -66,4 +68,6 @@ def screen(found: Facts) -> list[str]:
     """The table in plain text, its columns aligned; those that take much room are left to the pages."""
     head, rows = main_table(found)
     shown = [at for at, title in enumerate(head) if title not in ("exports to", "training, s")]
-    return aligned([[line[at] for at in shown] for line in (head, *rows)], figures=False)
+    measured = measured_words(found)
+    table = aligned([[line[at] for at in shown] for line in (head, *rows)], figures=False)
+    return [*table, *([measured] if measured else [])]

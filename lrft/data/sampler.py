@@ -76,3 +76,10 @@ def auxiliary_schedule(recipe: Recipe, rows: Rows | None, steps: int) -> BatchSc
         return None
     t = recipe.training
     return BatchSchedule(len(rows), t.global_batch_size, None, steps, seed_of(t.seed, "auxiliary order"), True)
+
+
+def tokens_of(rows: Rows, schedule: BatchSchedule) -> int:
+    """Tokens of the whole run."""
+    whole, rest = divmod(schedule.total_steps, schedule.steps_per_epoch)
+    last = sum(int(rows.lengths[schedule.rows(whole * schedule.steps_per_epoch + step)].sum()) for step in range(rest))
+    return whole * int(rows.lengths.sum()) + last

@@ -8,8 +8,10 @@ from pathlib import Path
 from lrft.data import Prepared
 from lrft.data.sampler import batch_schedule
 from lrft.errors import Problem, RecipeError
+from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.optim import lr_schedule
 from lrft.recipe import EarlyStopping, Recipe
+from lrft.utils.text import count
 
 
 def refuse_without_effect(recipe: Recipe, prepared: Prepared) -> None:
@@ -42,9 +44,12 @@ def _early_stopping(recipe: Recipe, prepared: Prepared, total: int) -> Iterator[
         reason = prepared.report.held_out or "there are no validation rows"
         yield "training.early_stopping", f"has no effect: {reason}"
         return
-    every = lr_schedule.interval(recipe.evaluation.every, total)
+    every = evaluation_interval(recipe, prepared, batch_schedule(recipe, prepared.train))
     evaluations = sum(lr_schedule.due(step, every, total) for step in range(1, total + 1))
-    # The first one sets what the others are compared with, and at the last one the run ends anyway.
-    if stopping.patience > evaluations - 2:
-        text = f"{stopping.patience}, but the run has {evaluations:,} evaluations: it can never stop before its end"
+    # The start or the first one sets what the others are compared with, and at the last one the run ends anyway.
+    compared = evaluations if recipe.evaluation.at_start else evaluations - 1
+    if stopping.patience > compared - 1:
+        by = ", by evaluation.every: auto" if recipe.evaluation.every == "auto" else ""
+        made = count(evaluations, "evaluation")
+        text = f"{stopping.patience}, but the run has {made}{by}: it can never stop before its end"
         yield "training.early_stopping.patience", text

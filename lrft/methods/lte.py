@@ -101,10 +101,11 @@ class LteAdapter(Delta):
         self.heads: Any = nn.ModuleList(Head(site, trained=True) for _ in range(count))
         self.merged: Any = nn.ModuleList(Head(site, trained=False) for _ in range(count))
         for head in self.heads:
+            A: Any = head.A
             if init == "orthogonal":
-                nn.init.orthogonal_(head.A, gain=math.sqrt(site.k / site.rank))
+                nn.init.orthogonal_(A, gain=math.sqrt(site.k / site.rank))
             else:
-                nn.init.kaiming_uniform_(head.A, a=math.sqrt(5))
+                nn.init.kaiming_uniform_(A, a=math.sqrt(5))
         self.turn = 0
         self.eval()  # a model that is only used never calls eval()
 

@@ -18,6 +18,7 @@ from lrft.distributed import fsdp, zero2
 from lrft.distributed.launch import Process
 from lrft.distributed.sizes import copy_size
 from lrft.errors import Problem, RecipeError
+from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.loading.from_recipe import find_base, load_data
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.model.weights import cache_dir
@@ -142,7 +143,7 @@ def checkpoint_line(recipe: Recipe, prepared: data.Prepared, total: int) -> str:
     every = lr_schedule.interval(recipe.checkpoint.every, total)
     found = (step for step in range(1, total + 1) if step == total or lr_schedule.due(step, every, total))
     steps = [f"{step:,}" for step, _ in zip(found, range(SHOWN + 1), strict=False)]
-    evaluated = prepared.validation is not None and lr_schedule.interval(recipe.evaluation.every, total) is not None
+    evaluated = evaluation_interval(recipe, prepared, batch_schedule(recipe, prepared.train)) is not None
     best = ", and at each best validation loss" if evaluated else ""
     return f"checkpoints after steps {shortened(steps)}{best}"
 

@@ -22,9 +22,10 @@ from lrft.adapters.adapter import Adapter, AdapterLinear
 from lrft.adapters.attach import attach_sites, select_sites
 from lrft.adapters.reach import uncalled
 from lrft.data.collate import micro_batches
-from lrft.data.sampler import batch_schedule
+from lrft.data.sampler import batch_schedule, tokens_of
 from lrft.distributed import fsdp, processes, zero2
 from lrft.errors import Problem, RecipeError
+from lrft.loading.evaluation_interval import evaluations
 from lrft.model import linear
 from lrft.model.layers import blocks_of, decoder_of
 from lrft.model.load import imagine_quantized
@@ -32,6 +33,7 @@ from lrft.model.quantized import count, load_library
 from lrft.planning import activation_memory, communication
 from lrft.planning import communication as planning_communication
 from lrft.planning.communication import H100_MEMORY, Memory, Ring, alone, efficiency, sent
+from lrft.planning.time_parts import Sizes, Speeds, TimeParts, time_parts
 from lrft.recipe import Recipe
 from lrft.utils import hardware
 
@@ -40,6 +42,7 @@ STEPS_SEEN = 2000
 # Share of the measured speed of matrix products at which a whole step runs: what lies between them takes the rest.
 EFFICIENCY = 0.75
 MEASURED_SECONDS = 0.5
+SINGLE_TRIES = 8
 # Of the products that are measured.
 FEWEST_ROWS, MOST_ROWS = 4, 1024
 
@@ -69,13 +72,17 @@ class Plan:
     """of the run, on all devices together"""
     speed: float
     """operations a second of matrix products, measured here"""
+    time: TimeParts
+    evaluations: int
+    """the one before the first step included"""
     devices: int
     """of all nodes together"""
     nodes: int
 
     @property
     def seconds(self) -> float:
-        return self.flops / (self.speed * EFFICIENCY * self.devices)
+        """Of the whole run."""
+        return self.time.total
 
     @property
     def communication(self) -> dict[str, float]:
@@ -91,7 +98,7 @@ class Plan:
     def efficiency(self) -> dict[str, tuple[float, float]]:
         """Share of a step in which devices compute, by strategy: with nothing of the exchange behind it, and with all
         that can be."""
-        step = self.seconds / self.steps
+        step = self.time.steps / self.steps
         waits = {name: (planning_communication.exchange(found), alone(found)) for name, found in self.rings.items()}
         return {
             name: (efficiency(step, 0.0, each), efficiency(step, each - alone, alone))
@@ -155,6 +162,9 @@ def make_plan(
         memory.pop("zero2", None)
         rings.pop("zero2", None)
     strategy, why = chosen(recipe, weights, list(memory))
+    flops = communication.operations(tokens, matrix, numbers, t.gradient_checkpointing)
+    sizes = Sizes(matrix, blocks, weights, adapter + state, copies)
+    speeds = Speeds(speed * EFFICIENCY * devices, seconds_of_a_weight(active))
     return Plan(
         modules=modules,
         parameters=parameters,
@@ -166,8 +176,10 @@ def make_plan(
         rings=rings,
         strategy=strategy,
         why=why,
-        flops=communication.operations(tokens, matrix, numbers, t.gradient_checkpointing),
+        flops=flops,
         speed=speed,
+        time=time_parts(recipe, prepared, schedule, sizes, speeds, flops, micro),
+        evaluations=evaluations(recipe, prepared, schedule),
         devices=devices,
         nodes=nodes,
     )
@@ -226,13 +238,6 @@ def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.BatchSchedule,
     return most
 
 
-def tokens_of(rows: data.Rows, schedule: data.BatchSchedule) -> int:
-    """Tokens of the whole run."""
-    whole, rest = divmod(schedule.total_steps, schedule.steps_per_epoch)
-    last = sum(int(rows.lengths[schedule.rows(whole * schedule.steps_per_epoch + step)].sum()) for step in range(rest))
-    return whole * int(rows.lengths.sum()) + last
-
-
 def optimizer_bytes(composition: compose.Composition, attached: Any) -> int:
     """AdamW keeps two numbers for each trained one; a part with an optimiser, or that keeps much, says it."""
     owner = composition.optimizer_owner
@@ -279,6 +284,13 @@ def speed_here(dtype: torch.dtype) -> float:
         seconds_of(a[:rows], b)
         done += 1
     return done * 2 * rows * 1024 * 4096 / (time.perf_counter() - began)
+
+
+def seconds_of_a_weight(dtype: torch.dtype) -> float:
+    """What a product of one row takes for each weight, in the fastest of a few tries."""
+    device = hardware.device()
+    a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((1, 1024), (1024, 4096)))
+    return min(seconds_of(a, b) for _ in range(SINGLE_TRIES)) / b.numel()
 
 
 def seconds_of(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -49,7 +49,7 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
             [count(plan.steps, "step"), count(plan.tokens, "token"), f"largest pass {count(plan.largest, 'token')}"],
         ),
         ("memory", [*shown, f"{'together':<12}{byte_size(held.total):>10}"]),
-        ("time", [time_line(plan)]),
+        ("time", time_lines(plan)),
     ]
     if plan.devices > 1:
         said.append((f"{plan.devices} devices", device_lines(plan)))
@@ -94,9 +94,14 @@ def parts_line(plan: Plan) -> str:
     return ", ".join(f"{name} {byte_size(size)}" for name, size in parts if size >= 1e6)
 
 
-def time_line(plan: Plan) -> str:
-    each = plan.seconds / plan.steps
-    return (
-        f"about {duration(plan.seconds)}, {each:.3g} s a step: {plan.flops / plan.steps / 1e12:,.3g} TFLOP each, at "
+def time_lines(plan: Plan) -> list[str]:
+    """The whole, and its parts."""
+    part, each = plan.time, plan.time.steps / plan.steps
+    steps = (
+        f"steps {duration(part.steps)}, {each:.3g} s each: {plan.flops / plan.steps / 1e12:,.3g} TFLOP at "
         f"{EFFICIENCY:.0%} of the {plan.speed * plan.devices / 1e9:,.0f} GFLOP/s of products measured here"
     )
+    evaluated = f"{count(plan.evaluations, 'evaluation')} {duration(part.evaluation)}"
+    evaluated += f", their answers at most {duration(part.answers)}" if part.answers else ""
+    beside = [f"start {duration(part.start)}", f"saving {duration(part.saving)}"]
+    return [f"about {duration(part.total)}", steps, *([evaluated] if plan.evaluations else []), *beside]

@@ -29,6 +29,7 @@ from lrft.recipe.types import (
     Count,
     CountOrZero,
     Every,
+    EveryOrAuto,
     GradNorm,
     Layers,
     NotNegative,
@@ -288,7 +289,11 @@ class DistributedSection(Section):
 
 
 class EvaluationSection(Section):
-    every: Every = Field(default=0.1, description="A fraction of the run, or a number of optimiser steps, or none.")
+    every: EveryOrAuto = Field(
+        default="auto",
+        description="A fraction of the run, a number of optimiser steps, auto, or none. auto: at most ten times, and "
+        "only as often as a tenth of the time of the steps allows.",
+    )
     at_start: bool = Field(
         default=True, description="Evaluates before the first step, to have something to compare with."
     )

@@ -50,11 +50,20 @@ def is_number(value: Any) -> bool:
 
 
 def _every(value: Any) -> int | float | str:
+    return _interval(value, "none")
+
+
+def _every_or_auto(value: Any) -> int | float | str:
+    return value if value == "auto" else _interval(value, "auto or none")
+
+
+def _interval(value: Any, words: str) -> int | float | str:
+    """words: that are allowed as well."""
     if value == "none" or (is_number(value) and 0 < value < 1):
         return value
     if is_number(value) and 1 <= value <= LARGEST and value == int(value):
         return int(value)
-    raise refuse(f"expected a fraction of the run below 1, a whole number of steps, or none; got {said(value)}")
+    raise refuse(f"expected a fraction of the run below 1, a whole number of steps, or {words}; got {said(value)}")
 
 
 def _validation(value: Any) -> int | float | str:
@@ -121,6 +130,11 @@ def _any_of(*forms: dict[str, Any]) -> WithJsonSchema:
 
 
 Every = Annotated[int | float | Literal["none"], PlainValidator(_every), _any_of(_FRACTION, _COUNT, {"const": "none"})]
+EveryOrAuto = Annotated[
+    int | float | Literal["none", "auto"],
+    PlainValidator(_every_or_auto),
+    _any_of({"const": "auto"}, _FRACTION, _COUNT, {"const": "none"}),
+]
 Validation = Annotated[int | float | str, PlainValidator(_validation), _any_of(_FRACTION, _COUNT, _TEXT)]
 Alpha = Annotated[float | Literal["auto"], PlainValidator(_alpha), _any_of({"const": "auto"}, _POSITIVE)]
 Layers = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,21 @@ from lrft.errors import CheckFailed, UsageError
 from lrft.report import sections
 from lrft.report.html_page import Html, beside, bullets, details, element, page, table
 from lrft.report.loss_plot import points, smooth, top_of
-from lrft.report.sections import Block, Cell, Points, Section, Table, evaluations, pace, read_run, recorded
+from lrft.report.sections import (
+    Block,
+    Cell,
+    Points,
+    Section,
+    Table,
+    evaluations,
+    pace,
+    read_run,
+    recorded,
+    summary,
+    verdict,
+)
 from lrft.report.svg_charts import Line, bars, chart
+from lrft.runs.after import of_run
 from lrft.runs.metrics import of_kind, read_metrics
 from lrft.utils.files import read_json, room_for, write_text
 from lrft.utils.text import count
@@ -49,6 +62,9 @@ def render(run_dir: Path) -> Html:
         title,
         element("h1", title),
         element("p", words, class_="dim" if done else "bad"),
+        *([element("p", worse, class_="bad")] if (worse := verdict(run)) else []),
+        *_block(summary(run, records)),
+        *afterwards(run_dir),
         *(_section(section) for section in first),
         element("h2", "Curves"),
         beside(*curves(records)),
@@ -130,6 +146,29 @@ def answers(records: Sequence[dict[str, Any]]) -> list[Html]:
             summary = words.text if isinstance(words, sections.Words) else ""
             made.append(details(summary, *_block(answered), is_open=at >= len(pairs) - OPEN_SAMPLES))
     return made
+
+
+def afterwards(run_dir: Path) -> list[Html]:
+    """What commands found out about the run since, oldest first; nothing when none did."""
+    held = [(name, one) for name, entries in of_run(run_dir).items() for one in entries]
+    told = [
+        part for name, one in sorted(held, key=lambda pair: str(pair[1].get("at", ""))) for part in after(name, one)
+    ]
+    return [element("h2", "Since then"), *told] if told else []
+
+
+def after(name: str, entry: Mapping[str, Any]) -> list[Html]:
+    """One command: when, its figures, and the check that did not hold."""
+    found = entry.get("found")
+    lines = [f"{key}: {value}" for key, value in found.items()] if isinstance(found, Mapping) else []
+    failed = [f"FAILED, exit code {entry.get('exit code')}: {entry['failed']}"] if entry.get("failed") else []
+    when = str(entry.get("at", "")).replace("T", " ").removesuffix("Z")
+    return [
+        element("h3", element("code", str(entry.get("command", name)))),
+        element("p", f"{when} UTC", class_="dim"),
+        *(element("p", words, class_="bad") for words in failed),
+        *([bullets(lines)] if lines else []),
+    ]
 
 
 def lengths_of(run: dict[str, Any]) -> list[tuple[float, float, float]]:

@@ -24,7 +24,7 @@ STYLE = """
   --c6: #dcc765; --c7: #f0a0d0; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem; background: var(--ground); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; } p { margin: .4rem 0; } p, li { max-width: 52rem; }
 .dim { color: var(--dim); } .bad { color: var(--c4); } p.bad { font-weight: 600; }
@@ -46,12 +46,16 @@ span.name { display: inline-block; margin-right: 1em; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--rule);
   min-width: 4rem; }
-th { color: var(--dim); font-weight: 600; } td { white-space: pre-wrap; }
-.figures th, .figures td { white-space: nowrap; } .figures tbody th { color: var(--ink); }
-.figures tr > :first-child { position: sticky; left: 0; background: var(--ground); }
+th { color: var(--dim); font-weight: 600; } td { white-space: pre-wrap; max-width: 30rem; }
+.figures th, .figures td { white-space: normal; min-width: 0; } .figures thead th { vertical-align: bottom; }
+.figures tbody th { color: var(--ink); white-space: nowrap; }
 code, pre { font: .85rem/1.45 ui-monospace, monospace; white-space: pre-wrap; }
 pre { background: var(--panel); padding: .75rem; border-radius: .5rem; margin: .4rem 0; }
 summary { cursor: pointer; font-weight: 600; } details { margin: .6rem 0; } ul { padding-left: 1.2rem; }
+@media (max-width: 62rem) { .figures thead { display: none; } .figures tr { display: block; padding: .5rem 0; }
+  .figures td { display: flex; justify-content: space-between; gap: 1.5rem; text-align: right; }
+  .figures td::before { content: attr(data-name); color: var(--dim); text-align: left; flex: none; }
+  .figures tbody th { display: block; font-size: 1rem; } }
 @media (max-width: 40rem) { svg text { font-size: 14px; } }
 @media print { body { max-width: none; } .wide { overflow: visible; } }
 """
@@ -101,13 +105,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
 
 
 def wide_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
-    """A table of many short cells, that scrolls where it is narrow: its first column, the names, stays in view."""
+    """A table of many short cells. Where it is narrow each line becomes a list of its own, below its first cell."""
     top = element("thead", element("tr", *(element("th", cell, scope="col") for cell in head)))
-    lines = (
-        element("tr", element("th", name, scope="row"), *(element("td", cell) for cell in cells))
-        for name, *cells in rows
-    )
+    lines = (element("tr", element("th", name, scope="row"), *map(named, head[1:], cells)) for name, *cells in rows)
     return element("div", element("table", top, element("tbody", *lines), class_="figures"), class_="wide")
+
+
+def named(title: str, cell: str) -> Html:
+    """A cell that can stand without the head of its table."""
+    return element("td", cell, data_name=title)
 
 
 def bullets(items: Iterable[str], **attributes: str) -> Html:

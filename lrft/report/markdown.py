@@ -8,7 +8,7 @@ from typing import Any
 
 from lrft.report import sections
 from lrft.report.loss_plot import loss_picture
-from lrft.report.sections import Block, Cell, Points, Table, evaluations, pace, recorded, samples
+from lrft.report.sections import Block, Cell, Points, Table, evaluations, pace, recorded, samples, summary, verdict
 from lrft.runs.metrics import read_metrics
 from lrft.utils.files import write_bytes, write_text
 from lrft.utils.markdown import escape, table
@@ -33,7 +33,10 @@ def _markdown(run: Mapping[str, Any], records: Sequence[dict[str, Any]], unreada
         *evaluations(records),
         *samples(records),
     ]
-    blocks = [f"# {escape(str(run.get('title', 'Run')))}", "![Losses and learning rate](loss.png)"]
+    blocks = [f"# {escape(str(run.get('title', 'Run')))}"]
+    if worse := verdict(run):
+        blocks.append(f"**{escape(worse)}**")
+    blocks += [*_block(summary(run, records)), "![Losses and learning rate](loss.png)"]
     for section in sections:
         blocks += [f"## {escape(section.name)}", *(text for block in section.blocks for text in _block(block))]
     return "\n\n".join(blocks) + "\n"

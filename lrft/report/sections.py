@@ -5,6 +5,7 @@ All text here is as it came, from data and names too: whoever writes it out esca
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 
 from lrft.errors import CheckFailed
 from lrft.runs.metrics import of_kind, values
+from lrft.runs.verdict import BEST, LAST, START, worse_than_base
 from lrft.utils.files import read_json
-from lrft.utils.text import decimals
+from lrft.utils.text import command, count, decimals, duration
 
 SECTIONS = (
     "result",
@@ -25,6 +27,30 @@ SECTIONS = (
     "data",
     "training",
 )
+KEY = re.compile(r"[a-z]\w*(: \w+)*", re.ASCII)
+# Keys of run.json and environment.json that say too little by themselves.
+NAMES = {
+    "hit": "found in the cache",
+    "key": "key in the cache",
+    "memory_gb": "memory, GB",
+    "torch: memory_gb": "torch: memory, GB",
+    "lengths: 5": "tokens per row, 5th percentile",
+    "lengths: 50": "tokens per row, median",
+    "lengths: 95": "tokens per row, 95th percentile",
+    "lengths: max": "tokens per row, largest",
+    "read": "records read",
+    "used": "records used",
+    "truncated": "rows cut at the limit",
+    "max_length": "limit of tokens per row",
+    "max_length_from": "limit from",
+    "special_text": "rows with a special token's text, taken as plain text",
+    "special_read": "rows with a special token's text, read as the token",
+    "altered": "rows that the chat template changes",
+    "repeated": "validation rows also among the train rows",
+    "opening": "trained before each answer",
+    "held_out": "validation rows from",
+    "cores_usable": "cores that may be used",
+}
 LIST_SHOWN = 20  # items of one list
 SAMPLE_SHOWN = 600  # characters of one text of a sample
 
@@ -70,6 +96,57 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     return run
 
 
+def summary(run: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> Table:
+    """What was trained, what came out of it, how long it took and how to do it again; without what is not known."""
+    parts = {name: value if isinstance(value := run.get(name), Mapping) else {} for name in SECTIONS}
+    rows = [
+        ("Model", str(parts["model"].get("name", ""))),
+        ("Adapter", adapter_words(parts["adapter"])),
+        ("Data", data_words(parts["data"])),
+        ("Result", result_words(parts["result"], records)),
+        ("Time", time_words(records)),
+        ("Command", command("lrft", "train", run["title"], "--fresh", expand=True) if "title" in run else ""),
+    ]
+    return Table(["", ""], [[Cell(name), Cell(words)] for name, words in rows if words])
+
+
+def adapter_words(facts: Mapping[str, Any]) -> str:
+    if not isinstance(facts.get("methods"), list):
+        return ""
+    names = " + ".join(map(str, facts["methods"]))
+    trained = facts.get("trainable parameters")
+    return f"{names}, rank {facts.get('rank')}" + (f", {in_words(trained)} trainable parameters" if trained else "")
+
+
+def data_words(facts: Mapping[str, Any]) -> str:
+    named = [(key, word) for key, word in (("train_rows", "train row"), ("validation_rows", "validation row"))]
+    return ", ".join(count(facts[key], word) for key, word in named if isinstance(facts.get(key), int))
+
+
+def result_words(result: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> str:
+    """The best validation loss, or the last where none beats the start; the training losses of a run without any."""
+    start, best, step = result.get(START), result.get(BEST), result.get("best step")
+    if worse_than_base(result):
+        return f"validation loss {start:.4f} before the first step, {result.get(LAST, best):.4f} at the end"
+    if best is not None and step:
+        before = f"{start:.4f} before the first step, " if start is not None else ""
+        return f"validation loss {before}{best:.4f} at step {step:,}, the best"
+    losses = values(of_kind(records, "step"), "loss")
+    return f"training loss {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last" if losses else ""
+
+
+def time_words(records: Sequence[dict[str, Any]]) -> str:
+    seconds = values(of_kind(records, "step"), "seconds")
+    return f"{duration(sum(seconds))} in {count(len(seconds), 'step')}, without evaluations" if seconds else ""
+
+
+def verdict(run: Mapping[str, Any]) -> str:
+    """That the run is no better than its untouched base, as a sentence; "" when it is, or nothing is known."""
+    result = run.get("result")
+    worse = worse_than_base(result) if isinstance(result, Mapping) else ""
+    return f"This run is {worse}." if worse else ""
+
+
 def recorded(run: Mapping[str, Any]) -> list[Section]:
     """What run.json holds: the sections that are known in their order, then the others."""
     names = [*(name for name in SECTIONS if name in run), *(n for n in run if n not in (*SECTIONS, "title"))]
@@ -85,13 +162,14 @@ def section(name: str, value: Any) -> Section:
 def _blocks(value: Any) -> Iterator[Block]:
     if isinstance(value, Mapping):
         leaves = list(_leaves(value, ""))
-        single = [[Cell(name), Cell(in_words(item))] for name, item in leaves if not _is_table(item)]
+        single = [[Cell(name_in_words(name)), Cell(in_words(item))] for name, item in leaves if not _is_table(item)]
         if single:
             yield Table(["", ""], single)
         for name, item in leaves:
             if _is_table(item):
                 columns = list(dict.fromkeys(key for row in item for key in row))
-                yield Table(columns, [[Cell(in_words(row.get(key, ""))) for key in columns] for row in item], name)
+                rows = [[Cell(in_words(row.get(key, ""))) for key in columns] for row in item]
+                yield Table([name_in_words(key) for key in columns], rows, name_in_words(name))
     elif isinstance(value, list):
         if value:
             yield Points([in_words(item) for item in value])
@@ -110,6 +188,13 @@ def _leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def name_in_words(name: str) -> str:
+    """`train_rows` as `train rows`; names that are no keys, such as paths, stay as they are."""
+    if name in NAMES:
+        return NAMES[name]
+    return name.replace("_", " ") if KEY.fullmatch(name) else name
 
 
 def in_words(value: Any) -> str:

@@ -1,7 +1,8 @@
 """The folder of a run: made once, locked while it is used, never overwritten.
 
     checkpoints/step-000012/   adapter/, optimizer.safetensors, parts.safetensors, trainer.json, manifest.json
-    last, best                 symbolic links to a checkpoint's adapter/, moved in one step
+    last, best                 symbolic links to a checkpoint's adapter/, moved in one step; no best where no trained
+                               state was better than the untouched base
     run.json                   the run's id and what the report shows
 
 A checkpoint is written as checkpoints/.unfinished-*, synced, given a manifest of sizes and checksums as its last file,
@@ -153,7 +154,7 @@ class RunFolder:
                     self.warnings.append(f"passed over {path.name}: {error.message}")
             raise CheckFailed(f"{self.path} holds no complete checkpoint", "Start again with --fresh.")
         if choice == "best" and not (self.path / "best").exists():
-            raise CheckFailed(f"{self.path} has no best checkpoint yet", "Continue from the last one: --resume.")
+            raise CheckFailed(f"{self.path} has no best checkpoint", "Continue from the last one: --resume.")
         path = self.path / "best" if choice == "best" else Path(choice)
         if not path.is_dir():
             names = ", ".join(p.name for p in self.checkpoints()) or "none"
@@ -164,12 +165,18 @@ class RunFolder:
         return path
 
     def take_up(self, path: Path, *, best_step: int | None, keep: int) -> None:
-        """Links and rotation as checkpoint `path` wants them: the run may have been killed before it came to that."""
+        """Links and rotation as checkpoint `path` wants them: the run may have been killed before it came to that.
+
+        best_step: None or 0 when no trained state is the best yet: then there is no link to one.
+        """
         if path.resolve().parent == (self.path / "checkpoints").resolve():
             files.point(self.path / "last", path / "adapter")
-        best = self.path / "checkpoints" / f"step-{best_step or 0:06d}"
-        if self._is_ours(best):
-            files.point(self.path / "best", best / "adapter")
+        if best_step:
+            best = self.path / "checkpoints" / f"step-{best_step:06d}"
+            if self._is_ours(best):
+                files.point(self.path / "best", best / "adapter")
+        else:
+            (self.path / "best").unlink(missing_ok=True)
         self._rotate(keep)
 
     def verify(self, path: Path) -> None:

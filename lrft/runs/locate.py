@@ -7,6 +7,8 @@ from pathlib import Path
 from lrft import recipe as recipes
 from lrft.errors import UsageError
 from lrft.recipe import Recipe
+from lrft.runs.verdict import worse_than_base
+from lrft.utils import files
 
 
 def adapter_of(source: Path) -> Path:
@@ -19,6 +21,19 @@ def adapter_of(source: Path) -> Path:
     if (source / "run.json").is_file():
         raise UsageError(f"{source} is a run without a checkpoint yet")
     raise UsageError(f"{source} is neither a run nor an adapter folder")
+
+
+def choice_note(source: Path, adapter: Path) -> str:
+    """Why `adapter`, found by `adapter_of` in the run `source`, is not its best state; "" when it is, or when `source`
+    is no run."""
+    if source == adapter or not (source / "run.json").is_file():
+        return ""
+    found = files.read_json(source / "run.json")
+    result = found.get("result") if isinstance(found, dict) else None
+    worse = worse_than_base(result) if isinstance(result, dict) else ""
+    if worse:
+        return f"{source} is {worse}; {adapter.name}/ is taken all the same"
+    return "" if adapter.name == "best" else f"{source} has no best checkpoint yet: {adapter.name}/ is taken"
 
 
 def run_of(adapter: Path) -> Path | None:

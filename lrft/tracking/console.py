@@ -218,9 +218,11 @@ class Reporter(Tracker):
         text = f"loss {decimals(loss, 4)}"
         if record.get("best"):
             self._best = (record["step"], loss)
-            text += f" (best so far, was {decimals(before[1], 4)})" if before else " (first)"
+            started = " (before training)" if record["step"] == 0 else " (first)"
+            text += f" (best so far, was {decimals(before[1], 4)})" if before else started
         elif before:
-            text += f" (best {decimals(before[1], 4)} at step {before[0]})"
+            when = f"at step {before[0]}" if before[0] else "before training"
+            text += f" (best {decimals(before[1], 4)} {when})"
         perplexity = record.get("perplexity")
         return text if perplexity is None else f"{text}  perplexity {decimals(perplexity, 2)}"
 

@@ -125,10 +125,19 @@ def restore(session: Session) -> None:
     load_part_states(session.adapted.composition, files.read_tensors(path / "parts.safetensors"))
     if engine.accelerator.scaler is not None:
         engine.accelerator.scaler.load_state_dict(saved["scaler"])
-    session.progress = Progress(**saved["progress"])
+    session.progress = progress_of(saved["progress"])
     session.notes.checks["resumed"] = f"resumed from {path.name}"
     if session.folder is not None:
         session.folder.take_up(path, best_step=session.progress.best_step, keep=session.recipe.checkpoint.keep)
+
+
+def progress_of(saved: dict[str, Any]) -> Progress:
+    """What a checkpoint says of the run. One of an earlier version took a state for the best that the start beats."""
+    progress = Progress(**saved)
+    start, best = progress.start_loss, progress.best_loss
+    if progress.best_step and start is not None and best is not None and not best < start:
+        progress.best_loss, progress.best_step = start, 0
+    return progress
 
 
 def refuse_changes(session: Session, path: Path, saved: dict[str, Any]) -> None:

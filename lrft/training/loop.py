@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lrft.errors import Stopped
+from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.optim import lr_schedule
 from lrft.training.checkpoint import save
 from lrft.training.diagnostics import AdapterHealth
@@ -17,7 +18,7 @@ def loop(session: Session, signals: StopSignals) -> None:
     """Optimiser steps until the last one, early stopping or a signal ends them. Raises Stopped after a signal."""
     recipe, progress, adapted = session.recipe, session.progress, session.adapted
     total = session.inputs.batches.total_steps
-    evaluations = lr_schedule.interval(recipe.evaluation.every, total) if session.inputs.validation else None
+    evaluations = evaluation_interval(recipe, session.inputs.prepared, session.inputs.batches)
     checkpoints = lr_schedule.interval(recipe.checkpoint.every, total)
     movement = MovementCheck(adapted.attached, resumed=progress.step > 0, may_not_move=adapted.composition.may_not_move)
     health = AdapterHealth(adapted.attached)

@@ -17,6 +17,7 @@ from lrft.report.markdown import write_report
 from lrft.runs.environment import environment
 from lrft.runs.folder import RunFolder
 from lrft.runs.probe import save_probe
+from lrft.runs.verdict import worse_at_the_end, worse_than_base
 from lrft.tracking.console import Reporter
 from lrft.tracking.fan_out import Trackers
 from lrft.tracking.metrics_file import MetricsFile
@@ -117,15 +118,25 @@ def tell_start(session: Session) -> None:
 
 
 def finish(session: Session) -> None:
-    """Links, report and the last screen."""
+    """Links, report and the last screen. Raises CheckFailed, after all of them, for a run that is no better than its
+    base."""
     folder = session.folder
     if "gradients" not in session.notes.checks and not session.options.resume:
         raise CheckFailed("no optimiser step was made: nothing has been trained")
     facts = summary.facts(session)
+    if warning := worse_at_the_end(facts["result"]):
+        session.trackers.console.warn(warning)
+        facts = summary.facts(session)
     if folder is not None:
         folder.describe(facts)
-        if not (folder.path / "best").exists():  # a run without validation: the last is the best known
+        if session.progress.best_step is None:  # a run without validation: the last is the best known
             files.point(folder.path / "best", (folder.path / "last").resolve())
         write_report(folder.path)
     session.trackers.finish(facts)
     session.trackers.console.end(summary.end(session))
+    # One process says it: the others have ended well by then, or do so undisturbed.
+    if folder is not None and (verdict := worse_than_base(facts["result"])):
+        raise CheckFailed(
+            f"this run is {verdict}. There is no best/; last/ is the state at the end.",
+            "Lower training.learning_rate, or look at the rows with lrft preview.",
+        )

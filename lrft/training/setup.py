@@ -51,6 +51,7 @@ from lrft.training.engine import Engine
 from lrft.training.find_batch_size import largest_that_fits
 from lrft.training.state import Adapted, Base, Inputs, Notes, Options, Session
 from lrft.utils import hardware
+from lrft.utils.text import count
 
 # Relative difference of the loss between a fresh adapter and the base that rounding may make.
 INIT_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
@@ -292,7 +293,10 @@ def compare_init(engine: Engine, rows: data.Rows, adapted: Adapted, compute: str
         batch = engine.batch(rows, shortest(rows, INIT_ROWS))
     weight = engine.objective.batch_weight(batch)
     adapted_loss, base_loss = sanity_checks.init_against_base(adapted.attached, engine.losses, batch, weight)
-    sentence = f"before the first step the loss is {adapted_loss:.4f}, the base's {base_loss:.4f}"
+    sentence = (
+        f"before the first step, on the {count(min(INIT_ROWS, len(rows)), 'shortest train row')}: loss "
+        f"{adapted_loss:.4f} with the adapter, {base_loss:.4f} without"
+    )
     same = abs(adapted_loss - base_loss) <= INIT_TOLERANCE[compute] * max(abs(base_loss), 1e-3)
     notes.checks["start"] = sentence
     if not same and not adapted.composition.init_changes_output:

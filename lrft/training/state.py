@@ -10,6 +10,7 @@ from lrft.adapters.attached import Attached
 from lrft.adapters.compose import Composition
 from lrft.data import BatchSchedule, Prepared, Rows
 from lrft.distributed.watchdog import Watchdog
+from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.stored import Stored
 from lrft.objectives.packing import ROWWISE
 from lrft.runs.folder import RunFolder
@@ -100,7 +101,11 @@ class Progress:
     start_loss: float | None = None
     """validation loss before the first step"""
     best_loss: float | None = None
+    """the least validation loss, that of the start included"""
     best_step: int | None = None
+    """0: no trained state was better than the start"""
+    last_loss: float | None = None
+    """the newest validation loss of a trained state"""
     stale_loss: float | None = None
     """the loss that early stopping compares with"""
     stale: int = 0
@@ -149,6 +154,9 @@ class Session:
         }
         if self.recipe.where("data.max_length") == "default":  # the model can have fewer positions
             decided["data.max_length"] = self.inputs.prepared.report.max_length
+        if self.recipe.evaluation.every == "auto":
+            every = evaluation_interval(self.recipe, self.inputs.prepared, self.inputs.batches)
+            decided |= {} if every is None else {"evaluation.every": every}
         return decided
 
 

@@ -10,14 +10,16 @@ from lrft.adapters.adapter import PeftForm, Site
 from lrft.adapters.attached import Attached
 from lrft.adapters.peft_names import peft_names
 from lrft.adapters.targets import module_names
+from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
+from lrft.runs.verdict import BEST, LAST, START, worse_than_base
 from lrft.utils import threads
 from lrft.utils.text import Row, command, count
 
 if TYPE_CHECKING:
     from lrft.training.engine import Engine
-    from lrft.training.state import Adapted, Base, Inputs, Session
+    from lrft.training.state import Adapted, Base, Inputs, Progress, Session
 
 
 def start(session: Session) -> list[Row]:
@@ -36,15 +38,17 @@ def start(session: Session) -> list[Row]:
 def end(session: Session) -> list[Row]:
     """What came out of it, and what to do with it."""
     p, out = session.progress, output_dir(session.recipe)
-    done = count(p.step, "step")
-    if p.best_loss is not None:
+    done, worse = count(p.step, "step"), worse_than_base(result(p))
+    if worse:
+        done += f"   {worse}"
+    elif p.best_loss is not None:
         began = f" (start {p.start_loss:.4f})" if p.start_loss is not None else ""
         done += f"   best validation loss {p.best_loss:.4f} at step {p.best_step:,}{began}"
     return [
         ("done", [done]),
-        ("saved", [f"best/ and last/ in {out}"]),
+        ("saved", [f"last/ in {out}; no best/" if worse else f"best/ and last/ in {out}"]),
         ("checked", check_lines(session)),
-        ("next", next_commands(out, mergeable(session.adapted))),
+        ("next", [command("lrft", "report", out)] if worse else next_commands(out, mergeable(session.adapted))),
     ]
 
 
@@ -135,6 +139,7 @@ def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
         f"{'   packed' if engine.layout.packed else ''}{checkpointing}",
         *rate_lines(recipe),
         *([threads.note()] if threads.note() else []),
+        *evaluation_lines(recipe, inputs),
     ]
 
 
@@ -142,6 +147,15 @@ def rate_lines(recipe: Recipe) -> list[str]:
     """Where a learning rate comes from that the recipe does not give."""
     origin = recipe.where("training.learning_rate")
     return [f"the learning rate is the {origin}"] if origin.startswith("default of ") else []
+
+
+def evaluation_lines(recipe: Recipe, inputs: Inputs) -> list[str]:
+    """How often the run evaluates, and on how much."""
+    every = evaluation_interval(recipe, inputs.prepared, inputs.batches)
+    if every is None or inputs.validation is None:
+        return []
+    often = "every step" if every == 1 else f"every {every:,} steps"
+    return [f"evaluates {often} on all {count(len(inputs.validation), 'validation row')}"]
 
 
 def check_lines(session: Session) -> list[str]:
@@ -187,12 +201,18 @@ def facts(session: Session) -> dict[str, Any]:
             "processes": session.engine.world,
         },
         "checks": session.notes.checks,
-        "result": {
-            "steps done": p.step,
-            "tokens seen": p.tokens,
-            "validation loss at the start": p.start_loss,
-            "best validation loss": p.best_loss,
-            "best step": p.best_step,
-        },
+        "result": result(p),
         "warnings": session.trackers.console.warnings,
+    }
+
+
+def result(progress: Progress) -> dict[str, Any]:
+    """How far the run came, and its validation losses; None for those that were not measured."""
+    return {
+        "steps done": progress.step,
+        "tokens seen": progress.tokens,
+        START: progress.start_loss,
+        BEST: progress.best_loss,
+        "best step": progress.best_step,
+        LAST: progress.last_loss,
     }

@@ -18,7 +18,7 @@ HELD_OUT_ROWS = 32
 
 
 def validate(session: Session) -> bool:
-    """Evaluate on the validation rows and tell it. Returns whether this is the best trained state so far."""
+    """Evaluate on the validation rows and tell it. Returns whether this is the best state so far."""
     recipe, progress, engine, rows = session.recipe, session.progress, session.engine, session.inputs.validation
     if rows is None:
         raise ValueError("evaluation without validation rows")
@@ -73,10 +73,14 @@ def held_out_loss(session: Session) -> float | None:
 
 
 def note_loss(progress: Progress, loss: float, stopping: EarlyStopping | str) -> bool:
-    """Book a validation loss; returns whether it is the best of a trained state. A NaN is never the best."""
+    """Book a validation loss; returns whether it is the best so far. A NaN is never the best.
+
+    The untouched base is the first to be beaten, where it was measured.
+    """
     if progress.step == 0:
         progress.start_loss = loss
-        return False
+    else:
+        progress.last_loss = loss
     least = 0.0 if isinstance(stopping, str) else stopping.min_delta
     if progress.stale_loss is None or loss < progress.stale_loss - least:
         progress.stale_loss, progress.stale = loss, 0

@@ -33,8 +33,7 @@ from lrft.model.hub import find_model
 from lrft.objectives.cross_entropy import trained_tokens
 from lrft.objectives.packing import kept_apart, packed_form
 from lrft.objectives.sft import TokenLoss
-from lrft.recipe import Recipe
-from lrft.recipe.schema import EvaluationSection
+from lrft.recipe import EvaluationSection, Recipe
 from lrft.runs.locate import trusts_remote_code
 from lrft.training.run import train
 from lrft.training.state import Options
@@ -214,9 +213,9 @@ def shortened(recipe: Recipe, out: Path) -> Recipe:
     }
     return recipe.model_copy(
         update={
+            "evaluation": EvaluationSection(every="none", samples=0),
             "data": recipe.data.model_copy(update=few),
             "training": recipe.training.model_copy(update=training),
-            "evaluation": EvaluationSection(),  # keys that ask for validation rows would be refused
             "checkpoint": recipe.checkpoint.model_copy(update={"every": 1, "keep": STEPS}),
             "output_dir": str(out),
         }

@@ -30,6 +30,7 @@ from lrft.compare.jobs import Job, make_jobs
 from lrft.compare.run import GOING_ON, taken
 from lrft.errors import LrftError, UsageError
 from lrft.runs.metrics import read_metrics
+from lrft.runs.verdict import BEST, LAST, START
 from lrft.utils import files
 
 RECIPE = "recipe: {extends: recipe.yaml, evaluation: {every: 0.5, at_start: true}}\n"
@@ -432,6 +433,44 @@ def test_the_best_point_is_the_best_mean_of_whole_ones(place: runs.Place, monkey
     assert not any("that was tried" in w for w in facts["warnings"]), "0.004 was tried by dora too, and diverged"
     assert facts["runs"] == {"diverged": 1, "finished": 11}
     assert "diverged" in write.markdown(facts)
+
+
+def test_it_says_what_it_ranks_on_and_what_it_cannot_tell(place: runs.Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.root)
+    comparison, jobs, chosen = planned(place.root, THREE)
+    for job in jobs:
+        written(place.root, job, {1: 2.0, 2: 2.2}[job.seed] + 0.001 * (job.variant.name == "dora") * (-1) ** job.seed)
+        facts = files.read_json(job.folder / "run.json") | {"data": {"validation_rows": 50 + job.seed}}
+        worse = job.variant.name == "lora" and job.seed == 2 and job.point is job.variant.points[0]
+        if worse:  # the start is the best of this run, and its last state is what is ranked
+            facts["result"] = {START: 1.0, BEST: 1.0, LAST: 2.2, "best step": 0}
+        files.write_json(job.folder / "run.json", facts)
+        record = {"kind": "eval", "step": 6, "loss": 2.0, "tokens": 700, "best": True}
+        (job.folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    facts = result.gather(comparison, jobs, chosen)
+    assert facts["methods"][0]["mean"] == pytest.approx(2.1), "not the untouched base's"
+    assert facts["measured_on"] == {"rows": [51, 52], "tokens": [700, 700]}
+    words = "ranked by loss on 51 to 52 validation rows, 700 trained tokens"
+    assert words in write.markdown(facts)
+    assert write.screen(facts)[-1] == words
+    assert words in sound(html.render(facts)).texts("p")
+    (undecided,) = [w for w in facts["warnings"] if "cannot tell" in w]
+    assert undecided.startswith("dora: the interval of the difference to lora holds 0")
+    (worse_,) = [w for w in facts["warnings"] if "worse than the untouched base" in w]
+    assert worse_.startswith("lora learning_rate 0.001 seed 2 is worse")
+    for row in facts["methods"]:
+        row |= {"low": 0.1, "high": 0.2}
+    assert result.undecided(facts["methods"], "lora") == []
+
+
+def test_rates_stand_on_a_logarithmic_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(html, "chart", lambda *lines, log, **_: asked.append(log))
+    points = [{"run": "a", "point": {key: value}, "mean": 1.0} for key, value in (("x", 1), ("x", 2))]
+    rates = [{**one, "point": {"training.learning_rate": one["point"]["x"] / 1e4}} for one in points]
+    for grid in (points, rates):
+        html.grid_charts({"methods": [{"run": "a", "best": grid[0]["point"]}], "grid": grid, "metric": "loss"})
+    assert asked == [False, True]
 
 
 def test_higher_is_better_for_answers(place: runs.Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,3 +300,17 @@ def process(*arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def test_time_is_more_than_steps(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ("evaluation.every=2", "evaluation.at_start=true", "evaluation.samples=2", "checkpoint.every=3")
+    made = planned(place, *keys)
+    parts = made.time
+    assert made.evaluations == 4
+    assert made.seconds == pytest.approx(parts.start + parts.steps + parts.evaluation + parts.answers + parts.saving)
+    assert min(parts.start, parts.steps, parts.evaluation, parts.answers, parts.saving) > 0
+    without = planned(place)
+    assert (without.evaluations, without.time.evaluation, without.time.answers) == (0, 0, 0)
+    assert parts.saving == pytest.approx(4 * without.time.saving), "steps 2, 3, 4 and 6; the last one alone"
+    longer = planned(place, *keys, "evaluation.max_new_tokens=256").time
+    assert longer.answers / parts.answers == pytest.approx(2, rel=0.9)

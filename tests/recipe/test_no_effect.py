@@ -69,6 +69,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runs.Place]:
             "patience: 5, but the run has 6 evaluations",
         ),
         (["training.early_stopping={patience: 1}", "evaluation.every=3"], "patience: 1, but the run has 2"),
+        (
+            ["training.early_stopping={patience: 1}", "evaluation.every=auto"],
+            "has 1 evaluation, by evaluation.every: auto",
+        ),
         (["model.revision=main"], "model.revision: has no effect"),
         (["training.early_stopping={patience: 1}", "data.validation=0.02", "evaluation.every=1"], "has no effect: no"),
     ],
@@ -86,5 +90,7 @@ def test_what_only_the_data_show_is_refused_before_weights_are_loaded(
 
 def test_what_can_just_have_an_effect_is_taken(place: runs.Place) -> None:
     assert run_command(["check", str(place.root / "recipe.yaml"), "training.warmup_steps=6"]) == 0
-    keys = ["training.early_stopping={patience: 4}", "evaluation.every=1"]
-    assert run_command(["check", str(place.root / "recipe.yaml"), *keys]) == 0
+    for patience, at_start in ((4, "false"), (5, "true")):  # the start is something to compare with
+        keys = [f"training.early_stopping={{patience: {patience}}}", "evaluation.every=1"]
+        keys.append(f"evaluation.at_start={at_start}")
+        assert run_command(["check", str(place.root / "recipe.yaml"), *keys]) == 0

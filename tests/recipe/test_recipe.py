@@ -256,7 +256,7 @@ def test_the_short_forms_and_the_defaults(tmp_path: Path) -> None:
         2e-4,
     )
     assert found.training.lr_scheduler == recipe.LrScheduler(name="cosine")
-    assert (found.evaluation.every, found.checkpoint.keep, found.logging.every) == (0.1, 2, 10)
+    assert (found.evaluation.every, found.checkpoint.keep, found.logging.every) == ("auto", 2, 10)
     assert found.where("model.name").endswith("recipe.yaml:1:8")
     assert found.where("data.train.0.path").endswith("recipe.yaml:2:7")
     assert found.where("adapter.method") == found.where("training.seed") == "default"

@@ -141,7 +141,7 @@ def test_the_plain_output_of_a_run(tmp_path: Path) -> None:
         reporter.end([("done", "328 steps"), ("next", "lrft chat here")])
     assert written(stream).split("\n") == [
         "model      tiny   frozen in bf16",
-        "eval at step 0  loss 1.6110 (first)  perplexity 5.01",
+        "eval at step 0  loss 1.6110 (before training)  perplexity 5.01",
         "step 40/1642  2.4 %  loss 1.8812  lr 1.6e-04  grad 0.82  412 tokens/s  3.1 GB  left 21 min",
         "eval at step 164  loss 1.5021 (best so far, was 1.6110)  perplexity 4.49",
         "eval at step 328  loss 1.6000 (best 1.5021 at step 164)  perplexity 4.95",
@@ -452,10 +452,11 @@ def test_the_report_of_a_run(tmp_path: Path) -> None:
     path = markdown.write_report(tmp_path)
     report = path.read_text()
     assert path == tmp_path / "report.md"
-    assert report.startswith("# a \\| b\n\n![Losses and learning rate](loss.png)\n\n## Result\n")
+    assert report.startswith("# a \\| b\n\n")
+    assert "\n\n![Losses and learning rate](loss.png)\n\n## Result\n" in report
     for line in (
-        *("| best\\_loss | 1.25 |", "| merged | yes |", "| speed | – |", "| dtypes: weights | bf16 |"),
-        *("| rows | 12,345 |", "| path | used | dropped |", "| a.jsonl | 3 |  |", "| b |  | x: 1 |"),
+        *("| best loss | 1.25 |", "| merged | yes |", "| speed | – |", "| dtypes: weights | bf16 |"),
+        *("| rows | 12,345 |", "| path | records used | dropped |", "| a.jsonl | 3 |  |", "| b |  | x: 1 |"),
         *("| 2 | 1.2500 | 3.49 | best |", "| 1 | 2.0000 | 7.39 |  |"),
         *("| Steps with values that are not finite | 1 |", "| Tokens | 1,000 |"),
     ):

@@ -54,6 +54,7 @@ def test_names_of_lines_are_headers() -> None:
     parsed = Parsed(html_page.wide_table(["run", "loss"], [["a", "1"], ["b", "2"]]))
     assert [a["scope"] for a in parsed.all("th")] == ["col", "col", "row", "row"]
     assert parsed.texts("td") == ["1", "2"]
+    assert [a["data-name"] for a in parsed.all("td")] == ["loss", "loss"], "shown where there is no head"
 
 
 # Light and dark

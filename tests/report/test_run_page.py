@@ -16,9 +16,9 @@ from runs import Place
 
 from lrft.cli.main import run_command
 from lrft.data.report import BINS, histogram
-from lrft.errors import NonFinite
+from lrft.errors import CheckFailed, NonFinite, UsageError
 from lrft.report import html, sections
-from lrft.runs import metrics
+from lrft.runs import after, metrics
 from lrft.utils import files
 from lrft.utils.text import visible
 
@@ -197,3 +197,79 @@ def test_a_page_needs_no_heavy_library(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
     sound(out.read_text())
+
+
+# What came later
+
+
+def test_the_page_shows_what_commands_found_since(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    with after.noted(tmp_path, "eval", "lrft eval run"):
+        pass
+    with after.noted(tmp_path, "merge", "lrft merge <run>") as found:
+        found["checked"] = EVIL
+    with pytest.raises(CheckFailed), after.noted(tmp_path, "verify", "lrft verify run"):
+        raise CheckFailed("packed: logits differ")
+    with pytest.raises(UsageError), after.noted(tmp_path, "eval", "lrft eval --wrong"):
+        raise UsageError("nothing was done")
+    with after.noted(None, "eval", "lrft eval model"):
+        pass
+    parsed = sound(html.render(tmp_path))
+    commands = [words for words in parsed.texts("code") if words.startswith("lrft")]
+    assert sorted(commands) == ["lrft eval run", "lrft merge <run>", "lrft verify run"]
+    assert f"checked: {EVIL}" in parsed.texts("li")
+    assert "FAILED, exit code 4: packed: logits differ" in parsed.texts("p")
+    for n in range(after.KEPT + 3):
+        with after.noted(tmp_path, "eval", f"lrft eval {n}"):
+            pass
+    kept = after.of_run(tmp_path)["eval"]
+    assert [one["command"] for one in kept[-2:]] == [f"lrft eval {after.KEPT + 1}", f"lrft eval {after.KEPT + 2}"]
+    assert len(kept) == after.KEPT
+    (tmp_path / after.FOLDER / "merge.json").write_text("{")
+    assert "merge" not in after.of_run(tmp_path)
+    sound(html.render(tmp_path))
+
+
+def test_a_read_only_run_keeps_nothing_and_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(after.os, "access", lambda path, mode: False)
+    with after.noted(tmp_path, "eval", "lrft eval run"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_summary_is_on_top_and_in_words(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    run |= {
+        "title": "runs/first",
+        "adapter": {"methods": ["lora", "dora"], "rank": "8", "trainable parameters": 12345},
+        "data": {"train_rows": 1, "validation_rows": 50},
+        "result": {
+            **{"validation loss at the start": 4.28, "best validation loss": 4.28},
+            **{"best step": 0, "last validation loss": 8.69},
+        },
+    }
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    parsed = sound(html.render(tmp_path))
+    rows = dict(line for line in parsed.tables[0])
+    assert rows["Adapter"] == "lora + dora, rank 8, 12,345 trainable parameters"
+    assert rows["Data"] == "1 train row, 50 validation rows"
+    assert rows["Result"] == "validation loss 4.2800 before the first step, 8.6900 at the end"
+    assert rows["Command"] == "lrft train runs/first --fresh"
+    assert any(words.startswith("This run is worse than the untouched base") for words in parsed.texts("p"))
+    assert "train rows" in parsed.texts("td", "span")
+    assert "train_rows" not in parsed.texts("td", "span")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("train_rows", "train rows"),
+        ("packages: torch", "packages: torch"),
+        ("torch: cpu_capability", "torch: cpu capability"),
+        ("data/my_file.jsonl", "data/my_file.jsonl"),
+        ("lengths: max", "tokens per row, largest"),
+    ],
+)
+def test_keys_become_words(key: str, words: str) -> None:
+    assert sections.name_in_words(key) == words
