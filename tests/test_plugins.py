@@ -169,6 +169,13 @@ def test_the_example_of_an_objective_is_its_formula(package: Path) -> None:
         assert torch.allclose(focal(gamma=0.0).module(model)(batch), Sft().module(model)(batch))
 
 
+def test_a_method_that_adds_to_the_loss_is_refused_beside_an_objective_that_drops_it(
+    package: Path, place: Place
+) -> None:
+    with pytest.raises(RecipeError, match=r"adds to the loss, which training\.objective: focal does not take up"):
+        place.train("adapter.method=[lora, ba-lora]", "training.objective=focal")
+
+
 def test_an_adapter_names_the_package_that_it_needs(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

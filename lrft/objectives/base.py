@@ -31,6 +31,9 @@ class LossModule(nn.Module):
     computing  the context in which it answers: of a precision
     """
 
+    adds_extra: ClassVar[bool] = False
+    """Whether `sum_of` adds `extra`. Methods that need it are refused beside an objective that does not."""
+
     def __init__(self, model: nn.Module, *, as_base: Context | None = None) -> None:
         super().__init__()
         self.model = model

@@ -79,6 +79,8 @@ class TokenLoss(LossModule):
     mean of their probabilities in evaluation.
     """
 
+    adds_extra: ClassVar[bool] = True
+
     def __init__(self, model: nn.Module, *, direct: bool = False, as_base: Context | None = None) -> None:
         super().__init__(model, as_base=as_base)
         self.direct = direct

@@ -155,6 +155,9 @@ def start_engine(
 ) -> Engine:
     """Phase 4: checkpointing and compilation of the blocks, the optimiser, and the strategy around both."""
     t, model = recipe.training, base.model
+    if adapted.composition.looks_at_outputs and not losses.adds_extra:
+        text = f"adapter.method: adds to the loss, which training.objective: {objective.name} does not take up"
+        raise RecipeError([Problem(recipe.where("adapter.method"), text)])
     losses.copies = copying(model)
     losses.as_base = lambda: sanity_checks.as_base(adapted.attached, model)
     if t.gradient_checkpointing != "none":
