@@ -17,6 +17,7 @@ from lrft.utils.text import Row, count
 
 if TYPE_CHECKING:
     from lrft import data
+    from lrft.loading.saved import Target
     from lrft.recipe import DataSection
     from lrft.tracking.console import Reporter
 
@@ -51,9 +52,7 @@ def evaluate(
     Example: lrft eval runs/first --data test.jsonl
     """
     with loading():
-        from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
-        from lrft.evaluation.loss import loss_of
-        from lrft.loading.saved import answering, load_target
+        from lrft.loading.saved import load_target
         from lrft.model.end_tokens import add_stops
         from lrft.runs.after import noted
         from lrft.runs.locate import run_of
@@ -66,41 +65,52 @@ def evaluate(
             tell_choice(Path(target), adapter)
         with noted(run, "eval", typed()) as kept:
             found = load_target(target, base, trust_remote_code)
-            model, tokenizer = found.model, found.tokenizer
             options = {"format": data_format, "columns": columns, "special_tokens": special_tokens}
             reading = {key: text for key, text in options.items() if text is not None}
             if reading and rows_path is None:
                 raise UsageError(
                     f"--{next(iter(reading))} goes with --data: the run's own rows are read as its recipe says"
                 )
-            rows, report = rows_for(target, rows_path, reading, found.section, tokenizer, found.folder, model.config)
+            config = found.model.config
+            rows, report = rows_for(target, rows_path, reading, found.section, found.tokenizer, found.folder, config)
             # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
-            add_stops(model, tokenizer.convert_tokens_to_ids(report.end_tokens))
+            add_stops(found.model, found.tokenizer.convert_tokens_to_ids(report.end_tokens))
             if limit is not None:
                 rows = rows.slice(range(min(limit, len(rows))))
-            result: dict[str, Any] = {"target": target, "rows": len(rows)}
-            losses, layout = answering(model, rows)
-            result |= loss_of(losses, rows, micro=batch_size, pad_id=pad_token(tokenizer), form=layout.form)
-            answers = []
-            asked = rows.slice([]) if no_generate else with_prompts(rows)
-            if len(asked):
-                answers = answer_rows(
-                    model,
-                    tokenizer,
-                    asked,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    copies=losses.copies,
-                    progress=telling(reporter, len(asked)),
-                )
-                result["exact_match"] = sum(answer["match"] for answer in answers) / len(answers)
-                result["answered"] = len(answers)
-            result["samples"] = answers[:samples]
+            longest = 0 if no_generate else max_new_tokens
+            result = {"target": target, **measure(found, rows, reporter, longest, batch_size, samples)}
             kept |= figures(result, rows_path)
         if as_json:
             print(json.dumps(result, indent=1))  # ASCII: answers may hold control characters
         else:
             reporter.table(evaluation_rows(result, report))
+
+
+def measure(
+    found: Target, rows: data.Rows, reporter: Reporter, longest: int, batch_size: int, samples: int
+) -> dict[str, Any]:
+    """Loss of `rows`, and exact match of the answers to those with a prompt; longest: of an answer, 0 for none."""
+    from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
+    from lrft.evaluation.loss import loss_of
+    from lrft.loading.saved import answering
+
+    result: dict[str, Any] = {"rows": len(rows), "samples": []}
+    losses, layout = answering(found.model, rows)
+    result |= loss_of(losses, rows, micro=batch_size, pad_id=pad_token(found.tokenizer), form=layout.form)
+    asked = with_prompts(rows) if longest else rows.slice([])
+    if len(asked):
+        answers = answer_rows(
+            found.model,
+            found.tokenizer,
+            asked,
+            max_new_tokens=longest,
+            batch_size=batch_size,
+            copies=losses.copies,
+            progress=telling(reporter, len(asked)),
+        )
+        exact = sum(answer["match"] for answer in answers) / len(answers)
+        result |= {"exact_match": exact, "answered": len(answers), "samples": answers[:samples]}
+    return result
 
 
 def adapter_in(target: str) -> Path | None:

@@ -1,7 +1,7 @@
 """Attention over rows laid end to end, through transformers' own extension points.
 
 transformers keeps packed rows apart with a mask of (tokens, tokens), which costs memory and makes the kernel compute
-what it then throws away. Here the mask is the list of the rows' ends (`data.batch.ends_mask`: integers of four
+what it then throws away. Here the mask is the list of the rows' ends (`data.collate.ends_mask`: integers of four
 dimensions, which transformers hands on as they are), and each row is one call of the causal kernel. Any other mask goes
 to transformers' own SDPA, so generation and padded batches are untouched.
 """

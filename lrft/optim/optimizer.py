@@ -37,11 +37,6 @@ def grouped(
     ]
 
 
-def make_adamw(groups: list[dict[str, Any]], optimizer: Any) -> torch.optim.AdamW:
-    """optimizer: the recipe's, with betas and eps."""
-    return torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
-
-
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, rate: Callable[[str], float] = lambda site: 1.0) -> None:
     """rate: by site, over `lr`."""
     for group in optimizer.param_groups:

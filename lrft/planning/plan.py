@@ -1,6 +1,6 @@
 """What a run will take: parameters, memory by part, steps, tokens, time, and how that divides over devices.
 
-Nothing is loaded but the config, the tokenizer and the data: the model is made of fake tensors (`footprint`).
+Nothing is loaded but the config, the tokenizer and the data: the model is made of fake tensors.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def exchange(self) -> dict[str, float]:
-        """Seconds that this takes by itself, by strategy, over the links of `scale`."""
+        """Seconds that this takes by itself, by strategy, over the links that `communication` assumes."""
         return {name: planning_communication.exchange(found) for name, found in self.rings.items()}
 
     @property
@@ -104,6 +104,35 @@ class Plan:
             name: (efficiency(step, 0.0, each), efficiency(step, each - alone, alone))
             for name, (each, alone) in waits.items()
         }
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """What is known of the adapted model from its shapes alone."""
+
+    modules: list[dict[str, Any]]
+    """by last word: layers, d, k, trained"""
+    parameters: int
+    trained: int
+    matrix: int
+    """weights of its linear layers that are called"""
+    blocks: int
+    outside: int
+    """bytes of the base outside of the blocks"""
+    weights: int
+    """bytes of the base"""
+    adapter: int
+    """bytes of the adapters' tensors"""
+    state: int
+    """bytes of the optimiser's state"""
+    copies: int
+    """of each row, side by side"""
+    micro: int
+    """rows of a pass"""
+    largest: int
+    """tokens of the largest micro-batch"""
+    kept: Any
+    """activations of its pass (`activation_memory`)"""
 
 
 def make_plan(
@@ -126,52 +155,29 @@ def make_plan(
     composition = compose.compose_section(recipe.adapter)
     if devices > 1 and recipe.distributed.strategy == "zero2":
         zero2.refuse_parts(recipe, composition)
-    with imagined(recipe, source) as model:
-        parameters = count(model)
-        within = fsdp.within_blocks(model)
-        outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
-        blocks = len(blocks_of(decoder_of(model)))
-        passed_over = uncalled(model)
-        sites = select_sites(model, recipe.adapter, composition, recipe.where, passed_over)
-        attached = attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
-        model.train()
-        copies = max(adapter.copies for adapter in attached.modules.values())
-        micro = micro or rows_of_a_pass(recipe, devices)
-        largest = copies * largest_batch(recipe, prepared.train, schedule, devices, micro)
-        trained = attached.trained()
-        numbers = sum(p.numel() for p in trained.values())
-        kept = activation_memory.activations(
-            model,
-            largest,
-            kind=t.gradient_checkpointing,
-            dtype=active,
-            device=hardware.device().type,
-        )
-        adapter = sum(p.numel() * p.element_size() for p in attached.tensors().values())
-        state = optimizer_bytes(composition, attached)
-        weights = sum(p.numel() * p.element_size() for p in model.parameters()) - adapter
-        modules = by_module(model)
-        used = (module for name, module in linear.named_linears(model) if name not in passed_over)
-        matrix = sum(d * k for d, k in map(linear.shape, used))
-    whole = Memory(process, weights, adapter, numbers * 4, state, kept.kept, kept.logits, kept.moment)
-    tokens = copies * tokens_of(prepared.train, schedule)
+    micro = micro or rows_of_a_pass(recipe, devices)
+    longest = largest_batch(recipe, prepared.train, schedule, devices, micro)
+    found = imagine_adapted(recipe, source, composition, longest, micro, active)
+    kept, weights = found.kept, found.weights
+    whole = Memory(process, weights, found.adapter, found.trained * 4, found.state, kept.kept, kept.logits, kept.moment)
+    tokens = found.copies * tokens_of(prepared.train, schedule)
     passes = -(-t.global_batch_size // (micro * devices))
-    divided = (blocks, outside, devices, nodes)
+    divided = (found.blocks, found.outside, devices, nodes)
     memory, rings = communication.over_devices(whole, *divided), communication.rings(whole, passes, *divided)
     if composition.acting_between_passes:  # zero2 is refused
         memory.pop("zero2", None)
         rings.pop("zero2", None)
     strategy, why = chosen(recipe, weights, list(memory))
-    flops = communication.operations(tokens, matrix, numbers, t.gradient_checkpointing)
-    sizes = Sizes(matrix, blocks, weights, adapter + state, copies)
+    flops = communication.operations(tokens, found.matrix, found.trained, t.gradient_checkpointing)
+    sizes = Sizes(found.matrix, found.blocks, weights, found.adapter + found.state, found.copies)
     speeds = Speeds(speed * EFFICIENCY * devices, seconds_of_a_weight(active))
     return Plan(
-        modules=modules,
-        parameters=parameters,
-        trained=numbers,
+        modules=found.modules,
+        parameters=found.parameters,
+        trained=found.trained,
         steps=schedule.total_steps,
         tokens=tokens,
-        largest=largest,
+        largest=found.largest,
         memory=memory,
         rings=rings,
         strategy=strategy,
@@ -185,10 +191,57 @@ def make_plan(
     )
 
 
+def imagine_adapted(
+    recipe: Recipe,
+    source: Path,
+    composition: compose.Composition,
+    longest: int,
+    micro: int,
+    active: torch.dtype,
+) -> Imagined:
+    """The recipe's model with its adapters, of fake tensors.
+
+    longest: tokens of the largest micro-batch of `micro` rows, in one copy. active: in which it computes.
+    """
+    with imagined(recipe, source) as model:
+        parameters = count(model)
+        within = fsdp.within_blocks(model)
+        outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
+        passed_over = uncalled(model)
+        sites = select_sites(model, recipe.adapter, composition, recipe.where, passed_over)
+        attached = attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
+        model.train()
+        copies = max(adapter.copies for adapter in attached.modules.values())
+        kept = activation_memory.activations(
+            model,
+            copies * longest,
+            kind=recipe.training.gradient_checkpointing,
+            dtype=active,
+            device=hardware.device().type,
+        )
+        adapter = sum(p.numel() * p.element_size() for p in attached.tensors().values())
+        used = (module for name, module in linear.named_linears(model) if name not in passed_over)
+        return Imagined(
+            modules=by_module(model),
+            parameters=parameters,
+            trained=sum(p.numel() for p in attached.trained().values()),
+            matrix=sum(d * k for d, k in map(linear.shape, used)),
+            blocks=len(blocks_of(decoder_of(model))),
+            outside=outside,
+            weights=sum(p.numel() * p.element_size() for p in model.parameters()) - adapter,
+            adapter=adapter,
+            state=optimizer_bytes(composition, attached),
+            copies=copies,
+            micro=micro,
+            largest=copies * longest,
+            kept=kept,
+        )
+
+
 def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
     """The strategy that the recipe chooses among `names`, and why. Raises RecipeError when it cannot be had.
 
-    weights: bytes of the whole base. Where there is no GPU to ask, one has as much memory as those of `scale`.
+    weights: bytes of the whole base. Where there is no GPU to ask, one has as much memory as those that `communication` assumes.
     """
     wanted, over, first = recipe.distributed.strategy, recipe.distributed.shard_over, names[0]
     if first == "one device":

@@ -20,7 +20,7 @@ from lrft.adapters.attach import composition_warnings
 from lrft.adapters.attached import Attached
 from lrft.adapters.storage import save_adapter
 from lrft.optim import lr_schedule
-from lrft.optim.optimizer import grouped, make_adamw, set_lr
+from lrft.optim.optimizer import grouped, set_lr
 
 ADAMW = SimpleNamespace(betas=(0.9, 0.999), eps=1e-8)
 
@@ -165,7 +165,7 @@ def test_the_export_says_the_factor_to_a_reader_that_knows_no_rslora(tmp_path: P
 def rates(words: Any, **more: Any) -> tuple[Attached, torch.optim.AdamW]:
     attached = attach(small(), words, **more)
     composition = compose.compose((entry["name"], entry["options"]) for entry in attached.methods)
-    return attached, make_adamw(grouped(attached.trained(), composition.lr_factors(), 1e-2, 0.1), ADAMW)
+    return attached, ADAMW.make(grouped(attached.trained(), composition.lr_factors(), 1e-2, 0.1))
 
 
 def test_the_ratio_holds_at_every_step_of_a_schedule_and_every_tensor_is_in_one_group() -> None:
@@ -204,7 +204,7 @@ def test_a_factor_is_a_ratio_of_rates() -> None:
     for scale, ratio in ((4.0, 3.0), (1.0, 12.0), (1.0, 3.0)):
         attached = attach(small(), [{"lora+": {"ratio": ratio}}], scale=scale)
         no_eps = SimpleNamespace(betas=(0.9, 0.999), eps=1e-300)
-        optimizer = make_adamw(grouped(attached.trained(), {"B": ratio}, 1e-3, 0.0), no_eps)
+        optimizer = no_eps.make(grouped(attached.trained(), {"B": ratio}, 1e-3, 0.0))
         found.append(run(attached, optimizer))
     assert torch.allclose(found[0], found[1], rtol=1e-9, atol=1e-14)
     assert not torch.allclose(found[0], found[2], rtol=1e-2)

@@ -15,7 +15,7 @@ from lrft.adapters.attach import attach_adapter
 from lrft.adapters.part import Run
 from lrft.optim import lr_schedule
 from lrft.optim.adamw import AdamW
-from lrft.optim.optimizer import grouped, load_state_tensors, make_adamw, state_tensors, with_state
+from lrft.optim.optimizer import grouped, load_state_tensors, state_tensors, with_state
 
 LR, TOTAL, WARMUP = 0.01, 12, 3
 
@@ -112,7 +112,7 @@ def test_groups_of_lora_plus_are_those_of_peft() -> None:
         {"method": [{"lora+": {"ratio": ratio}}], "rank": 4, "target_modules": ["q_proj", "down_proj"]}
     )
     attached, composition = attach_adapter(tiny.make("llama"), section, seed=0)
-    ours = make_adamw(grouped(attached.trained(), composition.lr_factors(), lr, 0.0), AdamW())
+    ours = AdamW().make(grouped(attached.trained(), composition.lr_factors(), lr, 0.0))
 
     def groups(optimizer: torch.optim.Optimizer) -> list[tuple[float, list[tuple[int, ...]]]]:
         found = [(g["lr"], sorted(tuple(p.shape) for p in g["params"])) for g in optimizer.param_groups]
@@ -124,7 +124,7 @@ def test_groups_of_lora_plus_are_those_of_peft() -> None:
 def test_weight_decay_spares_vectors() -> None:
     section = recipe.parse_adapter({"method": ["dora", "lora+"], "rank": 4})
     attached, composition = attach_adapter(tiny.make("llama"), section, seed=0)
-    adamw = make_adamw(grouped(attached.trained(), composition.lr_factors(), 1e-3, 0.1), AdamW())
+    adamw = AdamW().make(grouped(attached.trained(), composition.lr_factors(), 1e-3, 0.1))
     decays = {name: group["weight_decay"] for group in adamw.param_groups for name in group["param_names"]}
     assert decays.keys() == attached.trained().keys()
     assert {name.rsplit(".", 1)[-1]: decay for name, decay in decays.items()} == {"A": 0.1, "B": 0.1, "magnitude": 0.0}
@@ -136,7 +136,7 @@ def test_optimiser_state_goes_by_name_not_by_order() -> None:
     trained = attached.trained()
 
     def stepped(names: list[str]) -> torch.optim.AdamW:
-        adamw = make_adamw(grouped({n: trained[n] for n in names}, {}, 1e-3, 0.0), AdamW())
+        adamw = AdamW().make(grouped({n: trained[n] for n in names}, {}, 1e-3, 0.0))
         return adamw
 
     first, turned = stepped(list(trained)), stepped(list(trained)[::-1])
