@@ -129,6 +129,6 @@ def compose(entries: Iterable[tuple[str, dict[str, Any]]]) -> Composition:
         parts.append(card.load()(**options.get(name, {})))
     method = parts[0]
     if not isinstance(method, Method):
-        raise TypeError(f"{method.name} is declared to build adapters but is no Method")
+        raise TypeError(f"{method.name} declares that it builds adapters but is not a subclass of Method")
     words = tuple({"name": part.name, "options": options.get(part.name, {})} for part in parts)
     return Composition(method, tuple(parts), words)

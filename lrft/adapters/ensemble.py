@@ -26,5 +26,8 @@ def by_copy(x: Tensor, copies: int) -> Tensor:
     """x (..., k) of rows in copies -> (copies, n, k). Raises ValueError for what is not in copies."""
     rows = x.flatten(0, -2)
     if len(rows) % copies:
-        raise ValueError(f"{len(rows)} inputs are not {copies} copies of anything: this layer sees only some tokens")
+        raise ValueError(
+            f"{len(rows)} input rows cannot be divided among {copies} ensemble members: this layer "
+            f"receives only part of the tokens"
+        )
     return rows.unflatten(0, (copies, -1))

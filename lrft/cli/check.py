@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check(
     recipe: RecipePath,
     overrides: Overrides = None,
-    static: Annotated[bool, typer.Option("--static", help="The recipe alone: no model, no data.")] = False,
+    static: Annotated[bool, typer.Option("--static", help="Check the recipe only, without model or data.")] = False,
 ) -> None:
     """Find everything that is wrong with a recipe, without training.
 
@@ -78,5 +78,5 @@ def check_all(recipe: Recipe, path: Path) -> None:
         for text in composition_warnings(composition, sites, skeleton):
             reporter.warn(text)
         if reason:
-            reporter.warn(f"this base cannot be merged, because {reason}")
-        reporter.line(f"{path}: nothing wrong was found")
+            reporter.warn(f"merging into this base is not possible: {reason}")
+        reporter.line(f"{path}: OK")

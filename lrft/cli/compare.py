@@ -11,10 +11,13 @@ from lrft.cli.arguments import as_written, loading
 
 
 def compare(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A comparison: which runs, on what grid and seeds.")],
-    jobs: Annotated[int, typer.Option(min=1, help="Runs that are trained side by side.")] = 1,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Comparison file (runs, grid, seeds).")],
+    jobs: Annotated[int, typer.Option(min=1, help="Number of runs trained in parallel.")] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the runs with their ranks, parameters and time.")
+        bool,
+        typer.Option(
+            "--dry-run", help="List the runs with rank, trainable parameters and estimated time; train nothing."
+        ),
     ] = False,
 ) -> None:
     """Train one recipe with several methods, at equal parameters, and say which is best.

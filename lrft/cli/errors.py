@@ -32,7 +32,7 @@ def unexpected(error: Exception) -> int:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     say(text)
-    say(f"unexpected failure: {type(error).__name__}. The traceback is in {name}; please report it.")
+    say(f"internal error: {type(error).__name__}. The traceback is in {name}; please report it.")
     return 1
 
 

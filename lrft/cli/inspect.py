@@ -28,15 +28,21 @@ def inspect(
     ],
     base: Base = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where inspect.json and inspect.png go. Default: the run.")
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for inspect.json and inspect.png. Default: the run folder."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Leading singular vectors that may be intruders.")] = 10,
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of leading singular vectors to test as intruder dimensions.")
+    ] = 10,
     epsilon: Annotated[
-        float, typer.Option(min=0, max=1, help="An intruder's largest |cosine| with the base's vectors is below this.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Threshold: an intruder's largest |cosine| with the base's singular vectors is below it."
+        ),
     ] = 0.5,
     accept_other_base: Annotated[
         bool,
-        typer.Option("--accept-other-base", help="Take a base that the adapter was not trained on."),
+        typer.Option("--accept-other-base", help="Accept a base other than the one the adapter was trained on."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -52,7 +58,7 @@ def inspect(
     adapter = adapter_folder(source)
     folder = out or run_of(adapter)
     if folder is not None and folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", "Name a folder with -o.")
+        raise UsageError(f"{folder} is a file", "Choose a folder with -o.")
     with watched("inspecting") as progress:
         found = inspect_adapter(
             adapter,

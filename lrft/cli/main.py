@@ -121,9 +121,7 @@ def run_command(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         if errors.is_lack_of_memory(error):
-            print(
-                f"out of memory: {(str(error).splitlines() or ['nothing more can be allocated'])[0]}", file=sys.stderr
-            )
+            print(f"out of memory: {(str(error).splitlines() or ['allocation failed'])[0]}", file=sys.stderr)
             return MemoryExhausted.exit_code
         return errors.unexpected(error)
     return 0

@@ -24,10 +24,10 @@ from lrft.model.load import load_skeleton
 from lrft.recipe import AdapterSection, Recipe
 
 GAP = 64
-"""ranks in a row that a method may refuse (one that wants multiples of 16) before it is taken for the end"""
+"""consecutive ranks that a method may reject (e.g. it accepts only multiples of 16) before the search stops"""
 
 Count = Callable[[int], int | None]
-"""rank -> trained numbers, or None where the method refuses the rank"""
+"""rank -> trainable parameters, or None where the method rejects the rank"""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Choice:
     rank: int
     trained: int
     baseline: int
-    """trained numbers of the baseline"""
+    """trainable parameters of the baseline"""
     chosen: bool
     """whether the budget chose the rank"""
     fixed: bool
     """whether the count is the same at every rank"""
     knobs: tuple[str, ...]
-    """of a fixed one: the method's options that change the count"""
+    """if fixed: the method's options that change the count"""
 
     @property
     def deviation(self) -> float:

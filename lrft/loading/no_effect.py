@@ -24,13 +24,13 @@ def refuse_without_effect(recipe: Recipe, prepared: Prepared) -> None:
 def _revision(recipe: Recipe) -> Iterator[tuple[str, str]]:
     name = recipe.model.name
     if recipe.model.revision is not None and Path(name).expanduser().exists():
-        yield "model.revision", f"has no effect: {name} lies here, and only models of the hub have revisions"
+        yield "model.revision", f"has no effect: {name} is local, and only hub models have revisions"
 
 
 def _warmup(recipe: Recipe, total: int) -> Iterator[tuple[str, str]]:
     steps = recipe.training.warmup_steps
     if steps is not None and steps > total:
-        reached = f"{total / steps:.0%} of training.learning_rate is the most that it would reach"
+        reached = f"{total / steps:.0%} of training.learning_rate is the highest learning rate it would reach"
         yield "training.warmup_steps", f"{steps:,}, but the run has {total:,} steps: {reached}"
 
 
@@ -46,5 +46,5 @@ def _early_stopping(recipe: Recipe, prepared: Prepared, total: int) -> Iterator[
     evaluations = sum(lr_schedule.due(step, every, total) for step in range(1, total + 1))
     # The first one sets what the others are compared with, and at the last one the run ends anyway.
     if stopping.patience > evaluations - 2:
-        text = f"{stopping.patience}, but the run has {evaluations:,} evaluations: it can never stop before its end"
+        text = f"{stopping.patience}, but the run has {evaluations:,} evaluations: it can never stop the run early"
         yield "training.early_stopping.patience", text

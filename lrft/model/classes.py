@@ -37,7 +37,7 @@ def auto_class(config: PretrainedConfig, folder: Path) -> Any:
     if not chosen and (not known or config.is_encoder_decoder):
         what = named[0] if named else f"model of type {kind}"
         raise LrftError(
-            f"{folder} holds a {what}, which transformers does not offer as a causal language model",
-            "lrft trains decoder-only language models, and the language part of models that also see or hear.",
+            f"{folder} holds a {what}, which transformers cannot load as a causal language model",
+            "lrft trains decoder-only language models, and the language part of multimodal models.",
         )
     return chosen[0] if chosen else known[0][0]

@@ -58,7 +58,7 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
-        raise NotImplementedError("a plan goes forward only")
+        raise NotImplementedError("planning runs the forward pass only")
 
 
 def experts(layer: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -54,11 +54,11 @@ class Apart:
     """How far rows laid end to end are kept apart. Logit differences over the largest logit."""
 
     difference: float
-    """of the rows end to end from each row alone"""
+    """logit difference between packed rows and each row alone"""
     moved: float
-    """of a row's logits end to end, when its neighbours get other tokens"""
+    """change of a packed row's logits when its neighbours get other tokens"""
     moved_padded: float
-    """the same in a padded batch, where no row can see another"""
+    """the same in a padded batch, where rows cannot attend to each other"""
 
     @property
     def allowed(self) -> float:
@@ -95,14 +95,17 @@ def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | N
     form = packed_form(model)
     apart = kept_apart(model, ids, form)
     if apart.difference <= tolerance and not apart.leaks:  # a NaN fails as well
-        words = f"packed equals alone within {apart.difference:.0e} of the largest logit, and no row sees another"
+        words = f"packing verified: relative logit difference {apart.difference:.0e}, no attention between rows"
         return Layout(form, direct, words)
     if packing is True:
         raise CheckFailed(
-            f"packed rows are not what they are alone with this model: {apart.trouble}",
-            "It does not keep the rows apart. Set data.packing: false.",
+            f"packed sequences leak into each other on this model: {apart.trouble}",
+            "Set data.packing: false.",
         )
-    warning = f"this model does not keep packed rows apart ({apart.trouble}): rows are padded, which costs time"
+    warning = (
+        f"packed sequences leak into each other on this model ({apart.trouble}): rows are padded instead, "
+        f"which is slower"
+    )
     return Layout("padded", direct, warning=warning)
 
 
@@ -116,9 +119,9 @@ def refuse_looking_ahead(model: Any, row: Tensor, logits: Tensor, tolerance: flo
     difference = share(found, logits[: len(half)])
     if difference > tolerance:
         raise CheckFailed(
-            f"{type(model).__name__} is no causal language model: what it answers at a token depends on later tokens "
+            f"{type(model).__name__} is not a causal language model: its output at a token depends on later tokens "
             f"(logits differ by {difference:.1e} of the largest)",
-            "lrft trains models that are given the tokens before the one that they predict. An encoder has other uses.",
+            "lrft trains only models that predict each token from earlier ones, not encoders.",
         )
 
 

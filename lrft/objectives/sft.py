@@ -116,6 +116,6 @@ class TokenLoss(LossModule):
     def base_answer(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits (n, vocabulary) of the untouched base. Raises ValueError where nobody has said how."""
         if self.as_base is None:
-            raise ValueError("a loss that compares with the base needs as_base")
+            raise ValueError("base logits require as_base")
         with self.as_base():
             return self.answer(batch)[1]()

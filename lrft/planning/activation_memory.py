@@ -113,11 +113,11 @@ def kept_in_pass(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, d
         except Exception as error:  # whatever a model's code may raise where tensors have no content
             said = str(error).strip().partition("\n")[0]
             raise LrftError(
-                f"the memory of {type(model).__name__} cannot be forecast: a plan has the shapes of tensors and not "
-                f"their content, and this model's code looks at it ({type(error).__name__}: {said})"
+                f"cannot estimate the memory of {type(model).__name__}: planning uses tensors without "
+                f"values, and this model's code reads values ({type(error).__name__}: {said})"
             ) from error
     if trained and not hidden.requires_grad:
-        raise ValueError("no adapter is reached")
+        raise ValueError("no gradient reaches an adapter")
     return hidden, kept
 
 

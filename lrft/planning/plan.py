@@ -49,28 +49,28 @@ class Plan:
     """Everything that `lrft plan` says."""
 
     modules: list[dict[str, Any]]
-    """by last word: layers, d, k, trained"""
+    """by module name: layers, d, k, trainable parameters"""
     parameters: int
     trained: int
     steps: int
     tokens: int
-    """seen in the run, prompts included"""
+    """tokens in the whole run, prompts included"""
     largest: int
     """tokens of the largest micro-batch"""
     memory: dict[str, Memory]
     """by strategy"""
     rings: dict[str, tuple[Ring, ...]]
-    """what devices exchange in a step, by strategy"""
+    """communication per step, by strategy"""
     strategy: str
-    """that the recipe chooses"""
+    """strategy chosen by the recipe"""
     why: str
-    """it does, in words"""
+    """reason for the choice"""
     flops: float
-    """of the run, on all devices together"""
+    """FLOPs of the run, over all devices"""
     speed: float
-    """operations a second of matrix products, measured here"""
+    """measured matrix-multiplication speed, FLOP/s"""
     devices: int
-    """of all nodes together"""
+    """devices over all nodes"""
     nodes: int
 
     @property
@@ -174,7 +174,7 @@ def make_plan(
 
 
 def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
-    """The strategy that the recipe chooses among `names`, and why. Raises RecipeError when it cannot be had.
+    """The strategy strategy chosen by the recipe among `names`, and why. Raises RecipeError when it cannot be had.
 
     weights: bytes of the whole base. Where there is no GPU to ask, one has as much memory as those of `scale`.
     """

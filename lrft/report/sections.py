@@ -66,7 +66,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     """run.json. Raises CheckFailed when it is missing or broken."""
     run = read_json(run_dir / "run.json")
     if not isinstance(run, dict):
-        raise CheckFailed(f"{run_dir / 'run.json'} is no record of a run: it holds no JSON object")
+        raise CheckFailed(f"{run_dir / 'run.json'} is not a valid run record (no JSON object)")
     return run
 
 

@@ -17,7 +17,7 @@ class Tracker:
 
     name: ClassVar[str]
     always: ClassVar[bool] = False
-    """every run has it, so that a recipe cannot name it"""
+    """always on, so a recipe cannot list it"""
 
     def start(self, folder: Path, facts: Mapping[str, Any], step: int) -> None:
         """Before the first step. facts: run.json (`summary.facts`). step: done already, of a resumed run."""

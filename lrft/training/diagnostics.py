@@ -72,7 +72,7 @@ class AdapterHealth:
     def __init__(self, attached: Attached) -> None:
         self.attached = attached
         self.shares: dict[str, float] = {}
-        """update over weight at the last log, by layer"""
+        """relative update norm at the last log, by layer"""
 
     @cached_property
     def weights(self) -> dict[str, float]:
@@ -94,7 +94,9 @@ def warnings(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]
         if not math.isfinite(share):
             said.append(f"the update of {group} is not finite")
         elif share > LARGEST_UPDATE:
-            said.append(f"the update of {group} is larger than its weight: lower the learning rate or the factor")
+            said.append(
+                f"the update of {group} is larger than its weight: lower the learning rate or the scaling factor"
+            )
         elif before.get(group) == share:
             said.append(f"the adapters of {group} have not moved since the last log: is the learning rate too small?")
     return said

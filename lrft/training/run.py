@@ -90,7 +90,7 @@ def where_memory_went(session: Session) -> str:
         made = make_plan(decided, inputs.source, inputs.prepared, world, micro=micro, nodes=nodes)
     except (LrftError, RuntimeError, ValueError, TypeError):
         return ""
-    return f"\nA step takes about: {plan_render.parts_line(made)}"
+    return f"\nEstimated memory of a step: {plan_render.parts_line(made)}"
 
 
 def tell_start(session: Session) -> None:
@@ -120,7 +120,7 @@ def finish(session: Session) -> None:
     """Links, report and the last screen."""
     folder = session.folder
     if "gradients" not in session.notes.checks and not session.options.resume:
-        raise CheckFailed("no optimiser step was made: nothing has been trained")
+        raise CheckFailed("no optimiser step was taken: nothing was trained")
     facts = summary.facts(session)
     if folder is not None:
         folder.describe(facts)

@@ -79,12 +79,12 @@ class MovementCheck:
         if unreached:
             raise CheckFailed(
                 f"no gradient reaches {_some(unreached)} in step {step}",
-                "The model does not use what these layers return for the rows of this step, or uses it without a "
-                "gradient: leave them out with adapter.exclude_modules.",
+                "The model does not use the output of these layers for this step's rows, or uses it without a "
+                "gradient: exclude them with adapter.exclude_modules.",
             )
         touched = [name for name, (p, version) in self.frozen.items() if p._version != version]
         if touched:
-            raise CheckFailed(f"frozen tensors were changed by step {step}: {_some(touched)}")
+            raise CheckFailed(f"frozen tensors changed in step {step}: {_some(touched)}")
         still = [
             name
             for name, start in self.start.items()
@@ -97,10 +97,12 @@ class MovementCheck:
         if still:
             raise CheckFailed(
                 f"{_some(still)} did not move in {count(self.steps, 'step')}",
-                "Either its gradient is zero, as where the model multiplies what the layer returns by zero, or the "
+                "Either its gradient is zero, e.g. because the model multiplies the layer's output by zero, or the "
                 "learning rate is too small for float32.",
             )
-        proven["gradients"] = f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, nothing else moved"
+        proven["gradients"] = (
+            f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, no other tensor changed"
+        )
         if self.steps == self.STEPS:
             self.start.clear()
             for hook in self.hooks:

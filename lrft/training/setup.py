@@ -155,7 +155,7 @@ def start_engine(
     if t.gradient_checkpointing != "none":
         checkpoint_blocks(recipe, model)
     if t.compile and not compile_blocks(model):
-        text = "training.compile: this model has no blocks that transformers knows"
+        text = "training.compile: transformers declares no blocks for this model"
         raise RecipeError([Problem(recipe.where("training.compile"), text)])
     optimizer = make_optimizer(recipe, adapted.attached, adapted.composition, broadcast)
     return Engine(
@@ -175,10 +175,7 @@ def checkpoint_blocks(recipe: Recipe, model: Any) -> None:
     try:
         gradient_checkpointing.checkpoint(model, recipe.training.gradient_checkpointing)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        text = (
-            f"training.gradient_checkpointing: {type(model).__name__} does not support it ({error}); "
-            "none keeps all activations"
-        )
+        text = f"training.gradient_checkpointing: {type(model).__name__} does not support it ({error}); set it to none"
         raise RecipeError([Problem(recipe.where("training.gradient_checkpointing"), text)]) from error
 
 
@@ -279,7 +276,7 @@ def note_composition(recipe: Recipe, base: Base, adapted: Adapted, layout: Layou
     if layout.warning:
         notes.warnings.append(layout.warning)
     if recipe.training.activation_offload and base.accelerator.device.type == "cpu":
-        notes.warnings.append("training.activation_offload moves nothing on a CPU")
+        notes.warnings.append("training.activation_offload has no effect on a CPU")
 
 
 def compare_init(engine: Engine, rows: data.Rows, adapted: Adapted, compute: str, notes: Notes) -> None:

@@ -38,7 +38,7 @@ class Inputs:
     """Phase 1: what is learnt from. Made before any process group exists."""
 
     source: Path
-    """folder of the base"""
+    """folder of the base model"""
     tokenizer: Any
     prepared: Prepared
     batches: BatchSchedule
@@ -64,9 +64,9 @@ class Base:
     strategy: str
     """ddp, fsdp or zero2"""
     info: dict[str, Any]
-    """name, revision, fingerprint, dtype and quantization, as an adapter's folder names its base"""
+    """name, revision, fingerprint, dtype and quantization, as recorded in adapter folders"""
     stored: Stored
-    """under which names its files hold its weights"""
+    """names of its weights in its files"""
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class Adapted:
     attached: Attached
     composition: Composition
     resumed_from: Path | None
-    """the checkpoint that is taken up"""
+    """checkpoint to resume from"""
     unmergeable: str
-    """why the base's files cannot take the adapters' weights; "" when they can"""
+    """why the adapters cannot be merged into the base's files; "" when they can"""
     left_out: list[str] = field(default_factory=list)
-    """linear layers that the recipe means and that carry no adapter, as sentences"""
+    """targeted linear layers without an adapter, as sentences"""
 
 
 @dataclass
@@ -96,9 +96,9 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     stale_loss: float | None = None
-    """the loss that early stopping compares with"""
+    """reference loss of early stopping"""
     stale: int = 0
-    """evaluations since it was last beaten by min_delta"""
+    """evaluations since it last improved by min_delta"""
     skipped: int = 0
     """steps in a row that fp16 has skipped"""
 
@@ -109,7 +109,7 @@ class Notes:
 
     warnings: list[str] = field(default_factory=list)
     checks: dict[str, str] = field(default_factory=dict)
-    """what was proven, as sentences"""
+    """verified properties, as sentences"""
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Session:
     base: Base
     adapted: Adapted
     engine: Engine
-    """phase 4: what answers batches and takes steps"""
+    """phase 4: engine for forward, backward and optimiser steps"""
     notes: Notes
     progress: Progress = field(default_factory=Progress)
     folder: RunFolder | None = None

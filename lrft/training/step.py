@@ -43,9 +43,9 @@ class Passes:
     """What the passes of a step have given, the same on every rank."""
 
     loss: float
-    """mean over all that counts in the step"""
+    """mean loss over everything counted in the step"""
     regularisation: float | None
-    """mean of what parts have added; None when no part adds anything"""
+    """mean of the parts' loss terms; None when there are none"""
     signal: int
     """the largest signal number that some process has received, or 0"""
 
@@ -57,9 +57,9 @@ class Stepped:
     grad_norm: float
     """before clipping"""
     gradients: dict[str, float]
-    """norms by role before clipping; of a step that is shown"""
+    """gradient norms by role before clipping, for a logged step"""
     made: bool
-    """False where fp16 has skipped it"""
+    """False when fp16 loss scaling skipped the step"""
 
 
 def train_step(
@@ -241,8 +241,8 @@ def refuse_non_finite(loss: float, *, norm: float, scaled: bool, step: int, rows
     what = f"the loss became {loss}" if not math.isfinite(loss) else f"the norm of the gradient became {norm}"
     places = ", ".join(rows.source(int(i)) for i in ids[:5]) + (" ..." if len(ids) > 5 else "")
     raise NonFinite(
-        f"{what} at step {step}. Earlier checkpoints are kept. Rows of this step: {places}",
-        "Lower training.learning_rate, or look at these rows.",
+        f"{what} at step {step}. Earlier checkpoints are kept. Rows in this step: {places}",
+        "Lower training.learning_rate, or check these rows.",
     )
 
 

@@ -107,8 +107,8 @@ def exports_to(adapted: Adapted, quantization: str) -> str:
     return "; ".join(
         [
             "merged model only" if exports == ["merged model"] else " or ".join(exports) or "lrft adapter only",
-            *([f"not to PEFT: {refused}"] if refused else []),
-            *([f"this base cannot be merged, because {adapted.unmergeable}"] if adapted.unmergeable else []),
+            *([f"not exportable to PEFT: {refused}"] if refused else []),
+            *([f"merging into this base is not possible: {adapted.unmergeable}"] if adapted.unmergeable else []),
         ]
     )
 
@@ -125,7 +125,7 @@ def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
     passes = -(-t.global_batch_size // (engine.micro * world))
     epochs = batches.total_steps / batches.steps_per_epoch
     checkpointing = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
-    divided = ", the base divided among them" if engine.strategy.together else ""
+    divided = ", base sharded" if engine.strategy.together else ""
     return [
         f"{epochs:.4g} epoch{'s' * (epochs != 1)} = {count(batches.total_steps, 'step')} of "
         f"{count(t.global_batch_size, 'row')}: {engine.micro} per pass x {count(passes, 'pass', 'passes')} x "
@@ -188,7 +188,7 @@ def facts(session: Session) -> dict[str, Any]:
         "result": {
             "steps done": p.step,
             "tokens seen": p.tokens,
-            "validation loss at the start": p.start_loss,
+            "initial validation loss": p.start_loss,
             "best validation loss": p.best_loss,
             "best step": p.best_step,
         },

@@ -42,7 +42,7 @@ def validate(session: Session) -> bool:
     if not math.isfinite(record["loss"]):  # what gave it must not become a checkpoint
         raise NonFinite(
             f"the validation loss became {record['loss']} after step {progress.step}. Earlier checkpoints are kept.",
-            "Lower training.learning_rate, or look at the base model and the validation rows.",
+            "Lower training.learning_rate, or check the base model and the validation rows.",
         )
     return improved
 
@@ -94,6 +94,6 @@ def has_patience(session: Session) -> bool:
     if isinstance(stopping, str) or progress.stale < stopping.patience:
         return True
     session.trackers.console.line(
-        f"stopping early: {progress.stale} evaluations without a better validation loss than {progress.stale_loss:.4f}"
+        f"early stopping: {progress.stale} evaluations without a validation loss below {progress.stale_loss:.4f}"
     )
     return False
