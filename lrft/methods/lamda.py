@@ -36,8 +36,8 @@ class Lamda(Method):
     paper: ClassVar[str] = "arXiv 2406.12832"
     equation: ClassVar[str] = "W + (alpha / r) B S A, A frozen, B frozen column by column"
     parameters: ClassVar[str] = "r (d + r), at the end r^2"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "update and start against the released code; svd is a reconstruction"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "update and init compared with the released code; init: svd is a reconstruction"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -28,8 +28,8 @@ class Lora2(Method):
     paper: ClassVar[str] = "arXiv 2408.06854"
     equation: ClassVar[str] = "W + (alpha / r) B2 A2 diag(E) B1 A1; penalty mean |P P' - I|"
     parameters: ClassVar[str] = "p (d + k) + 2 r p + r, p the inner size"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "update and penalty against the released code; without its pruning"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "update and penalty compared with the released code; without its pruning"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -37,12 +37,12 @@ class Sst(Method):
     equation: ClassVar[str] = "U diag(S) V': S, and columns I of U and V along G V_I and G' U_I"
     parameters: ClassVar[str] = "m (d + k + 1), m the smaller of d and k; r (d + k) + m at a time"
     exports: ClassVar[str] = "merged only"
-    evidence: ClassVar[str] = "a reconstruction from the paper; gradients against autograd"
+    evidence: ClassVar[str] = "reconstruction from the paper; gradients compared with autograd"
     slots: ClassVar[tuple[str, ...]] = ("update", "init")
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "steps", "restart", "forward")
     quantization_conflict: ClassVar[str] = (
-        "replaces the weight by its singular vectors, beside which its codes save nothing"
+        "keeps the weight's full singular vectors, so quantising the base saves no memory"
     )
 
     every: Annotated[float, Field(gt=0)] = 200.0

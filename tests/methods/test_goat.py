@@ -378,7 +378,7 @@ def test_it_has_no_weight_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("options", "rank", "said"),
     [
-        ({}, 12, "8 experts share the rank 12"),
+        ({}, 12, "8 experts do not divide rank 12"),
         ({"experts": 2, "top": 3}, 4, "choose 3 of 2 experts"),
         ({"experts": 2, "top": 1, "balance": 0.0}, 4, "learns nothing with top 1 and balance 0"),
         ({"experts": 2}, 16, "14 x 20 layer has 14 singular vectors: lower rank 16"),

@@ -630,7 +630,7 @@ def test_what_makes_no_sense_is_refused_before_torch_is_loaded(method: str, plac
         place.recipe(f"adapter.method={method}", "model.quantization=nf4")
     (problem,) = caught.value.problems
     assert "full" in problem.text
-    assert "trains float32 numbers" in problem.text
+    assert "keeps float32 copies" in problem.text
     assert "set model.quantization: none, or use a low-rank method such as lora" in problem.text
 
 
