@@ -1,4 +1,4 @@
-"""What one adapted layer is.
+"""The adapter of one linear layer.
 
 A target linear layer is replaced by `AdapterLinear(base, adapter)`. The base is never written to. The adapter states
 `weight(W0)`, the paper's formula for the adapted weight, and `forward(x, base)`, the way that training computes it;
@@ -77,7 +77,7 @@ class Lent:
 
 
 class Adapter(nn.Module):
-    """Abstract. A subclass states `weight`; it may state a faster `forward`.
+    """Abstract. A subclass defines `weight`, and may define a faster `forward`.
 
     One whose output is no linear function of its input (experts behind a router) has no weight to state: it says so
     with `mergeable = False`, and states `forward`.

@@ -1,4 +1,4 @@
-"""What a start that depends on data may find out about the base before adapters are put in: inputs and gradients.
+"""Calibration data for data-dependent initialisation: activations and gradients of the base model.
 
 Nothing here holds all gradients. Products of a gradient with a thin matrix are made layer by layer during one backward
 pass; whole gradients are made for a few layers at a time, with one pass over the rows for each few.

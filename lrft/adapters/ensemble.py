@@ -1,4 +1,4 @@
-"""Several models in one pass: rows go through the base in copies, and each copy meets a member of its own.
+"""Ensembles in one pass: each row is repeated once per member, and each copy uses its member's adapter.
 
 An adapter with members answers copies when it is told that rows come so (`in_copies`); otherwise it is one model.
 Copies are laid side by side as a whole: all rows, then all rows again, so that the first half of what any layer sees of

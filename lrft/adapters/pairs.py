@@ -1,4 +1,4 @@
-"""What optimisers of pairs have in common: A (r, k) and B (d, r) of a layer are moved together."""
+"""Shared base of optimisers that update A (r, k) and B (d, r) of a layer jointly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe can name under `adapter.method`, and when it is asked to act.
+"""Base classes of everything named under `adapter.method`, and the hooks that the training loop calls.
 
 A *part* is one object per run; the fields of its class are the keys of the recipe. Its class variables are its
 declaration: they are literals, read from the source without importing it, so that a recipe can be checked and
@@ -6,7 +6,8 @@ declaration: they are literals, read from the source without importing it, so th
 
 The training loop calls the hooks at fixed places and knows no method by name:
 
-    once             plan, observe, allot; shared; build -> start, start_from -> (anchor) -> wrap, for every site
+    once             calibrate, assign_ranks, assign_ranks_from; shared; build -> initialize, initialize_from ->
+                     (offset from init) -> wrap, for every site
     every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
                      after_backward (gradients reduced and clipped), after_step
     checkpoints      state, load_state
@@ -33,7 +34,7 @@ def not_at_hand(*_: Any) -> Any:
 
 @dataclass
 class Run:
-    """What the hooks of a step may look at and change."""
+    """The view of a step that hooks may read and change."""
 
     step: int
     """optimiser steps done before this one"""
@@ -75,7 +76,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Making:
-    """What an optimiser of a part may need beside its parameters."""
+    """Arguments of a part's optimiser in addition to its parameters."""
 
     betas: tuple[float, float]
     eps: float
@@ -99,7 +100,7 @@ class Outputs(Protocol):
 
 
 class Part:
-    """Abstract. A part fills slots, needs properties of the method, and overrides the hooks that it uses."""
+    """Abstract. A part fills slots, requires properties of the method, and overrides the hooks that it uses."""
 
     name: ClassVar[str]
     kind: ClassVar[str]
@@ -145,8 +146,8 @@ class Part:
         return list(sites)
 
     def calibrate(self, context: CalibrationContext) -> CalibrationResult:
-        """What the start, the ranks or the choice of sites depend on: {site: {name: tensor}}. Asked once, before any
-        adapter exists; a resumed or loaded run does not ask again."""
+        """Statistics for init, ranks or placement: {site: {name: tensor}}. Called once, before any
+        adapter exists, and not again on resume or load."""
         return {}
 
     def assign_ranks_from(self, sites: Sequence[Site], seen: CalibrationResult) -> list[Site]:
@@ -154,10 +155,10 @@ class Part:
         return list(sites)
 
     def initialize_from(self, adapter: Adapter, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
-        """The slot "start" of a part that observes: as `start`, with what was seen of this site."""
+        """Slot "init" of a part that calibrates: as `initialize`, with the statistics of this site."""
 
     def initialize(self, adapter: Adapter, W0: Tensor) -> None:
-        """The slot "start": set the adapter's values before the first step. W0 (d, k). The caller seeds."""
+        """Slot "init": set the adapter's values before the first step. W0 (d, k). The caller seeds."""
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         """The adapter inside another one, or itself. W0 (d, k) is None when only the structure is asked for."""
@@ -168,7 +169,7 @@ class Part:
         return {}
 
     def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
-        """Sentences for the user about this composition: legal, but not what the paper does."""
+        """Warnings about this composition: valid, but different from the paper."""
         return []
 
     def make_optimizer(self, groups: list[dict[str, Any]], making: Making) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""A LoRA folder as stock PEFT writes it, read as what lrft reads from its own: sites, factors and tensors.
+"""Import of LoRA folders written by PEFT: sites, scaling factors and tensors.
 
 What PEFT multiplies into a weight is taken from its configuration alone: rank from the tensors, alpha from
 `lora_alpha` and `alpha_pattern`, their quotient from `use_rslora`.

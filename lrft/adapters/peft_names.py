@@ -1,4 +1,4 @@
-"""By which names stock PEFT finds the adapted layers in a model, or why it cannot.
+"""Target module names under which PEFT finds the adapted layers, or the reason why it cannot.
 
 PEFT does not take `target_modules` as it stands. Where transformers stacks a model's experts at loading, it takes every
 name that ends like a projection of those experts (gate_proj, up_proj, down_proj) for the stacked tensors, and shared

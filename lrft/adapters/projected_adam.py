@@ -1,4 +1,4 @@
-"""Adam on a projection of the gradient: what GaLore, Fira and FRUGAL have in common.
+"""Adam on a projection of the gradient: the family of GaLore, Fira and FRUGAL.
 
 A gradient G (m, n), turned so that m >= n, is seen in r directions of its smaller side: R = G P' (m, r), the rows of
 P (r, n) orthonormal. Adam's moments are those of R. Every so many steps P is chosen anew. The family is a grid:

@@ -1,6 +1,6 @@
-"""The adapter's folder on disk.
+"""Adapter folders on disk.
 
-    adapter_config.json, adapter_model.safetensors    PEFT's own layout, whenever stock PEFT can say the method exactly
+    adapter_config.json, adapter_model.safetensors    PEFT's layout, when stock PEFT can represent the method exactly
                                                       and finds the layers by their names (`peftnames`)
     lrft.json                                         what lrft needs beside it: methods, sites, base, checksums
     lrft.safetensors                                  the adapter's own tensors, only when PEFT's are not the same ones
@@ -84,7 +84,7 @@ def save_adapter(
 ) -> None:
     """Write the adapter's files into the existing `folder`. `base` holds name, revision and fingerprint.
 
-    beside   names of files that are there already and belong to the adapter (its tokenizer): they are vouched for too
+    beside   names of existing files that belong to the adapter (its tokenizer), for the checksum manifest
     """
     forms = {name: adapter.peft() for name, adapter in attached.modules.items()}
     sayable = {name: form for name, form in forms.items() if form is not None}

@@ -1,4 +1,4 @@
-"""Which linear layers a recipe means: patterns to sites. A pattern that matches nothing is an error, never ignored."""
+"""Target module matching: patterns to sites. A pattern without a match is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and what commands do before their own work."""
+"""Shared arguments and preparation of commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command says when it fails. Torch need not be there to be told of."""
+"""Error output of commands. Works without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lrft eval`: what is measured, on which rows, and how it is told."""
+"""`lrft eval`: evaluate a run, adapter or model."""
 
 from __future__ import annotations
 

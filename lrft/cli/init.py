@@ -48,8 +48,8 @@ def init(
 ) -> None:
     """Write a commented recipe to start from.
 
-    Asks for model and data where they are not given. Data that are there are looked at, and the recipe says what
-    they need.
+    Prompts for model and data if not given. A local data file is inspected, and the recipe sets the keys
+    it needs.
 
     Example: lrft init --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl
     """

@@ -1,4 +1,4 @@
-"""`lrft inspect`: what an adapter did to the weights."""
+"""`lrft inspect`: analyse an adapter's weight updates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def inspect(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what an adapter did to the weights: norms, ranks, spectra and intruder dimensions by module.
+    """Analyse an adapter's weight updates: norms, ranks, spectra and intruder dimensions per module.
 
     Example: lrft inspect runs/first
     """

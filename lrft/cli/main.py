@@ -1,4 +1,4 @@
-"""The `lrft` program: its commands, one file each beside this one, and its exit codes.
+"""The `lrft` command line: one file per command in this folder, and exit codes.
 
 Nothing heavy is imported here: `lrft --help` and a misspelt key answer before torch is loaded.
 """

@@ -1,4 +1,4 @@
-"""`lrft merge`: write the merged folder, compare it with the adapter, print what was lost."""
+"""`lrft merge`: write the merged folder, compare it with the adapter, report rounding losses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def merge(
     ] = "original",
     as_json: AsJson = False,
 ) -> None:
-    """Write base + adapter as a plain model folder, and check that it gives the same logits.
+    """Write base + adapter as a plain model folder, and check that its logits match.
 
     Example: lrft merge runs/first
     """

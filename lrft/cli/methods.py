@@ -1,4 +1,4 @@
-"""`lrft methods`: the adapter methods, one of them, or what each would train on a recipe's model."""
+"""`lrft methods`: list methods, show one, or count their trainable parameters for a recipe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def methods(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the adapter methods, or show one: its equation, options, and what it combines with.
+    """List the adapter methods, or show one: its equation, options and conflicts.
 
     Example: lrft methods show pissa
     """

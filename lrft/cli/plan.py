@@ -1,4 +1,4 @@
-"""`lrft plan`: what a run will take."""
+"""`lrft plan`: estimate a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run will take: parameters, memory by part, steps, tokens and time. Loads no weights.
+    """Estimate a run: parameters, memory, steps, tokens and time. Loads no weights.
 
     Example: lrft plan recipe.yaml --devices 8
     """

@@ -18,7 +18,7 @@ def preview(
     n: Annotated[int, typer.Option("-n", min=1, help="Number of rows to show.")] = 3,
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",
 ) -> None:
-    """Show rows as the model will see them, coloured by what is trained, and the data's counts.
+    """Show rows as the model sees them, with trained tokens coloured, and the data counts.
 
     Example: lrft preview recipe.yaml -n 5
     """

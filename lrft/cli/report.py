@@ -14,7 +14,7 @@ def report(
         Path | None, typer.Option("-o", "--out", help="Output file. Default: report.html in the run folder.")
     ] = None,
 ) -> None:
-    """Write a run's own page: one HTML file with curves, samples, checks, environment and recipe.
+    """Write a run's report as one HTML file with curves, samples, checks, environment and recipe.
 
     Example: lrft report runs/first
     """

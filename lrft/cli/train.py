@@ -1,4 +1,4 @@
-"""`lrft train`: in this process, in one process for each device, or with --dry-run nowhere.
+"""`lrft train`: train in this process, or in one process per device; --dry-run only prints.
 
 Torch is loaded as late as can be: the process that only starts others needs no more of it than the number of GPUs.
 """

@@ -1,4 +1,4 @@
-"""Equal parameters: the rank of each method whose trained numbers are nearest to the baseline's.
+"""Parameter matching: each method's rank with the trainable-parameter count closest to the baseline's.
 
 Counted on the real model's layers, without its weights: the adapters of each shape are built on the meta device.
 """
@@ -47,7 +47,7 @@ class Choice:
 
     @property
     def deviation(self) -> float:
-        """Trained numbers over the baseline's, minus one."""
+        """Trainable parameters relative to the baseline's, minus one."""
         return self.trained / self.baseline - 1
 
     @property
@@ -60,7 +60,7 @@ class Choice:
 
 
 class Counter:
-    """Counts trained numbers; skeletons of models are kept."""
+    """Counts trainable parameters; caches model skeletons."""
 
     def __init__(self) -> None:
         self._skeletons: dict[tuple[str, str | None], Any] = {}

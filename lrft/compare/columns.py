@@ -1,4 +1,4 @@
-"""The tables of a comparison, as people read them, and what their columns mean."""
+"""Tables of a comparison and explanations of their columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison is going to train, and how long that may take."""
+"""Listing of a comparison's runs and an estimate of its duration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrft.utils.text import Row, count, duration
 
 
 def plan_rows(comparison: Comparison, jobs: Sequence[Job], choices: Sequence[Choice]) -> list[Row]:
-    """The runs with their ranks and trained numbers, for the screen."""
+    """The runs with ranks and trainable parameters, for the terminal."""
     seeds = count(len(comparison.seeds), "seed")
     lines = []
     left = list(choices)

@@ -1,4 +1,4 @@
-"""From finished run folders to the figures of a comparison: one dict of JSON values, of which every page is made."""
+"""Results of a comparison from its run folders: one dict of JSON values, from which every page is generated."""
 
 from __future__ import annotations
 

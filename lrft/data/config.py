@@ -1,4 +1,4 @@
-"""What the data section, the tokenizer and the model decide together, checked before any row is read."""
+"""Settings derived from data section, tokenizer and model, checked before any row is read."""
 
 from __future__ import annotations
 

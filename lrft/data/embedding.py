@@ -1,4 +1,4 @@
-"""Tokens that the model has no embedding row for: on a GPU they end a run without a word of what is wrong."""
+"""Check for token ids outside the model's embedding, which would crash a GPU run without explanation."""
 
 from __future__ import annotations
 

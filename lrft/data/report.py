@@ -1,4 +1,4 @@
-"""What happened to every row: read == used + dropped, per source and in total."""
+"""Accounting of every row: read == used + dropped, per source and in total."""
 
 from __future__ import annotations
 

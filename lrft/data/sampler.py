@@ -1,4 +1,4 @@
-"""Which rows form which optimiser step: pure functions of seed and epoch, so a resume needs no state."""
+"""Batch schedule: rows of each optimiser step as a pure function of seed and epoch, so resuming needs no state."""
 
 from __future__ import annotations
 

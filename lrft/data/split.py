@@ -1,4 +1,4 @@
-"""Which rows are held out: decided by content, so that adding rows moves no other row."""
+"""Validation split by content hash, so that adding rows does not move others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe has to say of a file of data, from a look at its first rows."""
+"""Suggest data keys for a file from its first rows."""
 
 from __future__ import annotations
 

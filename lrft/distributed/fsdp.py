@@ -1,4 +1,4 @@
-"""A frozen base divided over devices, by FSDP2 of torch. Adapters stay whole on each of them: they are small, and
+"""Frozen base sharded over devices with torch's FSDP2. Adapters are replicated: they are small, and
 their methods need their factors whole.
 
 The weights of a block are gathered while it computes. What is used outside of the blocks stays whole as well, the

@@ -1,4 +1,4 @@
-"""ZeRO-2 of DeepSpeed: each process keeps the gradients and the optimiser's state of its part of what is trained.
+"""DeepSpeed ZeRO-2: gradients and optimiser state are sharded over processes.
 
 Everybody holds the frozen base and the trained tensors whole, so that methods compute as ever. DeepSpeed clips, steps
 and clears in one call, on copies of its own: what acts on gradients, trained tensors or the optimiser's state between

@@ -1,4 +1,4 @@
-"""What an exporter is: it writes a folder that another tool loads. One file each beside this one, or an entry point of
+"""Base class of exporters, which write a folder for another tool. One file each in this folder, or an entry point of
 `lrft.exporters`; `lrft export RUN --to NAME` calls it."""
 
 from __future__ import annotations

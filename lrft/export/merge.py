@@ -52,7 +52,7 @@ OWN_FILES = {
 
 @dataclass
 class MergeResult:
-    """What a merge did. Norms are Frobenius norms over all sites."""
+    """Result of a merge. Norms are Frobenius norms over all sites."""
 
     out: Path
     base: Path
@@ -135,7 +135,7 @@ def merge_adapter(
 
 
 def refuse_unmergeable(saved: SavedAdapter) -> None:
-    """Raises UsageError for adapters that no weight can say."""
+    """Raises UsageError for adapters that cannot be merged (their output is not linear in the input)."""
     if not all(saved.build(site).mergeable for site in saved.sites):
         names = ", ".join(entry["name"] for entry in saved.info["methods"])
         raise UsageError(

@@ -1,4 +1,4 @@
-"""One file of the base on its way into the merged folder, piece by piece.
+"""Merge one safetensors file of the base, piece by piece.
 
 A piece is some whole rows of a tensor as they are stored: a few MB that are read, changed, rounded once and written at
 their place. Several workers take one piece after the other, each on one core, while the disk writes what is finished.

@@ -1,4 +1,4 @@
-"""What an adapter did to the weights, module by module.
+"""Per-module analysis of an adapter's weight updates.
 
 The base's safetensors files are read one target at a time; the model is built without its weights. Memory is that of
 the adapter and of a few copies of the largest target.

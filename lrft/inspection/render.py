@@ -1,4 +1,4 @@
-"""What `lrft inspect` shows: the lines on the terminal, and the picture."""
+"""Output of `lrft inspect`: terminal tables and inspect.png."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys that can have no effect in the run that the data make: what a recipe alone does not show."""
+"""Reject keys without effect that only the data or the model reveal."""
 
 from __future__ import annotations
 

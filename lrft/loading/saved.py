@@ -1,4 +1,4 @@
-"""Base, adapter and tokenizer of a saved run: loaded as they were when it was trained. The one way to load them."""
+"""Load base, adapter and tokenizer of a saved run as in training; every command loads through this file."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load_plain(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class Target:
-    """What `lrft eval` is given: a run, an adapter or a model, loaded."""
+    """Loaded target of `lrft eval`: a run, an adapter or a model."""
 
     model: Any
     tokenizer: Any

@@ -34,7 +34,7 @@ class Dota(Method):
     paper: ClassVar[str] = "arXiv 2412.20891"
     equation: ClassVar[str] = "W + MPO(T) - MPO(T_0), T_0 of W by TT-SVD with bonds of r"
     parameters: ClassVar[str] = "sum over cores of R_{m-1} i_m j_m R_m, R at most r"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = (
         "dense reference of the abstract's formula; number and sizes of the cores are a reconstruction"
     )

@@ -33,7 +33,7 @@ class Lors(Method):
     paper: ClassVar[str] = "arXiv 2501.08582"
     equation: ClassVar[str] = "(W + (alpha / r) B A) o (W != 0), o entry by entry"
     parameters: ClassVar[str] = "r (d + k)"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "output and gradients compared with the released code"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("scale",)

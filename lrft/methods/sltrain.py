@@ -31,7 +31,7 @@ class Sltrain(Method):
     paper: ClassVar[str] = "arXiv 2406.02214"
     equation: ClassVar[str] = "W + (alpha / r) B A + V, V zero but for a share of its entries"
     parameters: ClassVar[str] = "r (d + k) + density d k"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "update compared with the released formula; use as an adapter is a reconstruction"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")

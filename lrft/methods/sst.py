@@ -36,7 +36,7 @@ class Sst(Method):
     paper: ClassVar[str] = "arXiv 2405.15481"
     equation: ClassVar[str] = "U diag(S) V': S, and columns I of U and V along G V_I and G' U_I"
     parameters: ClassVar[str] = "m (d + k + 1), m the smaller of d and k; r (d + k) + m at a time"
-    exports: ClassVar[str] = "merged only"
+    exports: ClassVar[str] = "merged model only"
     evidence: ClassVar[str] = "reconstruction from the paper; gradients compared with autograd"
     slots: ClassVar[tuple[str, ...]] = ("update", "init")
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)

@@ -1,4 +1,4 @@
-"""Which of transformers' classes a checkpoint is loaded with: the one that its configuration names.
+"""The transformers class that loads a checkpoint: the one named by its configuration.
 
 A checkpoint that also sees or hears is a language model with towers in front of it. It is loaded whole, so that its
 modules have the names of its files, and text trains the language part.

@@ -1,4 +1,4 @@
-"""Attention and experts for models of fake tensors: they keep what the real kernels keep, and look at no content.
+"""Attention and expert kernels for fake tensors: they save the same activations as the real kernels.
 
 Both go through transformers' own extension points, and the model has its kernels back afterwards.
 """

@@ -1,4 +1,4 @@
-"""From the name of a base to the folder that holds it."""
+"""Resolve the name of a base model to its local folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model, tokenizer and skeleton of a local folder. Nothing here asks the network."""
+"""Load model, tokenizer and skeleton from a local folder, without network access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear layers whose frozen weight is kept in 4 or 8 bits. The only file that knows bitsandbytes.
+"""Linear layers with a frozen 4- or 8-bit weight. The only file that uses bitsandbytes.
 
 bitsandbytes quantises and dequantises; the product is made here, from the dequantised weight, so that training,
 evaluation and merging see one and the same W. Its own layers do not: in evaluation on a CPU, a 4-bit layer rearranges

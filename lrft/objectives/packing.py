@@ -1,4 +1,4 @@
-"""How a model takes batches: found out by asking the model itself, before the first step.
+"""Check, before the first step, whether a model supports packed batches.
 
 Rows are laid end to end where the model answers them as it answers each row alone, and where a row's logits do not move
 when its neighbours get other tokens; else they are padded. The loss goes from hidden states straight to chunks of
@@ -37,7 +37,7 @@ BORDERS = ("window", "chunk", "original_max_position")
 
 @dataclass(frozen=True)
 class Layout:
-    """What was found. `said` is for the report, `warning` for the user, "" when nothing is lost."""
+    """What was found. `said` is for the report, `warning` for the user ("" for none)."""
 
     form: Form = "padded"
     direct: bool = False
@@ -51,7 +51,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Apart:
-    """How far rows laid end to end are kept apart. Logit differences over the largest logit."""
+    """Leakage between packed rows, as logit differences relative to the largest logit."""
 
     difference: float
     """logit difference between packed rows and each row alone"""
@@ -71,7 +71,7 @@ class Apart:
 
     @property
     def trouble(self) -> str:
-        """What is wrong with the rows end to end, in words."""
+        """Description of the leak."""
         if not self.leaks or not math.isfinite(self.moved):
             return f"logits differ by {self.difference:.1e} of the largest"
         return f"a row's logits move by {self.moved:.1e} of the largest when its neighbour gets other tokens"
@@ -79,7 +79,7 @@ class Apart:
 
 @torch.no_grad()
 def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | None = None) -> Layout:
-    """Ask `model` about a few of `rows`. Raises CheckFailed when packing is true and cannot be had.
+    """Test `model` on a few of `rows`. Raises CheckFailed when packing is true but not possible.
 
     packing  true, false or auto
     compute  fp32, bf16 or fp16, in which the model computes; None: as its weights are

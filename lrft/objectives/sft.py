@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: one token loss for training, evaluation and checks, so that they cannot differ.
+"""Supervised fine-tuning: the token loss of training, evaluation and checks.
 
 Logits are made only where a token is trained, some at a time: the tensor (tokens, vocabulary) is never whole.
 """

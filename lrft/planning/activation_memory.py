@@ -1,4 +1,4 @@
-"""What a training step holds in memory, found out without weights: the model runs on fake tensors, which have shapes
+"""Activation memory of a training step, without weights: the model runs on fake tensors, which have shapes
 and no content, and what autograd keeps for the backward pass is counted as it is kept.
 
 No formula of an architecture is in here: a new one is counted as well as an old one. What cannot be seen that way, the

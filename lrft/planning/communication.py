@@ -1,4 +1,4 @@
-"""What devices hold, send and wait for: the arithmetic of distributed training, from sizes alone.
+"""Memory and communication of distributed training, computed from sizes.
 
 `lrft plan` uses it with the sizes of a recipe, docs/scale.md with those of published models. Nothing here is measured.
 """

@@ -1,4 +1,4 @@
-"""`lrft train --dry-run`: what each process would do, said by what a real run asks as well.
+"""`lrft train --dry-run`: print what each process would do, using the code of a real run.
 
 The data are prepared, and kept in the cache, as `lrft check` does; no weights are read and no process is started.
 """

@@ -1,4 +1,4 @@
-"""What a run will take: parameters, memory by part, steps, tokens, time, and how that divides over devices.
+"""`lrft plan`: parameters, memory breakdown, steps, tokens, time, and their division over devices.
 
 Nothing is loaded but the config, the tokenizer and the data: the model is made of fake tensors (`footprint`).
 """

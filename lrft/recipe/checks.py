@@ -1,4 +1,4 @@
-"""What types alone cannot say: methods and their options, keys that exclude each other, the version."""
+"""Recipe checks beyond types: methods and options, mutually exclusive keys, version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words of other trainers, and of features that do not exist here: refused with the answer, never accepted.
+"""Key names from other trainers, and of missing features: rejected with the lrft equivalent, never accepted as aliases.
 
 Accepting a second spelling would leave two in the world; refusing with the fix costs one edit.
 """

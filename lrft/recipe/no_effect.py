@@ -1,4 +1,4 @@
-"""Keys that were set and can have no effect, because another key takes their ground away.
+"""Reject keys that have no effect because of another key's value.
 
 A default has no wish: only what differs from it is refused.
 """

@@ -1,4 +1,4 @@
-"""Every key of a recipe: its type, its default and one sentence on what it does.
+"""Every key of a recipe with type, default and description.
 
 The only place where a key is declared: validation, JSON Schema, the page of keys and `describe` use it.
 The models hold the normal form: short forms (`adapter: lora`) are expanded before, in forms.py.

@@ -1,4 +1,4 @@
-"""report.html: a run's own page, finished or not, from its folder: what report.md tells, and curves."""
+"""report.html of a run folder, finished or not: the contents of report.md, and curves."""
 
 from __future__ import annotations
 

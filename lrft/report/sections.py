@@ -1,4 +1,4 @@
-"""What the files of a run say, as sections of tables, lists and words: for report.md and for the run's page alike.
+"""Contents of a run's files as sections (tables, lists, paragraphs), for report.md and report.html.
 
 All text here is as it came, from data and names too: whoever writes it out escapes it.
 """

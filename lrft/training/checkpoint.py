@@ -1,4 +1,4 @@
-"""Checkpoints of a run: made, found again, and refused when recipe, data or base are no longer the same."""
+"""Save and restore checkpoints; resuming is refused when recipe, data or base have changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FREE_ON_RESUME = (
 
 
 def save(session: Session, *, best: bool) -> None:
-    """Make a checkpoint of everything that the rest of the run depends on."""
+    """Save a checkpoint of all state that the rest of the run depends on."""
     session.watchdog.at("waiting for all processes before saving")
     session.engine.accelerator.wait_for_everyone()
     optimizer = session.engine.strategy.state()
@@ -95,7 +95,7 @@ def load_part_states(composition: Composition, states: Mapping[str, Tensor]) -> 
 
 
 def resume_point(folder: RunFolder | None, options: Options) -> Path | None:
-    """The checkpoint that every process takes up, found by the first; None for a run from the start."""
+    """The checkpoint to resume from, chosen by the first process; None for a new run."""
     if options.resume is None:
         return None
     found = None if folder is None else folder.resume_from(options.resume)
@@ -104,7 +104,7 @@ def resume_point(folder: RunFolder | None, options: Options) -> Path | None:
 
 
 def restore(session: Session) -> None:
-    """Take up a checkpoint again, after proving that recipe, data and base are those that it was made with."""
+    """Restore a checkpoint after verifying that recipe, data and base are unchanged."""
     path, engine = session.adapted.resumed_from, session.engine
     if path is None:
         session.notes.checks["resumed"] = "starting from step 0: no checkpoint was saved"

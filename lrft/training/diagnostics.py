@@ -1,4 +1,4 @@
-"""How the adapters are doing, for the log: what reaches them, how far they have moved, and when that looks wrong."""
+"""Adapter diagnostics for the log: gradient norms, relative update norms, and warnings."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def squared_update(adapter: Adapter, base: nn.Module) -> float:
 
 
 class AdapterHealth:
-    """What the log says of the adapters from one shown step to the next."""
+    """Diagnostics of the adapters between logged steps."""
 
     def __init__(self, attached: Attached) -> None:
         self.attached = attached
@@ -88,7 +88,7 @@ class AdapterHealth:
 
 
 def warnings(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
-    """What looks wrong between two logs of `update_shares`."""
+    """Warnings from two consecutive logs of `update_shares`."""
     said = []
     for group, share in now.items():
         if not math.isfinite(share):

@@ -1,4 +1,4 @@
-"""The engine of a run: model, objective, strategy and optimiser; it answers batches, sums over processes, and steps."""
+"""The engine of a run: model, objective, strategy and optimiser; forward passes, all-reduce and steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tests about itself. A check that fails stops the run with the figure."""
+"""Runtime checks of a training run. A failed check stops the run and reports the measured value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESOLUTION = 2.0**-24  # of float32, relative to the number
 
 
 class MovementCheck:
-    """Every trained tensor moves in the first steps, and nothing else does.
+    """All trainable tensors change in the first steps, and no other tensor does.
 
     LoRA's A has no gradient in the first step, because B is zero: after one step every trained tensor must have a
     gradient and every adapter must have moved somewhere; after two steps every tensor must have moved.
@@ -30,7 +30,7 @@ class MovementCheck:
     STEPS = 2
 
     def __init__(self, attached: Attached, *, resumed: bool = False, may_not_move: Collection[str] = ()) -> None:
-        """resting: last words of the tensors' names that may stand still."""
+        """resting: name suffixes of trainable tensors that may not change."""
         self.trained = attached.trained()
         self.sites = attached.owners()
         self.start = (

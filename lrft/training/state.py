@@ -1,4 +1,4 @@
-"""What a training run holds: the results of the set-up's phases, and what changes from step to step."""
+"""State of a training run: results of the set-up phases, and mutable progress."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How `lrft train` was called. `resume`: None, last, best or a path. `source`: the recipe's file."""
+    """Command-line options of `lrft train`. `resume`: None, last, best or a path. `source`: the recipe's file."""
 
     resume: str | None = None
     fresh: bool = False
@@ -35,7 +35,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Phase 1: what is learnt from. Made before any process group exists."""
+    """Phase 1: data. Created before any process group."""
 
     source: Path
     """folder of the base model"""
@@ -55,7 +55,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Base:
-    """Phase 2: the frozen model on its device, divided over devices where the strategy says so."""
+    """Phase 2: the frozen model on its device, sharded if the strategy requires it."""
 
     model: Any
     accelerator: Accelerator
@@ -71,7 +71,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapted:
-    """Phase 3: the adapters in the base, initialised or of the shapes of a checkpoint."""
+    """Phase 3: the attached adapters, initialised or with the shapes of a checkpoint."""
 
     attached: Attached
     composition: Composition
@@ -85,7 +85,7 @@ class Adapted:
 
 @dataclass
 class Progress:
-    """What a checkpoint must hold beside tensors: plain numbers."""
+    """Non-tensor state of a checkpoint: plain numbers."""
 
     step: int = 0
     """optimiser steps done"""
@@ -105,7 +105,7 @@ class Progress:
 
 @dataclass
 class Notes:
-    """What the user is told of the set-up."""
+    """Messages about the set-up for the user."""
 
     warnings: list[str] = field(default_factory=list)
     checks: dict[str, str] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Notes:
 
 @dataclass
 class Session:
-    """A run: the four phases of `setup.set_up`, and what changes."""
+    """A run: the four phases of `setup.set_up`, and its progress."""
 
     recipe: Recipe
     options: Options
@@ -132,7 +132,7 @@ class Session:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What this run has decided where the recipe leaves it open, by dotted key."""
+        """Values chosen for keys set to auto, by dotted key."""
         decided = {
             "training.precision": self.base.compute,
             "model.precision": self.base.info["dtype"],

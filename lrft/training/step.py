@@ -1,6 +1,6 @@
 """One optimiser step over the global batch: begin, forward and backward, clip and step, record.
 
-The loss is the sum over all that counts in the step, of all micro-batches and ranks, over its number. No method is
+The loss is summed over all micro-batches and ranks and divided once by the step's count of trained tokens. No method is
 known here by name: parts act through their hooks.
 """
 
@@ -40,7 +40,7 @@ MOST_SKIPPED = 20
 
 @dataclass(frozen=True)
 class Passes:
-    """What the passes of a step have given, the same on every rank."""
+    """Results of a step's passes, identical on every rank."""
 
     loss: float
     """mean loss over everything counted in the step"""
@@ -52,7 +52,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Stepped:
-    """What the optimiser's step has done."""
+    """Result of the optimiser step."""
 
     grad_norm: float
     """before clipping"""
@@ -65,7 +65,7 @@ class Stepped:
 def train_step(
     session: Session, movement: MovementCheck, health: diagnostics.AdapterHealth, signals: StopSignals
 ) -> int:
-    """One optimiser step. Returns the signal that some process has received, or 0."""
+    """One optimiser step. Returns the signal received by any process, or 0."""
     began = time.monotonic()
     engine, rows, progress = session.engine, session.inputs.train, session.progress
     session.watchdog.step = progress.step
@@ -128,7 +128,7 @@ def lr_factor(recipe: Recipe, step: int, total: int) -> float:
 
 
 def begin(session: Session, lr: float) -> Run:
-    """What parts see of the step, after its learning rates are set and `before_step` has been called."""
+    """Set learning rates and call `before_step`; returns the hooks' view of the step."""
     engine, adapted, seed = session.engine, session.adapted, session.recipe.training.seed
     composition = adapted.composition
     run = Run(
@@ -154,7 +154,7 @@ def begin(session: Session, lr: float) -> Run:
 def forward_backward(
     engine: Engine, adapted: Adapted, run: Run, rows: Rows, ids: np.ndarray, signals: StopSignals
 ) -> Passes:
-    """The passes of all micro-batches, the parts' penalties, and the sums of both over all ranks."""
+    """Run all micro-batches and the parts' penalties, and sum both over all ranks."""
     weight = engine.objective.weight(rows, ids)
     sums = passes_of_rank(engine, rows, ids, weight, seed=run.seed, step=run.step)
     penalties = [term for part in adapted.composition.parts if (term := part.loss(run)) is not None]

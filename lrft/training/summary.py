@@ -1,4 +1,4 @@
-"""The first and the last screen of a run, and run.json, the facts of its report."""
+"""Start and end summaries of a run, and run.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def start(session: Session) -> list[Row]:
-    """What is about to be trained, on one screen."""
+    """The start summary."""
     checks = session.notes.checks
     return [
         ("run", [output_dir(session.recipe), *([checks["resumed"]] if "resumed" in checks else [])]),
@@ -33,7 +33,7 @@ def start(session: Session) -> list[Row]:
 
 
 def end(session: Session) -> list[Row]:
-    """What came out of it, and what to do with it."""
+    """The end summary, with next commands."""
     p, out = session.progress, output_dir(session.recipe)
     done = count(p.step, "step")
     if p.best_loss is not None:
@@ -95,7 +95,7 @@ def mergeable(adapted: Adapted) -> bool:
 
 
 def exports_to(adapted: Adapted, quantization: str) -> str:
-    """What the result can be exported to, by what the adapters themselves say, and why not to anything else."""
+    """Export formats of the result, as declared by the adapters, and reasons for unavailable ones."""
     attached = adapted.attached
     if not all(adapter.mergeable for adapter in attached.modules.values()):
         return "not mergeable: use as an adapter"

@@ -18,7 +18,7 @@ HELD_OUT_ROWS = 32
 
 
 def validate(session: Session) -> bool:
-    """Evaluate on the validation rows and tell it. Returns whether this is the best trained state so far."""
+    """Evaluate on the validation rows and report it. Returns whether this is the best trained state so far."""
     recipe, progress, engine, rows = session.recipe, session.progress, session.engine, session.inputs.validation
     if rows is None:
         raise ValueError("evaluation without validation rows")

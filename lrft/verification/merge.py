@@ -1,4 +1,4 @@
-"""After a merge: does the written folder answer as base + adapter do?"""
+"""Merge check: logits of the merged folder against base + adapter."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""`lrft verify RUN`: the run's own promises, tested on a small slice of its own data.
+"""`lrft verify RUN`: correctness checks on a small slice of the run's data.
 
 packed        rows laid end to end answer as each row does alone
 accumulation  one pass over N rows and N passes over one row give the same gradient
 merged        the merged folder answers as base + adapter do
-resumed       stopped and resumed, training ends in the same bits as when it was not stopped
+resumed       a stopped and resumed run ends bit-identical to an uninterrupted one
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class Finding:
-    """One promise: the figure that was measured and the largest one that keeps it. `skipped` says why there is none."""
+    """One check: the measured value and its upper limit. `skipped` says why there is none."""
 
     name: str
     figure: float
@@ -181,7 +181,7 @@ def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
 
 
 def resumed(recipe: Recipe, folder: Path) -> Finding:
-    """A few steps of the run's own recipe, straight through and stopped in the middle: compared bit for bit."""
+    """A few steps of the run's recipe, uninterrupted vs. resumed, compared bit for bit."""
     short = shortened(recipe, folder / "straight")
     if torch.cuda.is_available():
         return Finding("resumed", 0.0, 0.0, "skipped on a GPU, where sums are not bit-identical between runs", True)
