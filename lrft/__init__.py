@@ -39,7 +39,7 @@ def attach(
     layers' names only. Raises RecipeError with every mistake in `adapter`. Layers of bitsandbytes give their codes to
     `lrft.model.quantized.QuantizedLinear`, which stays in the model.
 
-    batches     for methods that look at data before they start: what a causal language model of transformers takes,
+    batches     calibration data for methods that need it: inputs of a causal language model of transformers,
                 with "labels" (B, T); all of them are looked at
     """
     from lrft import recipe

@@ -1,11 +1,11 @@
-"""What goes wrong, by whose hand, and the exit code that says so.
+"""Exception classes and their exit codes.
 
-LrftError                1    the machine's trouble; printed without a traceback, with a next step
+LrftError                1    a failure of the machine; printed without a traceback, with a next step
 |-- UsageError           2    wrong use of a command; nothing was started
 |-- RecipeError          2    one or many problems in a recipe, each with its place
 |-- DataError            3    data missing, unreadable, bad rows, nothing to train on
-|-- CheckFailed          4    the tool tested its own result and it did not hold
-|-- MissingError         5    something is not installed, not found, or no such device
+|-- CheckFailed          4    a self-check of the tool failed
+|-- MissingError         5    a package, model or device is missing
 |-- MemoryExhausted      6    out of memory, after the advice
 |-- NonFinite            7    the loss or a gradient became NaN or infinite
 `-- Stopped       130, 143    Ctrl-C or SIGTERM, after a complete checkpoint
@@ -96,7 +96,10 @@ class NonFinite(LrftError):
 
 
 class Stopped(LrftError):
-    """A signal was honoured: the step was finished and everything saved. `signal` is SIGINT (2) or SIGTERM (15)."""
+    """Stopped by a signal after the step finished and a checkpoint was written.
+
+    `signal` is SIGINT (2) or SIGTERM (15).
+    """
 
     def __init__(self, message: str, signal: int, hint: str | None = None) -> None:
         super().__init__(message, hint)

@@ -37,19 +37,19 @@ DEFAULT_RATE = 2e-4
 SLOTS: dict[str, str] = {
     "update": "build the update",
     "init": "set the init of A and B",
-    "scale": "set the factor of the update",
-    "ranks": "decide on ranks",
+    "scale": "set the scaling factor",
+    "ranks": "set the ranks",
     "entries": "decide which entries of A and B are zero",
     "pair-rates": "set the learning rates of A and B",
     "gradient": "make a step's gradient from several passes",
     "pair-gradient": "change the gradients of A and B",
-    "magnitude": "decide how lengths and directions move",
+    "magnitude": "reparametrise magnitude and direction",
     "forward": "change the forward pass in training",
     "optimizer": "choose the optimiser",
     "restart": "restart the update",
-    "copies": "average several answers",
-    "steps": "decide how far a step goes",
-    "placement": "choose the layers",
+    "copies": "average several predictions",
+    "steps": "set the step length",
+    "placement": "choose the target modules",
 }
 
 # What one entry provides and another requires, as the end of "X needs ..." and of "Y has no ...".
@@ -57,8 +57,8 @@ PROPERTIES: dict[str, tuple[str, str]] = {
     "delta": ("an update that is added to the weight", "such update"),
     "pair": ("a pair of factors A and B", "such pair"),
     "scale": ("a factor alpha/r", "factor alpha/r"),
-    "redrawable": ("a zero init that can be drawn again", "such init"),
-    "dense": ("an update as large as the weight", "such update"),
+    "redrawable": ("a zero init that can be redrawn", "such init"),
+    "dense": ("a dense update of the weight's shape", "such update"),
 }
 NO_DROPOUT = "dropout=0"
 VALIDATION = "validation"
@@ -101,7 +101,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "cola": Preset(
         "arXiv 2401.04151",
-        "A chain of three LoRAs, each trained for a third of the run with a fresh optimiser.",
+        "A chain of three LoRAs, each trained for a third of the run with a new optimiser state.",
         (("lora", {}), ("relora", {"restarts": 2, "moments": "forget"})),
     ),
     "dct-adamw": Preset(
@@ -113,7 +113,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "asymmetry": Preset(
         "arXiv 2402.16842",
-        "LoRA whose A is random, orthonormal and frozen.",
+        "LoRA with a random, orthonormal, frozen A.",
         (("lora-fa", {"init": "orthonormal"}),),
     ),
     "sam": Preset(
@@ -242,7 +242,9 @@ def sources(folder: Path, prefix: str, group: str | None) -> Iterator[Source]:
         package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an installed package"
         spec = found_spec(point.module)
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-            raise fault_of(package, f"the entry point {point.name} of {group} names {point.module}: no source there")
+            raise fault_of(
+                package, f"the entry point {point.name} of {group} names {point.module}, which has no source file"
+            )
         yield Source(Path(spec.origin), point.module, package)
 
 
@@ -337,14 +339,14 @@ def read_card(source: Source) -> MethodCard:
     file = source.file
     found = _declaring(file)
     if len(found) != 1:
-        raise ValueError(f"{file}: one class with a class variable `name` is wanted, found {len(found)}")
+        raise ValueError(f"{file}: one class with a class variable `name` is expected, found {len(found)}")
     node, values = found[0]
     missing = [key for key in ("kind", "paper", "equation") if key not in values]
     if missing:
         raise ValueError(f"{file}:{node.lineno}: {node.name} does not declare {', '.join(missing)}")
     _check_words(file, node, values)
     if ("learning_rate" in values) != bool(values.get("rate_source")):
-        raise ValueError(f"{file}:{node.lineno}: learning_rate and rate_source are declared together")
+        raise ValueError(f"{file}:{node.lineno}: learning_rate and rate_source must be declared together")
     is_method = any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases)
     return MethodCard(
         **_declaration(source, node, values),
@@ -411,7 +413,7 @@ def _literal(value: ast.expr, item: ast.stmt, file: Path) -> Any:
     try:
         return ast.literal_eval(value)
     except ValueError as error:
-        raise ValueError(f"{file}:{item.lineno}: a literal is wanted in a declaration") from error
+        raise ValueError(f"{file}:{item.lineno}: a declaration must be a literal") from error
 
 
 def _annotation(item: ast.AnnAssign, file: Path) -> Any:
@@ -469,7 +471,7 @@ def default_rate(words: Sequence[str], folder: Path = FOLDER) -> Rate:
 
 @dataclass(frozen=True)
 class Conflict:
-    """Why some entries do not go together."""
+    """A conflict between entries, or of an entry with the recipe."""
 
     index: int | None
     """of the entry to be blamed, None for the whole list"""
@@ -480,7 +482,7 @@ class Conflict:
 
 def over_quantized(name: str, why: str) -> str:
     """What to say of an entry that makes no sense over a quantised base."""
-    return f"{name} {why}: take model.quantization: none, or a low-rank method such as lora"
+    return f"{name} {why}: set model.quantization: none, or use a low-rank method such as lora"
 
 
 def conflicts(
@@ -492,7 +494,7 @@ def conflicts(
     quantized: bool = False,
     folder: Path = FOLDER,
 ) -> list[Conflict]:
-    """Why these entries do not go together, or not with a recipe's dropout, alpha, validation rows and base."""
+    """Conflicts among these entries, and with a recipe's dropout, alpha, validation rows and base."""
     cards = methods(folder)
     first = {name: names.index(name) for name in set(names)}
     found = [Conflict(i, "twice", f"{name} is listed twice") for i, name in enumerate(names) if i != first[name]]
@@ -505,12 +507,12 @@ def conflicts(
         for other in names:
             both = [slot for slot in cards[name].conflicts if slot in cards[other].slots and other != name]
             for slot in both:
-                text = f"{name} cannot work beside {other}, which is to {SLOTS[slot]}"
+                text = f"{name} conflicts with {other}: both would {SLOTS[slot]}"
                 found.append(Conflict(i, slot, text))
     builder = builders[0]
     if builder not in names:
         whose = next((name for name in names if cards[name].on == builder), None)
-        builder = f"{builder}, which {whose} works on," if whose and builder != DEFAULT_METHOD else builder
+        builder = f"{builder}, the default method for {whose}," if whose and builder != DEFAULT_METHOD else builder
     given = {gift for name in composed for gift in cards[name].provides}
     for name in dict.fromkeys([*names, *composed]):
         i = first.get(name, 0)  # who brought along a method is to be blamed for it
@@ -519,14 +521,14 @@ def conflicts(
             found.append(Conflict(i, QUANTIZED, over_quantized(who, cards[name].quantization_conflict)))
         for need in cards[name].requires:
             if need == NO_DROPOUT and dropout > 0:
-                found.append(Conflict(i, need, f"{name} needs adapter.dropout: 0, got {dropout:g}"))
+                found.append(Conflict(i, need, f"{name} requires adapter.dropout: 0, got {dropout:g}"))
             elif need == VALIDATION and not validation:
-                found.append(Conflict(i, need, f"{name} needs validation rows; data.validation is none"))
+                found.append(Conflict(i, need, f"{name} requires validation rows; data.validation is none"))
             elif need in PROPERTIES and need not in given:
                 wanted, lacking = PROPERTIES[need]
-                found.append(Conflict(i, need, f"{name} needs {wanted}; {builder} has no {lacking}"))
+                found.append(Conflict(i, need, f"{name} requires {wanted}; {builder} has no {lacking}"))
     if alpha_given and "scale" not in given:
-        found.append(Conflict(None, "scale", f"{builders[0]} has no factor alpha/r: remove alpha and scale"))
+        found.append(Conflict(None, "scale", f"{builders[0]} has no scaling factor alpha/r: remove alpha and scale"))
     return found
 
 

@@ -63,12 +63,12 @@ def test_adapter_names_no_file_outside_its_folder(name: str, run: Path, place: P
     digest = files.sha256(outside)
 
     edit(adapter, lambda info: info["sha256"].update({name: digest}))
-    with pytest.raises(CheckFailed, match=r"no file of its folder|is missing"):
+    with pytest.raises(CheckFailed, match=r"not a file in its folder|is missing"):
         read_adapter(adapter)
     edit(adapter, lambda info: info["sha256"].pop(name))
     read_adapter(adapter)
     edit(adapter, lambda info: info.update(tensors=name))
-    with pytest.raises(CheckFailed, match="names no file of tensors"):
+    with pytest.raises(CheckFailed, match="does not name a tensor file"):
         read_adapter(adapter)
 
 
@@ -80,7 +80,7 @@ def test_manifest_names_no_file_outside_its_folder(name: str, run: Path, place: 
     manifest = files.read_json(path)
     manifest["files"][name.format(root=place.root)] = {"size": 1, "sha256": files.sha256(outside)}
     files.write_json(path, manifest)
-    with RunFolder.open(run, resume=True, fresh=False) as folder, pytest.raises(CheckFailed, match="no file of its"):
+    with RunFolder.open(run, resume=True, fresh=False) as folder, pytest.raises(CheckFailed, match="not a file in its"):
         folder.verify(path.parent)
 
 

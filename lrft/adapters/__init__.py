@@ -1,1 +1,1 @@
-"""Adapters beside frozen layers: what they compute, how they are attached, calibrated, saved, and read as PEFT's."""
+"""Adapters on frozen layers: computation, attachment, calibration, storage, PEFT import and export."""

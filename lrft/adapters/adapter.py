@@ -1,4 +1,4 @@
-"""What one adapted layer is.
+"""The adapter of one linear layer.
 
 A target linear layer is replaced by `AdapterLinear(base, adapter)`. The base is never written to. The adapter states
 `weight(W0)`, the paper's formula for the adapted weight, and `forward(x, base)`, the way that training computes it;
@@ -46,7 +46,7 @@ class Site:
     transposed: bool = False
     """the base stores (k, d), as GPT-2's Conv1D does"""
     dtype: torch.dtype = torch.float32
-    """of the adapter's tensors: float32, or float64 over a float64 base"""
+    """dtype of the adapter's tensors: float32, or float64 over a float64 base"""
 
 
 class Factors(NamedTuple):
@@ -77,7 +77,7 @@ class Lent:
 
 
 class Adapter(nn.Module):
-    """Abstract. A subclass states `weight`; it may state a faster `forward`.
+    """Abstract. A subclass defines `weight`, and may define a faster `forward`.
 
     One whose output is no linear function of its input (experts behind a router) has no weight to state: it says so
     with `mergeable = False`, and states `forward`.
@@ -89,7 +89,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.site = site
         self.dropout = site.dropout
-        """share of the input that is dropped now: a schedule may change it between steps"""
+        """current dropout probability on the input; a schedule may change it between steps"""
         self.in_copies = False
         """rows come in as many copies as `copies` says, one for each member (`lrft.adapters.ensemble`)"""
 
@@ -121,8 +121,9 @@ class Adapter(nn.Module):
         """Raises ValueError when a copy of this adapter would not stay what it is: tensors in common are trained on."""
         if self.shared is not None and any(p.requires_grad for p in self.shared.parameters()):
             raise ValueError(
-                "its update is made of tensors that other layers train too, so it cannot be kept as it is now: "
-                "leave out what restarts or anchors the update"
+                "its update uses trained tensors that it shares with other layers, so it cannot be frozen as a "
+                "constant: "
+                "remove the method that restarts the update or subtracts its init"
             )
 
     def weight(self, W0: Tensor) -> Tensor:

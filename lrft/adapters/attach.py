@@ -31,7 +31,7 @@ Built = TypeVar("Built", bound=nn.Module)
 def refuse_adapted(model: nn.Module) -> None:
     """Raises UsageError for a model with adapters: a second attach would freeze the first and go inside it."""
     if any(isinstance(module, AdapterLinear) for module in model.modules()):
-        raise UsageError("this model has adapters already", "Take them away first, with detach().")
+        raise UsageError("this model already has adapters", "Remove them first with detach().")
 
 
 def refuse_quantized(composition: Composition, where: targets.Where) -> None:
@@ -153,7 +153,7 @@ def build_site(
                         part.initialize_from(adapter, W0, found[site.name])
     if composition.offset_from_init:
         if not isinstance(adapter, Delta):
-            raise TypeError(f"{composition.method.name} is declared to give a delta but does not")
+            raise TypeError(f"{composition.method.name} declares `provides: delta` but builds an adapter without one")
         adapter = OffsetFromInit(adapter)
     # What freezes the update and begins it anew lies inside of what changes the whole of it.
     for part in sorted(composition.parts, key=lambda part: "restart" not in part.slots):
@@ -240,7 +240,9 @@ def composition_warnings(composition: Composition, sites: Sequence[Site], model:
     share = targets.stacked_share(model)
     if share >= SAID_SHARE:
         names = dict.fromkeys(".".join(name.split(".")[-2:]) for name in targets.outside_linears(model))
-        said.append(f"{share:.0%} of the model lie outside of linear layers, where no adapter is: {', '.join(names)}")
+        said.append(
+            f"{share:.0%} of the model's parameters are outside linear layers and get no adapter: {', '.join(names)}"
+        )
     return said
 
 

@@ -1,4 +1,4 @@
-"""The handle on a model with adapters: read, save, load, switch off, take away."""
+"""Handle on a model with adapters: read, save, load, disable, detach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a start that depends on data may find out about the base before adapters are put in: inputs and gradients.
+"""Calibration data for data-dependent initialisation: activations and gradients of the base model.
 
 Nothing here holds all gradients. Products of a gradient with a thin matrix are made layer by layer during one backward
 pass; whole gradients are made for a few layers at a time, with one pass over the rows for each few.
@@ -27,7 +27,7 @@ GRADIENTS_AT_ONCE = 2**29
 
 
 def no_rows(_: Any) -> Any:
-    raise ValueError("looks at rows of the data before it starts: give some, as in attach(..., batches=...)")
+    raise ValueError("needs calibration data: pass batches, as in attach(..., batches=...)")
 
 
 @dataclass
@@ -40,11 +40,11 @@ class CalibrationContext:
     loss: Callable[[Batch], Tensor] = no_rows
     """sum of the cross-entropy over a batch's trained tokens"""
     tokens: Callable[[Batch], int] = no_rows
-    """how many those are"""
+    """number of trained tokens in a batch"""
     reduce: Callable[[Tensor], Tensor] = lambda t: t
     """sum over all processes"""
     agree: Callable[[Any], Any] = lambda value: value
-    """what the first process has, on every process"""
+    """broadcast a tensor from the first process"""
     seed: int = 0
     sites: Sequence[Site] = ()
 
@@ -158,7 +158,7 @@ class CalibrationContext:
         found = {site.name: self.reduce(sums[site.name]) / total for site in sites}
         odd = [name for name, made in found.items() if not made.isfinite().all()]
         if odd:
-            raise ValueError(f"the gradient of {odd[0]} is not finite on the first {rows} rows: look at these rows")
+            raise ValueError(f"the gradient of {odd[0]} is not finite on the first {rows} rows: check these rows")
         return found
 
 

@@ -1,4 +1,4 @@
-"""From the words of a recipe to adapters in a model.
+"""From recipe entries to a composition of methods and parts.
 
 The order inside one site is fixed here, not by the list in the recipe: build -> start, start_from -> anchor -> wrap.
 (A start after wrapping would look for A and B inside the wrapper.)
@@ -18,8 +18,8 @@ from lrft import registry
 from lrft.adapters.part import Method, Outputs, Part, Run
 from lrft.registry import MethodCard
 
-# Parts by what they fill, from the outside of the optimiser's step to the inside: who repeats the step sees all of it,
-# who makes gradients into others does so when everybody has seen those of the passes.
+# Hook order: parts that repeat the step run outermost; gradient transforms run last, after all others have read
+# the raw gradients of the passes.
 INSIDE = ("steps", "pair-gradient")
 # Share of the model outside of linear layers that is worth a line.
 SAID_SHARE = 0.005
@@ -27,7 +27,7 @@ SAID_SHARE = 0.005
 
 @dataclass(frozen=True)
 class Composition:
-    """The parts of a run: exactly one builds adapters. `words` are the recipe's entries, ready for JSON."""
+    """The parts of a run: exactly one builds adapters. `words` holds the recipe's entries as JSON values."""
 
     method: Method
     parts: tuple[Part, ...]
@@ -54,13 +54,13 @@ class Composition:
 
     @property
     def scale_owner(self) -> Part | None:
-        """Who turns alpha into the factor s: the part that fills the slot, else a method that has one, else nobody."""
+        """The part that computes the scaling factor s from alpha: owner of slot `scale`, else the method, or None."""
         filled = next((part for part in self.parts if "scale" in part.slots), None)
         return filled or (self.method if "scale" in self.method.provides else None)
 
     @property
     def may_not_move(self) -> set[str]:
-        """Last words of trained tensors that may stand still in the first steps."""
+        """Name suffixes of trainable tensors that may not change in the first two steps."""
         return {role for part in self.parts for role in part.may_not_move}
 
     @property
@@ -135,7 +135,7 @@ def compose(entries: Iterable[tuple[str, dict[str, Any]]]) -> Composition:
         parts.append(card.load()(**options.get(name, {})))
     method = parts[0]
     if not isinstance(method, Method):
-        raise TypeError(f"{method.name} is declared to build adapters but is no Method")
+        raise TypeError(f"{method.name} declares that it builds adapters but is not a subclass of Method")
     return Composition(method, tuple(parts), tuple(_entry(cards[p.name], options.get(p.name, {})) for p in parts))
 
 

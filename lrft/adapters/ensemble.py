@@ -1,4 +1,4 @@
-"""Several models in one pass: rows go through the base in copies, and each copy meets a member of its own.
+"""Ensembles in one pass: each row is repeated once per member, and each copy uses its member's adapter.
 
 An adapter with members answers copies when it is told that rows come so (`in_copies`); otherwise it is one model.
 Copies are laid side by side as a whole: all rows, then all rows again, so that the first half of what any layer sees of
@@ -26,5 +26,8 @@ def by_copy(x: Tensor, copies: int) -> Tensor:
     """x (..., k) of rows in copies -> (copies, n, k). Raises ValueError for what is not in copies."""
     rows = x.flatten(0, -2)
     if len(rows) % copies:
-        raise ValueError(f"{len(rows)} inputs are not {copies} copies of anything: this layer sees only some tokens")
+        raise ValueError(
+            f"{len(rows)} input rows cannot be divided among {copies} ensemble members: this layer "
+            f"receives only part of the tokens"
+        )
     return rows.unflatten(0, (copies, -1))

@@ -1,4 +1,4 @@
-"""A sum of r rank-one components, each with a gate: dW = s B diag(g) A; and what methods share that open and shut them.
+"""Gated LoRA, dW = s B diag(g) A: one gate per rank-one component, and helpers of rank-adaptive methods.
 
 What decides on ranks during a run needs no more than this: tensors keep their shapes, so that a distributed wrapper
 and an optimiser stay as they are; a component is taken out by its gate. Methods differ in who sets the gates: the

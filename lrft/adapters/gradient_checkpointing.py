@@ -1,4 +1,4 @@
-"""Gradient checkpointing that does not make the large products twice.
+"""Selective gradient checkpointing: outputs of linear layers are kept, all else is recomputed.
 
 A block of the model is computed again in the backward pass, so that nothing of it is kept but its input. Most of that
 work is in its linear layers, most of the memory in what lies between them: so the outputs of the linear layers are

@@ -1,4 +1,4 @@
-"""What optimisers of pairs have in common: A (r, k) and B (d, r) of a layer are moved together."""
+"""Shared base of optimisers that update A (r, k) and B (d, r) of a layer jointly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from lrft.adapters.adapter import Adapter
 def refuse_factor(name: str, adapter: Adapter) -> None:
     """Raises ValueError for a factor s that is not 1: the formulas of `name` are those of dW = B A."""
     if adapter.site.scale != 1:
-        raise ValueError(f"{name} takes no factor on the update, got {adapter.site.scale:g}: remove alpha and scale")
+        raise ValueError(
+            f"{name} does not support a scaling factor, got {adapter.site.scale:g}: remove alpha and scale"
+        )
 
 
 class PairOptimizer(torch.optim.Optimizer):

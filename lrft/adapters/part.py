@@ -1,4 +1,4 @@
-"""What a recipe can name under `adapter.method`, and when it is asked to act.
+"""Base classes of everything named under `adapter.method`, and the hooks that the training loop calls.
 
 A *part* is one object per run; the fields of its class are the keys of the recipe. Its class variables are its
 declaration: they are literals, read from the source without importing it, so that a recipe can be checked and
@@ -6,7 +6,8 @@ declaration: they are literals, read from the source without importing it, so th
 
 The training loop calls the hooks at fixed places and knows no method by name:
 
-    once             plan, observe, allot; shared; build -> start, start_from -> (anchor) -> wrap, for every site
+    once             calibrate, assign_ranks, assign_ranks_from; shared; build -> initialize, initialize_from ->
+                     (offset from init) -> wrap, for every site
     every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
                      compose_gradient (gradients reduced), after_backward (gradients clipped, too), after_step
     checkpoints      state, load_state
@@ -29,12 +30,12 @@ CalibrationResult = Mapping[str, Mapping[str, Tensor]]
 
 
 def not_at_hand(*_: Any) -> Any:
-    raise ValueError("this run of the hooks is not that of the training loop")
+    raise ValueError("only available inside the training loop")
 
 
 @dataclass
 class Run:
-    """What the hooks of a step may look at and change."""
+    """The view of a step that hooks may read and change."""
 
     step: int
     """optimiser steps done before this one"""
@@ -46,9 +47,9 @@ class Run:
     reduce: Callable[[Tensor], Tensor]
     """sum over all processes"""
     fresh: Callable[[Site, int], Adapter] = not_at_hand
-    """the method's adapter for a site as it is before the first step, drawn anew for restart n >= 1"""
+    """builds a fresh adapter for a site, as restart n >= 1 begins with it"""
     learning_rate: float = 1.0
-    """the run's highest: the recipe's, before the schedule and any factor"""
+    """peak learning rate: the recipe's, before schedule and factors"""
     held_out: Callable[[], float | None] = not_at_hand
     """loss on a few validation rows, the same on all processes; None when the run has no validation rows"""
 
@@ -76,7 +77,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Making:
-    """What an optimiser of a part may need beside its parameters."""
+    """Arguments of a part's optimiser in addition to its parameters."""
 
     betas: tuple[float, float]
     eps: float
@@ -100,7 +101,7 @@ class Outputs(Protocol):
 
 
 class Part:
-    """Abstract. A part fills slots, needs properties of the method, and overrides the hooks that it uses."""
+    """Abstract. A part fills slots, requires properties of the method, and overrides the hooks that it uses."""
 
     name: ClassVar[str]
     kind: ClassVar[str]
@@ -111,43 +112,43 @@ class Part:
     evidence: ClassVar[str] = ""
     builds: ClassVar[bool] = False
     on: ClassVar[str] = "lora"
-    """the method that a part works on when the recipe names none"""
+    """default method for a part when the recipe names none"""
     slots: ClassVar[tuple[str, ...]] = ()
     provides: ClassVar[tuple[str, ...]] = ()
     requires: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[tuple[str, ...]] = ()
-    """slots that nobody else may fill beside this one, which does not fill them itself"""
+    """slots that no other part may fill in the same run, although this part does not fill them itself"""
     quantization_conflict: ClassVar[str] = ""
-    """why it makes no sense over a quantised base, as the end of a sentence; empty: it does"""
+    """reason why it cannot be used over a quantised base, as the end of a sentence; empty when it can"""
     learning_rate: ClassVar[float | None] = None
-    """default of training.learning_rate; a part's comes before its method's, of two parts the lower one holds"""
+    """default of training.learning_rate; parts override their method, and the lowest of several parts wins"""
     rate_source: ClassVar[str] = ""
-    """where that number is from; declared with it"""
+    """source of learning_rate; required together with it"""
     offset_from_init: ClassVar[bool] = False
-    """`start` sets a product that is not zero: the update is counted from there"""
+    """`initialize` sets a nonzero product B A; the update is measured from that init"""
     natural_scale: ClassVar[float | None] = None
-    """the factor s when the recipe leaves alpha to us"""
+    """scaling factor s when the recipe has alpha: auto"""
     init_changes_output: ClassVar[bool] = False
-    """the start is itself a step away from the base"""
+    """the initialised adapter already changes the model's output"""
     may_not_move: ClassVar[tuple[str, ...]] = ()
-    """last words of trained tensors that may stand still in the first steps: gated, or released later"""
+    """name suffixes of trainable tensors that may not change in the first two steps (gated, or unfrozen later)"""
 
     # once
     def alpha(self, rank: int) -> float:
         """The slot "scale": alpha when the recipe leaves it to us."""
-        raise NotImplementedError("abstract: only a part that fills the slot scale is asked")
+        raise NotImplementedError("abstract: a part that fills the slot scale must implement this")
 
     def scale(self, alpha: float, rank: int) -> float:
         """The slot "scale": the factor s of the update from alpha and the site's own rank."""
-        raise NotImplementedError("abstract: only a part that fills the slot scale is asked")
+        raise NotImplementedError("abstract: a part that fills the slot scale must implement this")
 
     def assign_ranks(self, sites: Sequence[Site]) -> list[Site]:
         """The sites with their ranks decided; a site may be left out."""
         return list(sites)
 
     def calibrate(self, context: CalibrationContext) -> CalibrationResult:
-        """What the start, the ranks or the choice of sites depend on: {site: {name: tensor}}. Asked once, before any
-        adapter exists; a resumed or loaded run does not ask again."""
+        """Statistics for init, ranks or placement: {site: {name: tensor}}. Called once, before any
+        adapter exists, and not again on resume or load."""
         return {}
 
     def assign_ranks_from(self, sites: Sequence[Site], seen: CalibrationResult) -> list[Site]:
@@ -155,10 +156,10 @@ class Part:
         return list(sites)
 
     def initialize_from(self, adapter: Adapter, W0: Tensor, seen: Mapping[str, Tensor]) -> None:
-        """The slot "start" of a part that observes: as `start`, with what was seen of this site."""
+        """Slot "init" of a part that calibrates: as `initialize`, with the statistics of this site."""
 
     def initialize(self, adapter: Adapter, W0: Tensor) -> None:
-        """The slot "start": set the adapter's values before the first step. W0 (d, k). The caller seeds."""
+        """Slot "init": set the adapter's values before the first step. W0 (d, k). The caller seeds."""
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         """The adapter inside another one, or itself. W0 (d, k) is None when only the structure is asked for."""
@@ -169,18 +170,18 @@ class Part:
         return {}
 
     def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
-        """Sentences for the user about this composition: legal, but not what the paper does."""
+        """Warnings about this composition: valid, but different from the paper."""
         return []
 
     def make_optimizer(self, groups: list[dict[str, Any]], making: Making) -> torch.optim.Optimizer:
         """The slot "optimizer". groups: of named parameters, each of one site, with "site", "rank", "lr",
         "weight_decay"; what all sites have in common is a site too, `SHARED`, of their largest rank. Its state holds
         tensors only."""
-        raise NotImplementedError("abstract: only a part that fills the slot optimizer is asked")
+        raise NotImplementedError("abstract: a part that fills the slot optimizer must implement this")
 
     def optimizer_numbers(self, d: int, k: int, rank: int) -> int:
         """The slot "optimizer": how many numbers its state holds for a matrix (d, k)."""
-        raise NotImplementedError("abstract: only a part that fills the slot optimizer is asked")
+        raise NotImplementedError("abstract: a part that fills the slot optimizer must implement this")
 
     def kept_numbers(self, d: int, k: int, rank: int) -> int:
         """How many numbers the part keeps for a matrix (d, k) during the run, where that is more than a few per trained

@@ -1,4 +1,4 @@
-"""Adapters as stock PEFT writes them: tensors, configuration, and the names of target modules."""
+"""Export to PEFT's format: tensors, configuration and target module names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LoRA folder as stock PEFT writes it, read as what lrft reads from its own: sites, factors and tensors.
+"""Import of LoRA folders written by PEFT: sites, scaling factors and tensors.
 
 What PEFT multiplies into a weight is taken from its configuration alone: rank from the tensors, alpha from
 `lora_alpha` and `alpha_pattern`, their quotient from `use_rslora`.
@@ -76,8 +76,8 @@ def read_any(folder: Path) -> SavedAdapter:
         tensors = f" (tensors: {', '.join(found.left_out[:3])}{more})" * bool(found.left_out)
         said = f"{', '.join(found.beside)} is set" if found.beside else "it holds more than updates of linear layers"
         raise UsageError(
-            f"{folder}: {said}{tensors}, which lrft cannot take over: it knows updates of linear layers alone",
-            "PEFT itself merges such an adapter: PeftModel.from_pretrained(base, folder).merge_and_unload().",
+            f"{folder}: {said}{tensors}, which lrft cannot load: it supports only updates of linear layers",
+            "Merge such an adapter with PEFT itself: PeftModel.from_pretrained(base, folder).merge_and_unload().",
         )
     return found.saved
 
@@ -99,7 +99,8 @@ def read_peft(folder: Path) -> PeftFolder:
     refuse_unsupported(folder, config)
     if not (folder / PEFT_TENSORS).is_file() and (folder / "adapter_model.bin").is_file():
         raise UsageError(
-            f"{folder} has its tensors only as a pickle (adapter_model.bin); loading a pickle can run any code",
+            f"{folder} has its tensors only as a pickle (adapter_model.bin); loading a pickle can execute arbitrary "
+            f"code",
             "Save the adapter again with a recent PEFT, which writes adapter_model.safetensors.",
         )
     found, left_out = by_site(files.read_tensors(folder / PEFT_TENSORS))
@@ -139,21 +140,22 @@ def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
 def refuse_unsupported(folder: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise UsageError(f"{folder} is an adapter of PEFT's type {kind}, which cannot be read here", SUPPORTED)
+        raise UsageError(f"{folder} is a PEFT adapter of type {kind}, which is not supported", SUPPORTED)
     start = config.get("init_lora_weights")
     if start not in KEEPS_BASE:
         raise UsageError(
-            f"{folder}: with init_lora_weights {start!r} PEFT changes the base itself: the factors are no update of it",
+            f"{folder}: with init_lora_weights {start!r} PEFT modifies the base weights: A and B are not an update "
+            f"of the original base",
             "Save it with PEFT's path_initial_model_for_weight_conversion, which writes an update of the base.",
         )
     for key in VARIANTS:
         if config.get(key):
-            raise UsageError(f"{folder}: {key} is set, a variant of LoRA that cannot be read here", SUPPORTED)
+            raise UsageError(f"{folder}: {key} is set, a LoRA variant that is not supported", SUPPORTED)
     if not all(str(name).endswith(".weight") for name in config.get("target_parameters") or ()):
         raise UsageError(f"{folder}: target_parameters names more than weights of linear layers", SUPPORTED)
     unknown = [key for key, value in config.items() if value and key not in {*KNOWN, *VARIANTS, *BESIDE}]
     if unknown:
-        raise UsageError(f"{folder}: {unknown[0]} is set, which is not known here", SUPPORTED)
+        raise UsageError(f"{folder}: {unknown[0]} is set, a setting that lrft does not know", SUPPORTED)
 
 
 def by_site(flat: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

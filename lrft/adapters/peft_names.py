@@ -1,4 +1,4 @@
-"""By which names stock PEFT finds the adapted layers in a model, or why it cannot.
+"""Target module names under which PEFT finds the adapted layers, or the reason why it cannot.
 
 PEFT does not take `target_modules` as it stands. Where transformers stacks a model's experts at loading, it takes every
 name that ends like a projection of those experts (gate_proj, up_proj, down_proj) for the stacked tensors, and shared
@@ -44,25 +44,25 @@ def peft_names(attached: Attached, forms: Mapping[str, PeftForm], quantization: 
         return Names(refused=f"PEFT refuses {words[0]} in models of type {kind}")
     for name, taken_for in translations(attached.model, names).items():
         if name != taken_for:
-            return Names(refused=f"PEFT takes {name} for {taken_for}")
+            return Names(refused=f"PEFT would load {name} into {taken_for}")
     experts = words_of_experts(kind)
     by_weight = {name for name in names if last(name) in experts}
     if reason := no_parameters(attached, forms, quantization) if by_weight else "":
-        return Names(refused=f"PEFT takes {sorted(by_weight)[0]} for a part of the experts, and {reason}")
+        return Names(refused=f"PEFT treats {sorted(by_weight)[0]} as part of the stacked experts, and {reason}")
     modules = target_modules(attached, set(names) - by_weight)
     if unclear := ambiguous(attached, [*modules, *by_weight], names):
-        return Names(refused=f"PEFT takes {unclear} for more layers than the one")
+        return Names(refused=f"PEFT would match {unclear} to more than one layer")
     return Names(tuple(modules), tuple(sorted(f"{name}.weight" for name in by_weight)))
 
 
 def no_parameters(attached: Attached, forms: Mapping[str, PeftForm], quantization: str) -> str:
     """Why PEFT cannot adapt a layer by its weight's name; "" when it can."""
     if any(form.magnitude is not None for form in forms.values()):
-        return "its target_parameters know no DoRA"
+        return "its target_parameters do not support DoRA"
     if any(site.transposed for site in attached.sites):
-        return "its target_parameters know no transposed weights"
+        return "its target_parameters do not support transposed weights"
     if quantization != "none":
-        return "its target_parameters know no quantised weights"
+        return "its target_parameters do not support quantised weights"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Adam on a projection of the gradient: what GaLore, Fira and FRUGAL have in common.
+"""Adam on a projection of the gradient: the family of GaLore, Fira and FRUGAL.
 
 A gradient G (m, n), turned so that m >= n, is seen in r directions of its smaller side: R = G P' (m, r), the rows of
 P (r, n) orthonormal. Adam's moments are those of R. Every so many steps P is chosen anew. The family is a grid:
@@ -39,20 +39,20 @@ class Grid:
 
     projection: Projection = "svd"
     density: float = 0.25
-    """share of the tensors that block takes at a time: one at least, unless it is 0"""
+    """share of the tensors that `block` selects at a time; at least one, unless it is 0"""
     scale: float = 1.0
     """on the projected part of the step"""
     moments: Literal["keep", "rotate", "reset"] = "keep"
     residual: Literal["none", "fira", "sign", "sgd"] = "none"
     residual_scale: float = 1.0
     growth: float = 1.01
-    """of fira's residual from one step to the next, at most"""
+    """maximum growth of fira's residual from one step to the next"""
     rest: Literal["paper", "official"] = "paper"
-    """fira's residual: G - R P, or G - scale R P as its code has it"""
+    """fira's residual: G - R P, or G - scale R P as in the released code"""
     of_inputs: bool = False
-    """a matrix is never turned: directions are those of a weight's inputs"""
+    """never transpose: directions are always those of a weight's inputs"""
     late_eps: bool = False
-    """epsilon after the correction of the moments' start, as in torch's AdamW; else before it, as GaLore has it"""
+    """add epsilon after bias correction, as torch's AdamW does; otherwise before it, as GaLore does"""
 
     def turned(self, G: Tensor) -> Tensor:
         """G (m, n) or its transpose, at least float32, whose columns the directions are of."""

@@ -1,4 +1,4 @@
-"""Which linear layers of a language model text passes through: found out by a pass over a few tokens."""
+"""Find the linear layers that a text-only forward pass calls, by running a few tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Restarts without writing to the base: what was learnt so far is kept beside it, frozen, and training begins anew.
+"""Restarts without modifying the base: earlier updates are frozen and kept, and a fresh update is trained.
 
     W0 + dW_1 + ... + dW_n + dW
 

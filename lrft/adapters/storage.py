@@ -1,6 +1,6 @@
-"""The adapter's folder on disk.
+"""Adapter folders on disk.
 
-    adapter_config.json, adapter_model.safetensors    PEFT's own layout, whenever stock PEFT can say the method exactly
+    adapter_config.json, adapter_model.safetensors    PEFT's layout, when stock PEFT can represent the method exactly
                                                       and finds the layers by their names (`peftnames`)
     lrft.json                                         what lrft needs beside it: methods, sites, base, checksums
     lrft.safetensors                                  the adapter's own tensors, only when PEFT's are not the same ones
@@ -84,7 +84,7 @@ def save_adapter(
 ) -> None:
     """Write the adapter's files into the existing `folder`. `base` holds name, revision and fingerprint.
 
-    beside   names of files that are there already and belong to the adapter (its tokenizer): they are vouched for too
+    beside   names of existing files that belong to the adapter (its tokenizer), for the checksum manifest
     """
     forms = {name: adapter.peft() for name, adapter in attached.modules.items()}
     sayable = {name: form for name, form in forms.items() if form is not None}
@@ -140,7 +140,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     """
     folder = Path(folder)
     if not (folder / "lrft.json").is_file():
-        raise UsageError(f"{folder} holds no adapter made by lrft (no lrft.json)")
+        raise UsageError(f"{folder} is not an adapter folder of lrft (no lrft.json)")
     info = files.read_json(folder / "lrft.json")
     if not isinstance(info, dict) or "format" not in info:
         raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter")
@@ -158,7 +158,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         composition = compose.compose((entry["name"], entry["options"]) for entry in info["methods"])
         str(info["base"]["name"]), int(info["seed"])
         if info["base"].get("quantization", "none") not in ("none", *KINDS):
-            raise ValueError("a kind of quantisation that does not exist")
+            raise ValueError("unknown kind of quantisation")
     except (KeyError, TypeError, AttributeError, ValueError):
         raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter") from None
     flat = files.read_tensors(folder / info["tensors"])
@@ -210,11 +210,11 @@ def _checksum(info: Mapping[str, Any]) -> str:
 def _check_files(folder: Path, info: Mapping[str, Any]) -> None:
     """Raises CheckFailed for a file that is missing or altered, or for a name that leads out of the folder."""
     if info["tensors"] not in (PEFT_TENSORS, OWN_TENSORS) or info["tensors"] not in info["sha256"]:
-        raise CheckFailed(f"{folder / 'lrft.json'} names no file of tensors")
+        raise CheckFailed(f"{folder / 'lrft.json'} does not name a tensor file")
     for name, expected in info["sha256"].items():
         parts = PurePosixPath(name).parts
         if not parts or parts[0] == "/" or ".." in parts or "\\" in name:
-            raise CheckFailed(f"{folder / 'lrft.json'} lists {name!r}, which is no file of its folder")
+            raise CheckFailed(f"{folder / 'lrft.json'} lists {name!r}, which is not a file in its folder")
         if not (folder / name).is_file():
             raise CheckFailed(f"{folder / name} is missing")
         if files.sha256(folder / name) != expected:
@@ -229,7 +229,7 @@ def _by_site(flat: Mapping[str, Tensor], sites: Iterable[Site], path: Path) -> d
     for key, tensor in flat.items():
         site = max((name for name in found if key.startswith(f"{name}.")), key=len, default=None)
         if site is None:
-            raise CheckFailed(f"{path}: tensor {key} belongs to no adapted layer")
+            raise CheckFailed(f"{path}: tensor {key} does not belong to any adapted layer")
         found[site][key[len(site) + 1 :]] = tensor
     return found
 
@@ -243,7 +243,7 @@ def _read_back(folder: Path, names: Iterable[str]) -> None:
             keys = list(file.keys())
             empty = [key for key in keys if 0 in file.get_slice(key).get_shape()]
         if not keys or empty:
-            raise CheckFailed(f"{folder / name}: written without content ({', '.join(empty[:3]) or 'no tensors'})")
+            raise CheckFailed(f"{folder / name}: written with empty tensors ({', '.join(empty[:3]) or 'no tensors'})")
 
 
 def _site_to_json(site: Site) -> dict[str, Any]:

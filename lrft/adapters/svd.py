@@ -1,4 +1,4 @@
-"""The singular vectors of a weight that a start is made from: the leading ones, or the trailing ones.
+"""Singular vectors of a weight for SVD-based init: leading or trailing.
 
 Every function takes W (d, k) in float32 or float64 on any device and returns (U, S, V) of the same dtype and device,
 with W ~ U diag(S) V.T: U (d, r) and V (k, r) have orthonormal columns, S (r,) descends, and the largest entry of each

@@ -1,4 +1,4 @@
-"""Which linear layers a recipe means: patterns to sites. A pattern that matches nothing is an error, never ignored."""
+"""Target module matching: patterns to sites. A pattern without a match is an error."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Where = Callable[[str], str]
 ALL_LINEAR = "all-linear"
 SSM_LINEAR = "ssm-linear"
 PRESETS = (ALL_LINEAR, SSM_LINEAR)
-OUTSIDE = "outside of the language model's decoder"
-THIN = "one output or one input, no update is of low rank"
+OUTSIDE = "outside the language model's decoder"
+THIN = "one output or one input, so no low-rank update exists"
 # Of a state-space block: the parameter that only such a block has, and the layers that ssm-linear leaves out. Both are
 # read by fused kernels, or always, without being called: an adapter would be passed over. (x_proj is read so by the
 # kernel of Mamba's training alone; where that is installed it is found not to be called.)
@@ -54,7 +54,7 @@ class Choice:
 
     found: dict[str, nn.Module]
     left_out: dict[str, str]
-    """those that are meant and cannot carry an adapter -> the reason"""
+    """targeted layers that cannot have an adapter -> the reason"""
 
     def lines(self) -> list[str]:
         """What is left out, a line for each reason."""
@@ -124,7 +124,7 @@ def choose(model: nn.Module, adapter: Any, where: Where, uncalled: Collection[st
             left_out[name] = reason
     problems = _only_unfit(model, adapter, found, left_out, where)
     if not found and not problems:
-        text = "adapter.target_modules, exclude_modules and layers together leave no linear layer to adapt"
+        text = "adapter.target_modules, exclude_modules and layers together select no linear layer"
         problems = [Problem(where("adapter.target_modules"), text)]
     if problems:
         raise RecipeError(problems)
@@ -151,7 +151,7 @@ def _only_unfit(
         names = [name for name in left_out if everything or matches(pattern, name)]
         for reason in dict.fromkeys(left_out[name] for name in names):
             first = next(name for name in names if left_out[name] == reason)
-            text = f"{pattern} means {first}, which cannot carry an adapter: {reason}"
+            text = f"{pattern} matches {first}, which cannot have an adapter: {reason}"
             if reason == SHARED:
                 text = (
                     f"{first} shares its weight with {shared[first]} in this model; "
@@ -252,7 +252,7 @@ def _unmatched(
             if any(matches(pattern, name) for name in linears):
                 continue
         except re.error as error:
-            problems.append(Problem(place, f"adapter.{key}: {pattern!r} is no regular expression: {error}"))
+            problems.append(Problem(place, f"adapter.{key}: {pattern!r} is not a valid regular expression: {error}"))
             continue
         other = next((type(m).__name__ for n, m in model.named_modules() if n and matches(pattern, n)), None)
         words = module_names(linears)

@@ -10,9 +10,9 @@ from torch.func import functional_call
 
 from lrft.model import linear
 
-UNCALLED = "not called in a training pass over text"
-UNLIKE = "more is returned than a product with the weight"
-SHARED = "weight shared with another layer, an adapter is not mergeable"
+UNCALLED = "not called in a forward pass over text"
+UNLIKE = "its output is more than a matrix product with its weight"
+SHARED = "weight shared with another layer, so an adapter could not be merged"
 
 
 def unfit(model: nn.Module, linears: Mapping[str, nn.Module], uncalled: Collection[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and what commands do before their own work."""
+"""Shared arguments and preparation of commands."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from lrft.recipe import Recipe
     from lrft.registry import Declaration
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of a run.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or a run folder.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Override keys of the recipe: adapter.rank=8, ~data.validation."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Base = Annotated[str | None, typer.Option(help="The base model, when it is not where the adapter says.")]
+Base = Annotated[str | None, typer.Option(help="Path of the base model, if it has moved since training.")]
 
 
 def one_of(option: str, value: str | None, choices: Collection[str]) -> None:
@@ -64,7 +64,7 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
 
     if path.is_dir():
         if not (path / "resolved.yaml").is_file():
-            raise UsageError(f"{path} is not the folder of a run (no resolved.yaml)")
+            raise UsageError(f"{path} is not a run folder (no resolved.yaml)")
         path = path / "resolved.yaml"
     return recipes.load(path, tuple(overrides or ()))
 

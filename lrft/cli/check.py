@@ -1,4 +1,4 @@
-"""`lrft check`: everything that is wrong with a recipe, without training."""
+"""`lrft check`: check a recipe without training."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def check(
     recipe: RecipePath,
     overrides: Overrides = None,
-    static: Annotated[bool, typer.Option("--static", help="The recipe alone: no model, no data.")] = False,
+    static: Annotated[bool, typer.Option("--static", help="Check the recipe only, without model or data.")] = False,
 ) -> None:
-    """Find everything that is wrong with a recipe, without training.
+    """Check a recipe without training.
 
     Reads tokenizer and data, and builds the model without its weights.
 
@@ -34,7 +34,7 @@ def check(
 
 
 def check_all(recipe: Recipe, path: Path) -> None:
-    """Print what the recipe comes to. Raises LrftError in its kinds for the first thing that is wrong."""
+    """Print a summary of the recipe. Raises a subclass of LrftError for the first problem."""
     with loading():
         from lrft.adapters import compose, targets
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
@@ -78,5 +78,5 @@ def check_all(recipe: Recipe, path: Path) -> None:
         for text in composition_warnings(composition, sites, skeleton):
             reporter.warn(text)
         if reason:
-            reporter.warn(f"this base cannot be merged, because {reason}")
-        reporter.line(f"{path}: nothing wrong was found")
+            reporter.warn(f"merging into this base is not possible: {reason}")
+        reporter.line(f"{path}: OK")

@@ -11,24 +11,27 @@ from lrft.cli.arguments import as_written, loading
 
 
 def compare(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A comparison: which runs, on what grid and seeds.")],
-    jobs: Annotated[int, typer.Option(min=1, help="Runs that are trained side by side.")] = 1,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Comparison file (runs, grid, seeds).")],
+    jobs: Annotated[int, typer.Option(min=1, help="Number of runs trained in parallel.")] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the runs with their ranks, parameters and time.")
+        bool,
+        typer.Option(
+            "--dry-run", help="List the runs with rank, trainable parameters and estimated time; train nothing."
+        ),
     ] = False,
 ) -> None:
-    """Train one recipe with several methods, at equal parameters, and say which is best.
+    """Train one recipe with several methods, at matched trainable parameters, and compare them.
 
-    Every method is trained at each point of a grid and with each seed, as an ordinary run; what is finished is kept,
-    so the same command goes on after an interruption. Results: compare.md, .csv, .json and .html in output_dir.
+    Every method is trained at each point of a grid and with each seed, as an ordinary run; finished runs are kept,
+    so the same command continues after an interruption. Results: compare.md, .csv, .json and .html in output_dir.
 
     \b
-    recipe      a recipe file, or its keys: common to all runs
+    recipe      a recipe file, or its keys, shared by all runs
     runs        by name: a method, a list of methods, or keys
     grid        keys with values: training.epochs: [1, 2]
     seeds       [1, 2, 3]
     budget      parameters (of the baseline), rank, none
-    baseline    what others are compared with; the first run
+    baseline    reference run; default: the first
     metric      loss, perplexity or exact_match (validation)
     forgetting  general text: its loss before and after
     output_dir  folder of the comparison

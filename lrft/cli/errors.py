@@ -1,4 +1,4 @@
-"""What a command says when it fails. Torch need not be there to be told of."""
+"""Error output of commands. Works without torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unexpected(error: Exception) -> int:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     say(text)
-    say(f"unexpected failure: {type(error).__name__}. The traceback is in {name}; please report it.")
+    say(f"internal error: {type(error).__name__}. The traceback is in {name}; please report it.")
     return 1
 
 

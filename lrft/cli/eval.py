@@ -1,4 +1,4 @@
-"""`lrft eval`: what is measured, on which rows, and how it is told."""
+"""`lrft eval`: evaluate a run, adapter or model."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="What to measure.")],
+    target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="Run, adapter or model to evaluate.")],
     rows_path: Annotated[
-        str | None, typer.Option("--data", help="Rows to measure on. Default: the run's validation rows.")
+        str | None, typer.Option("--data", help="Evaluation data. Default: the run's validation rows.")
     ] = None,
     data_format: Annotated[
-        str | None, typer.Option("--format", help="Layout of these rows, as data.train[].format. Default: the run's.")
+        str | None, typer.Option("--format", help="Format of these rows, as data.train[].format. Default: the run's.")
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(metavar="{THEIRS: OURS}", help="Renames their columns. Default: the run's.")
+        str | None,
+        typer.Option(metavar="{THEIRS: OURS}", help="Column mapping, as data.train[].columns. Default: the run's."),
     ] = None,
     special_tokens: Annotated[
         str | None, typer.Option(metavar="text|tokens", help="As data.train[].special_tokens. Default: the run's.")
@@ -40,10 +41,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
     no_generate: Annotated[bool, typer.Option("--no-generate", help="Loss only, no answers.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per pass; the figures do not depend on it.")] = 8,
-    samples: Annotated[int, typer.Option(min=0, help="Answers to show.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass; results do not depend on it.")] = 8,
+    samples: Annotated[int, typer.Option(min=0, help="Number of generated answers to print.")] = 3,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Execute code that the model brings along.")
+        bool, typer.Option("--trust-remote-code", help="Allow the model's own Python code to run.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +70,7 @@ def evaluate(
             reading = {key: text for key, text in options.items() if text is not None}
             if reading and rows_path is None:
                 raise UsageError(
-                    f"--{next(iter(reading))} goes with --data: the run's own rows are read as its recipe says"
+                    f"--{next(iter(reading))} requires --data: without it the run's own rows are read as in its recipe"
                 )
             config = found.model.config
             rows, report = rows_for(target, rows_path, reading, found.section, found.tokenizer, found.folder, config)
@@ -218,9 +219,9 @@ def rows_for(
         data.refuse_missing_rows([rows], embedding_rows(config), tokenizer)
         return rows, report
     if section is None:
-        raise UsageError("which rows should be measured? Name them with --data FILE")
+        raise UsageError("no evaluation data given: pass --data FILE")
     recipe = recipes.load(Path(run_of(adapter_of(Path(target))) or target) / "resolved.yaml")
     prepared = prepare_data(recipe, folder, tokenizer)
     if prepared.validation is None:
-        raise UsageError(f"{target} was trained without validation rows: name the rows to measure on with --data FILE")
+        raise UsageError(f"{target} was trained without validation rows: pass evaluation data with --data FILE")
     return prepared.validation, prepared.report

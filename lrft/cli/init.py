@@ -38,15 +38,18 @@ def init(
     path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe to write.")] = Path("recipe.yaml"),
     model: Annotated[str | None, typer.Option(help="Base model: a folder, a hub id or a .gguf file.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="Training rows: a file, a folder or hub:OWNER/NAME. A file is looked at.")
+        str | None,
+        typer.Option(
+            help="Training rows: a file, a folder or hub:OWNER/NAME. A local file is inspected to choose its format."
+        ),
     ] = None,
     method: Annotated[str, typer.Option(help="Adapter method, see `lrft methods`.")] = "lora",
     full: Annotated[bool, typer.Option("--full", help="Every key with its default.")] = False,
 ) -> None:
     """Write a commented recipe to start from.
 
-    Asks for model and data where they are not given. Data that are there are looked at, and the recipe says what
-    they need.
+    Prompts for model and data if not given. A local data file is inspected, and the recipe sets the keys
+    it needs.
 
     Example: lrft init --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl
     """
@@ -67,13 +70,13 @@ def refuse(path: Path, method: str) -> None:
     from lrft import registry
 
     if path.exists():
-        raise UsageError(f"{path} exists already", "Name another file: lrft init other.yaml")
+        raise UsageError(f"{path} already exists", "Choose another file name: lrft init other.yaml")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a folder")
     known = [*registry.methods(), *registry.PRESETS]
     if method not in known:
         close = nearest(method, known)
-        raise UsageError(f"there is no method {method}", f"Did you mean {close[0]}?" if close else "See lrft methods.")
+        raise UsageError(f"unknown method {method}", f"Did you mean {close[0]}?" if close else "See lrft methods.")
 
 
 def asked(model: str | None, data: str | None) -> tuple[str, str]:
@@ -99,7 +102,10 @@ def data_section(path: str, found: Suggestion | None) -> str:
     if found.format:
         entry.append(f"      format: {found.format}  # the columns fit more than one format")
     if found.columns:
-        entry.append(f"      columns: {inline(found.columns)}  # their name: ours; a guess, see lrft preview")
+        entry.append(
+            f"      columns: {inline(found.columns)}  # column in the file: column of lrft; a guess, check "
+            f"with lrft preview"
+        )
     section = ["data:", "  train:", *entry]
     if found.too_long:
         section.append(f"  too_long: {found.too_long}  # a document longer than max_length becomes several rows")
@@ -111,7 +117,7 @@ def notes(data: str, found: Suggestion | None) -> list[Row]:
     if found is not None and found.problem:
         return [("data", list(found.problem))]
     if found is None and not data.startswith("hub:"):
-        return [("data", f"{data} is not there yet")]
+        return [("data", f"{data} does not exist yet")]
     return []
 
 

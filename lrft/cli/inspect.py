@@ -1,4 +1,4 @@
-"""`lrft inspect`: what an adapter did to the weights."""
+"""`lrft inspect`: analyse an adapter's weight updates."""
 
 from __future__ import annotations
 
@@ -29,19 +29,25 @@ def inspect(
     ],
     base: Base = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where inspect.json and inspect.png go. Default: the run.")
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for inspect.json and inspect.png. Default: the run folder."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Leading singular vectors that may be intruders.")] = 10,
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of leading singular vectors to test as intruder dimensions.")
+    ] = 10,
     epsilon: Annotated[
-        float, typer.Option(min=0, max=1, help="An intruder's largest |cosine| with the base's vectors is below this.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Threshold: an intruder's largest |cosine| with the base's singular vectors is below it."
+        ),
     ] = 0.5,
     accept_other_base: Annotated[
         bool,
-        typer.Option("--accept-other-base", help="Take a base that the adapter was not trained on."),
+        typer.Option("--accept-other-base", help="Accept a base other than the one the adapter was trained on."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what an adapter did to the weights: norms, ranks, spectra and intruder dimensions by module.
+    """Analyse an adapter's weight updates: norms, ranks, spectra and intruder dimensions per module.
 
     Example: lrft inspect runs/first
     """
@@ -54,7 +60,7 @@ def inspect(
     adapter = adapter_folder(source)
     folder = out or run_of(adapter)
     if folder is not None and folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", "Name a folder with -o.")
+        raise UsageError(f"{folder} is a file", "Choose a folder with -o.")
     tell_choice(source, adapter)
     with noted(run_of(adapter), "inspect", typed()) as kept:
         with watched("inspecting") as progress:

@@ -1,4 +1,4 @@
-"""The `lrft` program: its commands, one file each beside this one, and its exit codes.
+"""The `lrft` command line: one file per command in this folder, and exit codes.
 
 Nothing heavy is imported here: `lrft --help` and a misspelt key answer before torch is loaded.
 """
@@ -122,9 +122,7 @@ def run_command(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         if errors.is_lack_of_memory(error):
-            print(
-                f"out of memory: {(str(error).splitlines() or ['nothing more can be allocated'])[0]}", file=sys.stderr
-            )
+            print(f"out of memory: {(str(error).splitlines() or ['allocation failed'])[0]}", file=sys.stderr)
             return MemoryExhausted.exit_code
         return errors.unexpected(error)
     return 0

@@ -1,4 +1,4 @@
-"""`lrft merge`: write the merged folder, compare it with the adapter, print what was lost."""
+"""`lrft merge`: write the merged folder, compare it with the adapter, report rounding losses."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ def merge(
         str | None, typer.Option(help="float32, bfloat16 or float16. Default: as the base is stored.")
     ] = None,
     base: Base = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare merged and adapter.")] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Skip the check that the merged model matches the adapter.")
+    ] = False,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Largest logit difference allowed, over the largest logit.")
+        float | None, typer.Option(min=0, help="Maximum logit difference, relative to the largest logit.")
     ] = None,
     accept_other_base: Annotated[
         bool,
-        typer.Option("--accept-other-base", help="Merge into a base that the adapter was not trained on."),
+        typer.Option("--accept-other-base", help="Accept a base other than the one the adapter was trained on."),
     ] = False,
     into: Annotated[
         str,
@@ -48,7 +50,7 @@ def merge(
     ] = "original",
     as_json: AsJson = False,
 ) -> None:
-    """Write base + adapter as a plain model folder, and check that it gives the same logits.
+    """Write base + adapter as a plain model folder, and check that its logits match.
 
     Example: lrft merge runs/first
     """
@@ -94,7 +96,7 @@ def folder_in_run(adapter: Path) -> Path:
 
     run = run_of(adapter)
     if run is None:
-        raise UsageError(f"{adapter} is not in a run: name the merged folder with -o FOLDER")
+        raise UsageError(f"{adapter} is not inside a run: choose the merged folder with -o FOLDER")
     return run / "merged"
 
 
@@ -120,12 +122,12 @@ def merge_rows(out: Path, result: MergeResult) -> list[Row]:
 
 def rounding_warning(result: MergeResult) -> str:
     dtype = result.dtype if result.dtype in DTYPES else "the stored dtype"
-    return f"{result.lost_share:.0%} of the update was lost in rounding to {dtype}; --dtype float32 keeps it"
+    return f"{result.lost_share:.0%} of the update was lost to {dtype} rounding; merge with --dtype float32 to keep it"
 
 
 def checked_words(difference: Difference) -> str:
     return (
-        f"merged against adapter on {count(difference.rows, 'row')}: largest logit difference "
+        f"merged vs. adapter on {count(difference.rows, 'row')}: largest logit difference "
         f"{difference.largest:.2g} (largest logit {difference.largest_logit:.3g})"
     )
 
@@ -149,8 +151,9 @@ def check_rows(difference: Difference) -> list[Row]:
 def quantized_lines(found: Quantized) -> list[str]:
     """How far apart the two bases are that an adapter can be merged into."""
     return [
-        f"the adapter was trained on a base in {found.kind}, and is merged into the original one",
-        f"mean logit difference: {found.mean:.2g} to the adapter where it was trained, {found.base:.2g} between the "
-        f"two bases, {found.update:.2g} between what the adapter changes in each",
-        "--into dequantized merges into the weights that were trained against",
+        f"the adapter was trained on a {found.kind} base and was merged into the original base",
+        f"mean logit difference: {found.mean:.2g} merged vs. adapter on the {found.kind} base, {found.base:.2g} "
+        f"between the "
+        f"two bases, {found.update:.2g} between the adapter's effects on the two bases",
+        "use --into dequantized to merge into the dequantised weights used in training",
     ]

@@ -25,14 +25,14 @@ def render(action: str | None, name: str | None, *, kind: str | None, as_json: b
         chosen = of_kind(cards, kind)
         return as_text(chosen, as_json, lambda found: table(found, width))
     if action != "show":
-        raise UsageError(f"lrft methods has no action {action}", f"Did you mean lrft methods show {action}?")
+        raise UsageError(f"unknown action of lrft methods: {action}", f"Did you mean lrft methods show {action}?")
     if name is None:
-        raise UsageError("lrft methods show needs the name of a method", f"There are {', '.join(cards)}.")
+        raise UsageError("lrft methods show requires a method name", f"There are {', '.join(cards)}.")
     if name in registry.PRESETS:
         return preset_json(name) if as_json else preset_card(name)
     if name not in cards:
         close = nearest(name, [*cards, *registry.PRESETS])
-        raise UsageError(f"there is no method {name}", f"Did you mean {close[0]}?" if close else "See `lrft methods`.")
+        raise UsageError(f"unknown method {name}", f"Did you mean {close[0]}?" if close else "See `lrft methods`.")
     return as_text([cards[name]], as_json, lambda found: card(found[0], cards))
 
 
@@ -87,7 +87,7 @@ def rate_of(name: str) -> str:
 def rate_origin(name: str) -> str:
     """Where that number is from, and whose it is when the entry declares none itself."""
     rate = registry.default_rate([name])
-    return rate.source if rate.owner == name else f"that of {rate.owner}"
+    return rate.source if rate.owner == name else f"default of {rate.owner}"
 
 
 def table(cards: list[MethodCard], width: int) -> str:
@@ -102,7 +102,7 @@ def table(cards: list[MethodCard], width: int) -> str:
     lines = []
     for kind, named in ordered.items():
         lines += [kind, *(line for name, text in named.items() for line in hanging(name, text, indent, width)), ""]
-    foot = "Several combine by a list, method: [pissa, rslora, lora+]. More about one: lrft methods show NAME"
+    foot = "Combine methods with a list, e.g. method: [pissa, rslora, lora+]. Details: lrft methods show NAME"
     return "\n".join([*lines, *textwrap.wrap(foot, width), ""])
 
 
@@ -124,7 +124,7 @@ def card(found: MethodCard, cards: dict[str, MethodCard]) -> str:
     ]
     refused = excluded(found, cards)
     if refused:
-        lines += ["", "not together with", *(f"  {sentence}" for sentence in refused)]
+        lines += ["", "conflicts with", *(f"  {sentence}" for sentence in refused)]
     return "\n".join(lines) + "\n"
 
 
@@ -162,8 +162,8 @@ def markdown() -> str:
         "# Methods",
         "",
         "Generated from the declarations in `lrft/methods`. W is (d, k), A (r, k), B (d, r), r the recipe's rank.",
-        "Any number of parts combine with one parametrization: `method: [lora, rslora, lora+]`.",
-        "`lrft methods show NAME` prints the options and what a method cannot be combined with.",
+        "One parametrization can be combined with any number of other methods: `method: [lora, rslora, lora+]`.",
+        "`lrft methods show NAME` prints a method's options and conflicts.",
         "",
         *kinds(),
         "",
@@ -179,9 +179,9 @@ def markdown() -> str:
     ]
     tail = [
         "",
-        "Presets, each a name for others with chosen options:",
+        "Presets: short names for combinations of methods with fixed options.",
         "",
-        "| name | paper | what it is | the same as | rate |",
+        "| name | paper | description | equivalent recipe | rate |",
         "|---|---|---|---|---|",
     ]
     sources = [
@@ -189,7 +189,7 @@ def markdown() -> str:
         for name in (*registry.methods(), *registry.PRESETS)
         if registry.default_rate([name]).owner == name
     ]
-    rates = ["", "Where the learning rates are from:", "", "| name | rate | from |", "|---|---:|---|"]
+    rates = ["", "Sources of the default learning rates:", "", "| name | rate | from |", "|---|---:|---|"]
     return "\n".join([*head, *rows, *tail, *presets, *rates, *sources, ""])
 
 

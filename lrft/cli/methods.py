@@ -1,4 +1,4 @@
-"""`lrft methods`: the adapter methods, one of them, or what each would train on a recipe's model."""
+"""`lrft methods`: list methods, show one, or count their trainable parameters for a recipe."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 def methods(
     action: Annotated[str | None, typer.Argument(metavar="show")] = None,
     name: Annotated[str | None, typer.Argument(metavar="NAME")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only methods of this kind.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Show only methods of this kind.")] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="Count what each would train on this recipe's model, layers and rank.")
+        Path | None,
+        typer.Option(help="Count each method's trainable parameters for this recipe's model, target modules and rank."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the adapter methods, or show one: its equation, options, and what it combines with.
+    """List the adapter methods, or show one: its equation, options and conflicts.
 
     Example: lrft methods show pissa
     """
@@ -36,7 +37,7 @@ def methods(
         typer.echo(render(action, name, kind=kind, as_json=as_json, width=width), nl=False)
         return
     if action is not None:
-        raise UsageError("lrft methods show and --recipe exclude each other")
+        raise UsageError("lrft methods show and --recipe cannot be used together")
     loaded = read_recipe(recipe, None)
     with as_written(loaded):
         total, counts = count_parameters(loaded, kind)

@@ -1,4 +1,4 @@
-"""`lrft plan`: what a run will take."""
+"""`lrft plan`: estimate a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lrft.cli.arguments import AsJson, Overrides, RecipePath, as_written, loadin
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
-    devices: Annotated[int, typer.Option(min=1, help="Divide the run over this many devices of each node.")] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines with as many devices each.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Number of devices per node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run will take: parameters, memory by part, steps, tokens and time. Loads no weights.
+    """Estimate a run: parameters, memory, steps, tokens and time. Loads no weights.
 
     Example: lrft plan recipe.yaml --devices 8
     """

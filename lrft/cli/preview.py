@@ -15,10 +15,10 @@ SPLITS = ("train", "validation")
 def preview(
     recipe: RecipePath,
     overrides: Overrides = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Rows to show.")] = 3,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of rows to show.")] = 3,
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",
 ) -> None:
-    """Show rows as the model will see them, coloured by what is trained, and the data's counts.
+    """Show rows as the model sees them, with trained tokens coloured, and the data counts.
 
     Example: lrft preview recipe.yaml -n 5
     """
@@ -35,7 +35,7 @@ def preview(
         tokenizer, prepared = load_data(loaded, source)
     rows = prepared.train if split == "train" else prepared.validation
     if rows is None:
-        raise UsageError("this recipe holds no validation rows out (data.validation: none)")
+        raise UsageError("this recipe has no validation rows (data.validation: none)")
     console = Console()
     colour = console.is_terminal and not console.no_color
     console.print(render(rows, prepared.report, tokenizer, n=n, colour=colour), soft_wrap=True)

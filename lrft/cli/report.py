@@ -9,10 +9,12 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, finished or not.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file. Default: report.html in the run.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, finished or not.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Output file. Default: report.html in the run folder.")
+    ] = None,
 ) -> None:
-    """Write a run's own page: one HTML file with curves, samples, checks, environment and recipe.
+    """Write a run's report as one HTML file with curves, samples, checks, environment and recipe.
 
     Example: lrft report runs/first
     """

@@ -10,7 +10,7 @@ from lrft.cli.arguments import AsJson, Overrides, RecipePath, read_recipe
 
 
 def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print the resolved recipe: every key, its value and where that comes from.
+    """Print the resolved recipe: every key with its value and origin.
 
     Example: lrft show recipe.yaml training.epochs=1
     """

@@ -1,4 +1,4 @@
-"""`lrft train`: in this process, in one process for each device, or with --dry-run nowhere.
+"""`lrft train`: train in this process, or in one process per device; --dry-run only prints.
 
 Torch is loaded as late as can be: the process that only starts others needs no more of it than the number of GPUs.
 """
@@ -40,20 +40,22 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="[last|best|PATH]", help="Continue a run from its last checkpoint, or another."),
+        typer.Option(metavar="[last|best|PATH]", help="Resume from the last checkpoint, or from the one given."),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside and start again.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Rename an existing run folder and start from scratch.")
+    ] = False,
     accept_changes: Annotated[
         bool,
-        typer.Option("--accept-changes", help="With --resume: go on although recipe, data or base have changed."),
+        typer.Option("--accept-changes", help="With --resume: continue even if recipe, data or base have changed."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings only.")] = False,
     devices: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes on this machine, one for each device. Left out: one for each GPU."),
+        typer.Option(min=1, help="Number of processes on this machine, one per device. Default: one per GPU."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what each process would do; load no weights, start no run.")
+        bool, typer.Option("--dry-run", help="Print what each process would do, without loading weights or training.")
     ] = False,
 ) -> None:
     """Fine-tune a model with the adapter and data of a recipe.
@@ -61,9 +63,9 @@ def train(
     Example: lrft train recipe.yaml training.learning_rate=1e-4
     """
     if resume and fresh:
-        raise UsageError("--resume and --fresh exclude each other")
+        raise UsageError("--resume and --fresh cannot be used together")
     if resume and dry_run:
-        raise UsageError("--resume and --dry-run exclude each other", "With --fresh a dry run moves nothing aside.")
+        raise UsageError("--resume and --dry-run cannot be used together", "A dry run with --fresh renames nothing.")
     loaded = read_recipe(recipe, overrides)
     refuse_missing(loaded)
     flags = Flags(resume, fresh, accept_changes, quiet)
@@ -89,7 +91,7 @@ def processes_to_start(devices: int | None) -> tuple[int, bool]:
     launch.adopt_slurm()
     if launch.is_launched():
         if devices is not None:
-            raise UsageError("--devices: a launcher has started this process as one of several", "Leave --devices out.")
+            raise UsageError("--devices: this process was already started by a launcher", "Remove --devices.")
         return 1, False
     with loading():
         gpus = launch.gpus()

@@ -13,7 +13,7 @@ from lrft.errors import UsageError
 
 
 def verify(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     as_json: AsJson = False,
 ) -> None:
     """Check a run on a slice of its own data: packing, gradient accumulation, merge and resume.
@@ -29,7 +29,7 @@ def verify(
     adapter = adapter_of(source)
     run = run_of(adapter)
     if run is None or not (run / "resolved.yaml").is_file():
-        raise UsageError(f"{source} is not a run: its recipe and data are needed")
+        raise UsageError(f"{source} is not a run folder; verify needs the run's recipe and data")
     tell_choice(source, adapter)
     with Reporter(None, quiet=as_json) as reporter, noted(run, "verify", typed()) as found:
 

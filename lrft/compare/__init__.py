@@ -1,4 +1,4 @@
-"""Comparing methods: the same recipe with each, at equal parameters, learning rates and seeds, side by side.
+"""Comparison of methods on one recipe, with matched parameters, learning rates and seeds.
 
 file: the comparison -> variants: runs and grid -> jobs: run folders -> budget: ranks -> processes: `lrft train` ->
 measure: what is asked of finished runs -> result: figures -> pages, html: what is read

@@ -1,4 +1,4 @@
-"""Equal parameters: the rank of each method whose trained numbers are nearest to the baseline's.
+"""Parameter matching: each method's rank with the trainable-parameter count closest to the baseline's.
 
 Counted on the real model's layers, without its weights: the adapters of each shape are built on the meta device.
 """
@@ -24,10 +24,10 @@ from lrft.model.load import load_skeleton
 from lrft.recipe import AdapterSection, Recipe
 
 GAP = 64
-"""ranks in a row that a method may refuse (one that wants multiples of 16) before it is taken for the end"""
+"""consecutive ranks that a method may reject (e.g. it accepts only multiples of 16) before the search stops"""
 
 Count = Callable[[int], int | None]
-"""rank -> trained numbers, or None where the method refuses the rank"""
+"""rank -> trainable parameters, or None where the method rejects the rank"""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Choice:
     rank: int
     trained: int
     baseline: int
-    """trained numbers of the baseline"""
+    """trainable parameters of the baseline"""
     chosen: bool
     """whether the budget chose the rank"""
     fixed: bool
     """whether the count is the same at every rank"""
     knobs: tuple[str, ...]
-    """of a fixed one: the method's options that change the count"""
+    """if fixed: the method's options that change the count"""
 
     @property
     def deviation(self) -> float:
-        """Trained numbers over the baseline's, minus one."""
+        """Trainable parameters relative to the baseline's, minus one."""
         return self.trained / self.baseline - 1
 
     @property
@@ -60,7 +60,7 @@ class Choice:
 
 
 class Counter:
-    """Counts trained numbers; skeletons of models are kept."""
+    """Counts trainable parameters; caches model skeletons."""
 
     def __init__(self) -> None:
         self._skeletons: dict[tuple[str, str | None], Any] = {}

@@ -1,4 +1,4 @@
-"""The tables of a comparison, as people read them, and what their columns mean."""
+"""Tables of a comparison and explanations of their columns."""
 
 from __future__ import annotations
 
@@ -88,14 +88,16 @@ def notes(found: Facts) -> list[str]:
     metric, seeds = found["metric"], ", ".join(map(str, found["seeds"]))
     side = max((row["side_by_side"] or 1 for row in found["methods"]), default=1)
     made = [
-        f"{metric}: of each run's best checkpoint on its validation rows, or of its last one where none is better "
-        f"than the untouched base; the mean over the seeds {seeds} ± the standard deviation (n - 1). Each run is shown "
-        "at its best point of the grid, chosen by this very mean, so figures of a wide grid are a little too good.",
+        f"{metric}: best checkpoint of each run on its validation rows, or its last one where none beats the untouched "
+        f"base; mean over the seeds {seeds} ± the standard deviation (n - 1). Each run is shown at its best grid point, "
+        "selected by this same mean, so figures from a wide grid are slightly optimistic.",
         f"The 95 % interval is paired over seeds: {found['interval']}",
-        "trainable: trainable parameters, and how far they are from the baseline's. exports to: what the adapter can "
-        "become. merged: the largest logit difference of merged model and adapter over the largest logit, of the "
+        "trainable: trainable parameters, and their difference from the baseline's. exports to: formats the adapter "
+        "can "
+        "be exported to. merged: the largest logit difference of merged model and adapter over the largest logit, "
+        "of the "
         "best seed.",
-        "tokens/s: median over all steps. memory: the largest of all steps. training: the steps of one run, in the "
+        "tokens/s: median over all steps. memory: maximum over all steps. training: training time of one run, "
         "mean over seeds" + (f"; up to {side} runs shared the machine, which slows each." if side > 1 else "."),
     ]
     if any(row["general_after"] is not None for row in found["methods"]):

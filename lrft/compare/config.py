@@ -19,15 +19,16 @@ Budget = Literal["parameters", "rank", "none"]
 Metric = Literal["loss", "perplexity", "exact_match"]
 
 KEYS: dict[str, str] = {
-    "recipe": "What all runs have in common: a recipe file, relative to this one, or a recipe's keys. Required.",
+    "recipe": "The recipe shared by all runs: a recipe file, relative to this one, or a recipe's keys. Required.",
     "runs": "The runs by name: a method, a list of methods, or the recipe's keys that differ. Required.",
-    "grid": "Keys of the recipe with lists of values: every run is made with each combination.",
-    "seeds": "training.seed of the repetitions. Default: [1, 2, 3].",
-    "budget": "parameters: ranks with as many trained numbers as the baseline (default); rank: its rank; none.",
-    "baseline": "The run that the others are compared with. Default: the first.",
+    "grid": "Recipe keys with lists of values: every run is trained at each combination.",
+    "seeds": "Values of training.seed, one run each. Default: [1, 2, 3].",
+    "budget": "parameters (default): choose each rank to match the baseline's trainable parameters; rank: use the "
+    "baseline's rank; none.",
+    "baseline": "Name of the reference run. Default: the first.",
     "metric": "loss, perplexity or exact_match on the validation rows. Default: loss.",
     "forgetting": "A file of general text: its loss before and after training.",
-    "output_dir": "Folder of the comparison. Required.",
+    "output_dir": "Output folder of the comparison. Required.",
 }
 BUDGETS: tuple[Budget, ...] = ("parameters", "rank", "none")
 METRICS: tuple[Metric, ...] = ("loss", "perplexity", "exact_match")
@@ -112,7 +113,7 @@ def _read(path: Path, root: Node, problems: Problems) -> Comparison:
 def unknown_key(key: str) -> str:
     """The sentence for a key that no comparison has."""
     if key in Recipe.model_fields or key == "extends" or key.partition(".")[0] in Recipe.model_fields:
-        return f"{key} is a recipe's key: it belongs under recipe, or into a run"
+        return f"{key} is a recipe key: put it under recipe, or into a run"
     close = nearest(key, KEYS)
     return f"{key[:60]} is not a key. " + (f"Did you mean {close[0]}?" if close else f"Keys here: {', '.join(KEYS)}")
 
@@ -213,6 +214,6 @@ def _recipe_problems(comparison: Comparison) -> list[Problem]:
                 found += error.problems
                 continue
             if recipe.data.validation == "none":
-                text = f"data.validation: none leaves no rows to measure {comparison.metric} on"
+                text = f"data.validation: none leaves no validation rows to evaluate {comparison.metric} on"
                 found.append(Problem(recipe.where("data.validation"), text))
     return found

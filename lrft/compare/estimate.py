@@ -1,4 +1,4 @@
-"""What a comparison is going to train, and how long that may take."""
+"""Listing of a comparison's runs and an estimate of its duration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrft.utils.text import Row, count, duration
 
 
 def plan_rows(comparison: Comparison, jobs: Sequence[Job], choices: Sequence[Choice]) -> list[Row]:
-    """The runs with their ranks and trained numbers, for the screen."""
+    """The runs with ranks and trainable parameters, for the terminal."""
     seeds = count(len(comparison.seeds), "seed")
     lines = []
     left = list(choices)
@@ -38,7 +38,7 @@ def rank_line(comparison: Comparison, name: str, choice: Choice) -> str:
     """`mora   rank 8   2,896 trained, -2.7 % (chosen)`."""
     more = "" if name == comparison.baseline else f", {choice.deviation:+.1%}"
     note = f" ({choice.note})" if choice.note else ""
-    return f"{name:<14} rank {choice.rank:<5} {choice.trained:>13,} trained{more}{note}"
+    return f"{name:<14} rank {choice.rank:<5} {choice.trained:>13,} trainable parameters{more}{note}"
 
 
 def list_rows(jobs: Sequence[Job]) -> list[Row]:
@@ -58,15 +58,15 @@ def time_rows(jobs: Sequence[Job], at_once: int) -> list[Row]:
         each = statistics.median(known) if known else planned_seconds(left[0])
         if each is None:
             whole = False
-            lines.append(f"{name}: {count(len(left), 'run')} (lrft plan cannot tell for this method)")
+            lines.append(f"{name}: {count(len(left), 'run')} (no estimate: lrft plan does not support this method)")
             continue
         total += each * len(left)
-        source = "finished runs" if known else "lrft plan"
+        source = "finished runs" if known else "from lrft plan"
         lines.append(f"{name}: {len(left)} x {duration(each)} ({source})")
     if not lines:
-        return [("time", ["nothing is left to train"])]
+        return [("time", ["nothing left to train"])]
     together = f"about {duration(total / at_once)}{'' if whole else ' and more'}, {at_once} at a time"
-    return [("time", [together + (" where they do not slow each other down" if at_once > 1 else ""), *lines])]
+    return [("time", [together + (" if parallel runs do not slow each other down" if at_once > 1 else ""), *lines])]
 
 
 def planned_seconds(job: Job) -> float | None:

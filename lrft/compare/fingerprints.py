@@ -63,5 +63,5 @@ def refuse_other_contents(jobs: Sequence[Job], hashes: Hashes) -> None:
         if changed:
             raise UsageError(
                 f"{changed[0]} has changed since {job.folder} was trained: its runs cannot be compared with new ones",
-                "Name another output_dir, or move the old one away.",
+                "Choose another output_dir, or move the old one.",
             )

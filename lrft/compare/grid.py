@@ -23,8 +23,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,59}")
 METHOD, RANK, SEED = "adapter.method", "adapter.rank", "training.seed"
 # Keys that the comparison itself sets, and what sets them.
 OWN = {
-    SEED: "seeds gives it",
-    "output_dir": "each run has a folder of its own",
+    SEED: "set it with seeds",
+    "output_dir": "each run has its own folder",
     "extends": "it belongs under recipe",
     "lrft": "it belongs under recipe",
 }
@@ -109,11 +109,11 @@ def find_grid(node: Node | None, problems: Problems, *, ranks: bool) -> dict[str
     for key, values in node.value.items():
         place = node.keys[key]
         if key in OWN:
-            problems.add(place, f"grid: {key} is not for the grid: {OWN[key]}")
+            problems.add(place, f"grid: {key} cannot be in the grid: {OWN[key]}")
         elif key in (METHOD, "adapter"):
-            problems.add(place, f"grid: {key} is not for the grid: runs names the methods")
+            problems.add(place, f"grid: {key} cannot be in the grid: methods are set under runs")
         elif key == RANK and not ranks:
-            problems.add(place, "grid: adapter.rank is what the budget chooses; write budget: none to cross it")
+            problems.add(place, "grid: adapter.rank is chosen by the budget; set budget: none to put it in the grid")
         elif not isinstance(values.value, list):
             problems.add(values.place, f"grid.{key}: expected a list of values")
         else:
@@ -157,7 +157,7 @@ def find_variants(root: Node, base: Node, grid: Grid, problems: Problems) -> tup
             named[item.value] = (item.place, item)
     for name, (place, _) in named.items():
         if not NAME.fullmatch(name):
-            problems.add(place, f"runs: '{name[:60]}' is no name for a run: up to 60 letters, digits and . _ + -")
+            problems.add(place, f"runs: '{name[:60]}' is not a valid run name: up to 60 letters, digits and . _ + -")
     made = [_variant(name, run, base, grid, problems) for name, (_, run) in named.items() if NAME.fullmatch(name)]
     return tuple(variant for variant in made if variant is not None)
 
@@ -234,7 +234,7 @@ def _leaves_alone(name: str, changes: Node, grid: Grid, problems: Problems) -> b
     for key, reason in OWN.items():
         node = changes.at(tuple(key.split(".")))
         if node is not None:
-            problems.add(node.place, f"runs.{name}: {key} is not for a run: {reason}")
+            problems.add(node.place, f"runs.{name}: {key} cannot be set in a run: {reason}")
     for key in grid:
         node = changes.at(tuple(key.split(".")))
         if node is not None:

@@ -16,7 +16,7 @@ from lrft.runs.metrics import of_kind, read_metrics
 COSTS: tuple[tuple[str, Callable[[Facts], float | None]], ...] = (
     ("seconds for 1,000 tokens", lambda row: 1e3 / row["tokens_per_second"] if row["tokens_per_second"] else None),
     ("memory, GB", lambda row: row["memory_gb"]),
-    ("trained numbers, thousands", lambda row: row["trained"] / 1e3),
+    ("trainable parameters, thousands", lambda row: row["trained"] / 1e3),
 )
 LOG_FROM = 3  # the largest over the smallest number of an axis, from which on it is logarithmic
 RATES = ("learning_rate", "lr", "weight_decay")  # keys of the grid that are logarithmic whatever their range
@@ -41,14 +41,14 @@ def render(found: Facts) -> Html:
         element("h2", "Quality and cost"),
         element(
             "p",
-            "Each run at its best point. Ringed and joined: the Pareto front, runs that no other one beats in both.",
+            "Each run at its best grid point. The circled, connected points are the Pareto front.",
             class_="dim",
         ),
         beside(*cost_charts(found)),
-        element("h2", "Search and course"),
+        element("h2", "Grid search and learning curves"),
         element("p", key(lines), class_="dim"),
         beside(*grid_charts(found), *curve_charts(found)),
-        element("h2", "Every point of the grid"),
+        element("h2", "All grid points"),
         wide_table(*grid_table(found)),
         *([element("h2", "Runs that failed"), table(*failed_table(found))] if found["failed"] else []),
         element("h2", "What the columns mean"),

@@ -114,8 +114,8 @@ def refuse_other_recipes(jobs: Sequence[Job]) -> None:
                 key, before, now = changed[0]
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
                 raise UsageError(
-                    f"{job.folder} was made by another recipe: {key} was {before}, is {now} now{more}",
-                    "Name another output_dir, or move that folder away.",
+                    f"{job.folder} was trained with another recipe: {key} was {before}, is {now} now{more}",
+                    "Choose another output_dir, or move that folder.",
                 )
 
 

@@ -77,9 +77,9 @@ class Pool:
             time.sleep(LOOK_EVERY)
         if self.received:
             raise Stopped(
-                f"stopped by signal {self.received}; what was being trained is saved",
+                f"stopped by signal {self.received}; running jobs saved a checkpoint",
                 self.received,
-                "Go on with the same command.",
+                "Run the same command again to continue.",
             )
 
     def _start(self, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""What is asked of finished runs, each by a command of its own: the metric, the merge check, what was forgotten.
+"""Commands run on finished runs: metric, merge check, forgetting.
 
 Answers are kept beside the run with the run's id, and asked for again when the folder holds another run.
 """

@@ -1,4 +1,4 @@
-"""From finished run folders to the figures of a comparison: one dict of JSON values, of which every page is made."""
+"""Results of a comparison from its run folders: one dict of JSON values, from which every page is generated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrft.runs.verdict import worse_than_base
 
 Facts = dict[str, Any]
 FAR = 0.1
-"""share by which a run may miss the baseline's trained numbers without a warning"""
+"""relative difference in trainable parameters from the baseline above which a warning is given"""
 
 
 def best_points(comparison: Comparison, jobs: Sequence[Job]) -> dict[str, tuple[Point, list[Job]]]:
@@ -184,17 +184,21 @@ def _warnings(comparison: Comparison, best: dict[str, tuple[Point, list[Job]]], 
         if variant.name in best:
             said += _edges(variant, best[variant.name][0])
         else:
-            said.append(f"{variant.name}: no point of the grid has all its seeds yet: it is not in the table")
+            said.append(f"{variant.name}: no grid point has finished for all seeds yet; left out of the table")
         if comparison.budget == "parameters" and abs(row["deviation"]) > FAR:
             more = "more" if row["deviation"] > 0 else "fewer"
-            text = f"{variant.name} trains {abs(row['deviation']):.0%} {more} numbers than {comparison.baseline}"
+            text = (
+                f"{variant.name} has {abs(row['deviation']):.0%} {more} trainable parameters than {comparison.baseline}"
+            )
             said.append(text if row["rank_matters"] else f"{text}: its count {row['rank_note']}")
     if not any("training.learning_rate" in point.values for variant in comparison.variants for point in variant.points):
-        said.append("the learning rate was not searched: this compares learning rates as much as methods")
+        said.append(
+            "the learning rate is not in the grid: differences may be due to the learning rate rather than the method"
+        )
     if len(comparison.seeds) == 1:
-        said.append("one seed: there is no interval, and no telling a difference from chance")
+        said.append("only one seed: no confidence interval, so differences may be chance")
     if comparison.baseline not in best:
-        said.append(f"{comparison.baseline}, the baseline, has no figures: there are no differences")
+        said.append(f"{comparison.baseline}, the baseline, has no results yet, so no differences are shown")
     return [*worse_than_their_base(best), *undecided(rows, comparison.baseline), *said]
 
 
@@ -206,7 +210,7 @@ def _edges(variant: Variant, best: Point) -> list[str]:
         if _is_number(value) and len(tried) > 1 and value in (min(tried), max(tried)):
             beyond, end = ("higher", "highest") if value == max(tried) else ("lower", "lowest")
             said.append(
-                f"{variant.name}: the best {key}, {shown(value)}, is the {end} that was tried: a {beyond} one may be "
+                f"{variant.name}: the best {key}, {shown(value)}, is the {end} value tried: a {beyond} one may be "
                 "better still"
             )
     return said

@@ -23,7 +23,7 @@ from lrft.tracking.console import Reporter
 from lrft.utils import files
 from lrft.utils.text import count, decimals, duration
 
-GOING_ON = "this table is of the runs that are finished so far"
+GOING_ON = "this table contains only the runs finished so far"
 
 
 def run(comparison: Comparison, *, jobs: int, dry_run: bool) -> None:
@@ -52,8 +52,8 @@ def run(comparison: Comparison, *, jobs: int, dry_run: bool) -> None:
     failed = [job for job in made if job.state == "failed"]
     if failed:
         raise LrftError(
-            f"{len(failed)} of {count(len(made), 'run')} failed; the table is without them",
-            f"Each is in {comparison.output / write.NAMES[0]}. The same command tries them again.",
+            f"{len(failed)} of {count(len(made), 'run')} failed and are not in the table",
+            f"See {comparison.output / write.NAMES[0]}. Run the same command again to retry them.",
         )
 
 
@@ -81,7 +81,7 @@ def train(jobs: Sequence[Job], hashes: Hashes, pool: Pool, reporter: Reporter) -
     """Every run that is not finished."""
     waiting = [job for job in jobs if job.state not in ("finished", "diverged")]
     if len(waiting) < len(jobs):
-        reporter.line(f"{len(jobs) - len(waiting)} of {count(len(jobs), 'run')} are there already")
+        reporter.line(f"{len(jobs) - len(waiting)} of {count(len(jobs), 'run')} are already finished")
     done = len(jobs) - len(waiting)
 
     def task(job: Job) -> Task:
@@ -121,7 +121,7 @@ def ask(comparison: Comparison, jobs: Sequence[Job], pool: Pool, reporter: Repor
     tasks = [queries.merge(result.best_job(comparison, those), comparison) for _, those in best.values()]
     if comparison.forgetting is not None:
         tasks += [queries.forgetting(job, comparison.forgetting) for _, those in best.values() for job in those]
-    _run(pool, reporter, "checking the best runs", tasks)
+    _run(pool, reporter, "evaluating the best runs", tasks)
 
 
 def _run(pool: Pool, reporter: Reporter, what: str, tasks: Sequence[Task | None]) -> None:

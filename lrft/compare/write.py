@@ -34,7 +34,7 @@ def markdown(found: Facts) -> str:
     parts.append(escaped_table(*main_table(found)))
     if found["warnings"]:
         parts.append("\n".join(f"- **{escape(warning)}**" for warning in found["warnings"]))
-    parts += [*map(escape, notes(found)), "## Every point of the grid", escaped_table(*grid_table(found))]
+    parts += [*map(escape, notes(found)), "## All grid points", escaped_table(*grid_table(found))]
     if found["failed"]:
         parts += ["## Runs that failed", escaped_table(*failed_table(found))]
     folders = [[row["run"], row["best_folder"] or NOTHING] for row in found["methods"]]

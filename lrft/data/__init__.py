@@ -1,4 +1,4 @@
-"""Data: from files to tokenised rows, their order and their batches.
+"""Data: from files to tokenised rows, sampling and batches.
 
 read, hub: records -> format, collect: samples -> template: pieces -> tokenize, measure, split: rows
 """

@@ -196,7 +196,7 @@ class Renderer:
         clean = self._without_marks(full, marks, messages)
         answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i not in sample.untrained]
         if not answers:
-            raise BadRow(NO_TOKEN, "nothing to learn: no answer has weight 1")
+            raise BadRow(NO_TOKEN, "no trained tokens: no answer has weight 1")
         chosen = answers[-1:] if self._train_on == "last-assistant" else answers
         bounds = [self._bounds(turns, i, full) for i in chosen]
         # No end-of-turn token: the row stops at the answer's last character and eos comes right there.
@@ -263,7 +263,7 @@ class Renderer:
         opening, closing = marks
         clean = re.sub(f"{opening}({self._special.pattern}){closing}", r"\1", full)
         if opening in clean or closing in clean or clean != self._render(messages, prompt):
-            raise BadRow("special token in the text", "the chat template takes its text apart")
+            raise BadRow("special token in the text", "the chat template splits its text")
         return clean
 
     def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
@@ -274,7 +274,7 @@ class Renderer:
                 list(messages), chat_template=self._template, tokenize=False, add_generation_prompt=prompt
             )
         except TemplateError as error:
-            raise BadRow("refused by the chat template", f"the chat template refuses it: {error}") from error
+            raise BadRow("rejected by the chat template", f"the chat template rejects it: {error}") from error
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
@@ -297,9 +297,9 @@ def _agree(a: str, b: str) -> int:
 def _unstable(i: int, what: str, alone: str, whole: str) -> DataError:
     at = _agree(alone, whole)
     return DataError(
-        f"the chat template writes {what} (turn {i + 1}) otherwise once more text follows: "
+        f"the chat template writes {what} (turn {i + 1}) differently once more turns follow: "
         f"{alone[at : at + 40]!r} became {whole[at : at + 40]!r}",
-        "Set data.train_on: last-assistant, or give another data.chat_template.",
+        "Set data.train_on: last-assistant, or set another data.chat_template.",
     )
 
 

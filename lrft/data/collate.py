@@ -12,7 +12,7 @@ import torch
 from lrft.data.dataset import Rows
 
 IGNORE_INDEX = -100
-"""label of a position that does not count, as torch's cross_entropy has it"""
+"""label of an ignored position, as in torch's cross_entropy"""
 Form = Literal["padded", "packed", "rowwise"]
 """How rows share a tensor: side by side, or end to end, or end to end with their ends as the attention mask"""
 

@@ -1,4 +1,4 @@
-"""What the data section, the tokenizer and the model decide together, checked before any row is read."""
+"""Settings derived from data section, tokenizer and model, checked before any row is read."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def settings(section: Any, tokenizer: Any, *, seed: int, limit: int | None, wher
             refuse(where, origin, f"is {length}, but the model has {limit} positions: at most {limit}")
         length, origin = limit, "the model"
     if length < 2:
-        refuse(where, "data.max_length", "is 1: a row of one token has nothing to predict. At least 2")
+        refuse(where, "data.max_length", "is 1: a row of one token has nothing to predict. Minimum: 2")
     return Settings(
         template=resolve_chat_template(section, tokenizer, where=where),
         train_on=section.train_on,
@@ -94,7 +94,7 @@ def resolve_chat_template(section: Any, tokenizer: Any, *, where: Where) -> str 
     chosen, own = section.chat_template, tokenizer.chat_template
     named: dict[str, str] = own if isinstance(own, dict) else {}
     if chosen == "tokenizer" and named and "default" not in named:
-        text = f"the tokenizer has several chat templates and none is its default. Choose one: {', '.join(named)}"
+        text = f"the tokenizer has several chat templates and no default. Choose one: {', '.join(named)}"
         refuse(where, "data.chat_template", text)
     if chosen == "tokenizer":
         return (named["default"] if named else own) or None
@@ -109,12 +109,12 @@ def resolve_chat_template(section: Any, tokenizer: Any, *, where: Where) -> str 
         refuse(
             where,
             "data.chat_template",
-            f"{path}: {error.strerror or error}. Wanted: {', '.join(['tokenizer', *named])}, or a .jinja file",
+            f"{path}: {error.strerror or error}. Expected: {', '.join(['tokenizer', *named])}, or a .jinja file",
         )
     except UnicodeDecodeError:
         refuse(where, "data.chat_template", f"{path} is not UTF-8 text")
     except TemplateSyntaxError as error:
-        refuse(where, "data.chat_template", f"{path}:{error.lineno} is not a jinja template: {error.message}")
+        refuse(where, "data.chat_template", f"{path}:{error.lineno} is not a valid Jinja template: {error.message}")
     except TemplateError:
         pass  # it refuses the probe, not every row; rows are judged one by one
     return text
@@ -160,14 +160,14 @@ def read_input(entry: Any, key: str, role: str, *, where: Where) -> Input:
             refuse(
                 where,
                 f"{key}.columns",
-                f"{theirs}: {ours} names no column of a format.{hint} Columns: {', '.join(COLUMNS)}; "
-                f"{LEFT_OUT} leaves a column out",
+                f"{theirs}: {ours} is not a column of any format.{hint} Columns: {', '.join(COLUMNS)}; "
+                f"{LEFT_OUT} drops a column",
             )
     renamed = [ours for ours in columns.values() if ours != LEFT_OUT]
     if twice := [ours for ours in renamed if renamed.count(ours) > 1]:
         refuse(where, f"{key}.columns", f"two columns are renamed to {twice[0]}")
     if entry.split != "train" and not has_splits(entry.path):
-        refuse(where, f"{key}.split", f"{entry.path} has no splits: only data of the hub and of save_to_disk have")
+        refuse(where, f"{key}.split", f"{entry.path} has no splits: only hub datasets and folders of save_to_disk do")
     sources = tuple(find(entry.path, entry.split))
     return Input(key, role, sources, entry.format, columns, entry.limit, entry.special_tokens)
 

@@ -157,7 +157,7 @@ def _map(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             raise ValueError(f"{path} is not a safetensors file")
         size = struct.unpack("<Q", head)[0]
         if size > path.stat().st_size:
-            raise ValueError(f"{path} is cut short")
+            raise ValueError(f"{path} is truncated")
         header = json.loads(file.read(size))
     if not isinstance(header, dict):
         raise ValueError(f"{path} is not a safetensors file")

@@ -1,4 +1,4 @@
-"""Tokens that the model has no embedding row for: on a GPU they end a run without a word of what is wrong."""
+"""Check for token ids outside the model's embedding, which would crash a GPU run without explanation."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def refuse_missing_rows(sets: Sequence[Rows | None], embedding: int | None, toke
     raise DataError(
         f"token {tokenizer.convert_ids_to_tokens(token)!r} (id {token}) of {rows.source(i)} has no row in the model's "
         f"embedding ({embedding:,} rows); {len(found):,} of {sum(map(len, held)):,} rows hold such a token",
-        "Take the tokenizer that belongs to the model, or a base whose embedding has been resized to this tokenizer.",
+        "Use the model's own tokenizer, or a base whose embedding was resized for this tokenizer.",
     )

@@ -127,10 +127,11 @@ def _ask_about_special(samples: Sequence[Found], renderer: Renderer) -> None:
             continue
         raise DataError(
             f"{source.path}: {source.special_text:,} of {source.used:,} rows hold the text of special tokens, such as "
-            f"{' '.join(found[:3])} in {item.source}: are they in a chat template already?",
-            f"To read it as the tokens: {item.item.advice(special_tokens='tokens')}; to train on its characters: "
-            f"{item.item.advice(special_tokens='text')}. Rows in a template are trained whole; to train on answers "
-            "alone, give the conversations as messages.",
+            f"{' '.join(found[:3])} in {item.source}: are they already rendered with a chat template?",
+            f"To encode it as the special tokens: {item.item.advice(special_tokens='tokens')}; to encode it as "
+            f"plain text: "
+            f"{item.item.advice(special_tokens='text')}. Rendered rows are trained as a whole; to train on answers "
+            "only, provide the conversations as messages.",
         )
 
 
@@ -143,8 +144,8 @@ def _fit(item: Found, encoded: Encoded, settings: Settings, encoder: Encoder) ->
         return _split(item, encoded, settings.max_length, encoder)
     row = _row(item, encoded, settings.max_length)
     if not row.trained.any():
-        cut = f": all of the answer lies beyond token {settings.max_length:,}" if row.cut else ""
-        return BadRow(NO_TOKEN, f"nothing to learn{cut}")
+        cut = f": the whole answer is beyond token {settings.max_length:,}" if row.cut else ""
+        return BadRow(NO_TOKEN, f"no trained tokens{cut}")
     return [row]
 
 

@@ -98,10 +98,10 @@ def unclear(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return f"the columns {listed} fit {' and '.join(fits)}", {"format": fits[0]}
     if {"chosen", "rejected"} <= record.keys():
         ours = "messages" if isinstance(record["chosen"], list) else "completion"
-        return f"the columns {listed} are preference pairs; this version trains on answers only", (
+        return f"the columns {listed} are preference pairs; preference tuning is not supported in this version", (
             _entry_keys(record, ours_of={"chosen": ours})
         )
-    message = f"the columns {listed} fit no format ({formats_in_words()})"
+    message = f"the columns {listed} match no format ({formats_in_words()})"
     close = [_renaming(wanted, list(record)) for wanted in REQUIRED.values()]
     whole = [found for found, wanted in zip(close, REQUIRED.values(), strict=True) if len(found) == len(wanted)]
     if not whole:
@@ -183,7 +183,7 @@ def sample(record: Mapping[str, Any], name: str, *, chat: bool, tokens: bool = F
 def _refuse_telling(record: Mapping[str, Any], name: str) -> None:
     for column in unused(record, name):
         if column in TELLING and is_filled(record[column]):
-            raise BadRow(f"column {column}", f"is filled, and format {name} has no place for it", column)
+            raise BadRow(f"column {column}", f"is not empty, and format {name} does not use it", column)
 
 
 def _messages(record: Mapping[str, Any], chat: bool) -> Sample:
@@ -201,7 +201,7 @@ def _conversation(record: Mapping[str, Any], field: str) -> Sample:
     if not system or messages[0] == system[0]:
         return Sample(messages=messages, untrained=untrained)
     if messages[0]["role"] in ("system", "developer"):
-        raise BadRow(TWO_SYSTEMS, f"is filled, and {field} begins with another system turn", "system")
+        raise BadRow(TWO_SYSTEMS, f"is not empty, and {field} begins with another system turn", "system")
     return Sample(messages=(*system, *messages), untrained=frozenset(i + 1 for i in untrained))
 
 
@@ -216,7 +216,7 @@ def _completion(record: Mapping[str, Any], chat: bool) -> Sample:
     if not (isinstance(prompt, list) and isinstance(completion, list)):
         return Sample(prompt=string(prompt, "prompt"), answer=answer(completion, "completion"))
     if not chat:
-        raise BadRow(NO_TEMPLATE, "is a list of turns, which needs a chat template", "prompt")
+        raise BadRow(NO_TEMPLATE, "is a list of turns, which requires a chat template", "prompt")
     asked, _ = messages_of(prompt, "prompt")
     answered, untrained = messages_of(completion, "completion")
     require_answers((*asked, *answered), "completion")
@@ -240,7 +240,7 @@ def _alpaca(record: Mapping[str, Any], chat: bool) -> Sample:
         return Sample(messages=(*before, turn, {"role": "assistant", "content": output}))
     if before:
         column = "system" if is_filled(record.get("system")) else "history"
-        raise BadRow(NO_TEMPLATE, "is filled, which needs a chat template", column)
+        raise BadRow(NO_TEMPLATE, "is not empty, which requires a chat template", column)
     # Replaced one by one: str.format would read braces in the user's text.
     text = CLASSIC_INPUT if given else CLASSIC
     head, tail = text.split("{instruction}")

@@ -20,7 +20,7 @@ def hub_source(path: str, split: str) -> Source:
     """The data set `hub:OWNER/NAME` or `hub:OWNER/NAME/CONFIGURATION`. Raises DataError."""
     parts = path.removeprefix("hub:").split("/")
     if len(parts) not in (2, 3) or not all(parts):
-        raise DataError(f"{path}: wanted hub:OWNER/NAME, or hub:OWNER/NAME/CONFIGURATION")
+        raise DataError(f"{path}: expected hub:OWNER/NAME, or hub:OWNER/NAME/CONFIGURATION")
     rows = _download(path, "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split)
 
     def digest() -> str:
@@ -40,7 +40,7 @@ def _download(path: str, name: str, config: str | None, split: str) -> Any:
     if (reason := _unreachable()) is not None:
         raise DataError(
             f"{path}: the hub cannot be reached ({reason})",
-            "Give a local file, or set HF_HUB_OFFLINE=1 to use a data set that was downloaded before.",
+            "Give a local file, or set HF_HUB_OFFLINE=1 to use a dataset from the local cache.",
         )
     import datasets
 

@@ -72,13 +72,13 @@ def refuse_bad(reports: Sequence[SourceReport]) -> None:
     lines = [f"{e['source']}  {e['detail']}   {e['head']}".rstrip() for e in offenders[:EXAMPLES]]
     more = bad - len(lines)
     read = sum(r.read for r in reports)
-    title = f"{bad:,} of {read:,} rows cannot be used"
+    title = f"{bad:,} of {read:,} rows are invalid"
     raise DataError(
         "\n".join([title, *lines, *([f"... and {more:,} more"] if more > 0 else [])]),
         # Skipping them all would leave nothing to train on.
-        "Correct them, or set data.on_bad_row: skip to leave them out; they are counted in the report."
+        "Fix them, or set data.on_bad_row: skip to drop them; dropped rows are counted in the report."
         if bad < read
-        else "Correct them: without them nothing is left to train on.",
+        else "Fix them: no other rows are left to train on.",
     )
 
 
@@ -138,7 +138,7 @@ def _require(columns: set[str], seen: Collection[str], item: Input, source: Sour
                 where,
                 f"{item.key}.columns",
                 f"{source.path} has no column {theirs}.{hint} It has {', '.join(seen)}"
-                + (f"; {item.advice(columns={})} renames none" if item.key == "--data" else ""),
+                + (f"; {item.advice(columns={})} turns renaming off" if item.key == "--data" else ""),
             )
 
 
@@ -157,7 +157,7 @@ def _maker(
             refuse(
                 where,
                 f"{item.key}.columns",
-                f"{source.path} has a column {ours} already; {theirs} cannot take its name",
+                f"{source.path} already has a column {ours}; {theirs} cannot be renamed to it",
             )
     renamed = rename(first, item.columns)
     name = _format(item, source, renamed, where)
@@ -195,7 +195,7 @@ def _format(item: Input, source: Source, record: dict[str, Any], where: Where) -
     if name is None:
         message, keys = unclear(record)
         keys |= {"columns": {**item.columns, **keys["columns"]}} if "columns" in keys else {}
-        hint = f"Try {item.advice(**keys)}" if keys else "Rename columns so that they are those of one format."
+        hint = f"Try {item.advice(**keys)}" if keys else "Rename the columns to match one format."
         raise DataError(f"{source.path}: {message}", hint)
     return name
 

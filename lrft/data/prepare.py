@@ -170,7 +170,7 @@ def _build(
         raise _nothing(report)
     if any(item.role == "validation" for item in found):
         if not validation:
-            raise DataError(f"{found[-1].sources[0].path}: no row of the validation data can be used")
+            raise DataError(f"{found[-1].sources[0].path}: no valid row in the validation data")
     else:
         digests = [row.digest for row in train]
         if by_default:
@@ -187,7 +187,7 @@ def _nothing(report: DataReport) -> DataError:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
     return DataError(
         f"nothing to train on: {report.read:,} rows read, none used ({reasons or 'no rows'})",
-        "See where the rows go with lrft preview; a larger data.max_length helps when answers are cut off.",
+        "Use lrft preview to see why rows were dropped; increase data.max_length if answers are cut off.",
     )
 
 

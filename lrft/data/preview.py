@@ -1,4 +1,4 @@
-"""What the model will see: some rows with the tokens that count in the loss marked, and the counts."""
+"""Preview of rows with trained tokens marked, and the data counts."""
 
 from __future__ import annotations
 

@@ -39,10 +39,10 @@ def find(path: str, split: str = "train") -> list[Source]:
         return [_file(file) for file in _folder(place)]
     if not place.is_file():
         close = nearest(place.name, (f.name for f in place.parent.iterdir())) if place.parent.is_dir() else []
-        hint = f"Close: {place.parent / close[0]}" if close else "For a data set of the hub write hub:OWNER/NAME."
+        hint = f"Close: {place.parent / close[0]}" if close else "For a hub dataset write hub:OWNER/NAME."
         raise DataError(f"{path}: no such file or folder", hint)
     if place.suffix.lower() not in READERS:
-        raise DataError(f"{path}: {place.suffix or 'a file without suffix'} is not a kind of data file", _KINDS)
+        raise DataError(f"{path}: {place.suffix or 'a file without suffix'} is not a supported data file", _KINDS)
     return [_file(place)]
 
 
@@ -62,14 +62,14 @@ def _folder(folder: Path) -> list[Path]:
     if not files:
         raise DataError(f"{folder}: the folder holds no data file", _KINDS)
     if saved := next((f.parent for f in files if f.name in (STATE, SPLITS)), None):
-        raise DataError(f"{folder}: {saved} is a data set of save_to_disk", f"Name it alone: {saved}")
+        raise DataError(f"{folder}: {saved} is a data set of save_to_disk", f"Use its path: {saved}")
     held_out = [f for f in files if _HELD_OUT.match(f.stem)]
     others = [f for f in files if f not in held_out]
     if held_out and others:
         raise DataError(
             f"{folder}: the folder holds both {others[0].name} and {held_out[0].name}; "
             "rows meant for testing would be trained on",
-            "Name the files that you mean, one by one.",
+            "List the files to use one by one.",
         )
     return files
 
@@ -145,7 +145,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadRow("bad JSON", f"the key '{twice}' stands twice")
+        raise BadRow("bad JSON", f"the key '{twice}' appears twice")
     return found
 
 
@@ -165,12 +165,12 @@ def _json(path: Path) -> Iterator[Record]:
         arrays = [v for v in value.values() if isinstance(v, list)]
         if len(arrays) != 1:
             raise DataError(
-                f"{path}: an object with {len(arrays)} arrays; wanted an array of objects, or an object "
-                "holding one array"
+                f"{path}: an object with {len(arrays)} arrays; expected an array of objects, or an object "
+                "with one array"
             )
         value = arrays[0]
     if not isinstance(value, list):
-        raise DataError(f"{path}: wanted an array of objects, this is {kind_of(value)}")
+        raise DataError(f"{path}: expected an array of objects, got {kind_of(value)}")
     for number, item in enumerate(value, 1):
         yield Record(number, as_object(item), head(item))
 
@@ -186,7 +186,7 @@ def _csv(path: Path) -> Iterator[Record]:
         if not header:
             return
         if repeated := [name for name in header if header.count(name) > 1]:
-            raise DataError(f"{path}:1: the column '{repeated[0]}' stands twice in the header")
+            raise DataError(f"{path}:1: the column '{repeated[0]}' appears twice in the header")
         start = lines.line_num + 1
         for fields in lines:
             if fields:
@@ -200,7 +200,7 @@ def _csv_row(header: list[str], fields: list[str]) -> dict[str, Any] | BadRow:
     if len(fields) != len(header):
         return BadRow("ragged row", f"{len(fields)} fields, the header has {len(header)}")
     if any("\udc80" <= c <= "\udcff" for field in fields if not field.isascii() for c in field):
-        return BadRow("invalid UTF-8", "the row holds bytes that are not UTF-8")
+        return BadRow("invalid UTF-8", "the row contains bytes that are not UTF-8")
     return dict(zip(header, fields, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What happened to every row: read == used + dropped, per source and in total."""
+"""Accounting of every row: read == used + dropped, per source and in total."""
 
 from __future__ import annotations
 
@@ -135,17 +135,17 @@ class DataReport:
         trained = "is trained" if self.end_token_trained else "is NOT trained in every row"
         out.append(f"end token {' '.join(self.end_tokens) or '(none)'} {trained}")
         if self.special_text:
-            out.append(f"{count(self.special_text, 'row')} with the text of a special token, taken as plain text")
+            out.append(f"{count(self.special_text, 'row')} containing special-token text, encoded as plain text")
         if self.special_read:
-            out.append(f"{count(self.special_read, 'row')} with the text of a special token, read as the token")
+            out.append(f"{count(self.special_read, 'row')} containing special-token text, encoded as the token")
         if self.opening:
             out.append(f"the chat template has no generation prompt: answers are trained with {self.opening!r} before")
         if self.held_out:
             out.append(self.held_out)
         if self.altered:
-            out.append(f"{count(self.altered, 'row')} with content that the chat template leaves out or rewrites")
+            out.append(f"{count(self.altered, 'row')} with content that the chat template drops or rewrites")
         if self.repeated:
-            out.append(f"{count(self.repeated, 'validation row')} also among the train rows")
+            out.append(f"{count(self.repeated, 'validation row')} also in the training rows")
         state = {True: "found", False: "made", None: "off"}[self.hit]
         out.append(f"cache {state}: {self.key[:12]}")
         return out

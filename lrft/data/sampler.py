@@ -1,4 +1,4 @@
-"""Which rows form which optimiser step: pure functions of seed and epoch, so a resume needs no state."""
+"""Batch schedule: rows of each optimiser step as a pure function of seed and epoch, so resuming needs no state."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class BatchSchedule:
         shuffle: bool,
     ) -> None:
         if n_rows < 1 or global_batch < 1:
-            raise ValueError(f"a schedule needs rows and a batch size, got {n_rows} and {global_batch}")
+            raise ValueError(f"rows and a batch size are required, got {n_rows} and {global_batch}")
         if epochs is None and max_steps is None:
-            raise ValueError("a schedule needs epochs or max_steps")
+            raise ValueError("epochs or max_steps is required")
         self.n_rows, self.global_batch, self.seed, self.shuffle = n_rows, global_batch, seed, shuffle
         self.steps_per_epoch = math.ceil(n_rows / global_batch)
         ends = [] if max_steps is None else [max_steps]

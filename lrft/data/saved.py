@@ -47,7 +47,7 @@ def _split(folder: Path, split: str) -> Path:
     if split not in names:
         raise DataError(
             f"{folder}: no split {split}; there are {', '.join(names)}",
-            f"Name one of them, such as {folder / names[0]}" if names else None,
+            f"Use one of them, such as {folder / names[0]}" if names else None,
         )
     return folder / split
 
@@ -56,7 +56,7 @@ def _names(folder: Path) -> list[str]:
     try:
         return [str(name) for name in json.loads((folder / SPLITS).read_text())["splits"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / SPLITS}: does not name the splits of a data set") from error
+        raise DataError(f"{folder / SPLITS}: is not a list of dataset splits") from error
 
 
 def _load(folder: Path) -> Any:

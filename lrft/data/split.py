@@ -1,4 +1,4 @@
-"""Which rows are held out: decided by content, so that adding rows moves no other row."""
+"""Validation split by content hash, so that adding rows does not move others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def split_by_default(digests: Sequence[int], share: float, seed: int) -> tuple[n
         held_out = places <= np.partition(places, least - 1)[least - 1]
     copies = f"; equal rows stay together, and {different:,} of {n:,} differ" if different < n else ""
     if least == 0 or 2 * held_out.sum() > n:
-        reason = f"{n:,} rows are few" if least == 0 else "that would take more than half of them"
+        reason = f"{n:,} rows are few" if least == 0 else "that would be more than half of them"
         return np.zeros(n, dtype=bool), f"no validation rows are held out: {reason}{copies}"
     return (
         held_out,
@@ -50,8 +50,8 @@ def split(digests: Sequence[int], validation: float | int | str, seed: int) -> n
     if isinstance(validation, int):
         if validation >= len(places):
             raise DataError(
-                f"data.validation: {validation:,} of {len(places):,} rows leaves none to train on",
-                "Hold out fewer rows, or set data.validation: none.",
+                f"data.validation: {validation:,} of {len(places):,} rows leaves no training rows",
+                "Use fewer validation rows, or set data.validation: none.",
             )
         held_out = places <= np.partition(places, validation - 1)[validation - 1]
     else:
@@ -61,12 +61,12 @@ def split(digests: Sequence[int], validation: float | int | str, seed: int) -> n
     if not held_out.any():
         some = f"Give a number of rows, such as data.validation: {max(1, len(places) // 10)}, or none."
         raise DataError(
-            f"data.validation: {validation} of {len(places):,} rows gives no validation row{copies}",
+            f"data.validation: {validation} of {len(places):,} rows gives no validation rows{copies}",
             some if len(places) > 1 else "Set data.validation: none.",
         )
     if held_out.all():
         raise DataError(
-            f"data.validation: {validation} of {len(places):,} rows leaves none to train on{copies}",
+            f"data.validation: {validation} of {len(places):,} rows leaves no training rows{copies}",
             "Hold out less (equal rows stay together), or set data.validation: none.",
         )
     return held_out

@@ -1,4 +1,4 @@
-"""What a recipe has to say of a file of data, from a look at its first rows."""
+"""Suggest data keys for a file from its first rows."""
 
 from __future__ import annotations
 
@@ -57,5 +57,5 @@ def of_format(name: str) -> str | None:
 def no_row(path: str, records: list[Record]) -> tuple[str, str]:
     bad = records[0].value if records else None
     if isinstance(bad, BadRow):
-        return f"{path}: no row can be read; the first: {bad.detail}", "Correct the file."
+        return f"{path}: no valid row; the first error: {bad.detail}", "Fix the file."
     return f"{path}: the file holds no rows", "Fill it before training."

@@ -44,11 +44,11 @@ def require_usable(tokenizer: Any) -> None:
     """Raise DataError for a tokenizer without a Rust backend or without an end token."""
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer, which exact masks need",
-            "Use a model with a tokenizer.json.",
+            f"{type(tokenizer).__name__} is not a fast tokenizer, which is required for exact loss masks",
+            "Use a model that has a tokenizer.json.",
         )
     if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end token (eos_token): no answer could be ended")
+        raise DataError("the tokenizer has no end token (eos_token), so answers cannot be terminated")
 
 
 class Encoder:
@@ -171,9 +171,9 @@ class Encoder:
             if not same:
                 at = next((i for i, (a, b) in enumerate(zip(text, whole, strict=False)) if a != b), 0)
                 raise DataError(
-                    f"{names[k] if names else 'a sample'}: cutting the text at the borders of its "
+                    f"{names[k] if names else 'a sample'}: splitting the text at the boundaries of its "
                     f"answers changes its tokens: {text[at : at + 40]!r} instead of {whole[at : at + 40]!r}",
-                    "This tokenizer does not allow exact masks: use a model with another one.",
+                    "Exact loss masks are not possible with this tokenizer: use a model with another one.",
                 )
 
 

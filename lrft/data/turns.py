@@ -36,9 +36,9 @@ def require_answers(messages: tuple[Message, ...], field: str) -> None:
     """Raise BadRow for a conversation without an answer, or of answers alone."""
     answers = sum(message["role"] == "assistant" for message in messages)
     if not answers:
-        raise BadRow("no assistant turn", "no turn is the assistant's: nothing to learn", field)
+        raise BadRow("no assistant turn", "no assistant turn, so no trained tokens", field)
     if answers == len(messages):
-        raise BadRow("answer before a question", "every turn is the assistant's: nothing is answered", field)
+        raise BadRow("answer before a question", "only assistant turns, no question", field)
 
 
 def _turn(turn: Any, field: str) -> tuple[Message | None, bool]:
@@ -72,7 +72,7 @@ def _role(role: Any, field: str) -> str:
     if isinstance(role, str) and role in ROLES:
         return ROLES[role]
     if role in _TOOL_ROLES:
-        raise BadRow("tool calls", f"the role {role} stands for a tool call: not supported in this version", field)
+        raise BadRow("tool calls", f"the role {role} is a tool call, which is not supported in this version", field)
     raise BadRow("unknown role", f"{role!r}; known are {', '.join(ROLES)}", field)
 
 
@@ -82,7 +82,7 @@ def _weight(weight: Any, role: str, field: str) -> bool:
     if weight not in (0, 1):
         raise BadRow("weight", f"weight {weight!r}: an answer is trained (1) or not (0)", field)
     if weight and role != "assistant":
-        raise BadRow("weight", f"weight 1 on a turn of the {role}: only answers are trained", field)
+        raise BadRow("weight", f"weight 1 on a turn of the {role}: only assistant turns can be trained", field)
     return bool(weight)
 
 
@@ -106,7 +106,7 @@ def string(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise BadRow(null_or_type(value), f"must be text, this is {kind_of(value)}", field)
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise BadRow("lone surrogate", "holds half of a surrogate pair, which is no character", field)
+        raise BadRow("lone surrogate", "holds half of a surrogate pair, which is not a valid character", field)
     return value
 
 

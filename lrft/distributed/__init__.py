@@ -1,1 +1,1 @@
-"""Several processes on one run: launching, strategies, exchange of gradients."""
+"""Distributed training: launching, strategies, gradient exchange."""

@@ -1,4 +1,4 @@
-"""A frozen base divided over devices, by FSDP2 of torch. Adapters stay whole on each of them: they are small, and
+"""Frozen base sharded over devices with torch's FSDP2. Adapters are replicated: they are small, and
 their methods need their factors whole.
 
 The weights of a block are gathered while it computes. What is used outside of the blocks stays whole as well, the
@@ -23,7 +23,7 @@ from lrft.model.layers import blocks_of, decoder_of
 
 # Share of a GPU's memory that whole weights may take.
 MOST_OF_A_GPU = 0.7
-NO_BLOCKS = "this model has no blocks that transformers knows, by which it could be divided"
+NO_BLOCKS = "transformers declares no blocks for this model, so it cannot be sharded"
 
 
 def strategy(wanted: str, weights: int, memory: int | None) -> str:

@@ -34,7 +34,7 @@ FOREIGN = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism of its own",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "its own parallelism",
 }
 
 
@@ -43,9 +43,9 @@ def refuse_foreign() -> None:
     for name, tool in FOREIGN.items():
         if os.environ.get(name, "").lower() == "true":
             raise UsageError(
-                f"accelerate's configuration asks for {tool} ({name}); lrft divides a run by "
+                f"accelerate's configuration enables {tool} ({name}); lrft shards a run with "
                 "distributed.strategy: fsdp or zero2 in the recipe",
-                "Take that out of the configuration, e.g.: accelerate launch --multi_gpu -m lrft train RECIPE",
+                "Remove it from the configuration, e.g.: accelerate launch --multi_gpu -m lrft train RECIPE",
             )
 
 
@@ -81,9 +81,9 @@ class Process:
     world: int
     node: str
     device: str
-    """that it computes on"""
+    """device of the process"""
     given: dict[str, str]
-    """what its environment says of its place"""
+    """rank variables from its environment"""
 
 
 def planned(devices: int, *, gpu: bool) -> list[Process]:
@@ -103,7 +103,7 @@ def this_process() -> Process:
     g = {name: os.environ[name] for name in PLACE if name in os.environ}
     rank, world = int(g["RANK"]), int(g.get("WORLD_SIZE", "1"))
     local, seen = int(g.get("LOCAL_RANK", "0")), gpus()
-    missing = f", which is not there: this process sees {seen}" if seen <= local else ""
+    missing = f", which does not exist: this process sees {seen}" if seen <= local else ""
     return Process(rank, local, world, socket.gethostname(), f"cuda:{local}{missing}" if seen else "cpu", g)
 
 
@@ -194,8 +194,8 @@ def wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     code = processes[failed].returncode
     if code < 0:
         print(
-            f"process {failed + 1} of {len(processes)} was ended by signal {-code}; the others were stopped. "
-            "Checkpoints are whole: go on with --resume.",
+            f"process {failed + 1} of {len(processes)} was killed by signal {-code}; the others were stopped. "
+            "Checkpoints are intact: continue with --resume.",
             file=sys.stderr,
         )
     return code if code > 0 else 128 - code

@@ -18,6 +18,6 @@ def copy_size(devices: int, on_a_node: int, over: str) -> int:
         return devices
     if devices % on_a_node:
         raise ValueError(
-            f"{devices} processes on nodes of {on_a_node} each: nodes must have equal numbers of processes"
+            f"{devices} processes on nodes of {on_a_node} each: every node must have the same number of processes"
         )
     return on_a_node

@@ -1,6 +1,6 @@
-"""How the processes of a run share a step: who holds what, and how gradients become a step of the optimiser.
+"""Parallelism strategies: placement of parameters, gradient reduction and optimiser step.
 
-The loop calls the same names whatever the strategy; `setup.share` chooses one.
+The loop calls the same names whatever the strategy; `setup.wrap_for_strategy` chooses one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Says where a process is when it has been quiet for long: processes that wait for each other wait without a word.
+"""Reports where a process is when it makes no progress: processes waiting for each other print nothing.
 
 A thread of its own, because the main one may stand inside of an exchange with others. It names the process, the step
 and what was begun last; the stacks of all threads go to a file.
@@ -74,7 +74,7 @@ class Watchdog:
 
     def _say(self) -> None:
         text = (
-            f"process {self.rank + 1} of {self.world} has been quiet for {self.seconds:g} s: "
+            f"process {self.rank + 1} of {self.world} has made no progress for {self.seconds:g} s: "
             f"step {self.step + 1}, {self.doing}"
         )
         if self.folder is not None and self.folder.is_dir():

@@ -1,4 +1,4 @@
-"""ZeRO-2 of DeepSpeed: each process keeps the gradients and the optimiser's state of its part of what is trained.
+"""DeepSpeed ZeRO-2: gradients and optimiser state are sharded over processes.
 
 Everybody holds the frozen base and the trained tensors whole, so that methods compute as ever. DeepSpeed clips, steps
 and clears in one call, on copies of its own: what acts on gradients, trained tensors or the optimiser's state between
@@ -35,7 +35,7 @@ from lrft.utils import hardware
 MEANS = ("exp_avg", "exp_avg_sq")
 COUNT = "step"
 TOLD = 2000
-"""characters of what DeepSpeed has printed that are shown when it does not start"""
+"""length of the DeepSpeed output shown when it fails to start"""
 
 
 def refuse(recipe: Recipe, processes: int) -> None:
@@ -46,7 +46,7 @@ def refuse(recipe: Recipe, processes: int) -> None:
     refuse_parts(recipe, compose.compose_section(recipe.adapter))
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingError(
-            f"{recipe.where('distributed.strategy')}: zero2 needs the package deepspeed",
+            f"{recipe.where('distributed.strategy')}: zero2 requires the package deepspeed",
             "pip install 'lrft[deepspeed]'",
         )
 
@@ -57,7 +57,7 @@ def refuse_parts(recipe: Recipe, composition: Composition) -> None:
     if acting:
         text = (
             f"adapter.method: {', '.join(acting)} acts on gradients, trained tensors or the optimiser between steps, "
-            "or adds to the loss. Under distributed.strategy: zero2 these are DeepSpeed's: use ddp or fsdp"
+            "or adds to the loss. Under distributed.strategy: zero2 DeepSpeed owns these: use ddp or fsdp"
         )
         raise RecipeError([Problem(recipe.where("adapter.method"), text)])
 
@@ -106,7 +106,7 @@ class Zero2(Strategy):
         except Exception as error:  # no compiler, another CUDA than torch's, and each has its own kind
             if hardware.says_out_of_memory(error):
                 raise
-            raise MissingError(f"DeepSpeed does not start here: {error}", told.getvalue().strip()[-TOLD:]) from error
+            raise MissingError(f"DeepSpeed failed to start: {error}", told.getvalue().strip()[-TOLD:]) from error
         super().__init__(accelerator, self.engine, own, attached)
         # AdamW makes the state of a group in that group's first step; DeepSpeed 0.19 looks for all of them after the
         # first group's, once, and finds no other.
@@ -128,8 +128,8 @@ class Zero2(Strategy):
             others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
             raise CheckFailed(
                 f"no gradient reaches {left_out[0]}{others} in a pass of this process: "
-                "under distributed.strategy: zero2 each pass has to reach all that is trained",
-                "Use fsdp, or leave these layers out with adapter.exclude_modules.",
+                "under distributed.strategy: zero2 every pass must produce gradients for all trainable tensors",
+                "Use fsdp, or exclude these layers with adapter.exclude_modules.",
             )
         self.engine.backward(loss)
 

@@ -1,4 +1,4 @@
-"""Measuring a model on rows: token-exact loss, and exact match by greedy generation."""
+"""Token-exact evaluation loss."""
 
 from __future__ import annotations
 

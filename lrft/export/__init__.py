@@ -1,1 +1,1 @@
-"""From base and adapter to a folder that other tools load."""
+"""Export base and adapter to a folder for other tools."""

@@ -1,4 +1,4 @@
-"""What an exporter is: it writes a folder that another tool loads. One file each beside this one, or an entry point of
+"""Base class of exporters, which write a folder for another tool. One file each in this folder, or an entry point of
 `lrft.exporters`; `lrft export RUN --to NAME` calls it."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Exporter:
 
     name: ClassVar[str]
     writes_model: ClassVar[bool] = False
-    """whether `out` is a model folder of transformers, whose logits are then compared with the adapter's"""
+    """whether `out` is a transformers model folder; its logits are then compared with the adapter's"""
 
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
         """Write the new folder `out`. base: the base model's folder. Returns facts for the user.

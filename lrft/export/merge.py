@@ -52,16 +52,16 @@ OWN_FILES = {
 
 @dataclass
 class MergeResult:
-    """What a merge did. Norms are Frobenius norms over all sites."""
+    """Result of a merge. Norms are Frobenius norms over all sites."""
 
     out: Path
     base: Path
-    """the folder that was merged into"""
+    """folder of the base model"""
     sites: int
     dtype: str
     update_norm: float = 0.0
     lost_norm: float = 0.0
-    """of what rounding to the stored dtype took from the update"""
+    """norm of the part of the update lost to rounding to the stored dtype"""
     worst_site: str = ""
     worst_share: float = 0.0
 
@@ -103,10 +103,10 @@ def merge_adapter(
     """
     saved, out = read_any(Path(adapter)), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty", "Name another folder with -o.")
+        raise UsageError(f"{out} exists and is not empty", "Choose another folder with -o.")
     refuse_unmergeable(saved)
     if into == "dequantized" and saved.quantization == "none":
-        raise UsageError("this adapter was not trained on a quantised base: there is nothing to dequantize")
+        raise UsageError("this adapter was not trained on a quantised base: --into dequantized does not apply")
     source = base_of(saved, base_model)
     refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
@@ -123,7 +123,7 @@ def merge_adapter(
                 result.add(merge_file(path, temporary / path.name, saved, keys, dtype, workers, trained_on))
                 progress(number + 1, len(weights))
         if not result.update_norm:
-            raise CheckFailed("the adapter's update is zero everywhere: merging would change nothing")
+            raise CheckFailed("the adapter's update is zero everywhere, so merging would change nothing")
         complete_folder(temporary, source, saved, dtype)
         with ThreadPoolExecutor() as pool:  # the disk brings many files home in the time of one
             list(pool.map(files.sync, temporary.iterdir()))
@@ -135,12 +135,12 @@ def merge_adapter(
 
 
 def refuse_unmergeable(saved: SavedAdapter) -> None:
-    """Raises UsageError for adapters that no weight can say."""
+    """Raises UsageError for adapters that cannot be merged (their output is not linear in the input)."""
     if not all(saved.build(site).mergeable for site in saved.sites):
         names = ", ".join(entry["name"] for entry in saved.info["methods"])
         raise UsageError(
-            f"{names}: what it adds to a layer is no linear function of the layer's input, so no weight can hold it",
-            "Use the adapter as it is: `lrft eval` and lrft.load_adapter take it.",
+            f"{names}: not mergeable (its output is not linear in the layer's input)",
+            "Use it as an adapter, with `lrft eval` or lrft.load_adapter.",
         )
 
 

@@ -1,4 +1,4 @@
-"""One file of the base on its way into the merged folder, piece by piece.
+"""Merge one safetensors file of the base, piece by piece.
 
 A piece is some whole rows of a tensor as they are stored: a few MB that are read, changed, rounded once and written at
 their place. Several workers take one piece after the other, each on one core, while the disk writes what is finished.
@@ -36,7 +36,7 @@ class Change:
 
     update: float = 0.0
     lost: float = 0.0
-    """of what rounding to the stored dtype took from the update"""
+    """norm of the part of the update lost to rounding to the stored dtype"""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class TrainedOn:
     """What is to be taken in the place of the files' content, where the base was quantised for training."""
 
     made: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
-    """name of a tensor -> what makes it, float32, in the shape that the file has for it"""
+    """tensor name -> function that returns it, float32, in its stored shape"""
     dtype: torch.dtype | None = None
-    """of all other numbers, as they were in training"""
+    """dtype of all other tensors, as in training"""
 
 
 class Desk(threading.local):
@@ -75,7 +75,7 @@ class FileMerge:
     desk: Desk = field(default_factory=Desk)
     lock: threading.Lock = field(default_factory=threading.Lock)
     changes: dict[str, Change] = field(default_factory=dict)
-    """by the site's name"""
+    """site name -> adapter"""
 
     def jobs(self) -> Iterator[Callable[[], None]]:
         """All that is to be done, in the file's order; each may be done by any thread."""

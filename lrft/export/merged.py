@@ -19,7 +19,7 @@ class Merged(Exporter):
     writes_model: ClassVar[bool] = True
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Stored dtype; none keeps each tensor's own."""
+    """Stored dtype; none keeps each tensor's dtype."""
 
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
         done = merge_adapter(saved.folder, out, base_model=str(base), dtype=self.dtype)

@@ -26,9 +26,9 @@ class PeftFolder(Exporter):
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
         if not (saved.folder / PEFT_TENSORS).is_file():
             names = ", ".join(entry["name"] for entry in saved.info["methods"])
-            raise UsageError(f"{names}: stock PEFT's LoRA cannot represent this adapter", "Export --to merged.")
+            raise UsageError(f"{names}: stock PEFT's LoRA cannot represent this adapter", "Use --to merged instead.")
         if out.exists():
-            raise UsageError(f"{out} exists", "Name another folder with -o.")
+            raise UsageError(f"{out} exists", "Choose another folder with -o.")
         names_to_copy = {CONFIG, PEFT_TENSORS}
         names_to_copy |= {p.name for p in saved.folder.iterdir() if goes_along(p) and p.name != "lrft.json"}
         with files.room_for(out, (saved.folder / PEFT_TENSORS).stat().st_size), files.scratch_for(out) as scratch:

@@ -1,1 +1,1 @@
-"""What an adapter did to the weights: norms, ranks, spectra, intruder dimensions."""
+"""Analysis of weight updates: norms, ranks, spectra, intruder dimensions."""

@@ -1,4 +1,4 @@
-"""What an adapter did to the weights, module by module.
+"""Per-module analysis of an adapter's weight updates.
 
 The base's safetensors files are read one target at a time; the model is built without its weights. Memory is that of
 the adapter and of a few copies of the largest target.
@@ -50,7 +50,7 @@ class Spectrum:
 @dataclass(frozen=True)
 class UpdateSpectrum(Spectrum):
     effective_rank: float
-    """takes all singular values, which are known of the update alone"""
+    """needs all singular values, so it is computed for the update only"""
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,20 @@ class ModuleReport:
 
     name: str
     role: str
-    """the last word of the name, such as q_proj"""
+    """last component of the module name, such as q_proj"""
     depth: int | None
     d: int
     k: int
     rank: int
-    """nominal: what the recipe gave the site"""
+    """nominal rank of the site"""
     used_rank: int
     update: UpdateSpectrum
     base: Spectrum
     merged: Spectrum
     cosines: list[float]
-    """of each leading left singular vector of the merged weight: the largest with any of the base's, from below"""
+    """per leading left singular vector of the merged weight: lower bound of its largest |cosine| with the base's"""
     cosines_at_most: list[float]
-    """the same from above: equal, or on the same side of epsilon"""
+    """upper bound of the same: equal, or on the same side of epsilon"""
     intruders: int
 
     @property
@@ -126,7 +126,7 @@ class Inspection:
     epsilon: float
     modules: list[ModuleReport]
     left_out: list[str]
-    """tensors of a PEFT folder that were not looked at"""
+    """tensors of a PEFT folder that were not inspected"""
 
     @property
     def total(self) -> GroupReport:

@@ -1,4 +1,4 @@
-"""What `lrft inspect` shows: the lines on the terminal, and the picture."""
+"""Output of `lrft inspect`: terminal tables and inspect.png."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def lines(found: Inspection) -> list[str]:
         ["by depth", *aligned([("layer", "modules", *heads), *(group_row(*one) for one in found.by_depth.items())])],
         aligned([("", "modules", *heads), group_row("all", total)]),
         [
-            "norm        of the update, Frobenius; of several modules together",
-            "relative    that norm over the norm of the base's weights",
+            "norm        Frobenius norm of the update; for groups, over all modules",
+            "relative    norm over the norm of the base weights",
             "stable      rank ||dW||_F^2 / ||dW||_2^2; effective: exp of the entropy of its singular values",
-            f"used        singular values above {USED:g} of the largest, beside the nominal rank; means in groups",
+            f"used        singular values above {USED:g} of the largest, next to the nominal rank; groups show means",
             f"intruders   of the {found.top} leading left singular vectors of the merged weight, those whose |cosine| "
             f"with each of the base's is below {found.epsilon:g}",
         ],
     ]
     if found.left_out:
         left_out = count(len(found.left_out), "tensor")
-        blocks.append([f"not looked at: {left_out} outside linear layers, e.g. {found.left_out[0]}"])
+        blocks.append([f"not inspected: {left_out} outside linear layers, e.g. {found.left_out[0]}"])
     if not found.by_depth:
         del blocks[3]
     return "\n\n".join("\n".join(block) for block in blocks).split("\n")

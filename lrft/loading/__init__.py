@@ -1,1 +1,1 @@
-"""Base, tokenizer, data and adapter: of a recipe, and as a saved run was trained."""
+"""Load base, tokenizer, data and adapter, from a recipe or from a saved run."""

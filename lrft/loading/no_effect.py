@@ -1,4 +1,4 @@
-"""Keys that can have no effect in the run that the data make: what a recipe alone does not show."""
+"""Reject keys without effect that only the data or the model reveal."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def refuse_without_effect(recipe: Recipe, prepared: Prepared) -> None:
 def _revision(recipe: Recipe) -> Iterator[tuple[str, str]]:
     name = recipe.model.name
     if recipe.model.revision is not None and Path(name).expanduser().exists():
-        yield "model.revision", f"has no effect: {name} lies here, and only models of the hub have revisions"
+        yield "model.revision", f"has no effect: {name} is local, and only hub models have revisions"
 
 
 def _warmup(recipe: Recipe, total: int) -> Iterator[tuple[str, str]]:
     steps = recipe.training.warmup_steps
     if steps is not None and steps > total:
-        reached = f"{total / steps:.0%} of training.learning_rate is the most that it would reach"
+        reached = f"{total / steps:.0%} of training.learning_rate is the highest learning rate it would reach"
         yield "training.warmup_steps", f"{steps:,}, but the run has {total:,} steps: {reached}"
 
 
@@ -51,5 +51,5 @@ def _early_stopping(recipe: Recipe, prepared: Prepared, total: int) -> Iterator[
     if stopping.patience > compared - 1:
         by = ", by evaluation.every: auto" if recipe.evaluation.every == "auto" else ""
         made = count(evaluations, "evaluation")
-        text = f"{stopping.patience}, but the run has {made}{by}: it can never stop before its end"
+        text = f"{stopping.patience}, but the run has {made}{by}: it can never stop the run early"
         yield "training.early_stopping.patience", text

@@ -1,4 +1,4 @@
-"""Base, adapter and tokenizer of a saved run: loaded as they were when it was trained. The one way to load them."""
+"""Load base, adapter and tokenizer of a saved run as in training; every command loads through this file."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def load_plain(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class Target:
-    """What `lrft eval` is given: a run, an adapter or a model, loaded."""
+    """Loaded target of `lrft eval`: a run, an adapter or a model."""
 
     model: Any
     tokenizer: Any
     folder: Path
     """the base's"""
     attached: Attached | None
-    """the adapters, where there are any"""
+    """handle on the adapters; None for a plain model"""
     section: DataSection | None
     """the data section of the run's recipe"""
 
@@ -92,7 +92,7 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
         own = (adapter / "tokenizer_config.json").is_file()
         return Target(base, load_tokenizer(adapter if own else folder, trusted), folder, attached, section)
     if base_model:
-        raise UsageError(f"--base goes with a run or an adapter; {target} is a model by itself")
+        raise UsageError(f"--base is only for a run or an adapter; {target} is a full model")
     folder = find_model(target, where="the model")
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     model: Any = load_model(folder, dtype=dtype, trust_remote_code=trusted)
@@ -112,11 +112,11 @@ def base_of(saved: SavedAdapter, named: str | None) -> Path:
     if named is not None:
         return find_model(named, where="--base")
     if saved.info["base"]["name"] is None:
-        raise MissingError(f"{saved.folder} does not name its base", "Say where the base lies: --base FOLDER.")
+        raise MissingError(f"{saved.folder} does not record its base model", "Pass the base model with --base FOLDER.")
     try:
         return find_model(saved.info["base"]["name"], saved.info["base"].get("revision"), where="the adapter's base")
     except MissingError as error:
-        raise MissingError(error.message, "Say where the base lies: --base FOLDER.") from error
+        raise MissingError(error.message, "Pass the base model with --base FOLDER.") from error
 
 
 def refuse_other_base(saved: SavedAdapter, source: Path, accepted: bool) -> None:
@@ -127,5 +127,5 @@ def refuse_other_base(saved: SavedAdapter, source: Path, accepted: bool) -> None
     if trained_on != here:
         raise CheckFailed(
             f"the adapter was trained on a base with fingerprint {trained_on[:16]}; {source} has {here[:16]}",
-            "Name the base that it was trained on with --base, or merge into this one with --accept-other-base.",
+            "Pass the base that it was trained on with --base, or accept this one with --accept-other-base.",
         )

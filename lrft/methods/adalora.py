@@ -31,27 +31,27 @@ class AdaLora(Method):
     paper: ClassVar[str] = "arXiv 2303.10512"
     equation: ClassVar[str] = "W + (alpha / r0) B diag(g) A; g = 0 where the score is low"
     parameters: ClassVar[str] = "r0 (d + k + 1), r0 = over * rank"
-    exports: ClassVar[str] = "PEFT LoRA of the components that are left, or merged"
-    evidence: ClassVar[str] = "forward, merge, penalty, budget and every step of a run against PEFT 0.21"
+    exports: ClassVar[str] = "PEFT LoRA of the remaining components, or merged model"
+    evidence: ClassVar[str] = "forward, merge, penalty, budget and every training step compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 2e-3
-    rate_source: ClassVar[str] = "docs/benchmark.md: 10 times LoRA's best; the paper has 5e-4 to 2.2e-3"
+    rate_source: ClassVar[str] = "docs/benchmark.md: 10 times LoRA's best; the paper uses 5e-4 to 2.2e-3"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     over: Annotated[float, Field(ge=1)] = 1.5
-    """Components built over the recipe's rank, which is the average rank at the end. PEFT's defaults are 12 and 8."""
+    """Initial rank relative to the recipe's rank, which is the final average. PEFT's defaults are 12 and 8."""
     initial: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Share of the run before the first component is taken away. The authors' scripts give steps, run by run."""
+    """Fraction of the run before the first component is pruned. The authors' scripts give steps, per task."""
     final: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of the run at its end in which the components stay as they are. The authors' scripts give steps."""
+    """Final fraction of the run in which ranks stay fixed. The authors' scripts give steps."""
     every: Annotated[int, Field(ge=1)] = 1
-    """Steps between two decisions. PEFT's default; the authors' scripts have 1 to 100."""
+    """Steps between two rank updates. PEFT's default; the authors' scripts have 1 to 100."""
     orthogonality: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the penalty that keeps A and B near orthonormal. PEFT's default; the authors' scripts: 0.1 to 0.3."""
+    """Weight of the orthogonality penalty on A and B. PEFT's default; the authors' scripts: 0.1 to 0.3."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.85
-    """Of the moving average of the sensitivities."""
+    """EMA decay of the sensitivities."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.85
-    """Of the moving average of their uncertainty."""
+    """EMA decay of their uncertainty."""
 
     def alpha(self, rank: int) -> float:
         return 2.0 * rank

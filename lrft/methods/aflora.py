@@ -31,19 +31,19 @@ class Aflora(Method):
     paper: ClassVar[str] = "arXiv 2403.13269"
     equation: ClassVar[str] = "W + diag(b) B diag(d) A"
     parameters: ClassVar[str] = "r (d + k) + r + d, at the end r + d"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "from the paper"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "dense reference of the paper's formulas"
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "docs/benchmark.md: 10 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     start_d: Annotated[float, Field(gt=0)] = 0.1
-    """Where the vector d starts; 0.1 is VeRA's."""
+    """Initial value of the vector d; 0.1 as in VeRA."""
     begin: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the run before the first matrix is frozen; of no source."""
+    """Fraction of the run before the first matrix is frozen; default chosen by lrft."""
     end: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Share of the run after which all matrices are frozen; of no source."""
+    """Fraction of the run after which all matrices are frozen; default chosen by lrft."""
 
     @cached_property
     def memory(self) -> dict[str, Tensor]:

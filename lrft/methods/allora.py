@@ -30,14 +30,14 @@ class Allora(Part):
     kind: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "arXiv 2410.09692"
     equation: ClassVar[str] = "gradients of A and B from diag(c) D, c_i = 1 / sqrt(|(B A)_i| + 1 / eta^2)"
-    evidence: ClassVar[str] = "a reconstruction from the paper's formula"
+    evidence: ClassVar[str] = "dense reference of the paper's formula; no released code"
     slots: ClassVar[tuple[str, ...]] = ("pair-gradient", "forward")
     requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
     conflicts: ClassVar[tuple[str, ...]] = ("scale", "pair-rates", "magnitude", "init")
     natural_scale: ClassVar[float | None] = 1.0
 
     eta: Annotated[float, Field(gt=0)] = 8.0
-    """Times the gradient is enlarged where the update is zero. 1 to 32 are tried; the default is ours."""
+    """Gradient amplification where the update is zero. The paper tries 1 to 32; default chosen by lrft."""
 
     @property
     def acts_between_passes(self) -> bool:
@@ -45,7 +45,7 @@ class Allora(Part):
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if not isinstance(adapter, Delta):
-            raise TypeError(f"{adapter.site.name}: allora looks at an update that is added to the weight")
+            raise TypeError(f"{adapter.site.name}: allora requires an additive update")
         refuse_factor(self.name, adapter)
         return RowRates(adapter, self.eta)
 

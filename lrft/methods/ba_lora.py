@@ -46,20 +46,22 @@ class BaLora(Part):
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2408.04556"
     equation: ClassVar[str] = "loss + l1 tau^2 KL(base || adapted) - l2 entropy - l3 (s_1 + ... + s_k) / |Z|"
-    evidence: ClassVar[str] = "terms and gradients against the formulas of both released codes, positions corrected"
+    evidence: ClassVar[str] = (
+        "loss terms and gradients compared with the formulas of both released codes, token positions corrected"
+    )
 
     version: Literal[1, 2] = 2
     """2: the conference paper; 1: the first preprint."""
     consistency: Annotated[float, Field(ge=0)] | None = None
-    """l1, of the distance from the base; null: 0.025 (version 1: 1e-4). 0 saves the base's forward pass."""
+    """l1, weight of the distance from the base; null: 0.025 (version 1: 1e-4). 0 skips the base's forward pass."""
     diversity: Annotated[float, Field(ge=0)] | None = None
-    """l2, of the entropy; null: 0.005 (version 1: 3e-4)."""
+    """l2, weight of the entropy term; null: 0.005 (version 1: 3e-4)."""
     svd: Annotated[float, Field(ge=0)] | None = None
-    """l3, of the leading singular values; null: 0.005 (version 1: 1e-4)."""
+    """l3, weight of the leading singular values; null: 0.005 (version 1: 1e-4)."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
-    """tau of version 2's consistency."""
+    """tau, temperature of version 2's consistency loss."""
     top: Annotated[int, Field(ge=0)] = 20
-    """Logits of each row that version 2's diversity sees; 0: all."""
+    """Logits per row used by version 2's diversity loss; 0: all."""
     leading: Annotated[int, Field(ge=1)] | None = None
     """k, leading singular values; null: 10 (version 1: 3)."""
     schedule: bool = True

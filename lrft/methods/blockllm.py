@@ -29,7 +29,9 @@ class BlockLlm(Projecting):
     kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2406.17296"
     equation: ClassVar[str] = "AdamW of the layers with the largest |G| / f, f how often they were chosen"
-    evidence: ClassVar[str] = "from the paper; the released code was read for its differences"
+    evidence: ClassVar[str] = (
+        "layer selection and steps compared with the paper's rule and AdamW; the released code differs"
+    )
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     requires: ClassVar[tuple[str, ...]] = ("dense",)
@@ -37,9 +39,9 @@ class BlockLlm(Projecting):
     may_not_move: ClassVar[tuple[str, ...]] = ("D",)
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Share of the weights that stand still. 0 is AdamW. The recipe's rank says nothing here."""
+    """Fraction of the weights that are not updated. 0 is AdamW. The recipe's rank is not used."""
     every: Annotated[float, Field(gt=0)] = 1000.0
-    """Steps from one choice to the next, or a share of the run when below 1."""
+    """Steps between selections, or a fraction of the run when below 1."""
 
     def grid(self) -> Grid:
         return Grid(projection="block", density=1 - self.sparsity, moments="reset")

@@ -30,20 +30,20 @@ class Bone(Method):
     equation: ClassVar[str] = "W_ij + W_ij D_i + D_i, blocks of r x r"
     parameters: ClassVar[str] = "r d"
     exports: ClassVar[str] = "merged model only"
-    evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
 
     block: Annotated[int, Field(ge=0)] = 0
-    """The side of a block, which must divide the layer's inputs and outputs; 0 takes the rank."""
+    """Block size, which must divide the layer's inputs and outputs; 0 uses the rank."""
 
     def build(self, site: Site) -> Adapter:
         side = self.block or site.rank
         if site.d % side or site.k % side:
             raise ValueError(
-                f"bone cuts {site.d} outputs and {site.k} inputs into blocks of {side}, which does not come out even: "
+                f"bone: block size {side} does not divide {site.d} outputs and {site.k} inputs: "
                 f"set the rank, or block, to a divisor of {math.gcd(site.d, site.k)}"
             )
         return BoneAdapter(site, side)

@@ -32,22 +32,21 @@ class C3a(Method):
     equation: ClassVar[str] = "W + [circulant(w_mn)] / k, blocks of b x b"
     parameters: ClassVar[str] = "d k / b"
     exports: ClassVar[str] = "merged model only"
-    evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 0.1
     rate_source: ClassVar[str] = "PEFT's documentation"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     block: Annotated[int, Field(ge=0)] = 0
-    """b, which must divide the layer's inputs and outputs (PEFT: 256); 0 comes nearest to the numbers of a LoRA."""
+    """b, which must divide the layer's inputs and outputs (PEFT: 256); 0 matches a LoRA's trainable parameters best."""
 
     def build(self, site: Site) -> Delta:
         d, k, whole = site.d, site.k, math.gcd(site.d, site.k)
         if self.block and whole % self.block:
             smaller = max(b for b in divisors(whole) if b <= self.block)
             raise ValueError(
-                f"c3a cuts {d} outputs and {k} inputs into blocks of {self.block}, which does not come out even: "
-                f"set block to {smaller}"
+                f"c3a: block size {self.block} does not divide {d} outputs and {k} inputs: set block to {smaller}"
             )
         wanted = d * k / (site.rank * (d + k))
         return C3aAdapter(site, self.block or min(divisors(whole), key=lambda b: abs(math.log(b / wanted))))

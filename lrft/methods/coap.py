@@ -36,20 +36,20 @@ class Coap(Projecting):
     equation: ClassVar[str] = (
         "W <- W - lr factor Adam(G P') P, P <- P - 0.1 grad of mean (G P'P - G)^2 (1 - cos(M P, G))"
     )
-    evidence: ClassVar[str] = "twenty steps against the released code, all kinds of changes"
+    evidence: ClassVar[str] = "twenty steps compared with the released code, for all projection updates"
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     requires: ClassVar[tuple[str, ...]] = ("dense",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     every: Annotated[float, Field(gt=0)] = 32.0
-    """Steps from one change of the projection to the next, or a share of the run when below 1."""
+    """Steps between projection updates, or a fraction of the run when below 1."""
     recompute: Annotated[int, Field(ge=1)] = 5
-    """Every how many changes the directions are found anew. 1: always."""
+    """Projection updates between full recomputations. 1: always recompute."""
     factor: Annotated[float, Field(gt=0)] = 1.0
-    """On the step."""
+    """Scaling factor of the step."""
     moments: Literal["keep", "rotate"] = "keep"
-    """Adam's moments when the directions change: kept, as for language models; turned into the new ones."""
+    """Adam's moments when the projection changes: keep (as for language models) or rotate."""
 
     def grid(self) -> Grid:
         return Grid(scale=self.factor)

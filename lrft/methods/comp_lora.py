@@ -30,19 +30,19 @@ class CompLora(Part):
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2501.15040"
     equation: ClassVar[str] = "dW = s (I - U U') B A (I - V V'), U and V the weight's n leading singular vectors"
-    exports: ClassVar[str] = "PEFT LoRA of the method's rank, or merged"
-    evidence: ClassVar[str] = "a reconstruction from the abstract"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "dense reference of the formula; reconstructed from the paper's abstract"
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "forward")
 
     directions: Annotated[int, Field(ge=0)] | None = None
-    """n, leading directions that the update leaves alone; null: as many as the rank, at most half of all (ours)."""
+    """n, leading directions excluded from the update; null: the rank, at most half of all (chosen by lrft)."""
     side: Literal["both", "in", "out"] = "both"
-    """Where the update leaves them alone: in what it reads, in what it writes, or both."""
+    """Side on which they are excluded: input, output, or both."""
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if not isinstance(adapter, Delta):
-            raise TypeError(f"{adapter.site.name}: comp-lora projects an update that is added to the weight")
+            raise TypeError(f"{adapter.site.name}: comp-lora requires an additive update")
         site = adapter.site
         most = min(site.d, site.k)
         n = min(site.rank, most // 2) if self.directions is None else self.directions

@@ -36,10 +36,10 @@ class Corda(Part):
     kind: ClassVar[str] = "initialisation"
     paper: ClassVar[str] = "arXiv 2406.05223"
     equation: ClassVar[str] = "W C = U S V'; A0 = sqrt(S/s) V' C^-1, B0 = U sqrt(S/s); W + s (B A - B0 A0)"
-    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
-    evidence: ClassVar[str] = "first values and forward against PEFT 0.21, both modes"
+    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the original base, or merged model"
+    evidence: ClassVar[str] = "init and forward compared with PEFT 0.21, both modes"
     learning_rate: ClassVar[float] = 5e-5
-    rate_source: ClassVar[str] = "arXiv 2406.05223: 2e-5 for LLaMA-2-7B at rank 128, a step grows with the rank"
+    rate_source: ClassVar[str] = "arXiv 2406.05223: 2e-5 for LLaMA-2-7B at rank 128, step size grows with rank"
     slots: ClassVar[tuple[str, ...]] = ("init",)
     requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
     offset_from_init: ClassVar[bool] = True
@@ -49,7 +49,7 @@ class Corda(Part):
     """ipm: the first r, which the rows ask most of; kpm: the last r, which leaves what the rows ask for as it is (the
     authors look at data whose knowledge shall survive; a run looks at the rows it trains on)."""
     rows: Annotated[int, Field(ge=1)] = 256
-    """Rows of the data to look at. Their tokens should outnumber a layer's inputs. The authors': 256 of 2048 tokens."""
+    """Calibration rows; they need more tokens than a layer has inputs. The authors use 256 rows of 2048 tokens."""
     normalise: Literal["rms", "max"] = "rms"
     """rms: inputs over their root mean square (ours); max: over the largest entry of each micro-batch, as the code."""
     svd: Literal["randomized", "exact"] = "randomized"
@@ -126,7 +126,7 @@ def invertible(C: Tensor, place: str) -> tuple[Tensor, Tensor]:
     """C (k, k) with a share of its mean diagonal added, as small as lets it be inverted, and its inverse."""
     one, mean = torch.eye(len(C), dtype=C.dtype, device=C.device), C.diagonal().mean()
     if not (mean.isfinite() and mean > 0):
-        raise ValueError(f"{place}: its inputs are zero or not finite, and corda divides by them")
+        raise ValueError(f"{place}: its calibration inputs are zero or not finite")
     share = 0.01
     while True:
         raised = C + share * mean * one

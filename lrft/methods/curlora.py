@@ -29,15 +29,17 @@ class Curlora(Method):
     paper: ClassVar[str] = "arXiv 2408.14572"
     equation: ClassVar[str] = "W + alpha C U R, C columns and R rows of W of small norm"
     parameters: ClassVar[str] = "r^2"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "update and probabilities against the released code; pivots are a reconstruction"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = (
+        "update and probabilities compared with the released code; init: pivots is a reconstruction"
+    )
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "ours, from the size of its update; the paper has 2.5e-4"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     selection: Literal["small", "pivots"] = "small"
-    """small: columns and rows are drawn, those of small norm more often; pivots: they are the first pivots of QR."""
+    """small: sample columns and rows, preferring small norms; pivots: take the first pivots of QR."""
     damping: Annotated[float, Field(ge=0)] = 0.0
     """Added to p before 1 / p; 0.001 as in the released code."""
     replace: bool = False

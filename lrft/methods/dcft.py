@@ -30,8 +30,8 @@ class Dcft(Method):
     paper: ClassVar[str] = "arXiv 2503.01419"
     equation: ClassVar[str] = "W + alpha kron(b a, C')"
     parameters: ClassVar[str] = "(d + k) / c + c^2, c = kernel"
-    exports: ClassVar[str] = "PEFT LoRA of rank c, or merged"
-    evidence: ClassVar[str] = "dense matrices of the formula, in float64"
+    exports: ClassVar[str] = "PEFT LoRA of rank c, or merged model"
+    evidence: ClassVar[str] = "dense reference of the formula, in float64"
     learning_rate: ClassVar[float] = 1e-3
     rate_source: ClassVar[str] = "docs/benchmark.md: 3 to 10 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
@@ -50,7 +50,7 @@ class Dcft(Method):
         if site.d % self.kernel or site.k % self.kernel:
             raise ValueError(
                 f"dcft's kernel {self.kernel} does not divide {site.d} outputs and {site.k} inputs: "
-                f"take a divisor of {math.gcd(site.d, site.k)}"
+                f"use a divisor of {math.gcd(site.d, site.k)}"
             )
         return DcftAdapter(site, self.kernel)
 

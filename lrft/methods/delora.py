@@ -31,8 +31,8 @@ class Delora(Method):
     paper: ClassVar[str] = "arXiv 2503.18225"
     equation: ClassVar[str] = "W + D - D0, D = (lambda / r) B diag(1 / (|b| |a|)) A diag(column norms of W)"
     parameters: ClassVar[str] = "r (d + k) + 1"
-    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
-    evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the original base, or merged model"
+    evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 1e-3
     rate_source: ClassVar[str] = "PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
@@ -40,9 +40,9 @@ class Delora(Method):
     offset_from_init: ClassVar[bool] = True
 
     bound: Annotated[float, Field(gt=0)] = 15.0
-    """Where lambda starts: over columns of length one, neither D nor D0 is larger. The authors take 4 to 12."""
+    """Initial lambda, the bound on D for unit-norm columns. The authors use 4 to 12."""
     bound_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """Learning rate of lambda over that of A and B."""
+    """Learning rate of lambda relative to A and B."""
 
     def build(self, site: Site) -> Delta:
         return DeloraAdapter(site, self.bound)

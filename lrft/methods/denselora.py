@@ -31,8 +31,8 @@ class Denselora(Method):
     paper: ClassVar[str] = "arXiv 2505.23808"
     equation: ClassVar[str] = "W x + (alpha / r) gelu(D M gelu(E x)), D and E the same for all layers of a kind"
     parameters: ClassVar[str] = "r^2, and r (d + k) once for each kind of layer"
-    exports: ClassVar[str] = "stays an adapter"
-    evidence: ClassVar[str] = "output against the released code's class"
+    exports: ClassVar[str] = "not mergeable: use as an adapter"
+    evidence: ClassVar[str] = "output compared with the released code's class"
     learning_rate: ClassVar[float] = 3e-4
     rate_source: ClassVar[str] = "released scripts"
     slots: ClassVar[tuple[str, ...]] = ("update",)
@@ -85,7 +85,7 @@ class DenseloraAdapter(Delta):
         nn.init.kaiming_uniform_(self.M, a=math.sqrt(5))
 
     def delta_weight(self) -> Tensor:
-        raise TypeError(f"{self.site.name}: an update that is not linear in the input is no weight")
+        raise TypeError(f"{self.site.name}: not mergeable: the update is not linear in the input")
 
     def delta(self, x: Tensor) -> Tensor:
         coder: Any = self.shared[key_of(self.site)]

@@ -26,8 +26,8 @@ class Dora(Part):
     paper: ClassVar[str] = "arXiv 2402.09353"
     equation: ClassVar[str] = "m (W + dW) / |W + dW|, norms by output row, without their gradient"
     parameters: ClassVar[str] = "those of the method + d"
-    exports: ClassVar[str] = "PEFT DoRA where the method is a LoRA, or merged"
-    evidence: ClassVar[str] = "forward, merge and file against PEFT 0.21"
+    exports: ClassVar[str] = "PEFT DoRA over a LoRA, or merged model"
+    evidence: ClassVar[str] = "forward, merge and exported file compared with PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("magnitude",)
     requires: ClassVar[tuple[str, ...]] = ("delta",)
 

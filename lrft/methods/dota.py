@@ -34,15 +34,17 @@ class Dota(Method):
     paper: ClassVar[str] = "arXiv 2412.20891"
     equation: ClassVar[str] = "W + MPO(T) - MPO(T_0), T_0 of W by TT-SVD with bonds of r"
     parameters: ClassVar[str] = "sum over cores of R_{m-1} i_m j_m R_m, R at most r"
-    exports: ClassVar[str] = "merged only"
-    evidence: ClassVar[str] = "from the paper's abstract; number and sizes of the cores are a reconstruction"
+    exports: ClassVar[str] = "merged model only"
+    evidence: ClassVar[str] = (
+        "dense reference of the abstract's formula; number and sizes of the cores are a reconstruction"
+    )
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is the same"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     cores: Annotated[int, Field(ge=2, le=8)] = 3
-    """n, how many factors each side of the weight is cut into."""
+    """n, number of factors of each weight dimension."""
 
     def build(self, site: Site) -> Delta:
         return DotaAdapter(site, self.cores)

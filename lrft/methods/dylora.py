@@ -28,8 +28,8 @@ class Dylora(Method):
     paper: ClassVar[str] = "arXiv 2210.07558"
     equation: ClassVar[str] = "W + (alpha / b) B[:, :b] A[:b], b drawn from 1 to r at every step"
     parameters: ClassVar[str] = "r (d + k)"
-    exports: ClassVar[str] = "PEFT LoRA of rank r (the first use_rank components, others zero), or merged"
-    evidence: ClassVar[str] = "formulas of the released code: draws, gradients and factors"
+    exports: ClassVar[str] = "PEFT LoRA of rank r (components after use_rank are zero), or merged model"
+    evidence: ClassVar[str] = "sampling, gradients and factors compared with the formulas of the released code"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "arXiv 2210.07558, GLUE"
     # The factor is alpha / b by definition. Not "delta": what is added changes with the draw, no tensor tells.
@@ -40,7 +40,7 @@ class Dylora(Method):
     use_rank: Annotated[int, Field(ge=1)] | None = None
     """Components that evaluation, merging and export use; none: all."""
     frozen: bool = True
-    """Only the last of the drawn components is trained, as in the authors' script; else all of them."""
+    """Train only the last sampled component, as in the authors' script; otherwise all of them."""
     strict: bool = False
     """Undo what AdamW's momentum and decay do to components without a gradient. The authors' code does not."""
 

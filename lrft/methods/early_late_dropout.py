@@ -21,13 +21,13 @@ class EarlyLateDropout(Part):
     kind: ClassVar[str] = "schedule"
     paper: ClassVar[str] = "arXiv 2303.01500"
     equation: ClassVar[str] = "p before the cutoff and 0 after it, or 0 before it and p after it"
-    evidence: ClassVar[str] = "every step's share against the released code"
+    evidence: ClassVar[str] = "dropout probability of every step compared with the released code"
     requires: ClassVar[tuple[str, ...]] = ("delta",)
 
     mode: Literal["early", "late", "standard"] = "early"
     """When adapter.dropout acts: before the cutoff, from the cutoff on, or always."""
     cutoff: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """Share of the run. The authors drop in the first 50 of 300 to 600 epochs."""
+    """Fraction of the run. The authors drop in the first 50 of 300 to 600 epochs."""
     schedule: Literal["constant", "linear"] = "linear"
     """linear, the authors' choice: early dropout falls from p at the first step to 0 at the last before the cutoff.
     late and standard stay constant."""

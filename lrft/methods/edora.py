@@ -22,8 +22,8 @@ class Edora(LoraXs, Dora):
     paper: ClassVar[str] = "arXiv 2501.12067"
     equation: ClassVar[str] = "m V / |V|, V = W + (alpha / r) B R A, B = U, A = S V'"
     parameters: ClassVar[str] = "r^2 + d"
-    exports: ClassVar[str] = "PEFT DoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "forward and merge against PEFT 0.21's DoRA"
+    exports: ClassVar[str] = "PEFT DoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21's DoRA"
     learning_rate: ClassVar[float] = 1e-3
     rate_source: ClassVar[str] = "the released scripts, 1e-4 to 5e-3"
     builds: ClassVar[bool] = True

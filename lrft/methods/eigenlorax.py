@@ -38,8 +38,8 @@ class Eigenlorax(Method):
     paper: ClassVar[str] = "arXiv 2502.04700"
     equation: ClassVar[str] = "W + B_out B_in A_in A_out, the outer ones principal directions of given LoRAs"
     parameters: ClassVar[str] = "2 r n, n = components + random"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "bases and update against the released code; the start is a reconstruction"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "bases and update compared with the released code; the init is a reconstruction"
     learning_rate: ClassVar[float] = 4e-3
     rate_source: ClassVar[str] = "released scripts"
     slots: ClassVar[tuple[str, ...]] = ("update",)
@@ -50,7 +50,7 @@ class Eigenlorax(Method):
     components: Annotated[int, Field(ge=1)] = 32
     """Principal directions for each of A and B. The paper's example: 32."""
     random: Annotated[int, Field(ge=0)] = 32
-    """Random directions beside them. The paper's example for few given adapters: 32."""
+    """Additional random directions. The paper's example for few given adapters: 32."""
 
     def build(self, site: Site) -> Delta:
         width, most = self.components + self.random, min(site.d, site.k)

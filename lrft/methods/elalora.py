@@ -34,25 +34,25 @@ class Elalora(Method):
     paper: ClassVar[str] = "arXiv 2504.00254"
     equation: ClassVar[str] = "W + (alpha / r) B diag(g) A; components with a low score make room for others elsewhere"
     parameters: ClassVar[str] = "r' (d + k + 1), r' = over * rank; r (d + k + 1) at a time"
-    exports: ClassVar[str] = "PEFT LoRA of the components in use, or merged"
-    evidence: ClassVar[str] = "formulas of the released code: scores, schedule and moves"
+    exports: ClassVar[str] = "PEFT LoRA of the active components, or merged model"
+    evidence: ClassVar[str] = "scores, schedule and reallocation compared with the formulas of the released code"
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "as adalora, whose form it has; the released scripts have 5e-4 and 1.2e-3"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     over: Annotated[float, Field(ge=1)] = 2.0
-    """The most that a layer can grow to, over the recipe's rank, which is the mean rank all the time; ours."""
+    """Maximum rank of a layer relative to the recipe's rank, which is the mean rank throughout; chosen by lrft."""
     moves: Annotated[int, Field(ge=0)] = 4
     """Components moved at the first adjustment, 4 in the scripts; their number falls to 0 by a cubic curve."""
     candidates: Annotated[int, Field(ge=1)] = 2
-    """Components that a layer offers at each adjustment, 2 in the code. The last one always stays."""
+    """Components that a layer can give up at each adjustment, 2 in the code. At least one remains."""
     begin: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the run before the first adjustment: 300 to 500 steps in the scripts."""
+    """Fraction of the run before the first adjustment: 300 to 500 steps in the scripts."""
     end: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Share of the run after which ranks stay: all but 500 to 1000 steps in the scripts."""
+    """Fraction of the run after which ranks are fixed: all but 500 to 1000 steps in the scripts."""
     interval: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """Share of the run between adjustments: 50 to 500 steps in the scripts."""
+    """Fraction of the run between adjustments: 50 to 500 steps in the scripts."""
 
     @cached_property
     def memory(self) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ class Eva(Part):
     kind: ClassVar[str] = "initialisation"
     paper: ClassVar[str] = "arXiv 2410.07170"
     equation: ClassVar[str] = "A0 = the components of x - mean(x), B0 = 0; ranks: the largest explained shares of all"
-    evidence: ClassVar[str] = "directions and ranks against PEFT 0.21"
+    evidence: ClassVar[str] = "directions and ranks compared with PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("init", "ranks")
     conflicts: ClassVar[tuple[str, ...]] = ("placement",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
@@ -39,11 +39,11 @@ class Eva(Part):
     rho: Annotated[float, Field(ge=1)] = 2.0
     """A layer may get up to rho times its rank, or no adapter at all; 1 leaves the ranks as they are."""
     tokens: Literal["trained", "all"] = "trained"
-    """Whose inputs count: those of the tokens that count in the loss, as in PEFT, or of all but padding."""
+    """Calibration tokens: those trained in the loss, as in PEFT, or all but padding."""
     rows: Annotated[int, Field(ge=1)] = 256
-    """Rows of the data to look at (ours: the authors go on until their directions stand still)."""
+    """Calibration rows (chosen by lrft; the authors iterate until the directions converge)."""
     passes: Annotated[int, Field(ge=1)] = 3
-    """Times that they are looked at for the directions, after once for the mean (ours)."""
+    """Passes over the calibration rows for the directions, after one for the mean (chosen by lrft)."""
 
     def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         """For each site "directions" (m, k), orthonormal rows, and "shares" (m,) of the variance that they explain."""

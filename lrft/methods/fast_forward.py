@@ -29,17 +29,19 @@ class FastForward(Part):
     kind: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "arXiv 2409.04206"
     equation: ClassVar[str] = "theta_t + k (theta_t - theta_(t-1)), the first k of least validation loss"
-    evidence: ClassVar[str] = "from the paper; two slips of the released code are not kept"
+    evidence: ClassVar[str] = (
+        "step lengths compared with the minima of parabolas; two errors of the released code are not reproduced"
+    )
     slots: ClassVar[tuple[str, ...]] = ("steps",)
     conflicts: ClassVar[tuple[str, ...]] = ("restart",)
     requires: ClassVar[tuple[str, ...]] = ("delta", "validation")
 
     every: Annotated[float, Field(gt=0)] = 6.0
-    """Steps from one attempt to the next, or a share of the run when below 1. 6 is the paper's."""
+    """Steps between attempts, or a fraction of the run when below 1. 6 is the paper's."""
     after: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of the run before the first attempt: the paper lets training settle, and does not say for how long."""
     most: Annotated[int, Field(ge=1)] = 100
-    """How often a step is repeated at most. The paper sets no limit."""
+    """Maximum repetitions of a step. The paper sets no limit."""
 
     @cached_property
     def before(self) -> dict[nn.Parameter, Tensor]:

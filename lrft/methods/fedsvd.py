@@ -31,20 +31,22 @@ class FedSvd(Part):
     kind: ClassVar[str] = "restart"
     paper: ClassVar[str] = "arXiv 2505.12805"
     equation: ClassVar[str] = "B A = U S V': A = V', B = U S; A is not trained"
-    evidence: ClassVar[str] = "the decomposition of the dense product, in float64; the moments are a reconstruction"
+    evidence: ClassVar[str] = (
+        "factors compared with the SVD of the dense product, in float64; handling of moments is a reconstruction"
+    )
     slots: ClassVar[tuple[str, ...]] = ("pair-rates",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     may_not_move: ClassVar[tuple[str, ...]] = ("A",)
 
     every: Annotated[float, Field(gt=0)] = 10.0
-    """Steps from one factorisation to the next, or a share of the run when below 1. The authors' rounds have 10."""
+    """Steps between factorisations, or a fraction of the run when below 1. The authors' rounds have 10."""
     train_A: bool = False
-    """Train A as well, which the paper does not."""
+    """Also train A, unlike the paper."""
     split: Literal["B", "both"] = "B"
     """Where the singular values go: into B, or their square roots into B and into A."""
     moments: Literal["forget", "map", "momentum"] = "forget"
-    """Adam's moments when the pair is written anew: zero, with their count of steps; mapped to the new pair; or the
-    first ones, the momentum, zero and all else as it was."""
+    """Adam's moments after a factorisation: reset, with their step count; mapped to the new pair; or only the first
+    one, the momentum, reset."""
 
     def lr_factors(self) -> dict[str, float]:
         return {} if self.train_A else {"A": 0.0}

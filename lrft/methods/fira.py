@@ -27,7 +27,8 @@ class Fira(Projecting):
     paper: ClassVar[str] = "arXiv 2410.01623"
     equation: ClassVar[str] = "W <- W - lr (factor Adam(R) P + |Adam(R)| / |R| (G - R P)), R = G P'"
     evidence: ClassVar[str] = (
-        "steps of the released optimiser with a factor of 1, and of 0.25 by residual: official, in float64"
+        "optimiser steps compared with the released optimiser, factor 1, and factor 0.25 with residual: official, "
+        "in float64"
     )
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "arXiv 2410.01623, LLaMA-7B"
@@ -37,14 +38,14 @@ class Fira(Projecting):
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     projection: Literal["svd", "randomized", "random", "dct", "coordinate"] = "svd"
-    """The directions: leading singular vectors, exact or randomized; random ones; the strongest cosines; random
+    """The directions: leading singular vectors, exact or randomized; random; strongest DCT rows; random
     columns. randomized is faster for large layers."""
     every: Annotated[float, Field(gt=0)] = 200.0
-    """Steps from one projection to the next, or a share of the run when below 1. The paper takes 200."""
+    """Steps between projection updates, or a fraction of the run when below 1. The paper takes 200."""
     factor: Annotated[float, Field(gt=0)] = 1.0
-    """On the projected part: 1 in the paper's fine-tuning, 0.25 in its pretraining."""
+    """Scaling factor of the projected part: 1 in the paper's fine-tuning, 0.25 in its pretraining."""
     moments: Literal["keep", "rotate", "reset"] = "keep"
-    """Adam's moments when the directions change: kept as they are; turned into the new ones; begun anew."""
+    """Adam's moments when the projection changes: keep, rotate into the new directions, or reset."""
     residual: Literal["paper", "official"] = "paper"
     """What is left of the gradient: without its whole projected part, or as the released code has it, without factor
     times that part. They differ where factor is not 1."""

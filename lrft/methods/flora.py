@@ -38,7 +38,8 @@ class Flora(Part):
     paper: ClassVar[str] = "arXiv 2402.03293"
     equation: ClassVar[str] = "C <- b C + (1 - b) U A, W <- W - lr ((1 - b) U + b C A'), U = Adafactor(G)"
     evidence: ClassVar[str] = (
-        "steps of the released optimiser on our draws, in float64; without momentum transformers' Adafactor"
+        "optimiser steps compared with the released optimiser for equal random draws, in float64; without momentum "
+        "with transformers' Adafactor"
     )
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
@@ -46,7 +47,7 @@ class Flora(Part):
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     every: Annotated[float, Field(gt=0)] = 1000.0
-    """Steps from one random projection to the next, or a share of the run when below 1. The released code has 1000."""
+    """Steps between random projections, or a fraction of the run when below 1. The released code has 1000."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest root mean square of a step over its learning rate."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.8

@@ -31,7 +31,7 @@ class FloraBatched(Method):
     equation: ClassVar[str] = "W o (B A) / r, o entry by entry"
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "merged model only"
-    evidence: ClassVar[str] = "from the paper; the start is a reconstruction"
+    evidence: ClassVar[str] = "dense reference of the paper's formula; the init is a reconstruction"
     learning_rate: ClassVar[float] = 8e-3
     rate_source: ClassVar[str] = "arXiv 2312.05677, StarCoder-15B"
     slots: ClassVar[tuple[str, ...]] = ("update",)

@@ -32,18 +32,18 @@ class Fourierft(Method):
     equation: ClassVar[str] = "W + s Re ifft2(C), C zero but for n entries"
     parameters: ClassVar[str] = "n, whatever the rank"
     exports: ClassVar[str] = "merged model only"
-    evidence: ClassVar[str] = "positions, forward, merge against PEFT 0.21"
+    evidence: ClassVar[str] = "positions, forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 0.03
     rate_source: ClassVar[str] = "docs/benchmark.md; the paper has about 0.05 for LLaMA-2-7B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     frequencies: Annotated[int, Field(ge=1)] = 1000
-    """n, trained numbers for each layer. Their learning rate is some hundred times that of LoRA."""
+    """n, trainable parameters per layer. Needs a learning rate some hundred times LoRA's."""
     scaling: float = 150.0
     """s; the authors take 300 for LLaMA-2-7B and 29 to 151 on GLUE."""
     positions_seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 777
-    """Draws the positions, the same for all layers of one shape."""
+    """Seed of the positions, shared by all layers of one shape."""
 
     def build(self, site: Site) -> Delta:
         if self.frequencies > site.d * site.k:

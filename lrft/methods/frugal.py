@@ -29,7 +29,8 @@ class Frugal(Projecting):
     paper: ClassVar[str] = "arXiv 2411.07837"
     equation: ClassVar[str] = "W <- W - lr (AdamW of the chosen part of G, sign of the other)"
     evidence: ClassVar[str] = (
-        "steps of the released optimisers by layers, columns and singular vectors; density 1 stock AdamW"
+        "optimiser steps compared with the released optimisers for layers, columns and singular vectors; density 1 "
+        "with stock AdamW"
     )
     learning_rate: ClassVar[float] = 5e-5
     rate_source: ClassVar[str] = "the released recipes for GLUE: the lowest of 5e-5 to 5e-4"
@@ -45,11 +46,11 @@ class Frugal(Projecting):
     """Share of the layers (block), of each layer's inputs (coordinate), else of the directions of its smaller side: the
     recipe's rank says nothing here. 1 is AdamW, 0 is the sign alone."""
     every: Annotated[float, Field(gt=0)] = 200.0
-    """Steps from one choice to the next, or a share of the run when below 1. The authors take 200, or 500 on GLUE."""
+    """Steps between selections, or a fraction of the run when below 1. The authors use 200, or 500 on GLUE."""
     inactive: Literal["sign", "sgd", "none"] = "sign"
-    """The step of what is not chosen: the sign of the gradient, the gradient, or none."""
+    """Update of the unselected part: the sign of the gradient, the gradient, or none."""
     inactive_scale: Annotated[float, Field(gt=0)] = 0.1
-    """Its learning rate over the other's: 0.1 in the authors' fine-tuning, 1 in their pretraining."""
+    """Its learning rate relative to the selected part's: 0.1 in the authors' fine-tuning, 1 in their pretraining."""
 
     def grid(self) -> Grid:
         return Grid(

@@ -27,14 +27,14 @@ class Full(Method):
     equation: ClassVar[str] = "W + D"
     parameters: ClassVar[str] = "d k"
     exports: ClassVar[str] = "merged model only"
-    evidence: ClassVar[str] = "training of the weight itself by stock torch"
+    evidence: ClassVar[str] = "training steps compared with stock torch training the weight itself"
     learning_rate: ClassVar[float] = 2e-5
     rate_source: ClassVar[str] = "the full fine-tuning of LLaMA-2-7B in arXiv 2404.02948"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "dense")
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
     quantization_conflict: ClassVar[str] = (
-        "trains float32 numbers as many as the weight has, beside which its codes save nothing"
+        "keeps float32 copies of every weight, so quantising the base saves no memory"
     )
 
     def build(self, site: Site) -> Delta:

@@ -29,7 +29,7 @@ class Galore(Projecting):
     kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2403.03507"
     equation: ClassVar[str] = "W <- W - lr factor Adam(G P') P"
-    evidence: ClassVar[str] = "steps of the released optimiser, in float64"
+    evidence: ClassVar[str] = "optimiser steps compared with the released optimiser, in float64"
     learning_rate: ClassVar[float] = 3e-5
     rate_source: ClassVar[str] = "the released recipe for GLUE, with its factor of 4"
     on: ClassVar[str] = "full"
@@ -38,14 +38,14 @@ class Galore(Projecting):
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     projection: Literal["svd", "randomized", "random", "dct", "coordinate"] = "svd"
-    """The directions: leading singular vectors, exact or randomized; random ones; the strongest cosines; random
+    """The directions: leading singular vectors, exact or randomized; random; strongest DCT rows; random
     columns. randomized is faster for large layers."""
     every: Annotated[float, Field(gt=0)] = 200.0
-    """Steps from one projection to the next, or a share of the run when below 1. The paper takes 200 to 500."""
+    """Steps between projection updates, or a fraction of the run when below 1. The paper takes 200 to 500."""
     factor: Annotated[float, Field(gt=0)] = 4.0
-    """On the step: the paper's alpha (scale in its code), 4 in fine-tuning and 0.25 in pretraining."""
+    """Scaling factor of the step: the paper's alpha (scale in its code), 4 in fine-tuning and 0.25 in pretraining."""
     moments: Literal["keep", "rotate", "reset"] = "keep"
-    """Adam's moments when the directions change: kept as they are; turned into the new ones; begun anew."""
+    """Adam's moments when the projection changes: keep, rotate into the new directions, or reset."""
 
     def grid(self) -> Grid:
         return Grid(projection=self.projection, scale=self.factor, moments=self.moments)

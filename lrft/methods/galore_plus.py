@@ -33,7 +33,7 @@ class GalorePlus(Projecting):
     kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2412.19820"
     equation: ClassVar[str] = "W <- W - lr factor (Adam(R) P + Adam(entries of G - R P)), P of one head's G"
-    evidence: ClassVar[str] = "a reconstruction from the abstract"
+    evidence: ClassVar[str] = "compared with GaLore when its changes are off; reconstructed from the abstract"
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "three times full's best on a tiny task, as galore's"
     on: ClassVar[str] = "full"
@@ -42,11 +42,11 @@ class GalorePlus(Projecting):
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     every: Annotated[float, Field(gt=0)] = 200.0
-    """Steps from one projection to the next, or a share of the run when below 1. GaLore's."""
+    """Steps between projection updates, or a fraction of the run when below 1. GaLore's default."""
     factor: Annotated[float, Field(gt=0)] = 0.25
-    """On the step: GaLore's 0.25."""
+    """Scaling factor of the step; GaLore's 0.25."""
     head_size: Annotated[int, Field(ge=0)] = 128
-    """h, outputs of one head. 0: heads are not told apart."""
+    """h, output width of one head. 0: heads are not separated."""
     entries: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of a layer's entries that keep moments of their own. Ours; 0: none."""
     warmup: Annotated[int, Field(ge=1)] = 20

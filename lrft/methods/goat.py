@@ -41,9 +41,10 @@ class Goat(Method):
     paper: ClassVar[str] = "arXiv 2502.16894"
     equation: ClassVar[str] = "W x + s sum_i w_i(x) (B_i A_i - their start) x, w = top of softmax(R x)"
     parameters: ClassVar[str] = "r (d + k) + E k"
-    exports: ClassVar[str] = "stays an adapter"
+    exports: ClassVar[str] = "not mergeable: use as an adapter"
     evidence: ClassVar[str] = (
-        "formulas of the released code, by loops over tokens and experts in float64; the exact start is ours"
+        "output compared with loops over tokens and experts by the released formulas, in float64; init: exact is by "
+        "lrft"
     )
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "the released recipe for GLUE; that for Llama-2-7B has 2e-5"
@@ -51,9 +52,9 @@ class Goat(Method):
     provides: ClassVar[tuple[str, ...]] = ("scale",)
 
     experts: Annotated[int, Field(ge=1)] = 8
-    """E: it divides the rank."""
+    """E, number of experts; must divide the rank."""
     top: Annotated[int, Field(ge=1)] = 2
-    """Experts that each token chooses."""
+    """Active experts per token."""
     init: Literal["svd", "lora"] = "svd"
     """svd: segments of the weight's singular vectors; lora: A random and B zero."""
     offset: Literal["routed", "expected"] = "routed"
@@ -77,7 +78,7 @@ class Goat(Method):
     def build(self, site: Site) -> Delta:
         E, most = self.experts, min(site.d, site.k)
         if site.rank % E:
-            raise ValueError(f"goat's {E} experts share the rank {site.rank}, which {E} does not divide: change either")
+            raise ValueError(f"goat's {E} experts do not divide rank {site.rank}: change either")
         if self.top > E:
             raise ValueError(f"goat's tokens cannot choose {self.top} of {E} experts: lower top")
         if self.top == 1 < E and not self.balance:
@@ -130,7 +131,7 @@ class GoatAdapter(Delta):
         """the penalty of the last pass, while its graph lives"""
 
     def delta_weight(self) -> Tensor:
-        raise TypeError(f"{self.site.name}: experts behind a router are no weight")
+        raise TypeError(f"{self.site.name}: not mergeable: experts are selected per token by a router")
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (..., E), and of which the chosen ones are kept, 0 and 1 (..., E), for x (..., k)."""

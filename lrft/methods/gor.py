@@ -30,7 +30,7 @@ class Gor(Part):
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2306.10001"
     equation: ClassVar[str] = "loss + c sum over groups |w w' - I|^2"
-    evidence: ClassVar[str] = "values against the released code, both modes, in float64"
+    evidence: ClassVar[str] = "penalty compared with the released code, both modes, in float64"
     requires: ClassVar[tuple[str, ...]] = ("pair",)
 
     strength: Annotated[float, Field(ge=0)] = 1e-6
@@ -40,7 +40,7 @@ class Gor(Part):
     mode: Literal["inter", "intra"] = "inter"
     """Which rows are compared: those of each group, or the j-th rows of all groups."""
     factor: Literal["B", "A"] = "B"
-    """The factor whose rows are meant. The authors regularise B alone."""
+    """The regularised factor. The authors regularise only B."""
 
     def count(self, rows: int) -> int:
         return max(1, min(self.groups, rows // LEAST_ROWS))

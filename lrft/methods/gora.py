@@ -34,7 +34,7 @@ class Gora(Part):
     paper: ClassVar[str] = "arXiv 2502.12171"
     equation: ClassVar[str] = "r ~ mean |W o G|, B0 = -(step / s) sqrt(k / r) G A' (A A')^-1, s = alpha / sqrt(r)"
     parameters: ClassVar[str] = "about r (d + k) in the mean"
-    evidence: ClassVar[str] = "formulas of the released code: ranks, and the start as a least-squares solution"
+    evidence: ClassVar[str] = "ranks compared with the released formulas, the init with a least-squares solution"
     slots: ClassVar[tuple[str, ...]] = ("ranks", "init", "scale")
     requires: ClassVar[tuple[str, ...]] = ("pair", "scale")
     init_changes_output: ClassVar[bool] = True

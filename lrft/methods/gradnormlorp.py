@@ -36,7 +36,9 @@ class GradNormLorp(Projecting):
     kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2412.19616"
     equation: ClassVar[str] = "W = g v / |v|: g <- g - lr Adam(<G, u>), v <- v - lr factor Adam(G_v P') P"
-    evidence: ClassVar[str] = "a reconstruction: gradients against autograd; the released optimisers do not do this"
+    evidence: ClassVar[str] = (
+        "gradients compared with autograd; a reconstruction, the released optimisers do not implement it"
+    )
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps", "magnitude")
     requires: ClassVar[tuple[str, ...]] = ("dense",)
@@ -45,7 +47,7 @@ class GradNormLorp(Projecting):
     projection: Literal["svd", "randomized", "random", "dct", "coordinate"] = "svd"
     """The directions of v's step, as in galore."""
     every: Annotated[float, Field(gt=0)] = 500.0
-    """Steps from one projection to the next, or a share of the run when below 1. The authors' 500."""
+    """Steps between projection updates, or a fraction of the run when below 1. The authors' 500."""
     factor: Annotated[float, Field(gt=0)] = 4.0
     """On the step of v: the authors' 4, in fine-tuning."""
 

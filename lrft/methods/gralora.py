@@ -33,8 +33,8 @@ class Gralora(Method):
     paper: ClassVar[str] = "arXiv 2505.20355"
     equation: ClassVar[str] = "W + (alpha / r) [B_ji A_ji] over n x n blocks, each of rank r / n"
     parameters: ClassVar[str] = "r (d + k)"
-    exports: ClassVar[str] = "PEFT LoRA of rank n r, or merged"
-    evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    exports: ClassVar[str] = "PEFT LoRA of rank n r, or merged model"
+    evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "arXiv 2505.20355, and PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
@@ -55,7 +55,7 @@ class Gralora(Method):
         n, grid_rank = self.blocks, site.rank - self.hybrid_rank
         if site.d % n or site.k % n:
             raise ValueError(
-                f"gralora cuts {site.d} outputs and {site.k} inputs into {n} parts each, which does not come out even: "
+                f"gralora cuts {site.d} outputs and {site.k} inputs into {n} parts each, not a divisor: "
                 f"set blocks to a divisor of {math.gcd(site.d, site.k)}"
             )
         if grid_rank < n or grid_rank % n:

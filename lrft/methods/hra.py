@@ -32,7 +32,7 @@ class Hra(Method):
     equation: ClassVar[str] = "W (I - 2 u_1 u_1') ... (I - 2 u_r u_r'), u_i normalised"
     parameters: ClassVar[str] = "r k"
     exports: ClassVar[str] = "merged model only"
-    evidence: ClassVar[str] = "forward, merge, gradients and first values against PEFT 0.21"
+    evidence: ClassVar[str] = "forward, merge, gradients and init compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "docs/benchmark.md: 3 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)

@@ -37,9 +37,9 @@ class Increlora(Method):
         "W + (alpha / r) B diag(g) A, growing where the smoothed sum of |dW * dL/dW| / sqrt(d k) is large"
     )
     parameters: ClassVar[str] = "r' (d + k + 1), r' = over * rank; r (d + k + 1) at the end"
-    exports: ClassVar[str] = "PEFT LoRA of the components in use, or merged"
+    exports: ClassVar[str] = "PEFT LoRA of the active components, or merged model"
     evidence: ClassVar[str] = (
-        "formulas of the released code: scores from whole gradients, growth, warm-up of components"
+        "scores from full gradients, growth and component warm-up compared with the released formulas"
     )
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "as adalora, whose form and start it has"
@@ -48,7 +48,7 @@ class Increlora(Method):
     conflicts: ClassVar[tuple[str, ...]] = ("gradient",)  # it sums up the gradients of all passes of a step
 
     over: Annotated[float, Field(ge=1)] = 2.0
-    """The most that a layer can grow to, over the recipe's rank, which is the mean rank at the end; ours."""
+    """Maximum rank of a layer relative to the recipe's rank, the final mean rank; chosen by lrft."""
     grow: Annotated[int, Field(ge=1)] = 1
     """Components that a layer gets at a time: half the recipe's rank in the scripts."""
     begin: Annotated[float, Field(ge=0, le=1)] = 0.1

@@ -36,8 +36,8 @@ class Lamda(Method):
     paper: ClassVar[str] = "arXiv 2406.12832"
     equation: ClassVar[str] = "W + (alpha / r) B S A, A frozen, B frozen column by column"
     parameters: ClassVar[str] = "r (d + r), at the end r^2"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "update and start against the released code; svd is a reconstruction"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "update and init compared with the released code; init: svd is a reconstruction"
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "ours: ten times LoRA's best on a tiny task; the released scripts have 3e-4"
     slots: ClassVar[tuple[str, ...]] = ("update",)

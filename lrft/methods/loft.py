@@ -40,7 +40,8 @@ class Loft(Part):
     paper: ClassVar[str] = "arXiv 2505.21289"
     equation: ClassVar[str] = "B <- B - lr AdamW(G P_A) A' (A A')^-1, then the same of A"
     evidence: ClassVar[str] = (
-        "steps against the released code with its order of steps and, on both sides, S turned right"
+        "optimiser steps compared with the released code, with its order of steps and its transposed S corrected on "
+        "both sides"
     )
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "pair-gradient")
     requires: ClassVar[tuple[str, ...]] = ("pair",)

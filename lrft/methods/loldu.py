@@ -28,8 +28,8 @@ class Loldu(Method):
     paper: ClassVar[str] = "arXiv 2410.13618"
     equation: ClassVar[str] = "W + (alpha / r) P L diag(z) U, W = P L D U, the first r columns of L and rows of U"
     parameters: ClassVar[str] = "r"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "update against the released code, to rounding"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "update compared with the released code, to rounding"
     learning_rate: ClassVar[float] = 1e-2
     rate_source: ClassVar[str] = "as svfit, whose diagonal it trains"
     slots: ClassVar[tuple[str, ...]] = ("update",)

@@ -24,7 +24,7 @@ class Lora(Method):
     equation: ClassVar[str] = "W + (alpha / r) B A"
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "PEFT LoRA (unchanged) or merged model"
-    evidence: ClassVar[str] = "forward, merge and file against PEFT 0.21"
+    evidence: ClassVar[str] = "forward, merge and exported file compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "arXiv 2305.14314, LLaMA 7B and 13B"
     slots: ClassVar[tuple[str, ...]] = ("update",)

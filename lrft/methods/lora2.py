@@ -28,8 +28,8 @@ class Lora2(Method):
     paper: ClassVar[str] = "arXiv 2408.06854"
     equation: ClassVar[str] = "W + (alpha / r) B2 A2 diag(E) B1 A1; penalty mean |P P' - I|"
     parameters: ClassVar[str] = "p (d + k) + 2 r p + r, p the inner size"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "update and penalty against the released code; without its pruning"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "update and penalty compared with the released code; without its pruning"
     learning_rate: ClassVar[float] = 5e-3
     rate_source: ClassVar[str] = "ours: the paper's 8e-4 moves nothing within twenty steps"
     slots: ClassVar[tuple[str, ...]] = ("update",)

@@ -34,7 +34,9 @@ class LoraDropout(Part):
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2404.09610"
     equation: ClassVar[str] = "diag(m_out) dW diag(m_in); (1 - p)^2 dW after training"
-    evidence: ClassVar[str] = "from the paper; the factor after training is a reconstruction"
+    evidence: ClassVar[str] = (
+        "update compared with the mean over sampled masks; the inference factor is a reconstruction"
+    )
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "docs/benchmark.md: 3 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("forward",)
@@ -53,7 +55,7 @@ class LoraDropout(Part):
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if not isinstance(adapter, Delta) or adapter.factors() is None:
-            raise ValueError("lora-dropout does not go together with a part that changes more than A and B (dora)")
+            raise ValueError("lora-dropout conflicts with a part that changes more than A and B (dora)")
         return MaskedAdapter(adapter, 1 - self.p, inverted=self.rescale == "inverted", ensemble=self.ensemble)
 
 

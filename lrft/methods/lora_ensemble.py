@@ -30,15 +30,15 @@ class LoraEnsemble(Method):
     paper: ClassVar[str] = "arXiv 2310.00035"
     equation: ClassVar[str] = "mean over m of softmax(model with W + (alpha / r) B_m A_m)"
     parameters: ClassVar[str] = "members r (d + k)"
-    exports: ClassVar[str] = "a PEFT LoRA for each member; no single weight"
-    evidence: ClassVar[str] = "each member against LoRA alone, the mean against separate models"
+    exports: ClassVar[str] = "one PEFT LoRA per member; not mergeable"
+    evidence: ClassVar[str] = "each member compared with a single LoRA, the mean with separate models"
     learning_rate: ClassVar[float] = 2e-4
-    rate_source: ClassVar[str] = "as each member alone: lora"
+    rate_source: ClassVar[str] = "lora, as for a single member"
     slots: ClassVar[tuple[str, ...]] = ("update", "copies")
     provides: ClassVar[tuple[str, ...]] = ("scale",)
 
     members: Annotated[int, Field(ge=2)] = 5
-    """How many; the paper has 5."""
+    """Number of members; the paper uses 5."""
 
     def alpha(self, rank: int) -> float:
         return 2.0 * rank

@@ -28,7 +28,7 @@ class LoraFa(Method):
     equation: ClassVar[str] = "W + (alpha / r) B A, A frozen"
     parameters: ClassVar[str] = "r d (r k with frozen: B)"
     exports: ClassVar[str] = "PEFT LoRA (unchanged) or merged model"
-    evidence: ClassVar[str] = "forward and corrected gradient against PEFT 0.21"
+    evidence: ClassVar[str] = "forward and corrected gradient compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "docs/benchmark.md: 3 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)

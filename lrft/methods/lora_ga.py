@@ -33,9 +33,9 @@ class LoraGa(Part):
     kind: ClassVar[str] = "initialisation"
     paper: ClassVar[str] = "arXiv 2407.05000"
     equation: ClassVar[str] = "G = U S V', c = d^(1/4) / sqrt(gamma), A0 = c V[:, :r]', B0 = c U[:, r:2r]"
-    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
+    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the original base, or merged model"
     evidence: ClassVar[str] = (
-        "the decomposition of whole gradients by the released formula; directions against PEFT 0.21"
+        "init compared with the SVD of full gradients by the released formula; directions compared with PEFT 0.21"
     )
     learning_rate: ClassVar[float] = 5e-5
     rate_source: ClassVar[str] = "arXiv 2407.05000: 2e-5 for LLaMA-2-7B with a factor three times as large"
@@ -45,11 +45,11 @@ class LoraGa(Part):
     offset_from_init: ClassVar[bool] = True
 
     rows: Annotated[int, Field(ge=1)] = 8
-    """Rows of the training data whose gradient is looked at. 8 as in the released recipe."""
+    """Calibration rows for the gradient. 8 as in the released recipe."""
     rounds: Annotated[int, Field(ge=0)] = 1
-    """Power rounds that sharpen the directions; each passes twice over these rows. 1 is nearly the decomposition."""
+    """Power iterations, each with two passes over the calibration rows. 1 is close to the exact SVD."""
     gamma: Annotated[float, Field(gt=0)] = 16.0
-    """The start is as large as 1 / gamma: more is smaller. 16 as in the paper."""
+    """Init scale is 1 / gamma: larger gamma, smaller init. 16 as in the paper."""
 
     def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         found = gradient_triplets(context, self.rows, self.rounds, seed_of(context.seed, self.name), times=2)

@@ -38,15 +38,15 @@ class LoraGgpo(Part):
     equation: ClassVar[str] = (
         "W + dW + E in training, E_i from N(0, c_i^2 / d), c_i = sigma |(W + dW)_i| + beta |G_i|^2"
     )
-    evidence: ClassVar[str] = "a reconstruction after a third party's code"
+    evidence: ClassVar[str] = "reconstruction based on third-party code"
     slots: ClassVar[tuple[str, ...]] = ("forward",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
 
     sigma: Annotated[float, Field(ge=0)] = 0.03
-    """On the norms of the rows of the weight."""
+    """Coefficient of the row norms of the weight."""
     beta: Annotated[float, Field(ge=0)] = 0.01
-    """On the squared norms of the rows of the gradient."""
+    """Coefficient of the squared row norms of the gradient."""
 
     @cached_property
     def slopes(self) -> dict[str, Tensor]:

@@ -31,8 +31,8 @@ class LoraMini(Method):
     paper: ClassVar[str] = "arXiv 2411.15804"
     equation: ClassVar[str] = "W + (alpha / r) B_out B_in A_in A_out, the outer ones random"
     parameters: ClassVar[str] = "2 r a, a = max(2 r, 64)"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "reconstruction: starts and a"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "dense reference of the formula; init and a are a reconstruction"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is the same"
     slots: ClassVar[tuple[str, ...]] = ("update",)
@@ -41,7 +41,7 @@ class LoraMini(Method):
     width: Annotated[int, Field(ge=1)] | None = None
     """a, the inner size of both outer parts; null: 2 r, at least 64."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the outer parts, apart from the run's: part of the trained adapter."""
+    """Seed of the outer matrices, independent of training.seed; saved with the adapter."""
 
     def alpha(self, rank: int) -> float:
         return 2.0 * rank

@@ -35,17 +35,17 @@ class LoraOne(Part):
     kind: ClassVar[str] = "initialisation"
     paper: ClassVar[str] = "arXiv 2502.01235"
     equation: ClassVar[str] = "-G = U S V', A0 = sqrt(S / (gamma S_1)) V', B0 = U sqrt(S / (gamma S_1))"
-    evidence: ClassVar[str] = "the decomposition of whole gradients by the released formula"
+    evidence: ClassVar[str] = "init compared with the SVD of full gradients by the released formula"
     slots: ClassVar[tuple[str, ...]] = ("init",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     init_changes_output: ClassVar[bool] = True
 
     rows: Annotated[int, Field(ge=1)] = 8
-    """Rows of the training data whose gradient is looked at. 8 as in the released recipe."""
+    """Calibration rows for the gradient. 8 as in the released recipe."""
     rounds: Annotated[int, Field(ge=0)] = 1
-    """Power rounds that sharpen the directions; each passes twice over these rows. 1 is nearly the decomposition."""
+    """Power iterations, each with two passes over the calibration rows. 1 is close to the exact SVD."""
     gamma: Annotated[float, Field(gt=0)] = 128.0
-    """The first step is as large as s / gamma: more is smaller. 128 as in the released recipe."""
+    """The initial update has size s / gamma: larger gamma, smaller update. 128 as in the released recipe."""
 
     def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         found = gradient_triplets(context, self.rows, self.rounds, seed_of(context.seed, self.name), times=1)

@@ -20,14 +20,14 @@ class LoraPlus(Part):
     kind: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "arXiv 2402.12354"
     equation: ClassVar[str] = "lr(B) = ratio lr(A)"
-    evidence: ClassVar[str] = "groups against PEFT 0.21 create_loraplus_optimizer"
+    evidence: ClassVar[str] = "parameter groups compared with PEFT 0.21 create_loraplus_optimizer"
     learning_rate: ClassVar[float] = 5e-5
     rate_source: ClassVar[str] = "docs/benchmark.md: a third of LoRA's best, of A; B has ratio times as much"
     slots: ClassVar[tuple[str, ...]] = ("pair-rates",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
 
     ratio: Annotated[float, Field(gt=0)] = 16.0
-    """Learning rate of B over that of A. 16 is the paper's starting point; lower the base rate with it."""
+    """Learning rate of B relative to A. 16 is the paper's starting point; lower the base rate with it."""
 
     def lr_factors(self) -> dict[str, float]:
         return {"B": self.ratio}

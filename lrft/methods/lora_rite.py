@@ -32,7 +32,7 @@ class LoraRite(Part):
     kind: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "arXiv 2410.20625"
     equation: ClassVar[str] = "A' <- A' - lr M R^-T, M the mean of U V^(-1/2), U = grad(A') R^-1 for B = Q R; B alike"
-    evidence: ClassVar[str] = "twelve steps of three pairs against the released code, in float64"
+    evidence: ClassVar[str] = "twelve steps of three pairs compared with the released code, in float64"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "pair-gradient")
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("pair-rates", "magnitude", "restart", "entries")

@@ -38,16 +38,16 @@ class LoraSb(Method):
     paper: ClassVar[str] = "arXiv 2411.19557"
     equation: ClassVar[str] = "W + B R A, -eta sign(G) = U S V', B = U, A = V', R0 = S"
     parameters: ClassVar[str] = "r^2"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "the decomposition of the whole gradients' signs by the released formula"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "init compared with the SVD of the full gradients' signs by the released formula"
     learning_rate: ClassVar[float] = 5e-4
-    rate_source: ClassVar[str] = "arXiv 2411.19557: 1e-4 at rank 96, a step grows with the rank"
+    rate_source: ClassVar[str] = "arXiv 2411.19557: 1e-4 at rank 96, step size grows with rank"
     slots: ClassVar[tuple[str, ...]] = ("update", "init")
     provides: ClassVar[tuple[str, ...]] = ("delta",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
 
     rows: Annotated[int, Field(ge=1)] = 50
-    """Rows of the training data whose gradient is looked at. 50 as in the released recipe for mathematics."""
+    """Calibration rows for the gradient. 50 as in the released recipe for mathematics."""
     svd: Literal["randomized", "exact"] = "randomized"
     """randomized: within 2 % of the leading energy; exact: the full decomposition, slow for large layers."""
 

@@ -23,8 +23,8 @@ class LoraXs(Method):
     paper: ClassVar[str] = "arXiv 2405.17604"
     equation: ClassVar[str] = "W + (alpha / r) B R A, B = U, A = S V'"
     parameters: ClassVar[str] = "r^2"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "the decomposition of the weight by the released formula, in float64"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "init compared with the SVD of the weight by the released formula, in float64"
     learning_rate: ClassVar[float] = 4e-3
     rate_source: ClassVar[str] = "arXiv 2405.17604, Mistral-7B"
     slots: ClassVar[tuple[str, ...]] = ("update",)

@@ -31,10 +31,10 @@ class LorbCorrelation(Part):
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2309.15223"
     equation: ClassVar[str] = "loss + c mean of the squared correlations between two features over the rows"
-    evidence: ClassVar[str] = "a reconstruction from descriptions of the paper"
+    evidence: ClassVar[str] = "reconstruction from descriptions of the paper"
 
     strength: Annotated[float, Field(ge=0)] = 0.01
-    """c; of no published source."""
+    """c, weight of the penalty; no published value, default chosen by lrft."""
 
     @cached_property
     def seen(self) -> dict[str, Tensor]:

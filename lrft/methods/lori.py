@@ -32,7 +32,7 @@ class Lori(Method):
     equation: ClassVar[str] = "W + (alpha / r) (M * B) A, A frozen, M the largest of |B| over all layers"
     parameters: ClassVar[str] = "r d, of which (1 - sparsity) after the first phase"
     exports: ClassVar[str] = "PEFT LoRA (unchanged) or merged model"
-    evidence: ClassVar[str] = "masks and steps by the rules of the released code; forward, merge against PEFT 0.21"
+    evidence: ClassVar[str] = "masks and steps compared with the released rules; forward and merge with PEFT 0.21"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "lora's, with sparse_rate times as much under the mask: docs/benchmark.md"
     slots: ClassVar[tuple[str, ...]] = ("update", "entries")
@@ -43,7 +43,7 @@ class Lori(Method):
     calibration: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the run that finds the mask; B then starts again from zero. The authors train as long as afterwards."""
     sparse_rate: Annotated[float, Field(gt=0)] = 10.0
-    """Learning rate under the mask over that before it. The authors' scripts have 10, and 5 or 20 in two of them."""
+    """Learning rate in the masked phase relative to the first. The authors' scripts use 10, two of them 5 or 20."""
 
     @cached_property
     def masks(self) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ class Lorma(Method):
     equation: ClassVar[str] = "(I + s B A) W, or s shift(B A) W"
     parameters: ClassVar[str] = "2 r d, or 2 r k on the inputs' side"
     exports: ClassVar[str] = "merged model only"
-    evidence: ClassVar[str] = "dense matrices of the formula, in float64"
+    evidence: ClassVar[str] = "dense reference of the formula, in float64"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "arXiv 2506.07621, LLaMA-3-8B"
     slots: ClassVar[tuple[str, ...]] = ("update",)

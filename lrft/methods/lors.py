@@ -33,14 +33,14 @@ class Lors(Method):
     paper: ClassVar[str] = "arXiv 2501.08582"
     equation: ClassVar[str] = "(W + (alpha / r) B A) o (W != 0), o entry by entry"
     parameters: ClassVar[str] = "r (d + k)"
-    exports: ClassVar[str] = "merged only"
-    evidence: ClassVar[str] = "output and gradients against the released code"
+    exports: ClassVar[str] = "merged model only"
+    evidence: ClassVar[str] = "output and gradients compared with the released code"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is the same"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("scale",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
-    quantization_conflict: ClassVar[str] = "keeps the zeros of a pruned weight, and quantisation makes others"
+    quantization_conflict: ClassVar[str] = "preserves the zeros of a pruned weight, which quantisation changes"
 
     gradient: Literal["exact", "released"] = "exact"
     """Of A and B; released: without the mask and the factor, cheaper and not the loss's own."""

@@ -38,8 +38,8 @@ class Lorta(Method):
         "W + (alpha / r) [B diag(C_h[h] C_l C_m) A'] over heads h, factors the same for all layers"
     )
     parameters: ClassVar[str] = "r (width + head + heads + layers + matrices), once for the model"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "update and starts against the released code, transposed to its side of heads"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "update and init compared with the released code, transposed to its head dimension"
     learning_rate: ClassVar[float] = 1e-3
     rate_source: ClassVar[str] = "ours: three times LoRA's best on a tiny task; the paper has 5e-5 for preferences"
     slots: ClassVar[tuple[str, ...]] = ("update",)
@@ -89,7 +89,7 @@ def place_of(site: Site, head_dim: int) -> Place:
     if inner % head_dim:
         side = "inputs" if writes else "outputs"
         raise ValueError(
-            f"{site.name}: {inner} {side} are no multiple of {head_dim}: set lorta's head_dim to that of the model, "
+            f"{site.name}: {inner} {side} are not a multiple of {head_dim}: set lorta's head_dim to that of the model, "
             "or leave the layer out with exclude_modules"
         )
     return Place(width, head_dim, inner // head_dim, writes)

@@ -28,8 +28,8 @@ class Lotr(Method):
     paper: ClassVar[str] = "arXiv 2402.01376"
     equation: ClassVar[str] = "W + (alpha / r) L G R, L and R the same for all layers of a shape"
     parameters: ClassVar[str] = "r^2, and r (d + k) once for each shape"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "dense Tucker tensors by the formula of the released code, in float64"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "update compared with dense Tucker tensors by the released formula, in float64"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "docs/benchmark.md: LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)

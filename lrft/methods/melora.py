@@ -29,15 +29,15 @@ class Melora(Method):
     paper: ClassVar[str] = "arXiv 2402.17263"
     equation: ClassVar[str] = "W + (alpha / r) blockdiag(B_1 A_1, ..., B_n A_n)"
     parameters: ClassVar[str] = "r (d + k)"
-    exports: ClassVar[str] = "PEFT LoRA of rank n r, or merged"
-    evidence: ClassVar[str] = "blocks one by one by the formula of the released code, in float64"
+    exports: ClassVar[str] = "PEFT LoRA of rank n r, or merged model"
+    evidence: ClassVar[str] = "update compared block by block with the released formula, in float64"
     learning_rate: ClassVar[float] = 3e-4
     rate_source: ClassVar[str] = "arXiv 2402.17263, LLaMA-2-7B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
 
     minis: Annotated[int, Field(ge=1)] = 8
-    """How many mini LoRAs, n; each has the recipe's rank (the authors: 8 of rank 1)."""
+    """n, number of mini LoRAs; each has the recipe's rank (the authors: 8 of rank 1)."""
 
     def alpha(self, rank: int) -> float:
         return 16.0

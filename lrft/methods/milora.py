@@ -23,7 +23,7 @@ class Milora(Part):
     kind: ClassVar[str] = "initialisation"
     paper: ClassVar[str] = "arXiv 2406.09044"
     equation: ClassVar[str] = "A0 = sqrt(S/s) V', B0 = U sqrt(S/s), the last r; W + s (B A - B0 A0)"
-    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
+    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the original base, or merged model"
     evidence: ClassVar[str] = "reconstruction"
     learning_rate: ClassVar[float] = 3e-4
     rate_source: ClassVar[str] = "arXiv 2406.09044, LLaMA-2-7B"

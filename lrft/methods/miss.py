@@ -30,8 +30,8 @@ class Miss(Method):
     paper: ClassVar[str] = "arXiv 2409.15371"
     equation: ClassVar[str] = "W + D.T [I I I ...]"
     parameters: ClassVar[str] = "r d, or r m"
-    exports: ClassVar[str] = "PEFT LoRA of rank r, or merged"
-    evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    exports: ClassVar[str] = "PEFT LoRA of rank r, or merged model"
+    evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)

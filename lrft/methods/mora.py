@@ -40,7 +40,7 @@ class Mora(Method):
     equation: ClassVar[str] = "W x + decompress(M compress(x))"
     parameters: ClassVar[str] = "R^2, R = round(sqrt(r (d + k)))"
     exports: ClassVar[str] = "merged model only"
-    evidence: ClassVar[str] = "dense matrices by the formulas of the released code, all types, in float64"
+    evidence: ClassVar[str] = "update compared with dense matrices by the released formulas, all types, in float64"
     learning_rate: ClassVar[float] = 3e-4
     rate_source: ClassVar[str] = "the released recipe for MetaMathQA, type 6"
     slots: ClassVar[tuple[str, ...]] = ("update",)

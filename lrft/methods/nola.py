@@ -34,8 +34,8 @@ class Nola(Method):
     paper: ClassVar[str] = "arXiv 2310.02556"
     equation: ClassVar[str] = "W + (alpha / r) (sum b_i B_i) (A_0 + sum a_i A_i)"
     parameters: ClassVar[str] = "2 n"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "from the paper"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "dense reference of the paper's formula"
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "docs/benchmark.md: 10 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
@@ -45,7 +45,7 @@ class Nola(Method):
     """n, the random matrices for each of A and B. 512 as for GPT-2 in the paper; the authors' LLaMA code has 128. Each
     step costs n r (d + k) products per layer, twice."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the random matrices, apart from the run's: part of the trained adapter."""
+    """Seed of the random matrices, independent of training.seed; saved with the adapter."""
 
     def alpha(self, rank: int) -> float:
         return float(rank)

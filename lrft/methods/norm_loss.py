@@ -32,7 +32,7 @@ class NormLoss(Part):
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2103.06583"
     equation: ClassVar[str] = "loss + c sum over rows (|w + dw| - |w|)^2"
-    evidence: ClassVar[str] = "the paper's form on the factors; on the weight a reconstruction"
+    evidence: ClassVar[str] = "the paper's form on the factors; on: weight is a reconstruction"
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
 

@@ -28,11 +28,11 @@ class NuclearNorm(Part):
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2405.14544"
     equation: ClassVar[str] = "loss + c sum over layers |dW|_*, at most s (|A|^2 + |B|^2) / 2"
-    evidence: ClassVar[str] = "from the paper"
+    evidence: ClassVar[str] = "penalty compared with the singular values of the dense update"
     requires: ClassVar[tuple[str, ...]] = ("pair",)
 
     strength: Annotated[float, Field(ge=0)] = 1e-4
-    """c; nothing is published for adapters, the default is ours."""
+    """c, weight of the penalty; no published value for adapters, default chosen by lrft."""
     form: Literal["bound", "exact"] = "bound"
     """bound: the squares of A and B; exact: the singular values themselves, by a decomposition of r x r."""
     after: Annotated[float, Field(ge=0, lt=1)] = 0.1

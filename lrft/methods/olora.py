@@ -22,8 +22,8 @@ class Olora(Part):
     kind: ClassVar[str] = "initialisation"
     paper: ClassVar[str] = "arXiv 2406.01775"
     equation: ClassVar[str] = "W = Q R, A0 = R[:r], B0 = Q[:, :r]; W + s (B A - B0 A0)"
-    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
-    evidence: ClassVar[str] = "first values and forward against PEFT 0.21"
+    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the original base, or merged model"
+    evidence: ClassVar[str] = "init and forward compared with PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("init",)
     requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
     offset_from_init: ClassVar[bool] = True

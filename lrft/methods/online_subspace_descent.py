@@ -33,7 +33,7 @@ class OnlineSubspaceDescent(Projecting):
     kind: ClassVar[str] = "full-weight optimisation"
     paper: ClassVar[str] = "arXiv 2408.12857"
     equation: ClassVar[str] = "W <- W - lr factor Adam(G P') P, P <- AdamW of |U P'P - U|^2 for U = G / |G|"
-    evidence: ClassVar[str] = "steps against the released code, with its decay of P"
+    evidence: ClassVar[str] = "optimiser steps compared with the released code, including its decay of P"
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "three times full's best on a tiny task, as galore's"
     on: ClassVar[str] = "full"
@@ -44,7 +44,7 @@ class OnlineSubspaceDescent(Projecting):
     every: Annotated[float, Field(gt=0)] = 200.0
     """1 over the rate at which the directions learn; the authors' 200. A share of the run when below 1."""
     factor: Annotated[float, Field(gt=0)] = 0.25
-    """On the step: 0.25 in the authors' pretraining."""
+    """Scaling factor of the step: 0.25 in the authors' pretraining."""
     decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of P."""
 

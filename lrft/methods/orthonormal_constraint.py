@@ -28,7 +28,7 @@ class OrthonormalConstraint(Part):
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2306.01485"
     equation: ClassVar[str] = "loss + c sum_i max(0, |s_i - m| - tau m)^2, s the singular values of dW, m their mean"
-    evidence: ClassVar[str] = "a reconstruction: the paper's set, as a penalty on the update"
+    evidence: ClassVar[str] = "reconstruction: the paper's constraint as a penalty on the update"
     requires: ClassVar[tuple[str, ...]] = ("pair",)
 
     strength: Annotated[float, Field(ge=0)] = 0.1

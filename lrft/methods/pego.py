@@ -33,7 +33,7 @@ class Pego(Part):
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2407.15085"
     equation: ClassVar[str] = "loss + c (sum_i |W dW_i'|_1 + sum_{i<j} |dW_i dW_j'|_1)"
-    evidence: ClassVar[str] = "formula of the released code, in float64"
+    evidence: ClassVar[str] = "penalty compared with the released formula, in float64"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "the released script"
     requires: ClassVar[tuple[str, ...]] = ("pair",)
@@ -49,13 +49,13 @@ class Pego(Part):
     reduction: Literal["sum", "mean"] = "sum"
     """sum as published; mean divides each sum by its number of entries (ours)."""
     every: Annotated[int, Field(ge=1)] = 1
-    """The term is added in every n-th step only."""
+    """Apply the penalty every n-th step."""
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         rank = adapter.site.rank
         if rank % self.groups:
             raise ValueError(
-                f"pego cuts rank {rank} into {self.groups} groups, which does not come out even: "
+                f"pego cuts rank {rank} into {self.groups} groups, not a divisor: "
                 f"use a multiple of {self.groups} as rank, or other groups"
             )
         return adapter

@@ -22,10 +22,10 @@ class Pissa(Part):
     kind: ClassVar[str] = "initialisation"
     paper: ClassVar[str] = "arXiv 2404.02948"
     equation: ClassVar[str] = "A0 = sqrt(S/s) V', B0 = U sqrt(S/s); W + s (B A - B0 A0)"
-    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
-    evidence: ClassVar[str] = "first values and converted file against PEFT 0.21"
+    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the original base, or merged model"
+    evidence: ClassVar[str] = "init and converted file compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 5e-5
-    rate_source: ClassVar[str] = "arXiv 2404.02948: 2e-5 for LLaMA-2-7B at rank 128, a step grows with the rank"
+    rate_source: ClassVar[str] = "arXiv 2404.02948: 2e-5 for LLaMA-2-7B at rank 128, step size grows with rank"
     slots: ClassVar[tuple[str, ...]] = ("init",)
     requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
     offset_from_init: ClassVar[bool] = True
@@ -34,7 +34,7 @@ class Pissa(Part):
     svd: Literal["randomized", "exact"] = "randomized"
     """randomized: within 2 % of the leading energy; exact: the full decomposition, slow for large layers."""
     iterations: Annotated[int, Field(ge=0)] = 6
-    """Iterations of the randomized decomposition; each looks at the weight twice."""
+    """Iterations of the randomized SVD; each makes two passes over the weight."""
 
     def initialize(self, adapter: Any, W0: Tensor) -> None:
         r, scale = adapter.site.rank, adapter.site.scale
@@ -48,6 +48,6 @@ class Pissa(Part):
         if scales == {1.0}:
             return []
         return [
-            "pissa: with this start the factor only multiplies the learning rate by its square root; "
-            "the paper has alpha = r."
+            "pissa: with this init the scaling factor only multiplies the learning rate by its square root; "
+            "the paper uses alpha = r."
         ]

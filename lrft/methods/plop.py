@@ -31,13 +31,13 @@ class Plop(Part):
     kind: ClassVar[str] = "placement"
     paper: ClassVar[str] = "arXiv 2506.20629"
     equation: ClassVar[str] = "layers with the lowest mean of |W x| / |x| sqrt(k) / |W|"
-    evidence: ClassVar[str] = "formula of the released code, its random baseline in closed form"
+    evidence: ClassVar[str] = "scores compared with the released formula, its random baseline in closed form"
     slots: ClassVar[tuple[str, ...]] = ("placement",)
 
     kinds: Annotated[int, Field(ge=1)] = 3
-    """How many kinds of layers, of those that the recipe targets, get adapters (ours: the paper leaves it open)."""
+    """Number of module types, among the target modules, that get adapters (not specified by the paper)."""
     rows: Annotated[int, Field(ge=1)] = 100
-    """Rows of the data to look at. The authors': 100."""
+    """Calibration rows. The authors use 100."""
 
     def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         """For each site its "score" ()."""

@@ -24,7 +24,7 @@ class Preconditioned(Part):
     kind: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "arXiv 2402.02347"
     equation: ClassVar[str] = "(B' B + damping)^-1 g_A, g_B (A A' + damping)^-1, then AdamW"
-    evidence: ClassVar[str] = "steps against PEFT 0.21 create_riemannian_optimizer"
+    evidence: ClassVar[str] = "optimiser steps compared with PEFT 0.21 create_riemannian_optimizer"
     slots: ClassVar[tuple[str, ...]] = ("pair-gradient",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("pair-rates",)

@@ -24,7 +24,7 @@ class Prilora(Part):
     kind: ClassVar[str] = "ranks"
     paper: ClassVar[str] = "arXiv 2401.11316"
     equation: ClassVar[str] = "rank of block l of 0 to L - 1: r (1 - spread + 2 spread l / (L - 1))"
-    evidence: ClassVar[str] = "from the paper, its ranks only"
+    evidence: ClassVar[str] = "ranks compared with the paper's formula; only its ranks are implemented"
     slots: ClassVar[tuple[str, ...]] = ("ranks",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
 

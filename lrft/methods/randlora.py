@@ -33,7 +33,7 @@ class Randlora(Method):
     equation: ClassVar[str] = "W + (alpha / r) sum_j B_j diag(L_j) A diag(G_j), A and B random, the same for all layers"
     parameters: ClassVar[str] = "ceil(m / r) (r + m), m = min(d, k)"
     exports: ClassVar[str] = "merged model only"
-    evidence: ClassVar[str] = "forward, merge against PEFT 0.21"
+    evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "the released recipe for commonsense, and PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
@@ -45,7 +45,7 @@ class Randlora(Method):
     by_count: bool = False
     """Divide the update by sqrt(n) as well, as the authors' code does; their alpha is then 2 r."""
     seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 0
-    """Of A and B, apart from the run's: part of the trained adapter."""
+    """Seed of A and B, independent of training.seed; saved with the adapter."""
 
     def alpha(self, rank: int) -> float:
         return 20.0 * rank

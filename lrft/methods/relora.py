@@ -29,22 +29,24 @@ class Relora(Part):
     kind: ClassVar[str] = "restart"
     paper: ClassVar[str] = "arXiv 2307.05695"
     equation: ClassVar[str] = "W + dW_1 + ... + dW_n + dW"
-    exports: ClassVar[str] = "PEFT LoRA of rank (restarts + 1) r where the method is a LoRA, or merged"
-    evidence: ClassVar[str] = "rules of the released code; its dead first cycle is not kept"
+    exports: ClassVar[str] = "PEFT LoRA of rank (restarts + 1) r over a LoRA, or merged model"
+    evidence: ClassVar[str] = (
+        "restart schedule compared with the released code; its no-op first cycle is not reproduced"
+    )
     slots: ClassVar[tuple[str, ...]] = ("restart",)
     requires: ClassVar[tuple[str, ...]] = ("delta", "redrawable")
     conflicts: ClassVar[tuple[str, ...]] = ("init", "ranks", "entries")
 
     restarts: Annotated[int, Field(ge=0)] = 3
-    """How many. The paper restarts every 1000 to 5000 steps."""
+    """Number of restarts. The paper restarts every 1000 to 5000 steps."""
     moments: Literal["zero", "prune", "forget"] = "zero"
-    """Adam's moments at a restart: zero; the smallest nine tenths zero; zero and counting steps anew, as in COLA."""
+    """Adam's moments at a restart: zero; zero for the smallest 90 %; or zero with the step count reset, as in COLA."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of each part of the run in which the learning rate rises again from zero."""
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if not isinstance(adapter, Delta):
-            raise TypeError(f"{adapter.site.name}: relora restarts an update that is added to the weight")
+            raise TypeError(f"{adapter.site.name}: relora requires an additive update")
         return Folded(adapter, self.restarts)
 
     def period(self, run: Run) -> int:
@@ -69,7 +71,7 @@ class Relora(Part):
                 if isinstance(module, Folded):
                     fresh = run.fresh(module.site, len(module.terms()))
                     if not isinstance(fresh, Delta):
-                        raise TypeError("a fresh update is no update")
+                        raise TypeError("a fresh update must be zero")
                     module.fold(fresh)
                     for parameter in module.inner.parameters():
                         self.forget(run, parameter)

@@ -33,8 +33,10 @@ class Reslora(Method):
     paper: ClassVar[str] = "arXiv 2402.18039"
     equation: ClassVar[str] = "W_n + (alpha / r) (B_n A_n + ... + B_{n-p} A_{n-p})"
     parameters: ClassVar[str] = "r (d + k)"
-    exports: ClassVar[str] = "PEFT LoRA of rank (p + 1) r, or merged"
-    evidence: ClassVar[str] = "output against the released code's block shortcut; without its other two"
+    exports: ClassVar[str] = "PEFT LoRA of rank (p + 1) r, or merged model"
+    evidence: ClassVar[str] = (
+        "output compared with the released code's block shortcut; its two other shortcuts are not included"
+    )
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "released scripts"
     slots: ClassVar[tuple[str, ...]] = ("update",)

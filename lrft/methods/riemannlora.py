@@ -45,8 +45,8 @@ class RiemannLora(Part):
     kind: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "arXiv 2507.12142"
     equation: ClassVar[str] = "dW <- the r leading singular triplets of dW - lr H, H the momentum on the manifold"
-    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
-    evidence: ClassVar[str] = "a reconstruction of the papers' algorithms, against dense formulas"
+    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the original base, or merged model"
+    evidence: ClassVar[str] = "reconstruction of the papers' algorithms, compared with dense formulas"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "pair-gradient", "init")
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("scale", "pair-rates", "magnitude", "restart", "steps", "entries")
@@ -73,7 +73,7 @@ class RiemannLora(Part):
             most = min(site.d, site.k) // (2 if self.init == "loi" else 1)
             if site.rank > most:
                 raise ValueError(
-                    f"rank {site.rank} is too much for the {site.d} x {site.k} {site.name}: at most {most}"
+                    f"rank {site.rank} is too large for the {site.d} x {site.k} {site.name}: at most {most}"
                 )
         if self.init == "zero":
             return {}

@@ -31,7 +31,7 @@ class Roselora(Part):
     equation: ClassVar[str] = (
         "M <- 0.8 M + 0.2 |p grad p|; p = 0 where M is below the (1 - q) quantile of its row/column"
     )
-    evidence: ClassVar[str] = "the rule of the released code entry by entry, in plain Python"
+    evidence: ClassVar[str] = "masks compared entry by entry with the released rule, in plain Python"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "docs/benchmark.md: 3 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("entries",)
@@ -39,9 +39,9 @@ class Roselora(Part):
     conflicts: ClassVar[tuple[str, ...]] = ("init",)
 
     keep: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Share of entries that is left at the end; 0.05 is that of the editing experiments."""
+    """Final fraction of nonzero entries; 0.05 is that of the editing experiments."""
     begin: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the run before anything is set to zero."""
+    """Fraction of the run before pruning starts."""
     end: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the run after which `keep` holds; between, the share kept falls by a cubic curve."""
     limit: Annotated[float, Field(gt=0)] | None = None

@@ -17,7 +17,7 @@ class RsLora(Part):
     kind: ClassVar[str] = "scaling"
     paper: ClassVar[str] = "arXiv 2312.03732"
     equation: ClassVar[str] = "s = alpha / sqrt(r)"
-    evidence: ClassVar[str] = "forward, merge and file against PEFT 0.21"
+    evidence: ClassVar[str] = "forward, merge and exported file compared with PEFT 0.21"
     slots: ClassVar[tuple[str, ...]] = ("scale",)
     requires: ClassVar[tuple[str, ...]] = ("scale",)
 

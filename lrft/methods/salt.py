@@ -32,8 +32,8 @@ class Salt(Method):
     paper: ClassVar[str] = "arXiv 2503.16055"
     equation: ClassVar[str] = "W + U1 diag(relu(a s + b) - s) V1' + U2 X Y V2', U and V the singular vectors of W"
     parameters: ClassVar[str] = "2 n + 2 r (m - n), m = min(d, k), n = ratio m"
-    exports: ClassVar[str] = "PEFT LoRA of rank r + n, or merged"
-    evidence: ClassVar[str] = "weight against the released code where its relu clips nothing"
+    exports: ClassVar[str] = "PEFT LoRA of rank r + n, or merged model"
+    evidence: ClassVar[str] = "weight compared with the released code where its relu does not clip"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is the same"
     slots: ClassVar[tuple[str, ...]] = ("update",)

@@ -30,8 +30,8 @@ class Singlora(Method):
     paper: ClassVar[str] = "arXiv 2507.05566"
     equation: ClassVar[str] = "W + (alpha / r) u A[:d] A[:k]', u from 0 to 1"
     parameters: ClassVar[str] = "r max(d, k)"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "from the paper; the size of its start is ours"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "dense reference of the paper's formula; the init scale is chosen by lrft"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "docs/benchmark.md: LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)

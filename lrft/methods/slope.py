@@ -31,7 +31,7 @@ class Slope(Part):
     paper: ClassVar[str] = "arXiv 2405.16325"
     equation: ClassVar[str] = "dW + B A / r in the last 1 % of the steps, dW alone before"
     parameters: ClassVar[str] = "those of the method and r (d + k)"
-    evidence: ClassVar[str] = "rules of the released code, its lazy adapters only"
+    evidence: ClassVar[str] = "schedule compared with the released code; only its lazy adapters are included"
     on: ClassVar[str] = "full"
     requires: ClassVar[tuple[str, ...]] = ("delta",)
     conflicts: ClassVar[tuple[str, ...]] = ("optimizer", "magnitude", "forward")
@@ -42,7 +42,7 @@ class Slope(Part):
 
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if not isinstance(adapter, Delta):
-            raise TypeError(f"{adapter.site.name}: slope adds to an update that is added to the weight")
+            raise TypeError(f"{adapter.site.name}: slope requires an additive update")
         return Lazy(adapter)
 
     @torch.no_grad()

@@ -31,8 +31,8 @@ class Sltrain(Method):
     paper: ClassVar[str] = "arXiv 2406.02214"
     equation: ClassVar[str] = "W + (alpha / r) B A + V, V zero but for a share of its entries"
     parameters: ClassVar[str] = "r (d + k) + density d k"
-    exports: ClassVar[str] = "merged only"
-    evidence: ClassVar[str] = "update against the released code's formula; as an adapter a reconstruction"
+    exports: ClassVar[str] = "merged model only"
+    evidence: ClassVar[str] = "update compared with the released formula; use as an adapter is a reconstruction"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is near"
     slots: ClassVar[tuple[str, ...]] = ("update",)
@@ -41,7 +41,7 @@ class Sltrain(Method):
     density: Annotated[float, Field(gt=0, le=1)] = 0.03
     """Share of the weight's entries that are trained one by one. The paper: 0.03, for 7B 0.05."""
     positions_seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 0
-    """Draws the positions: part of the trained adapter."""
+    """Seed of the positions; saved with the adapter."""
 
     def alpha(self, rank: int) -> float:
         return 2.0 * rank

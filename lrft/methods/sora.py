@@ -28,8 +28,8 @@ class Sora(Method):
     paper: ClassVar[str] = "arXiv 2311.11696"
     equation: ClassVar[str] = "W + (alpha / r) B diag(g) A; g <- sign(g) max(|g| - lr strength, 0)"
     parameters: ClassVar[str] = "r (d + k + 1)"
-    exports: ClassVar[str] = "PEFT LoRA of the components that are left, or merged"
-    evidence: ClassVar[str] = "formulas of the released code, in float64: gates, thresholds, gradients"
+    exports: ClassVar[str] = "PEFT LoRA of the remaining components, or merged model"
+    evidence: ClassVar[str] = "gates, thresholds and gradients compared with the released formulas, in float64"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "docs/benchmark.md: LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
@@ -41,7 +41,7 @@ class Sora(Method):
     """Of the threshold; none is 0.375 for soft and 3e-4 for released, which are one threshold at the authors' rate of
     8e-4. Gates start near 1: a run of few steps at a low rate reaches zero only with a higher gate_ratio."""
     gate_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """Learning rate of the gates over that of A and B, and with it the threshold of the rule soft."""
+    """Learning rate of the gates relative to A and B; also scales the threshold of rule: soft."""
     l1: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean of |g| in the loss. Not in the paper; the authors' scripts have 10."""
 

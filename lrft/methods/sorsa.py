@@ -27,12 +27,12 @@ class Sorsa(Method):
     paper: ClassVar[str] = "arXiv 2409.00055"
     equation: ClassVar[str] = "W + B diag(sigma) A - its start U S V'; penalty mean |A A' - I|, |B' B - I|"
     parameters: ClassVar[str] = "r (d + k + 1)"
-    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
+    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the original base, or merged model"
     evidence: ClassVar[str] = (
-        "formulas of the released code, in float64: start, forward, and the penalty against autograd"
+        "init and forward compared with the released formulas, in float64; the penalty's gradient with autograd"
     )
     learning_rate: ClassVar[float] = 5e-5
-    rate_source: ClassVar[str] = "arXiv 2409.00055: 3e-5 for LLaMA-2-7B at rank 128, a step grows with the rank"
+    rate_source: ClassVar[str] = "arXiv 2409.00055: 3e-5 for LLaMA-2-7B at rank 128, step size grows with rank"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)

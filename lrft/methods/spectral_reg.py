@@ -37,7 +37,7 @@ class SpectralReg(Part):
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2406.06811"
     equation: ClassVar[str] = "loss + c (s1(W + dW) / s1(W) - 1)^2, s1 the largest singular value"
-    evidence: ClassVar[str] = "a reconstruction: the paper's penalty with the frozen weight's value as target"
+    evidence: ClassVar[str] = "reconstruction: the paper's penalty with the frozen weight's value as target"
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
 

@@ -36,15 +36,15 @@ class Sst(Method):
     paper: ClassVar[str] = "arXiv 2405.15481"
     equation: ClassVar[str] = "U diag(S) V': S, and columns I of U and V along G V_I and G' U_I"
     parameters: ClassVar[str] = "m (d + k + 1), m the smaller of d and k; r (d + k) + m at a time"
-    exports: ClassVar[str] = "merged only"
-    evidence: ClassVar[str] = "a reconstruction from the paper; gradients against autograd"
+    exports: ClassVar[str] = "merged model only"
+    evidence: ClassVar[str] = "reconstruction from the paper; gradients compared with autograd"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is the same"
     slots: ClassVar[tuple[str, ...]] = ("update", "init")
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "steps", "restart", "forward")
     quantization_conflict: ClassVar[str] = (
-        "replaces the weight by its singular vectors, beside which its codes save nothing"
+        "keeps the weight's full singular vectors, so quantising the base saves no memory"
     )
 
     every: Annotated[float, Field(gt=0)] = 200.0

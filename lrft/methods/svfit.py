@@ -27,8 +27,10 @@ class Svfit(Method):
     paper: ClassVar[str] = "arXiv 2409.05926"
     equation: ClassVar[str] = "W + U diag(z) V', U and V the r leading singular vectors of W"
     parameters: ClassVar[str] = "r"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "from the paper's abstract; no factor and no bound on z are known"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = (
+        "dense reference of the abstract's formula; scaling factor and bounds on z are not published"
+    )
     learning_rate: ClassVar[float] = 1e-2
     rate_source: ClassVar[str] = "ours, from the size of its update; ten times LoRA's best on a tiny task"
     slots: ClassVar[tuple[str, ...]] = ("update",)

@@ -27,7 +27,9 @@ class TempBalance(Part):
     kind: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "arXiv 2410.12178"
     equation: ClassVar[str] = "lr by alpha = 1 + n / sum ln(x_i / x_min) over the n largest eigenvalues x of W' W"
-    evidence: ClassVar[str] = "formulas of the released code, in float64, and planted exponents"
+    evidence: ClassVar[str] = (
+        "exponents compared with the released formulas, in float64, and with matrices of known exponents"
+    )
 
     form: Literal["linear", "sigmoid", "sqrt"] = "linear"
     """linear: from lowest to highest between the extreme alphas; sigmoid: 10^(strength (sigmoid - 1/2)) of alpha less

@@ -29,17 +29,17 @@ class Vera(Method):
     paper: ClassVar[str] = "arXiv 2310.11454"
     equation: ClassVar[str] = "W + diag(b) B diag(d) A, A and B random, the same for all layers"
     parameters: ClassVar[str] = "r + d"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged"
-    evidence: ClassVar[str] = "forward, merge and random values against PEFT 0.21"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    evidence: ClassVar[str] = "forward, merge and random matrices compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 5e-3
     rate_source: ClassVar[str] = "docs/benchmark.md: 30 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "redrawable")
 
     d_initial: Annotated[float, Field(gt=0)] = 0.1
-    """Start of every entry of d. PEFT's, which advises 0.1 or less."""
+    """Initial value of d. PEFT's default; PEFT recommends 0.1 or less."""
     seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 0
-    """Of A and B, apart from the run's: part of the trained adapter."""
+    """Seed of A and B, independent of training.seed; saved with the adapter."""
     save_projection: bool = False
     """Save A and B too, r (D + K) numbers. Without, they are drawn again from the seed, which asks of torch that its
     generator stays what it is."""
@@ -54,7 +54,7 @@ class Vera(Method):
         largest = max(site.rank for site in sites)
         if largest >= 64:
             return []
-        return [f"vera: a rank costs one number per layer, and 256 is usual; {largest} is few."]
+        return [f"vera: each rank adds one trainable parameter per layer, and 256 is usual; {largest} is small."]
 
 
 class Projections(nn.Module):

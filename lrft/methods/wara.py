@@ -31,7 +31,7 @@ class Wara(Method):
     paper: ClassVar[str] = "arXiv 2506.24092"
     equation: ClassVar[str] = "W + (alpha / r) sum over four bands of P' B A Q, P and Q of the Haar transform"
     parameters: ClassVar[str] = "2 r (d + k), tied r (d + k) / 2"
-    exports: ClassVar[str] = "PEFT LoRA of rank 4 r, tied 2 r, or merged"
+    exports: ClassVar[str] = "PEFT LoRA of rank 4 r, tied 2 r, or merged model"
     evidence: ClassVar[str] = "reconstruction"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "as LoRA: the best of both on a tiny task is near"

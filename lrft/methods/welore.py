@@ -35,8 +35,8 @@ class Welore(Part):
     kind: ClassVar[str] = "placement"
     paper: ClassVar[str] = "arXiv 2407.11239"
     equation: ClassVar[str] = "W + B A - B0 A0, B0 A0 the k singular values with (S - S_min) / (S_max - S_min) >= t"
-    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the untouched base, or merged"
-    evidence: ClassVar[str] = "ranks against the released rule; the base is kept, which the authors compress"
+    exports: ClassVar[str] = "PEFT LoRA of rank 2r on the original base, or merged model"
+    evidence: ClassVar[str] = "ranks compared with the released rule; the base is not compressed, unlike in the paper"
     slots: ClassVar[tuple[str, ...]] = ("placement", "ranks", "init")
     requires: ClassVar[tuple[str, ...]] = ("pair", "dropout=0")
     offset_from_init: ClassVar[bool] = True

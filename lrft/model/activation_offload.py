@@ -1,4 +1,4 @@
-"""What the backward pass needs, kept in the machine's memory instead of the GPU's until it is needed.
+"""Activation offloading to CPU memory until the backward pass.
 
 With full checkpointing that is the input of each block; without any, everything. Weights are not moved: they are where
 they are anyway. Nor are small tensors, and what light and medium checkpointing play back.

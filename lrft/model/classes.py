@@ -1,4 +1,4 @@
-"""Which of transformers' classes a checkpoint is loaded with: the one that its configuration names.
+"""The transformers class that loads a checkpoint: the one named by its configuration.
 
 A checkpoint that also sees or hears is a language model with towers in front of it. It is loaded whole, so that its
 modules have the names of its files, and text trains the language part.
@@ -39,7 +39,7 @@ def auto_class(config: PretrainedConfig, folder: Path) -> Any:
     if not chosen and (not known or config.is_encoder_decoder):
         what = named[0] if named else f"model of type {kind}"
         raise LrftError(
-            f"{folder} holds a {what}, which transformers does not offer as a causal language model",
-            "lrft trains decoder-only language models, and the language part of models that also see or hear.",
+            f"{folder} holds a {what}, which transformers cannot load as a causal language model",
+            "lrft trains decoder-only language models, and the language part of multimodal models.",
         )
     return chosen[0] if chosen else known[0][0]

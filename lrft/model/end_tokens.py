@@ -1,4 +1,4 @@
-"""The tokens that end an answer, in the generation configuration of a model and of an adapter's folder."""
+"""Stop tokens in the generation configuration of models and adapter folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention and experts for models of fake tensors: they keep what the real kernels keep, and look at no content.
+"""Attention and expert kernels for fake tensors: they save the same activations as the real kernels.
 
 Both go through transformers' own extension points, and the model has its kernels back afterwards.
 """
@@ -58,7 +58,7 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
-        raise NotImplementedError("a plan goes forward only")
+        raise NotImplementedError("planning runs the forward pass only")
 
 
 def experts(layer: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

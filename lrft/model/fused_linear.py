@@ -1,4 +1,4 @@
-"""An adapted linear layer as one step of autograd: it keeps its input and nothing else.
+"""Adapted linear layers as single autograd functions that save only their input.
 
 The definition beside each function is its slow twin. Autograd left to itself would keep the thin product, the update
 and copies of them, and read and write the output once more for every addition.

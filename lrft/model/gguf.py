@@ -52,7 +52,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers.utils import is_gguf_available
 
     if not is_gguf_available():
-        raise MissingError(f"Reading {gguf.name} needs the package gguf", "pip install 'lrft[gguf]'")
+        raise MissingError(f"Reading {gguf.name} requires the package gguf", "pip install 'lrft[gguf]'")
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
         with quiet():

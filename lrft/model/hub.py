@@ -1,4 +1,4 @@
-"""From the name of a base to the folder that holds it."""
+"""Resolve the name of a base model to its local folder."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def _from_hub(name: str, revision: str | None, where: str) -> Path:
     if trouble:
         raise MissingError(
             f"{where}: {at} was not found locally and the hub cannot be reached ({trouble})",
-            _close(Path(name)) or "Name a folder or a .gguf file, or run once with a network to fill the local cache.",
+            _close(Path(name))
+            or "Use a folder or a .gguf file, or run once with network access to fill the local cache.",
         )
     try:
         folder = Path(snapshot_download(name, revision=revision, **patterns))
@@ -88,7 +89,7 @@ def _from_hub(name: str, revision: str | None, where: str) -> Path:
         hint = "Accept its terms on its hub page and set HF_TOKEN."
         raise MissingError(f"{where}: {name} is gated", hint) from error
     except RepositoryNotFoundError as error:
-        hint = "Check the spelling; for a private model set HF_TOKEN. No folder here has this name either."
+        hint = "Check the spelling; for a private model set HF_TOKEN. There is no local folder of this name either."
         raise MissingError(f"{where}: the hub has no model {name}", hint) from error
     except _download_errors() as error:
         raise MissingError(f"{where}: {at} was not downloaded: {error}", "Run the command again.") from error

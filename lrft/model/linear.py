@@ -1,4 +1,4 @@
-"""Linear layers as the adapters see them: W of shape (d, k) = (outputs, inputs), whatever the storage.
+"""Uniform access to linear layers: W of shape (d, k) = (outputs, inputs), for every storage layout.
 
 `nn.Linear` stores (d, k). GPT-2's `Conv1D` stores the transpose (k, d): reading it as (d, k) unnoticed merges a
 square layer silently wrong, so every read goes through these functions. A `QuantizedLinear` stores codes, and makes W

@@ -1,4 +1,4 @@
-"""Model, tokenizer and skeleton of a local folder. Nothing here asks the network."""
+"""Load model, tokenizer and skeleton from a local folder, without network access."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def load_model(
     options = {}
     if quantization != "none":
         if hasattr(config, "quantization_config"):
-            raise LrftError(f"{folder} is stored quantised already", "Leave model.quantization out.")
+            raise LrftError(f"{folder} is already stored quantised", "Remove model.quantization.")
         # On the CPU whatever the machine has: the codes are the same everywhere.
         options = {"quantization_config": quantizer(quantization, dtype), "device_map": {"": "cpu"}}
     with quiet(), _readable(folder, "model"):
@@ -101,9 +101,9 @@ def _leave_the_files(model: nn.Module) -> None:
 
 
 def refuse_missing(quantization: str, where: str = "model.quantization") -> None:
-    """Raises MissingError when `quantization` needs a package that is not installed. Loads nothing."""
+    """Raises MissingError when `quantization` requires a package that is not installed. Loads nothing."""
     if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingError(f"{where}: {quantization} needs the package bitsandbytes", "pip install 'lrft[quant]'")
+        raise MissingError(f"{where}: {quantization} requires the package bitsandbytes", "pip install 'lrft[quant]'")
 
 
 def quantizer(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -252,12 +252,13 @@ def _readable(place: Path, what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise MissingError(f"The {what} {place} needs a package that is not installed: {error}") from error
+        raise MissingError(f"The {what} {place} requires a package that is not installed: {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         hint = None
         if "trust_remote_code" in str(error):
             hint = (
-                "Read that code first; model.trust_remote_code: true, or lrft eval --trust-remote-code, then allows it."
+                "Review that code first; then allow it with model.trust_remote_code: true, or lrft eval "
+                "--trust-remote-code."
             )
         raise LrftError(f"transformers cannot read the {what} {place}: {error}", hint) from error
 

@@ -1,4 +1,4 @@
-"""The outputs of linear layers, recorded in a first pass through a block and played back in a second one."""
+"""Cache of linear-layer outputs for selective checkpointing: recorded in the first pass, reused in the second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention over rows laid end to end, through transformers' own extension points.
+"""Attention over packed rows, through transformers' extension points.
 
 transformers keeps packed rows apart with a mask of (tokens, tokens), which costs memory and makes the kernel compute
 what it then throws away. Here the mask is the list of the rows' ends (`data.collate.ends_mask`: integers of four

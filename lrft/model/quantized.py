@@ -1,4 +1,4 @@
-"""Linear layers whose frozen weight is kept in 4 or 8 bits. The only file that knows bitsandbytes.
+"""Linear layers with a frozen 4- or 8-bit weight. The only file that uses bitsandbytes.
 
 bitsandbytes quantises and dequantises; the product is made here, from the dequantised weight, so that training,
 evaluation and merging see one and the same W. Its own layers do not: in evaluation on a CPU, a 4-bit layer rearranges
@@ -250,11 +250,13 @@ def _taken(layer: Any, dtype: torch.dtype) -> QuantizedLinear:
         return QuantizedLinear("int8", shape, tensors, layer.bias, dtype=dtype, transposed=transposed)
     state = weight.quant_state
     if state is None:
-        raise UsageError("this model's 4-bit layers hold no codes yet", "Move it to its device first: model.to(...).")
+        raise UsageError(
+            "this model's 4-bit layers are not quantised yet", "Move it to its device first: model.to(...)."
+        )
     if getattr(state, "packing_format_for_cpu", False):
         raise UsageError(
-            "this model's 4-bit layers have answered on a CPU, which rounds their scales for good",
-            "Load it afresh, and attach adapters before it is used.",
+            "this model's 4-bit layers have already run on a CPU, which permanently rounds their scales",
+            "Load the model again, and attach adapters before its first forward pass.",
         )
     tensors = {"codes": stored.view(torch.uint8).reshape(-1, 1), "scales": state.absmax}
     blocks = (state.blocksize, BLOCK_OF_SCALES)

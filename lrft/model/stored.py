@@ -1,4 +1,4 @@
-"""Which tensor of a model folder each weight of the loaded model is read from.
+"""Mapping from parameters of a loaded model to tensors in its files.
 
 transformers renames, splits and joins tensors at loading: those of older checkpoints, of the language part of a larger
 model, of experts that it stacks. Its own rules are asked here, tensor by tensor, in the order in which it asks them

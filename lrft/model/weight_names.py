@@ -18,10 +18,10 @@ def weight_keys(modules: Iterable[str], stored: Stored) -> dict[str, str]:
 
 def key_of(module: str, source: Source | None) -> str:
     if source is None:
-        raise CheckFailed(f"the base's files hold no tensor for {module}: its weights are stored under other names")
+        raise CheckFailed(f"the base's files have no tensor for {module}: they are stored under other names")
     if not source.as_it_is:
         raise CheckFailed(
-            f"the base's files hold no tensor for {module} alone: transformers makes its weight of "
+            f"the base's files have no separate tensor for {module}: transformers builds its weight from "
             f"{', '.join(source.tensors[:3])}{' and more' * (len(source.tensors) > 3)}"
         )
     return source.tensors[0]

@@ -29,7 +29,7 @@ def weight_files(folder: Path) -> list[Path]:
     index cannot be read.
     """
     if not (folder / "config.json").is_file():
-        raise MissingError(f"{folder} is no model folder: it has no config.json", _instead_of(folder))
+        raise MissingError(f"{folder} is not a model folder (no config.json)", _instead_of(folder))
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -41,7 +41,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise LrftError(f"{index} is not an index of safetensors shards: {error}") from error
     for shard in shards:
         if Path(shard).is_absolute() or ".." in Path(shard).parts:
-            raise LrftError(f"{index} names {shard!r}, which is no file of its folder")
+            raise LrftError(f"{index} names {shard!r}, which is not a file in its folder")
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
         raise MissingError(f"{folder} lacks {len(absent)} of {len(shards)} shards, the first is {absent[0]}")
@@ -52,9 +52,9 @@ def _instead_of(folder: Path) -> str | None:
     """What to do with a folder that is no model."""
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
-        return f"It holds {ggufs[0].name}: name that file instead of the folder."
+        return f"It contains {ggufs[0].name}: use that file instead of the folder."
     if any((folder / name).is_file() for name in ("lrft.json", "adapter_config.json", "run.json")):
-        return f"It holds an adapter: lrft merge {folder} -o FOLDER makes a model of it, to train on or to use."
+        return f"It contains an adapter: lrft merge {folder} -o FOLDER writes a model to train or use."
     return None
 
 
@@ -62,8 +62,8 @@ def _no_safetensors(folder: Path) -> MissingError:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         return MissingError(
-            f"{folder} has its weights only as pickles ({pickles[0]}); loading a pickle can run any code",
-            "Use a revision with model.safetensors, or convert the weights in a place that you trust.",
+            f"{folder} has its weights only as pickles ({pickles[0]}); loading a pickle can execute arbitrary code",
+            "Use a revision with model.safetensors, or convert the weights in a trusted environment.",
         )
     return MissingError(f"{folder} has no weights: no model.safetensors, no model.safetensors.index.json")
 
@@ -115,7 +115,7 @@ def _tensor_digests(path: Path) -> list[str]:
             header = json.loads(content[8:start])
             header.pop("__metadata__", None)
             if start + max((e["data_offsets"][1] for e in header.values()), default=0) != len(content):
-                raise LrftError(f"{path} is damaged: its length is not the one that its header tells")
+                raise LrftError(f"{path} is damaged: its length does not match its header")
             return [_digest_line(content, start, name, entry) for name, entry in header.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LrftError(f"{path} is not a safetensors file: {error}") from error

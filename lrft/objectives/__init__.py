@@ -1,1 +1,1 @@
-"""What is trained for: the loss of a batch, and the layout of its rows."""
+"""Training objectives: losses, and the layout of batches."""

@@ -1,4 +1,4 @@
-"""What a run is trained for. One file each beside this one, or an entry point of `lrft.objectives`.
+"""Base class of training objectives. One file each in this folder, or an entry point of `lrft.objectives`.
 
 An objective says how rows become a batch, how much a row counts (the divisor of the step), how much a batch counts,
 and which module answers a batch with its summed loss. The loop, evaluation, calibration and checks know no more of it.

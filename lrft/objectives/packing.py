@@ -1,4 +1,4 @@
-"""How a model takes batches: found out by asking the model itself, before the first step.
+"""Check, before the first step, whether a model supports packed batches.
 
 Rows are laid end to end where the model answers them as it answers each row alone, and where a row's logits do not move
 when its neighbours get other tokens; else they are padded. The loss goes from hidden states straight to chunks of
@@ -37,7 +37,7 @@ BORDERS = ("window", "chunk", "original_max_position")
 
 @dataclass(frozen=True)
 class Layout:
-    """What was found. `said` is for the report, `warning` for the user, "" when nothing is lost."""
+    """What was found. `said` is for the report, `warning` for the user ("" for none)."""
 
     form: Form = "padded"
     direct: bool = False
@@ -51,14 +51,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Apart:
-    """How far rows laid end to end are kept apart. Logit differences over the largest logit."""
+    """Leakage between packed rows, as logit differences relative to the largest logit."""
 
     difference: float
-    """of the rows end to end from each row alone"""
+    """logit difference between packed rows and each row alone"""
     moved: float
-    """of a row's logits end to end, when its neighbours get other tokens"""
+    """change of a packed row's logits when its neighbours get other tokens"""
     moved_padded: float
-    """the same in a padded batch, where no row can see another"""
+    """the same in a padded batch, where rows cannot attend to each other"""
 
     @property
     def allowed(self) -> float:
@@ -71,7 +71,7 @@ class Apart:
 
     @property
     def trouble(self) -> str:
-        """What is wrong with the rows end to end, in words."""
+        """Description of the leak."""
         if not self.leaks or not math.isfinite(self.moved):
             return f"logits differ by {self.difference:.1e} of the largest"
         return f"a row's logits move by {self.moved:.1e} of the largest when its neighbour gets other tokens"
@@ -79,7 +79,7 @@ class Apart:
 
 @torch.no_grad()
 def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | None = None) -> Layout:
-    """Ask `model` about a few of `rows`. Raises CheckFailed when packing is true and cannot be had.
+    """Test `model` on a few of `rows`. Raises CheckFailed when packing is true but not possible.
 
     packing  true, false or auto
     compute  fp32, bf16 or fp16, in which the model computes; None: as its weights are
@@ -95,14 +95,17 @@ def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | N
     form = packed_form(model)
     apart = kept_apart(model, ids, form)
     if apart.difference <= tolerance and not apart.leaks:  # a NaN fails as well
-        words = f"packed equals alone within {apart.difference:.0e} of the largest logit, and no row sees another"
+        words = f"packing verified: relative logit difference {apart.difference:.0e}, no attention between rows"
         return Layout(form, direct, words)
     if packing is True:
         raise CheckFailed(
-            f"packed rows are not what they are alone with this model: {apart.trouble}",
-            "It does not keep the rows apart. Set data.packing: false.",
+            f"packed sequences leak into each other on this model: {apart.trouble}",
+            "Set data.packing: false.",
         )
-    warning = f"this model does not keep packed rows apart ({apart.trouble}): rows are padded, which costs time"
+    warning = (
+        f"packed sequences leak into each other on this model ({apart.trouble}): rows are padded instead, "
+        f"which is slower"
+    )
     return Layout("padded", direct, warning=warning)
 
 
@@ -120,9 +123,9 @@ def refuse_looking_ahead(model: Any, rows: Sequence[Tensor], logits: Tensor, tol
     difference = share(found[:half], logits[:half])
     if difference > tolerance:
         raise CheckFailed(
-            f"{type(model).__name__} is no causal language model: what it answers at a token depends on later tokens "
+            f"{type(model).__name__} is not a causal language model: its output at a token depends on later tokens "
             f"(logits differ by {difference:.1e} of the largest)",
-            "lrft trains models that are given the tokens before the one that they predict. An encoder has other uses.",
+            "lrft trains only models that predict each token from earlier ones, not encoders.",
         )
 
 

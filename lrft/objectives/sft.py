@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: one token loss for training, evaluation and checks, so that they cannot differ.
+"""Supervised fine-tuning: the token loss of training, evaluation and checks.
 
 Logits are made only where a token is trained, some at a time: the tensor (tokens, vocabulary) is never whole.
 """
@@ -118,6 +118,6 @@ class TokenLoss(LossModule):
     def base_answer(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits (n, vocabulary) of the untouched base. Raises ValueError where nobody has said how."""
         if self.as_base is None:
-            raise ValueError("a loss that compares with the base needs as_base")
+            raise ValueError("base logits require as_base")
         with self.as_base():
             return self.answer(batch)[1]()

@@ -1,4 +1,4 @@
-"""What an optimiser of the recipe is. One file each beside this one, or an entry point of `lrft.optimizers`."""
+"""Base class of optimisers. One file each in this folder, or an entry point of `lrft.optimizers`."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def check_state(tensors: Mapping[str, Tensor], expected: Collection[str], named:
     found = set(with_state(tensors))
     odd = sorted((found ^ set(expected)) | (found - set(named)))[:3]
     if odd:
-        raise CheckFailed(f"the saved optimiser state is not that of these parameters: {', '.join(odd)}")
+        raise CheckFailed(f"the saved optimiser state does not match the trainable parameters: {', '.join(odd)}")
 
 
 def load_state_tensors(

@@ -1,1 +1,1 @@
-"""What a run will take, before it is started: memory, time, exchange between devices."""
+"""Estimates before a run: memory, time and communication."""

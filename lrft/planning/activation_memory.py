@@ -1,4 +1,4 @@
-"""What a training step holds in memory, found out without weights: the model runs on fake tensors, which have shapes
+"""Activation memory of a training step, without weights: the model runs on fake tensors, which have shapes
 and no content, and what autograd keeps for the backward pass is counted as it is kept.
 
 No formula of an architecture is in here: a new one is counted as well as an old one. What cannot be seen that way, the
@@ -113,11 +113,11 @@ def kept_in_pass(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, d
         except Exception as error:  # whatever a model's code may raise where tensors have no content
             said = str(error).strip().partition("\n")[0]
             raise LrftError(
-                f"the memory of {type(model).__name__} cannot be forecast: a plan has the shapes of tensors and not "
-                f"their content, and this model's code looks at it ({type(error).__name__}: {said})"
+                f"cannot estimate the memory of {type(model).__name__}: planning uses tensors without "
+                f"values, and this model's code reads values ({type(error).__name__}: {said})"
             ) from error
     if trained and not hidden.requires_grad:
-        raise ValueError("no adapter is reached")
+        raise ValueError("no gradient reaches an adapter")
     return hidden, kept
 
 

@@ -1,4 +1,4 @@
-"""What devices hold, send and wait for: the arithmetic of distributed training, from sizes alone.
+"""Memory and communication of distributed training, computed from sizes.
 
 `lrft plan` uses it with the sizes of a recipe, docs/scale.md with those of published models. Nothing here is measured.
 """
@@ -26,13 +26,13 @@ class Memory:
     weights: int
     """frozen"""
     adapter: int
-    """what is trained"""
+    """trainable parameters"""
     gradients: int
     optimizer: int
     activations: int
     logits: int
     moment: int
-    """for a moment of the backward pass"""
+    """temporary, in the backward pass"""
 
     @property
     def at_the_end(self) -> int:
@@ -51,13 +51,13 @@ class Links:
     """How fast devices send to each other."""
 
     inside: float
-    """bytes a second from one device to another of its node, in one direction"""
+    """bandwidth between two devices of a node, bytes/s, one direction"""
     between: float
-    """bytes a second from one device through its own adapter to another node"""
+    """bandwidth of one device to another node, bytes/s"""
     reached: float
-    """share of both that large transfers reach"""
+    """share of the bandwidth that large transfers reach"""
     hop_inside: float
-    """seconds until the next device of a ring has the first piece"""
+    """latency of one hop in a ring, seconds"""
     hop_between: float
 
 
@@ -76,14 +76,14 @@ class Ring:
     """What goes round a ring of devices in an optimiser step."""
 
     size: float
-    """bytes that each device sends to the next"""
+    """bytes each device sends to the next"""
     times: int
-    """that the ring is gone round: each costs its hops, however little it moves"""
+    """number of ring operations, each with the latency of its hops"""
     devices: int
     nodes: int
-    """that these are on"""
+    """number of nodes"""
     behind: bool = True
-    """whether devices can compute meanwhile"""
+    """whether it overlaps with computation"""
 
     def seconds(self, links: Links = H100_LINKS) -> float:
         """That this takes by itself. Each device of a node has an adapter to the other nodes, and as many rings leave
@@ -118,7 +118,7 @@ def over_devices(whole: Memory, blocks: int, outside: int, devices: int, nodes: 
         for name, size in copies(devices, nodes).items()
         if blocks
     }
-    # DeepSpeed's optimiser steps on a float32 copy of what is trained.
+    # DeepSpeed's optimiser steps on a float32 copy of trainable parameters.
     copied = replace(whole, optimizer=whole.optimizer + whole.gradients)
     return {"ddp": whole, "zero2": zero2(copied, devices)} | fsdp
 

@@ -1,4 +1,4 @@
-"""`lrft train --dry-run`: what each process would do, said by what a real run asks as well.
+"""`lrft train --dry-run`: print what each process would do, using the code of a real run.
 
 The data are prepared, and kept in the cache, as `lrft check` does; no weights are read and no process is started.
 """
@@ -86,10 +86,10 @@ def strategy_line(recipe: Recipe, sharers: int) -> str:
     """What is done with the base."""
     chosen = ", chosen by the size of the base and of a GPU's memory" if recipe.distributed.strategy == "auto" else ""
     if recipe.distributed.strategy == "zero2":
-        return "zero2: each process holds the whole base, and its part of gradients and optimiser state"
+        return "zero2: each process holds the whole base, and a shard of the gradients and optimiser state"
     if sharers == 1:
         return f"ddp: each process holds the whole base{chosen}"
-    return f"fsdp: {sharers} processes hold a copy of the base together{chosen}"
+    return f"fsdp: {sharers} processes share one sharded copy of the base{chosen}"
 
 
 def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Process], sharers: int) -> list[Row]:
@@ -118,9 +118,9 @@ def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Proc
             [
                 f"by rank 0 alone, to {recipe.masked(recipe.output_dir)}: {' '.join(files_of(prepared))}",
                 checkpoint_line(recipe, prepared, order.total_steps),
-                f"by whoever comes first, to {cache_dir()}: the tokenised rows"
+                f"by the first process to get there, to {cache_dir()}: the tokenised rows"
                 if recipe.data.cache
-                else "no cache of tokenised rows: each rank makes them",
+                else "no cache of tokenised rows: each rank tokenises them",
             ],
         ),
     ]
@@ -134,7 +134,7 @@ def files_of(prepared: data.Prepared) -> list[str]:
 def starter(processes: Sequence[Process]) -> str:
     """Who starts them."""
     if len(processes) < processes[0].world:
-        return "started by a launcher; each says its own place"
+        return "started by a launcher; each process reports itself"
     return "started by lrft" if len(processes) > 1 else "this one"
 
 
@@ -144,7 +144,7 @@ def checkpoint_line(recipe: Recipe, prepared: data.Prepared, total: int) -> str:
     found = (step for step in range(1, total + 1) if step == total or lr_schedule.due(step, every, total))
     steps = [f"{step:,}" for step, _ in zip(found, range(SHOWN + 1), strict=False)]
     evaluated = evaluation_interval(recipe, prepared, batch_schedule(recipe, prepared.train)) is not None
-    best = ", and at each best validation loss" if evaluated else ""
+    best = ", and at each new best validation loss" if evaluated else ""
     return f"checkpoints after steps {shortened(steps)}{best}"
 
 

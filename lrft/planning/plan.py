@@ -1,4 +1,4 @@
-"""What a run will take: parameters, memory by part, steps, tokens, time, and how that divides over devices.
+"""`lrft plan`: parameters, memory breakdown, steps, tokens, time, and their division over devices.
 
 Nothing is loaded but the config, the tokenizer and the data: the model is made of fake tensors.
 """
@@ -52,31 +52,31 @@ class Plan:
     """Everything that `lrft plan` says."""
 
     modules: list[dict[str, Any]]
-    """by last word: layers, d, k, trained"""
+    """by module name: layers, d, k, trainable parameters"""
     parameters: int
     trained: int
     steps: int
     tokens: int
-    """seen in the run, prompts included"""
+    """tokens in the whole run, prompts included"""
     largest: int
     """tokens of the largest micro-batch"""
     memory: dict[str, Memory]
     """by strategy"""
     rings: dict[str, tuple[Ring, ...]]
-    """what devices exchange in a step, by strategy"""
+    """communication per step, by strategy"""
     strategy: str
-    """that the recipe chooses"""
+    """strategy chosen by the recipe"""
     why: str
-    """it does, in words"""
+    """reason for the choice"""
     flops: float
-    """of the run, on all devices together"""
+    """FLOPs of the run, over all devices"""
     speed: float
-    """operations a second of matrix products, measured here"""
+    """measured matrix-multiplication speed, FLOP/s"""
     time: TimeParts
     evaluations: int
     """the one before the first step included"""
     devices: int
-    """of all nodes together"""
+    """devices over all nodes"""
     nodes: int
 
     @property
@@ -239,7 +239,7 @@ def imagine_adapted(
 
 
 def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
-    """The strategy that the recipe chooses among `names`, and why. Raises RecipeError when it cannot be had.
+    """The strategy strategy chosen by the recipe among `names`, and why. Raises RecipeError when it cannot be had.
 
     weights: bytes of the whole base. Where there is no GPU to ask, one has as much memory as those that `communication` assumes.
     """

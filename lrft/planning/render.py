@@ -26,7 +26,7 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
     width = max(len(m["module"]) for m in plan.modules)
     modules = [
         f"{m['module']:<{width}} {m['layers']:>4} x {m['d']:>6} x {m['k']:<6}"
-        + (f" {m['trained'] / 1e6:>9.3f} M trained" if m["trained"] else "")
+        + (f" {m['trained'] / 1e6:>9.3f} M trainable" if m["trained"] else "")
         for m in plan.modules
     ]
     parts = [
@@ -37,7 +37,7 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
         ("optimizer", held.optimizer, ""),
         ("activations", held.activations, f"{count(plan.largest, 'token')}, {recipe.training.gradient_checkpointing} "
          "checkpointing"),
-        ("at its end", held.at_the_end, "logits, and one layer's gradients"),
+        ("backward", held.at_the_end, "logits, and one layer's gradients"),
     ]  # fmt: skip
     shown = [f"{name:<12}{byte_size(size):>10}   {text}".rstrip() for name, size, text in parts if size]
     said: list[Row] = [
@@ -60,10 +60,10 @@ def device_lines(plan: Plan) -> list[str]:
     """What each strategy asks of a device and of the links between them."""
     between = f", {H100_LINKS.between / 1e9:.0f} GB/s between nodes" if plan.nodes > 1 else ""
     return [
-        f"{plan.nodes} x {plan.devices // plan.nodes}: computing as fast as here, sending at "
+        f"{plan.nodes} x {plan.devices // plan.nodes}: compute speed as on this machine, links of "
         f"{H100_LINKS.inside / 1e9:.0f} GB/s inside a node{between}; calculated, not measured",
         *(
-            f"{name}   {byte_size(part.total)} each   sends {byte_size(plan.communication[name])} a step   "
+            f"{name}   {byte_size(part.total)} each   sends {byte_size(plan.communication[name])} per step   "
             f"computes {shares(*plan.efficiency[name])} of the time{divided_words(plan, name)}"
             for name, part in plan.memory.items()
         ),
@@ -99,7 +99,7 @@ def time_lines(plan: Plan) -> list[str]:
     part, each = plan.time, plan.time.steps / plan.steps
     steps = (
         f"steps {duration(part.steps)}, {each:.3g} s each: {plan.flops / plan.steps / 1e12:,.3g} TFLOP at "
-        f"{EFFICIENCY:.0%} of the {plan.speed * plan.devices / 1e9:,.0f} GFLOP/s of products measured here"
+        f"{EFFICIENCY:.0%} of the {plan.speed * plan.devices / 1e9:,.0f} GFLOP/s matrix-multiplication speed measured here"
     )
     evaluated = f"{count(plan.evaluations, 'evaluation')} {duration(part.evaluation)}"
     evaluated += f", their answers at most {duration(part.answers)}" if part.answers else ""

@@ -1,4 +1,4 @@
-"""What types alone cannot say: methods and their options, keys that exclude each other, the version."""
+"""Recipe checks beyond types: methods and options, mutually exclusive keys, version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def version(root: Node) -> None:
     """Raises Refused for a newer format: nothing else that would be said about the file could be trusted."""
     node = root.child("lrft")
     if node is not None and type(node.value) is int and node.value > FORMAT:
-        raise Refused(node.place, f"this recipe is written for a newer lrft: format {node.value}, here {FORMAT}")
+        raise Refused(node.place, f"this recipe was written for a newer lrft: format {node.value}, here {FORMAT}")
 
 
 def all_of(root: Node, problems: Problems) -> Node:
@@ -33,16 +33,17 @@ def all_of(root: Node, problems: Problems) -> Node:
         ratio, steps = training.child("warmup_ratio"), training.child("warmup_steps")
         if ratio is not None and steps is not None:
             later = max(ratio.place, steps.place, key=lambda place: place.rank)
-            problems.add(later, "training.warmup_ratio and training.warmup_steps are both given: keep one")
+            problems.add(later, "training.warmup_ratio and training.warmup_steps are both set: keep one")
         compiled, again = training.child("compile"), training.child("gradient_checkpointing")
         if compiled is not None and compiled.value is True and again is not None and again.value in ("light", "medium"):
             later = max(compiled.place, again.place, key=lambda place: place.rank)
             problems.add(
                 later,
-                f"training.compile needs gradient_checkpointing none or full: {again.value} keeps products itself",
+                f"training.compile requires gradient_checkpointing none or full: {again.value} caches linear "
+                f"outputs, which torch.compile cannot trace",
             )
         if compiled is not None and compiled.value is True and _is_quantized(root):
-            problems.add(compiled.place, "training.compile: a quantised base is not compiled: leave one of them out")
+            problems.add(compiled.place, "training.compile does not support a quantised base: remove one of them")
         _under_zero2(root, training, problems)
         for key, (kind, _) in REGISTERED.items():
             node = training.child(key)
@@ -87,14 +88,14 @@ def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
     if strategy is None or strategy.value != "zero2":
         return
     needed = (
-        ("precision", "fp16", "training.precision: bf16 or fp32: it knows no loss scale"),
-        ("micro_batch_size", "auto", "a number as training.micro_batch_size: it cannot undo the step of a trial"),
+        ("precision", "fp16", "training.precision: bf16 or fp32 (fp16 loss scaling is not supported)"),
+        ("micro_batch_size", "auto", "a number for training.micro_batch_size (the search for auto is not supported)"),
     )
     for key, value, reason in needed:
         node = training.child(key)
         if node is not None and node.value == value:
             later = max(strategy.place, node.place, key=lambda place: place.rank)
-            problems.add(later, f"distributed.strategy: zero2 needs {reason}")
+            problems.add(later, f"distributed.strategy: zero2 requires {reason}")
 
 
 def _other_optimizer(root: Node, training: Node, problems: Problems) -> None:
@@ -144,7 +145,7 @@ def _both_factors(key: str, section: Node, problems: Problems) -> None:
     alpha, scale = section.child("alpha"), section.child("scale")
     if alpha is not None and scale is not None and alpha.value != "auto":
         later = max(alpha.place, scale.place, key=lambda place: place.rank)
-        problems.add(later, f"{key}.alpha and {key}.scale are both given: scale is the factor itself, keep one")
+        problems.add(later, f"{key}.alpha and {key}.scale are both set: keep one (scale is the factor itself)")
 
 
 def _foreign_targets(section: Node, problems: Problems) -> None:

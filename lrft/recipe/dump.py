@@ -17,7 +17,7 @@ from lrft.recipe.yaml_scalars import resolve
 
 # Text that needs no quotes even inside brackets, unless YAML would read it as a number, a boolean or null.
 _BARE = re.compile(r"[A-Za-z_./][A-Za-z0-9_./+-]*")
-_HEADER = "# Every key of the recipe, with the origin of its value. Running this file repeats the run."
+_HEADER = "# Every key of the recipe, with the origin of its value. Training with this file reproduces the run."
 
 
 def resolved(recipe: Recipe, chosen: Mapping[str, Any] | None = None) -> str:

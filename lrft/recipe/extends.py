@@ -32,7 +32,7 @@ class Files:
         self.count += 1
         root = parse(decode(read_bytes(file), source), source, self.problems)
         if root.value is None:
-            raise Refused(root.place, "nothing is written here")
+            raise Refused(root.place, "the file is empty")
         if not isinstance(root.value, dict):
             raise Refused(root.place, "expected keys such as `model:` and `data:` at the left margin")
         return self.over_bases(file, root, above)

@@ -1,4 +1,4 @@
-"""Words of other trainers, and of features that do not exist here: refused with the answer, never accepted.
+"""Key names from other trainers, and of missing features: rejected with the lrft equivalent, never accepted as aliases.
 
 Accepting a second spelling would leave two in the world; refusing with the fix costs one edit.
 """
@@ -15,10 +15,11 @@ _LENGTH = "data.max_length"
 _QUANTIZATION = "model.quantization"
 _BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
 _DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
-_TRACKERS = "trackers are not supported in this version; metrics.jsonl in the run folder holds every number"
+_TRACKERS = "trackers are not supported in this version; all metrics are in metrics.jsonl in the run folder"
 
 _GO_ON = (
-    "training on from an adapter is not a key: `lrft merge ADAPTER -o FOLDER` makes a model of it, name that FOLDER"
+    "continuing from an adapter is not a recipe key: merge it with `lrft merge ADAPTER -o FOLDER` and set model to "
+    "FOLDER"
 )
 
 # {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
@@ -50,7 +51,7 @@ KEYS: Mapping[str, str] = {
     "train_on_completions": "data.train_on: assistant",
     **dict.fromkeys(("val_set_size", "val_size", "split_dataset_ratio", "test_split_size"), "data.validation"),
     **dict.fromkeys(("valid_split", "validation_dataset", "eval_dataset"), "data.validation"),
-    "template": "data.chat_template, which needs no name: the tokenizer's own template is used",
+    "template": "data.chat_template, which is optional: the tokenizer's own template is the default",
     **dict.fromkeys(("per_device_train_batch_size", "local_batch_size"), "training.micro_batch_size"),
     **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "evaluation.micro_batch_size"),
     "effective_batch_size": "training.global_batch_size",
@@ -97,8 +98,8 @@ KEYS: Mapping[str, str] = {
 SENTENCES: Mapping[str, str] = {
     "batch_size": "is ambiguous. Per step over all devices: training.global_batch_size. "
     "Per device and pass: training.micro_batch_size",
-    "gradient_accumulation_steps": "is not needed: remove it and state training.global_batch_size, "
-    "the product of rows per device, steps and devices",
+    "gradient_accumulation_steps": "is not needed: remove it and set training.global_batch_size "
+    "(rows per device x accumulation steps x devices)",
     **dict.fromkeys(
         ("resume_from_checkpoint", "resume", "restore_from"),
         "is not part of a recipe: give --resume to the command",
@@ -144,7 +145,7 @@ ABSENT: frozenset[str] = frozenset(
 _NOT_YET = "is not supported in this version"
 VALUES: Mapping[str, Mapping[str, str]] = {
     "adapter.method": {
-        "qlora": f"qlora is lora over a quantised base model: take lora, and {_QUANTIZATION}: nf4",
+        "qlora": f"qlora is lora over a quantised base model: use lora, and {_QUANTIZATION}: nf4",
     },
     "adapter.target_modules": {
         **dict.fromkeys(("all", "all_linear"), "Here: all-linear, which leaves out the output head"),
@@ -169,15 +170,13 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "distributed.strategy": {
         **dict.fromkeys(
             ("zero-2", "zero_2", "zero1", "zero-1", "zero_1"),
-            "Here: zero2. Beside small adapters it saves next to nothing: then ddp",
+            "Here: zero2. For small adapters it saves almost nothing; use ddp",
         ),
         **dict.fromkeys(
             ("zero3", "zero-3", "zero_3"),
-            "Here: fsdp, which divides the frozen base as ZeRO-3 does; adapters stay whole",
+            "Here: fsdp, which shards the frozen base as ZeRO-3 does; adapters are replicated",
         ),
-        "deepspeed": (
-            "Here: zero2, which divides gradients and optimiser state, or fsdp, which divides the frozen base"
-        ),
+        "deepspeed": ("Here: zero2, which shards gradients and optimiser state, or fsdp, which shards the frozen base"),
         **dict.fromkeys(("fsdp2", "full_shard"), "Here: fsdp, which is FSDP2"),
         **dict.fromkeys(("hsdp", "hybrid_shard"), "Here: fsdp with distributed.shard_over: node, its default"),
     },
@@ -193,7 +192,7 @@ def key_sentence(name: str, dotted: str, root: Node) -> str | None:
         sentence = SENTENCES[name]
         return f"{dotted}{sentence}" if sentence.startswith(":") else f"{dotted} {sentence}"
     if name in KEYS:
-        return f"{dotted} is another tool's name. Here: {KEYS[name]}"
+        return f"{dotted} is another tool's name. In lrft: {KEYS[name]}"
     if name in ABSENT:
         return f"{dotted} is not supported in this version"
     return None

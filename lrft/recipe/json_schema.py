@@ -16,7 +16,7 @@ _TEXT: Schema = {"type": "string", "minLength": 1}
 _EXTENDS: Schema = {
     "anyOf": [_TEXT, {"type": "array", "items": _TEXT}],
     "default": [],
-    "description": "Recipe files to start from, relative to the file that names them; what comes later wins.",
+    "description": "Base recipe files, relative to this file; later files and this file's keys take precedence.",
 }
 # Models inside a section that have a table of their own, by the dotted name that the page gives them.
 _INNER = {
@@ -141,7 +141,7 @@ def reference() -> str:
     sections = {key: prop for key, prop in schema["properties"].items() if _section(prop)}
     parts = [
         "# Keys of a recipe",
-        "This page is made from the schema. `null` returns a key to its default.",
+        "This page is generated from the schema. `null` returns a key to its default.",
         "## Top level",
         _table({key: prop for key, prop in schema["properties"].items() if key not in sections}, {"output_dir"}),
     ]
@@ -167,7 +167,7 @@ def _section(prop: Schema) -> str:
 
 
 def _table(properties: Schema, required: set[str]) -> str:
-    rows = ["| key | value | default | what it does |", "|---|---|---|---|"]
+    rows = ["| key | value | default | description |", "|---|---|---|---|"]
     for name, prop in properties.items():
         default = "required" if name in required else f"`{_default(prop)}`"
         cells = (f"`{name}`", _words(prop), default, prop.get("description", ""))

@@ -1,4 +1,4 @@
-"""What a wrong key or value is told, in plain sentences with the nearest name."""
+"""Error messages for wrong keys and values, with the closest name."""
 
 from __future__ import annotations
 

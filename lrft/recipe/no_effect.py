@@ -1,4 +1,4 @@
-"""Keys that were set and can have no effect, because another key takes their ground away.
+"""Reject keys that have no effect because of another key's value.
 
 A default has no wish: only what differs from it is refused.
 """
@@ -48,7 +48,7 @@ def refuse(root: Node, problems: Problems) -> None:
         met = [ground for ground in idle.grounds if all(_value(root, key) == value for key, value in ground)]
         if met:
             reasons = dict.fromkeys(f"{key} is {value}" for ground in met for key, value in ground)
-            problems.add(node.place, f"{idle.key} has no effect: {' and '.join(reasons)}. Leave it out, or change that")
+            problems.add(node.place, f"{idle.key} has no effect: {' and '.join(reasons)}. Remove it, or change that")
 
 
 def _node(root: Node, key: str) -> Node | None:

@@ -50,9 +50,9 @@ class Node:
     value: Any
     place: Place
     keys: Mapping[str, Place] = field(default_factory=dict)
-    """of a map: where each key stands"""
+    """position of each key of a map"""
     written: str | None = None
-    """a scalar as it was spelled, e.g. 1e-4"""
+    """a scalar as written, e.g. 1e-4"""
     reference: str | None = None
     """the text before ${NAME} was replaced by the environment's value"""
 

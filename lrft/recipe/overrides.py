@@ -81,7 +81,7 @@ def _remove(root: Node, key: str, place: Place) -> Node:
     path = _path(key, f"~{key}", place)
     found = root.at(_existing(root, path))
     if found is None:
-        raise Refused(place, f"{key} is not set, so there is nothing to remove")
+        raise Refused(place, f"{key} is not set, so it cannot be removed")
     return _without(root, path)
 
 

@@ -23,7 +23,7 @@ class Problems:
 
     found: list[tuple[Place, str]] = field(default_factory=list)
     refused: set[Place] = field(default_factory=set)
-    """places whose value is already known to be wrong: a second complaint about it would only confuse"""
+    """places whose value is already reported: no second message for them"""
 
     def add(self, place: Place, text: str) -> None:
         self.found.append((place, text))

@@ -1,4 +1,4 @@
-"""Every key of a recipe: its type, its default and one sentence on what it does.
+"""Every key of a recipe with type, default and description.
 
 The only place where a key is declared: validation, JSON Schema, the page of keys and `describe` use it.
 The models hold the normal form: short forms (`adapter: lora`) are expanded before, in forms.py.
@@ -63,7 +63,7 @@ class ModelSection(Section):
     )
     quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
         default="none",
-        description="Keeps the weights of the linear layers, but for the output head, in 4 or 8 bits.",
+        description="Quantises the weights of all linear layers except the output head to 4 or 8 bits.",
     )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
         default="auto", description="Attention kernel."
@@ -102,26 +102,30 @@ SeveralNamed = Annotated[
 
 
 class ModuleOverride(Section):
-    rank: Count | None = Field(default=None, description="Rank of the modules that match.")
-    alpha: Positive | None = Field(default=None, description="Alpha of the modules that match.")
-    scale: Positive | None = Field(default=None, description="Factor of the modules that match.")
+    rank: Count | None = Field(default=None, description="Rank for matching modules.")
+    alpha: Positive | None = Field(default=None, description="Alpha for matching modules.")
+    scale: Positive | None = Field(
+        default=None, description="Scaling factor s applied to the update (overrides alpha) for matching modules."
+    )
 
 
 class AdapterSection(Section):
-    method: SeveralNamed = Field(description="A method, or a list of one method and parts that combine with it.")
-    rank: Count = Field(default=16, description="Rank of the update, or of the LoRA with as many trained parameters.")
+    method: SeveralNamed = Field(description="A method, or a list of methods that combine.")
+    rank: Count = Field(default=16, description="Rank of the update, or of the LoRA with as many trainable parameters.")
     alpha: Alpha = Field(
-        default="auto", description="Numerator of the factor on the update; auto is the method's own rule."
+        default="auto", description="Alpha of the scaling factor alpha/r; auto is the method's own rule."
     )
-    scale: Positive | None = Field(default=None, description="The factor on the update itself, in place of alpha.")
-    dropout: BelowOne = Field(default=0.0, description="Share of an adapter's inputs set to zero in training.")
+    scale: Positive | None = Field(
+        default=None, description="Scaling factor s applied to the update, instead of alpha."
+    )
+    dropout: BelowOne = Field(default=0.0, description="Dropout probability on the adapter's input.")
     target_modules: Patterns = Field(
         default=("all-linear",),
-        description="Layers that get an adapter: all-linear (an output head has to be named), ssm-linear (in_proj and "
-        "x_proj of Mamba's blocks), names, globs, or re: expressions.",
+        description="Target modules: all-linear (all but the output head), ssm-linear (in_proj and x_proj of Mamba "
+        "blocks), names, globs, or re: expressions.",
     )
     exclude_modules: Patterns = Field(
-        default=("lm_head",), description="Layers that get none, by name, glob or re: expression."
+        default=("lm_head",), description="Modules without an adapter, by name, glob or re: expression."
     )
     layers: Layers = Field(
         default="all",
@@ -129,17 +133,17 @@ class AdapterSection(Section):
     )
     overrides: dict[Pattern, ModuleOverride] = Field(
         default={},
-        description="Other rank, alpha or scale by module name, glob or re: expression; the last match wins.",
+        description="Rank, alpha or scale per module name, glob or re: expression; the last match wins.",
     )
 
 
 class DataEntry(Section):
     path: Text = Field(description="A file or folder, or hub:OWNER/NAME.")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text"] = Field(
-        default="auto", description="Layout of the rows; auto recognises it and says which."
+        default="auto", description="Format of the rows; auto detects and reports it."
     )
     columns: dict[str, Text] = Field(
-        default={}, description="Renames columns: {their name: our name}; none as our name leaves a column out."
+        default={}, description="Renames columns, {column in the file: column of lrft}; none drops a column."
     )
     special_tokens: Literal["auto", "text", "tokens"] = Field(
         default="auto",
@@ -147,7 +151,7 @@ class DataEntry(Section):
         "in a chat template already. auto: text, but an error where most rows hold some.",
     )
     split: Text = Field(default="train", description="Split of a hub data set, or of a folder that save_to_disk made.")
-    limit: Count | None = Field(default=None, description="Takes this many rows, drawn with training.seed.")
+    limit: Count | None = Field(default=None, description="Uses this many rows, sampled with training.seed.")
 
 
 class DataSection(Section):
@@ -156,7 +160,8 @@ class DataSection(Section):
     )
     validation: Validation = Field(
         default=0.02,
-        description="Rows held out: a fraction, a number of rows, a path of other data, or none. The default holds out "
+        description="Validation rows: a fraction, a number of rows, the path of other data, or none. The default "
+        "holds out "
         "at least 16 rows, or a quarter of fewer than 64.",
     )
     chat_template: Text = Field(
@@ -164,32 +169,30 @@ class DataSection(Section):
         description="tokenizer, the name of one of the tokenizer's templates, or the path of a .jinja file.",
     )
     train_on: Literal["assistant", "last-assistant", "all"] = Field(
-        default="assistant", description="Tokens that count in the loss."
+        default="assistant", description="Which tokens are trained (count in the loss)."
     )
-    max_length: Count = Field(default=2048, description="Longest row, in tokens.")
+    max_length: Count = Field(default=2048, description="Maximum tokens per row.")
     too_long: Literal["error", "truncate", "drop", "split"] = Field(
         default="error",
-        description="What to do with a row longer than max_length; always counted and reported.",
+        description="What to do with rows longer than max_length; always counted and reported.",
     )
-    on_bad_row: Literal["error", "skip"] = Field(
-        default="error", description="What to do with a row that cannot be read."
-    )
+    on_bad_row: Literal["error", "skip"] = Field(default="error", description="What to do with invalid rows.")
     packing: Literal["auto"] | bool = Field(
         default="auto",
-        description="Lays rows end to end instead of padding them; attention stays inside each row. auto: where the "
-        "model is proven to keep them apart.",
+        description="Packs rows end to end instead of padding them; attention stays inside each row. auto: if the "
+        "model is verified to keep rows separate.",
     )
-    shuffle: bool = Field(default=True, description="New order of the rows each epoch, from training.seed.")
-    cache: bool = Field(default=True, description="Keeps the tokenised rows for the next run.")
+    shuffle: bool = Field(default=True, description="Shuffles the rows each epoch, with training.seed.")
+    cache: bool = Field(default=True, description="Caches the tokenised rows for later runs.")
 
 
 class LrScheduler(Section):
     name: Literal["cosine", "linear", "constant", "wsd"] = Field(
-        default="cosine", description="Shape of the learning rate."
+        default="cosine", description="Learning rate schedule."
     )
-    min_lr_ratio: Share = Field(default=0.0, description="Last learning rate over the highest.")
+    min_lr_ratio: Share = Field(default=0.0, description="Final learning rate relative to the peak.")
     decay_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.2, description="Share of the run that wsd decays in."
+        default=0.2, description="Fraction of the run in which wsd decays."
     )
 
 
@@ -215,9 +218,9 @@ CHOICE_OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 
 class EarlyStopping(Section):
-    patience: Count = Field(description="Evaluations without progress before the run stops.")
+    patience: Count = Field(description="Evaluations without improvement before the run stops.")
     min_delta: NotNegative = Field(
-        default=0.0, description="Smallest fall of the validation loss that counts as progress."
+        default=0.0, description="Minimum decrease of the validation loss that counts as improvement."
     )
 
 
@@ -227,64 +230,66 @@ def _is_word(value: Any) -> str:
 
 class TrainingSection(Section):
     objective: OneNamed = Field(
-        default_factory=lambda: default_of("objective"), description="What is trained for: the loss of a batch."
+        default_factory=lambda: default_of("objective"), description="Training objective (loss)."
     )
-    epochs: Positive | None = Field(
-        default=3.0, description="Passes over the data; the default is no limit when max_steps is given."
+    epochs: Positive | None = Field(default=3.0, description="Epochs; no limit by default when max_steps is set.")
+    max_steps: Count | None = Field(
+        default=None, description="Optimiser steps; if epochs is set too, whichever ends first."
     )
-    max_steps: Count | None = Field(default=None, description="Optimiser steps; with epochs, whichever ends first.")
-    global_batch_size: Count = Field(default=32, description="Rows per optimiser step, over all devices.")
+    global_batch_size: Count = Field(
+        default=32, description="Global batch size: rows per optimiser step, over all devices."
+    )
     micro_batch_size: Literal["auto"] | Count = Field(
         default=4,
-        description="Rows per device and forward pass: memory, not the result. auto: as many as fit, tried before the "
+        description="Micro batch size: rows per device and forward pass; affects memory, not the result. auto: the "
+        "largest that fits, found before the "
         "first step.",
     )
     learning_rate: Positive = Field(
-        default=2e-4, description="Highest learning rate; when left out each method has its own, see `lrft methods`."
+        default=2e-4, description="Peak learning rate; the default depends on the method, see `lrft methods`."
     )
-    lr_scheduler: LrScheduler = Field(default=LrScheduler(), description="Shape of the learning rate over the run.")
-    warmup_ratio: BelowOne = Field(default=0.03, description="Share of the run in which the learning rate rises.")
+    lr_scheduler: LrScheduler = Field(default=LrScheduler(), description="Learning rate schedule.")
+    warmup_ratio: BelowOne = Field(default=0.03, description="Fraction of the run for learning rate warm-up.")
     warmup_steps: CountOrZero | None = Field(
-        default=None, description="The same in optimiser steps, in place of warmup_ratio."
+        default=None, description="Warm-up in optimiser steps, instead of warmup_ratio."
     )
     optimizer: OneNamed = Field(
         default_factory=lambda: default_of("optimizer"), description="The optimiser and its options."
     )
     weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
-    max_grad_norm: GradNorm = Field(default=1.0, description="Clips the gradient's norm; none leaves it.")
+    max_grad_norm: GradNorm = Field(default=1.0, description="Gradient norm clipping; none disables it.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="Number format of the computation."
     )
     gradient_checkpointing: Literal["none", "light", "medium", "full"] = Field(
         default="none",
-        description="What is computed again in the backward pass to save memory: nothing; all but the linear layers; "
-        "the widest of these too; whole blocks.",
+        description="Recomputes activations to save memory. none; light: recompute all but linear layers; "
+        "medium: also the widest linear layers; full: whole blocks.",
     )
     activation_offload: bool = Field(
         default=False,
-        description="Keeps what the backward pass needs in the machine's memory instead of the GPU's: for rows that "
-        "are too long even with full checkpointing.",
+        description="Offloads activations to CPU memory, for rows that do not fit even with full checkpointing.",
     )
     compile: bool = Field(
         default=False, description="Compiles the model's blocks; the first steps take a minute longer."
     )
-    seed: CountOrZero = Field(default=42, description="Of the split, the order, the start of adapters and dropout.")
+    seed: CountOrZero = Field(default=42, description="Random seed of split, data order, adapter init and dropout.")
     early_stopping: Annotated[
         Annotated[Literal["none"], Tag("word")] | Annotated[EarlyStopping, Tag("settings")],
         Discriminator(_is_word),
-    ] = Field(default="none", description="Stops a run whose validation loss no longer falls.")
+    ] = Field(default="none", description="Stops the run when the validation loss no longer improves.")
 
 
 class DistributedSection(Section):
     strategy: Literal["auto", "ddp", "fsdp", "zero2"] = Field(
         default="auto",
-        description="How several devices share the work. ddp: each holds everything; fsdp: each holds a part of the "
-        "base, and gets the others' as it needs them; zero2: each holds a part of the gradients and of the optimiser's "
+        description="Parallelism over several devices. ddp: each holds everything; fsdp: shards the frozen "
+        "base; zero2: shards gradients and optimiser "
         "state, through DeepSpeed; auto: ddp where the base fits, else fsdp.",
     )
     shard_over: Literal["node", "all"] = Field(
         default="node",
-        description="Devices that hold one copy of the base together under fsdp: those of a node, or all.",
+        description="Devices that share one sharded copy of the base under fsdp: those of a node, or all.",
     )
 
 
@@ -292,43 +297,43 @@ class EvaluationSection(Section):
     every: EveryOrAuto = Field(
         default="auto",
         description="A fraction of the run, a number of optimiser steps, auto, or none. auto: at most ten times, and "
-        "only as often as a tenth of the time of the steps allows.",
+        "at most a tenth of the time of the steps.",
     )
-    at_start: bool = Field(
-        default=True, description="Evaluates before the first step, to have something to compare with."
-    )
-    samples: CountOrZero = Field(default=3, description="Answers written to the report at each evaluation.")
-    max_new_tokens: Count = Field(default=128, description="Longest answer, in tokens.")
+    at_start: bool = Field(default=True, description="Evaluates before the first step, as a baseline.")
+    samples: CountOrZero = Field(default=3, description="Generated answers in the report at each evaluation.")
+    max_new_tokens: Count = Field(default=128, description="Maximum tokens per generated answer.")
     micro_batch_size: Count | None = Field(
-        default=None, description="Rows per forward pass; the default is training's."
+        default=None, description="Rows per forward pass; default: training.micro_batch_size."
     )
 
 
 class CheckpointSection(Section):
     every: Every = Field(default=0.1, description="A fraction of the run, or a number of optimiser steps, or none.")
-    keep: Count = Field(default=2, description="Checkpoints that stay besides the best.")
+    keep: Count = Field(default=2, description="Number of checkpoints to keep in addition to the best.")
 
 
 class LoggingSection(Section):
-    every: Count = Field(default=10, description="Optimiser steps between two lines of the log.")
-    report_to: SeveralNamed = Field(default=(), description="Trackers beside the console and metrics.jsonl, by name.")
+    every: Count = Field(default=10, description="Optimiser steps between log lines.")
+    report_to: SeveralNamed = Field(
+        default=(), description="Additional trackers, by name; console and metrics.jsonl are always on."
+    )
 
 
 class Recipe(Section):
     """A whole recipe. Attributes are the keys of the file."""
 
-    lrft: Annotated[int, Field(ge=1, le=1)] = Field(default=1, description="Version of this format.")
+    lrft: Annotated[int, Field(ge=1, le=1)] = Field(default=1, description="Version of the recipe format.")
     model: ModelSection = Field(description="The base model. Short form: its name.")
-    adapter: AdapterSection = Field(description="What is trained. Short form: the method.")
-    data: DataSection = Field(description="What it learns from. Short form: the path.")
-    training: TrainingSection = Field(default=TrainingSection(), description="How it learns.")
+    adapter: AdapterSection = Field(description="The adapter. Short form: the method.")
+    data: DataSection = Field(description="Training and validation data. Short form: the path.")
+    training: TrainingSection = Field(default=TrainingSection(), description="Training loop and optimiser.")
     distributed: DistributedSection = Field(
-        default=DistributedSection(), description="How several devices share the work; one device needs none of it."
+        default=DistributedSection(), description="Multi-device training; not needed on one device."
     )
-    evaluation: EvaluationSection = Field(default=EvaluationSection(), description="How progress is measured.")
-    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="What is kept of a run.")
-    logging: LoggingSection = Field(default=LoggingSection(), description="What is written while it runs.")
-    output_dir: Text = Field(description="Folder of the run.")
+    evaluation: EvaluationSection = Field(default=EvaluationSection(), description="Evaluation during training.")
+    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="Checkpoints.")
+    logging: LoggingSection = Field(default=LoggingSection(), description="Logging.")
+    output_dir: Text = Field(description="Run folder.")
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     _references: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Types of single keys, where a bound or a list of words does not say it all."""
+"""Custom key types with validators."""
 
 from __future__ import annotations
 

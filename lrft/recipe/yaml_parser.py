@@ -24,7 +24,7 @@ _PLAIN_WORDS = (
     ("mapping values are not allowed", "a second ': ' on this line: put text that holds a colon in quotes"),
     ("could not find expected ':'", "a key without ': ' after it"),
     ("expected <block end>", "the indentation does not match the lines above"),
-    ("found undefined alias", "this alias names no anchor"),
+    ("found undefined alias", "this alias has no anchor"),
     ("while scanning a quoted scalar", "a quotation mark is not closed"),
     ("expected ',' or ']'", "a list in brackets is not closed, or a comma is missing"),
     ("expected ',' or '}'", "a map in braces is not closed, or a comma is missing"),
@@ -92,7 +92,7 @@ def parse(text: str, source: Source, problems: Problems) -> Node:
     finally:
         loader.dispose()
     if builder.root is None:
-        raise Refused(Place(source, 1, 1), "nothing is written here")
+        raise Refused(Place(source, 1, 1), "the file is empty")
     return builder.root
 
 
@@ -182,7 +182,7 @@ class _Builder:
 
     def _alias(self, name: str | None, place: Place) -> None:
         if name is None or name not in self.anchors:
-            raise Refused(place, f"the alias *{name} names no anchor above")
+            raise Refused(place, f"the alias *{name} has no anchor above")
         anchor = self.anchors[name]
         if anchor is None:
             raise Refused(place, f"the alias *{name} stands inside the value that it names")

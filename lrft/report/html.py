@@ -1,4 +1,4 @@
-"""report.html: a run's own page, finished or not, from its folder: what report.md tells, and curves."""
+"""report.html of a run folder, finished or not: the contents of report.md, and curves."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def write_page(run_dir: Path, out: Path | None = None) -> Path:
     Raises UsageError when `run_dir` is no run, CheckFailed when run.json is broken.
     """
     if not (run_dir / "run.json").is_file():
-        raise UsageError(f"{run_dir} is no run (no run.json)")
+        raise UsageError(f"{run_dir} is not a run folder (no run.json)")
     path = out or run_dir / "report.html"
     if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"{path} is no place for a file", "Name a file in an existing folder with -o.")
+        raise UsageError(f"{path} cannot be written", "Choose a file in an existing folder with -o.")
     made = render(run_dir)
     with room_for(path):
         write_text(path, made)
@@ -87,14 +87,14 @@ def state(run: dict[str, Any], records: Sequence[dict[str, Any]], log: Sequence[
     training = run.get("training")
     total = training.get("steps") if isinstance(training, dict) else None
     if not isinstance(total, int):
-        return False, "The run ended, or is still, before its first step."
+        return False, "No step was recorded: the run stopped before its first step, or has not reached it yet."
     if done >= total:
         return True, f"Finished: {count(total, 'step')}."
     if any(line.startswith("stopping early") for line in log):
         return True, f"Stopped early after {done:,} of {count(total, 'step')}."
     return (
         False,
-        f"Not finished: {done:,} of {count(total, 'step')}. The end of the log says why, or the run is still going on.",
+        f"Not finished: {done:,} of {count(total, 'step')}. See the end of the log, or the run is still in progress.",
     )
 
 
@@ -201,7 +201,7 @@ def recipe(path: Path) -> list[Html]:
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line[:1] != "#"]
     split = [line.rpartition("  # ") if "  # " in line else (line, "", "") for line in lines]
     rows = [[element("code", value), origin] for value, _, origin in split]
-    return [title, details("every key, and where its value came from", table(["key", "origin"], rows), is_open=True)]
+    return [title, details("every key with its value and origin", table(["key", "origin"], rows), is_open=True)]
 
 
 def _section(section: Section) -> Html:

@@ -1,4 +1,4 @@
-"""The picture of a run: losses over the steps, and the learning rate below."""
+"""loss.png: losses over the steps, with the learning rate below."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the files of a run say, as sections of tables, lists and words: for report.md and for the run's page alike.
+"""Contents of a run's files as sections (tables, lists, paragraphs), for report.md and report.html.
 
 All text here is as it came, from data and names too: whoever writes it out escapes it.
 """
@@ -92,7 +92,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     """run.json. Raises CheckFailed when it is missing or broken."""
     run = read_json(run_dir / "run.json")
     if not isinstance(run, dict):
-        raise CheckFailed(f"{run_dir / 'run.json'} is no record of a run: it holds no JSON object")
+        raise CheckFailed(f"{run_dir / 'run.json'} is not a valid run record (no JSON object)")
     return run
 
 

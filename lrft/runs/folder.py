@@ -45,21 +45,21 @@ class RunFolder:
         try:
             parent = files.existing_parent(path)
         except OSError as error:  # a name that is too long
-            raise UsageError(f"output_dir {str(path)[:80]}: {error.strerror}", "Name another output_dir.") from None
+            raise UsageError(f"output_dir {str(path)[:80]}: {error.strerror}", "Choose another output_dir.") from None
         if not parent.is_dir():
-            raise UsageError(f"output_dir {path}: {parent} is a file", "Name another output_dir.")
+            raise UsageError(f"output_dir {path}: {parent} is a file", "Choose another output_dir.")
         holds_run = (path / MARKER).is_file()
         if resume and not holds_run:
-            raise UsageError(f"{path} holds no run to resume")
+            raise UsageError(f"{path} has no run to resume")
         if holds_run and not resume and not fresh:
             raise UsageError(
-                f"{path} holds a run already",
-                "Continue it with --resume, or move it aside and start again with --fresh.",
+                f"{path} already contains a run",
+                "Continue it with --resume, or use --fresh to rename it and start from scratch.",
             )
         if not holds_run and path.exists() and not _is_ours_unborn(path):
-            raise UsageError(f"output_dir {path} is not empty and is no run of lrft", "Name another output_dir.")
+            raise UsageError(f"output_dir {path} is not empty and not a run of lrft", "Choose another output_dir.")
         if not os.access(parent, os.W_OK):
-            raise UsageError(f"output_dir {path}: writing is not permitted there", "Name another output_dir.")
+            raise UsageError(f"output_dir {path}: writing is not permitted there", "Choose another output_dir.")
 
     @classmethod
     def open(cls, path: Path, *, resume: bool, fresh: bool) -> RunFolder:
@@ -151,8 +151,8 @@ class RunFolder:
                     self.verify(path)
                     return path
                 except CheckFailed as error:
-                    self.warnings.append(f"passed over {path.name}: {error.message}")
-            raise CheckFailed(f"{self.path} holds no complete checkpoint", "Start again with --fresh.")
+                    self.warnings.append(f"skipped {path.name}: {error.message}")
+            raise CheckFailed(f"{self.path} has no complete checkpoint", "Start from scratch with --fresh.")
         if choice == "best" and not (self.path / "best").exists():
             raise CheckFailed(f"{self.path} has no best checkpoint", "Continue from the last one: --resume.")
         path = self.path / "best" if choice == "best" else Path(choice)
@@ -185,13 +185,13 @@ class RunFolder:
         try:
             run, listed = manifest["run"], {n: (f["size"], f["sha256"]) for n, f in manifest["files"].items()}
         except (KeyError, TypeError, AttributeError):
-            raise CheckFailed(f"{path / 'manifest.json'} is no manifest") from None
+            raise CheckFailed(f"{path / 'manifest.json'} is not a valid manifest") from None
         if run != self.run_id:
             raise CheckFailed(f"{path} belongs to another run")
         for name, (size, sha256) in listed.items():
             part = path / name
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise CheckFailed(f"{path / 'manifest.json'} lists {name!r}, which is no file of its folder")
+                raise CheckFailed(f"{path / 'manifest.json'} lists {name!r}, which is not a file in its folder")
             if not part.is_file():
                 raise CheckFailed(f"{part} is missing")
             if part.stat().st_size != size:

@@ -19,7 +19,7 @@ def adapter_of(source: Path) -> Path:
         if (source / name / "lrft.json").is_file():
             return source / name
     if (source / "run.json").is_file():
-        raise UsageError(f"{source} is a run without a checkpoint yet")
+        raise UsageError(f"{source} is a run that has no checkpoint yet")
     raise UsageError(f"{source} is neither a run nor an adapter folder")
 
 

@@ -1,1 +1,1 @@
-"""What a run tells while it goes on."""
+"""Progress reporting during a run."""

@@ -1,4 +1,4 @@
-"""What a tracker is: it is told of a run's steps and evaluations. One file each beside this one, or an entry point of
+"""Base class of trackers, which receive steps and evaluations. One file each in this folder, or an entry point of
 `lrft.trackers`; `logging.report_to` names those that are not always on."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Tracker:
 
     name: ClassVar[str]
     always: ClassVar[bool] = False
-    """every run has it, so that a recipe cannot name it"""
+    """always on, so a recipe cannot list it"""
 
     def start(self, folder: Path, facts: Mapping[str, Any], step: int) -> None:
         """Before the first step. facts: run.json (`summary.facts`). step: done already, of a resumed run."""

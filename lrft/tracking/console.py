@@ -248,7 +248,7 @@ class Reporter(Tracker):
             self._log.add((label + text).rstrip())
         if self._out.broken and not self._lost:
             self._lost = True
-            self._log.add(f"nothing more is printed ({self._out.broken}); the run goes on")
+            self._log.add(f"console output stopped ({self._out.broken}); the run continues")
 
     def _block(self) -> Text:
         return self._progress.block(self._console.width, not self._out.encoding.lower().startswith("utf"))

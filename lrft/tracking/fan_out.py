@@ -55,7 +55,7 @@ class Trackers:
                 act(tracker)
             except Exception as error:
                 self.others.remove(tracker)
-                self.console.warn(f"tracker {tracker.name} failed and is left out from here on: {error}")
+                self.console.warn(f"tracker {tracker.name} failed and was disabled: {error}")
 
     def __enter__(self) -> Self:
         return self

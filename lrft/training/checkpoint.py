@@ -1,4 +1,4 @@
-"""Checkpoints of a run: made, found again, and refused when recipe, data or base are no longer the same."""
+"""Save and restore checkpoints; resuming is refused when recipe, data or base have changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FREE_ON_RESUME = (
 
 
 def save(session: Session, *, best: bool) -> None:
-    """Make a checkpoint of everything that the rest of the run depends on."""
+    """Save a checkpoint of all state that the rest of the run depends on."""
     session.watchdog.at("waiting for all processes before saving")
     session.engine.accelerator.wait_for_everyone()
     optimizer = session.engine.strategy.state()
@@ -95,7 +95,7 @@ def load_part_states(composition: Composition, states: Mapping[str, Tensor]) -> 
 
 
 def resume_point(folder: RunFolder | None, options: Options) -> Path | None:
-    """The checkpoint that every process takes up, found by the first; None for a run from the start."""
+    """The checkpoint to resume from, chosen by the first process; None for a new run."""
     if options.resume is None:
         return None
     found = None if folder is None else folder.resume_from(options.resume)
@@ -104,10 +104,10 @@ def resume_point(folder: RunFolder | None, options: Options) -> Path | None:
 
 
 def restore(session: Session) -> None:
-    """Take up a checkpoint again, after proving that recipe, data and base are those that it was made with."""
+    """Restore a checkpoint after verifying that recipe, data and base are unchanged."""
     path, engine = session.adapted.resumed_from, session.engine
     if path is None:
-        session.notes.checks["resumed"] = "from the start: nothing was saved before"
+        session.notes.checks["resumed"] = "starting from step 0: no checkpoint was saved"
         return
     saved = files.read_json(path / "trainer.json")
     if not session.options.accept_changes:
@@ -116,7 +116,7 @@ def restore(session: Session) -> None:
     try:
         session.adapted.attached.load_state_dict(adapter.state_dict())
     except ValueError as error:
-        raise CheckFailed(f"{path / 'adapter'} is not the adapter of this recipe: {error}") from None
+        raise CheckFailed(f"{path / 'adapter'} does not match the adapter of this recipe: {error}") from None
     engine.strategy.load_state(
         files.read_tensors(path / "optimizer.safetensors"),
         saved["optimizer"],
@@ -145,7 +145,7 @@ def refuse_changes(session: Session, path: Path, saved: dict[str, Any]) -> None:
     before = recipes.load(Path(session.recipe.output_dir) / "resolved.yaml")
     decided = session.chosen  # resolved.yaml holds what was decided then where the recipe leaves it open
     changed = [
-        f"{key}: {then!r} then, {decided.get(key, now)!r} now"
+        f"{key}: was {then!r}, is now {decided.get(key, now)!r}"
         for key, then, now in recipes.differences(before, session.recipe)
         if not key.startswith(FREE_ON_RESUME) and then != decided.get(key, now)
     ]
@@ -154,9 +154,9 @@ def refuse_changes(session: Session, path: Path, saved: dict[str, Any]) -> None:
         ("the base model", saved["base"]["fingerprint"], session.base.info["fingerprint"]),
     ]:
         if then != now:
-            changed.append(f"{what}: {then[:16]} then, {now[:16]} now (hashes of the content and of how it is read)")
+            changed.append(f"{what}: was {then[:16]}, is now {now[:16]} (hashes of the content and how it is read)")
     if changed:
         raise UsageError(
-            f"not what {path.name} was made with:\n  " + "\n  ".join(changed),
-            "Undo the change, go on all the same with --accept-changes, or start afresh with --fresh.",
+            f"changed since {path.name} was saved:\n  " + "\n  ".join(changed),
+            "Undo the change, continue anyway with --accept-changes, or start from scratch with --fresh.",
         )

@@ -1,4 +1,4 @@
-"""How the adapters are doing, for the log: what reaches them, how far they have moved, and when that looks wrong."""
+"""Adapter diagnostics for the log: gradient norms, relative update norms, and warnings."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def squared_update(adapter: Adapter, base: nn.Module) -> float:
 
 
 class AdapterHealth:
-    """What the log says of the adapters from one shown step to the next."""
+    """Diagnostics of the adapters between logged steps."""
 
     def __init__(self, attached: Attached) -> None:
         self.attached = attached
         self.shares: dict[str, float] = {}
-        """update over weight at the last log, by layer"""
+        """relative update norm at the last log, by layer"""
 
     @cached_property
     def weights(self) -> dict[str, float]:
@@ -88,13 +88,15 @@ class AdapterHealth:
 
 
 def warnings(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
-    """What looks wrong between two logs of `update_shares`."""
+    """Warnings from two consecutive logs of `update_shares`."""
     said = []
     for group, share in now.items():
         if not math.isfinite(share):
             said.append(f"the update of {group} is not finite")
         elif share > LARGEST_UPDATE:
-            said.append(f"the update of {group} is larger than its weight: lower the learning rate or the factor")
+            said.append(
+                f"the update of {group} is larger than its weight: lower the learning rate or the scaling factor"
+            )
         elif before.get(group) == share:
             said.append(f"the adapters of {group} have not moved since the last log: is the learning rate too small?")
     return said

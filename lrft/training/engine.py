@@ -1,4 +1,4 @@
-"""The engine of a run: model, objective, strategy and optimiser; it answers batches, sums over processes, and steps."""
+"""The engine of a run: model, objective, strategy and optimiser; forward passes, all-reduce and steps."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Engine:
     objective: Objective
     losses: LossModule
     strategy: Strategy
-    """how processes share a step; it holds the optimiser"""
+    """parallelism strategy; holds the optimiser"""
     layout: Layout
     pad_id: int
     micro: int
-    """rows of a pass: the recipe's, or as many as fit"""
+    """micro batch size: the recipe's, or the largest that fits"""
     offload: bool = False
-    """whether what the backward pass needs is kept in the machine's memory"""
+    """whether activations are offloaded to CPU memory"""
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None))
 
     @property
@@ -62,7 +62,7 @@ class Engine:
 
     def reduce(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
-        with self.watchdog.during("adding up over all processes"):
+        with self.watchdog.during("all-reduce over processes"):
             total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return total
 

@@ -1,4 +1,4 @@
-"""How many rows fit into one pass: tried with the longest rows, before the first step."""
+"""Find the largest micro batch size that fits in memory, tried with the longest rows before the first step."""
 
 from __future__ import annotations
 

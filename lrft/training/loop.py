@@ -38,7 +38,7 @@ def loop(session: Session, signals: StopSignals) -> None:
             save(session, best=improved)
     if signal:
         raise Stopped(
-            f"stopped by signal {signal} after step {progress.step} of {total}; everything is saved",
+            f"stopped by signal {signal} after step {progress.step} of {total}; a checkpoint was saved",
             signal,
-            "Go on with the same command and --resume.",
+            "Continue with the same command and --resume.",
         )

@@ -25,8 +25,8 @@ def memory_advice(error: BaseException, recipe: Any, parts: str = "") -> MemoryE
     if t.gradient_checkpointing in slower:
         word, cost = slower[t.gradient_checkpointing]
         keys.append(f"training.gradient_checkpointing: {word} (same result, about {cost} slower)")
-    keys.append("data.max_length: a smaller number")
+    keys.append("data.max_length: a smaller value")
     return MemoryExhausted(
-        f"out of memory: {(words.splitlines() or ['nothing more can be allocated'])[0]}{parts}",
+        f"out of memory: {(words.splitlines() or ['allocation failed'])[0]}{parts}",
         "Cheapest first: " + "; ".join(keys),
     )

@@ -32,7 +32,7 @@ from lrft.utils import files
 
 
 def train(recipe: Recipe, options: Options) -> Path:
-    """Train what `recipe` says. Returns the run's folder. Raises LrftError in all its kinds."""
+    """Train `recipe`. Returns the run folder. Raises any subclass of LrftError."""
     output = Path(recipe.output_dir)
     main = processes.rank() == 0
     resume = options.resume is not None
@@ -60,7 +60,7 @@ def train(recipe: Recipe, options: Options) -> Path:
 
 
 def go(session: Session, main: bool) -> None:
-    """The loop between its first and its last screen. What ends it early is noted in the log."""
+    """Run the loop between the start and end summaries; an early end is logged."""
     try:
         tell_start(session)
         with StopSignals(speak=main) as signals:
@@ -81,7 +81,7 @@ def open_trackers(recipe: Recipe, folder: Path | None, quiet: bool) -> Trackers:
 
 
 def where_memory_went(session: Session) -> str:
-    """The plan's memory by part, for a message; "" when there is no plan to be had."""
+    """Memory breakdown from the plan, for an error message; "" when planning fails."""
     recipe, world = session.recipe, session.engine.world
     running = recipe.distributed.model_copy(update={"strategy": session.base.strategy})
     decided = recipe.model_copy(update={"distributed": running})
@@ -91,11 +91,11 @@ def where_memory_went(session: Session) -> str:
         made = make_plan(decided, inputs.source, inputs.prepared, world, micro=micro, nodes=nodes)
     except (LrftError, RuntimeError, ValueError, TypeError):
         return ""
-    return f"\nA step takes about: {plan_render.parts_line(made)}"
+    return f"\nEstimated memory of a step: {plan_render.parts_line(made)}"
 
 
 def tell_start(session: Session) -> None:
-    """The run's own copies of recipe and environment, and the first screen."""
+    """Write resolved recipe and environment, and print the start summary."""
     recipe, folder, options, notes = session.recipe, session.folder, session.options, session.notes
     if options.resume:
         # What was measured before the first step is measured again by a run that starts there.
@@ -118,11 +118,11 @@ def tell_start(session: Session) -> None:
 
 
 def finish(session: Session) -> None:
-    """Links, report and the last screen. Raises CheckFailed, after all of them, for a run that is no better than its
-    base."""
+    """Write links and report, and print the end summary. Raises CheckFailed, after all of them, for a run that is no
+    better than its base."""
     folder = session.folder
     if "gradients" not in session.notes.checks and not session.options.resume:
-        raise CheckFailed("no optimiser step was made: nothing has been trained")
+        raise CheckFailed("no optimiser step was taken: nothing was trained")
     facts = summary.facts(session)
     if warning := worse_at_the_end(facts["result"]):
         session.trackers.console.warn(warning)

@@ -1,4 +1,4 @@
-"""What a run tests about itself. A check that fails stops the run with the figure."""
+"""Runtime checks of a training run. A failed check stops the run and reports the measured value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESOLUTION = 2.0**-24  # of float32, relative to the number
 
 
 class MovementCheck:
-    """Every trained tensor moves in the first steps, and nothing else does.
+    """All trainable tensors change in the first steps, and no other tensor does.
 
     LoRA's A has no gradient in the first step, because B is zero: after one step every trained tensor must have a
     gradient and every adapter must have moved somewhere; after two steps every tensor must have moved.
@@ -30,7 +30,7 @@ class MovementCheck:
     STEPS = 2
 
     def __init__(self, attached: Attached, *, resumed: bool = False, may_not_move: Collection[str] = ()) -> None:
-        """resting: last words of the tensors' names that may stand still."""
+        """resting: name suffixes of trainable tensors that may not change."""
         self.trained = attached.trained()
         self.sites = attached.owners()
         self.start = (
@@ -79,12 +79,12 @@ class MovementCheck:
         if unreached:
             raise CheckFailed(
                 f"no gradient reaches {_some(unreached)} in step {step}",
-                "The model does not use what these layers return for the rows of this step, or uses it without a "
-                "gradient: leave them out with adapter.exclude_modules.",
+                "The model does not use the output of these layers for this step's rows, or uses it without a "
+                "gradient: exclude them with adapter.exclude_modules.",
             )
         touched = [name for name, (p, version) in self.frozen.items() if p._version != version]
         if touched:
-            raise CheckFailed(f"frozen tensors were changed by step {step}: {_some(touched)}")
+            raise CheckFailed(f"frozen tensors changed in step {step}: {_some(touched)}")
         still = [
             name
             for name, start in self.start.items()
@@ -97,10 +97,12 @@ class MovementCheck:
         if still:
             raise CheckFailed(
                 f"{_some(still)} did not move in {count(self.steps, 'step')}",
-                "Either its gradient is zero, as where the model multiplies what the layer returns by zero, or the "
+                "Either its gradient is zero, e.g. because the model multiplies the layer's output by zero, or the "
                 "learning rate is too small for float32.",
             )
-        proven["gradients"] = f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, nothing else moved"
+        proven["gradients"] = (
+            f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, no other tensor changed"
+        )
         if self.steps == self.STEPS:
             self.start.clear()
             for hook in self.hooks:

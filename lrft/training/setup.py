@@ -1,6 +1,6 @@
-"""Everything before the first step, in four phases: inputs, base, adapters, engine.
+"""Set-up of a run in four phases: inputs, base, adapters, engine.
 
-Nothing is written into the run's folder here: a mistake leaves no trace.
+Nothing is written to the run folder here, so a failed set-up leaves no files.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ INIT_ROWS = 4
 
 
 def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) -> Session:
-    """Base, data, adapters, optimiser. Raises LrftError in most of its kinds.
+    """Set up base, data, adapters and optimiser. Raises most subclasses of LrftError.
 
-    folder: that of the run to be resumed, on the first process; None for a new run.
+    folder: folder of the run to resume, on the first process; None for a new run.
     """
     notes = Notes()
     compute = hardware.computation(recipe.training.precision)
@@ -89,7 +89,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
 
 
 def load_inputs(recipe: Recipe) -> Inputs:
-    """Phase 1: tokenizer, rows, and which of them form which step."""
+    """Phase 1: tokenizer, rows and batch schedule."""
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
@@ -99,7 +99,7 @@ def load_inputs(recipe: Recipe) -> Inputs:
 
 
 def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
-    """Phase 2: the frozen model on its device. Under fsdp it is divided over devices here."""
+    """Phase 2: the frozen model on its device; sharded here under fsdp."""
     dtype = hardware.frozen_dtype(recipe.model.precision, compute)
     model = load_recipe_model(recipe, source, dtype)
     # Asked while the modules have the names and classes that transformers knows.
@@ -118,7 +118,7 @@ def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
 
 
 def adapt(recipe: Recipe, source: Path, base: Base, context: CalibrationContext, resumed_from: Path | None) -> Adapted:
-    """Phase 3: the recipe's adapters in the base: initialised, or of the shapes that a checkpoint has."""
+    """Phase 3: attach the recipe's adapters, initialised, or with the shapes of a checkpoint."""
     section, seed, where, model = recipe.adapter, recipe.training.seed, recipe.where, base.model
     passed_over = uncalled(model)
     left_out = targets.choose(model, section, where, passed_over).lines()
@@ -163,7 +163,7 @@ def start_engine(
     if t.gradient_checkpointing != "none":
         checkpoint_blocks(recipe, model)
     if t.compile and not compile_blocks(model):
-        text = "training.compile: this model has no blocks that transformers knows"
+        text = "training.compile: transformers declares no blocks for this model"
         raise RecipeError([Problem(recipe.where("training.compile"), text)])
     optimizer = make_optimizer(recipe, adapted.attached, adapted.composition, broadcast)
     return Engine(
@@ -183,10 +183,7 @@ def checkpoint_blocks(recipe: Recipe, model: Any) -> None:
     try:
         gradient_checkpointing.checkpoint(model, recipe.training.gradient_checkpointing)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        text = (
-            f"training.gradient_checkpointing: {type(model).__name__} does not support it ({error}); "
-            "none keeps all activations"
-        )
+        text = f"training.gradient_checkpointing: {type(model).__name__} does not support it ({error}); set it to none"
         raise RecipeError([Problem(recipe.where("training.gradient_checkpointing"), text)]) from error
 
 
@@ -216,7 +213,7 @@ def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:
 def wrap_for_strategy(
     base: Base, losses: LossModule, own: torch.optim.Optimizer, attached: Attached, max_grad_norm: float | None
 ) -> Strategy:
-    """Model and optimiser as the run's strategy wants them."""
+    """Wrap model and optimiser for the run's strategy."""
     accelerator = base.accelerator
     if base.strategy == "ddp":
         wrapped, optimizer = accelerator.prepare(losses, own)
@@ -234,7 +231,7 @@ def wrap_for_strategy(
 def make_optimizer(
     recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser, or that of the part that brings one."""
+    """The recipe's optimiser, or the one provided by a part."""
     t, owner = recipe.training, composition.optimizer_owner
     by_site = composition.rates_by_site or owner is not None
     owners = attached.owners() if by_site else None
@@ -251,7 +248,7 @@ def make_optimizer(
 def calibration_context(
     recipe: Recipe, inputs: Inputs, base: Base, objective: Objective, losses: LossModule, layout: Layout
 ) -> CalibrationContext:
-    """What parts may calibrate on before adapters exist: the base, and the rows in the order in which they are trained.
+    """Calibration data for parts: the base model, and the rows in training order.
 
     A divided base is passed through by all processes at once, so each of them takes all rows.
     """
@@ -280,14 +277,14 @@ def calibration_context(
 
 
 def note_composition(recipe: Recipe, base: Base, adapted: Adapted, layout: Layout, notes: Notes) -> None:
-    """What was found about packing, and the warnings that follow from the recipe on this model and device."""
+    """Record the packing check, and warnings about the recipe on this model and device."""
     if layout.said:
         notes.checks["packing"] = layout.said
     notes.warnings += composition_warnings(adapted.composition, adapted.attached.sites, base.model)
     if layout.warning:
         notes.warnings.append(layout.warning)
     if recipe.training.activation_offload and base.accelerator.device.type == "cpu":
-        notes.warnings.append("training.activation_offload moves nothing on a CPU")
+        notes.warnings.append("training.activation_offload has no effect on a CPU")
 
 
 def compare_init(engine: Engine, rows: data.Rows, adapted: Adapted, compute: str, notes: Notes) -> None:

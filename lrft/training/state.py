@@ -1,4 +1,4 @@
-"""What a training run holds: the results of the set-up's phases, and what changes from step to step."""
+"""State of a training run: results of the set-up phases, and mutable progress."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How `lrft train` was called. `resume`: None, last, best or a path. `source`: the recipe's file."""
+    """Command-line options of `lrft train`. `resume`: None, last, best or a path. `source`: the recipe's file."""
 
     resume: str | None = None
     fresh: bool = False
@@ -36,10 +36,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Phase 1: what is learnt from. Made before any process group exists."""
+    """Phase 1: data. Created before any process group."""
 
     source: Path
-    """folder of the base"""
+    """folder of the base model"""
     tokenizer: Any
     prepared: Prepared
     batches: BatchSchedule
@@ -62,7 +62,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Base:
-    """Phase 2: the frozen model on its device, divided over devices where the strategy says so."""
+    """Phase 2: the frozen model on its device, sharded if the strategy requires it."""
 
     model: Any
     accelerator: Accelerator
@@ -71,28 +71,28 @@ class Base:
     strategy: str
     """ddp, fsdp or zero2"""
     info: dict[str, Any]
-    """name, revision, fingerprint, dtype and quantization, as an adapter's folder names its base"""
+    """name, revision, fingerprint, dtype and quantization, as recorded in adapter folders"""
     stored: Stored
-    """under which names its files hold its weights"""
+    """names of its weights in its files"""
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """Phase 3: the adapters in the base, initialised or of the shapes of a checkpoint."""
+    """Phase 3: the attached adapters, initialised or with the shapes of a checkpoint."""
 
     attached: Attached
     composition: Composition
     resumed_from: Path | None
-    """the checkpoint that is taken up"""
+    """checkpoint to resume from"""
     unmergeable: str
-    """why the base's files cannot take the adapters' weights; "" when they can"""
+    """why the adapters cannot be merged into the base's files; "" when they can"""
     left_out: list[str] = field(default_factory=list)
-    """linear layers that the recipe means and that carry no adapter, as sentences"""
+    """targeted linear layers without an adapter, as sentences"""
 
 
 @dataclass
 class Progress:
-    """What a checkpoint must hold beside tensors: plain numbers."""
+    """Non-tensor state of a checkpoint: plain numbers."""
 
     step: int = 0
     """optimiser steps done"""
@@ -107,25 +107,25 @@ class Progress:
     last_loss: float | None = None
     """the newest validation loss of a trained state"""
     stale_loss: float | None = None
-    """the loss that early stopping compares with"""
+    """reference loss of early stopping"""
     stale: int = 0
-    """evaluations since it was last beaten by min_delta"""
+    """evaluations since it last improved by min_delta"""
     skipped: int = 0
     """steps in a row that fp16 has skipped"""
 
 
 @dataclass
 class Notes:
-    """What the user is told of the set-up."""
+    """Messages about the set-up for the user."""
 
     warnings: list[str] = field(default_factory=list)
     checks: dict[str, str] = field(default_factory=dict)
-    """what was proven, as sentences"""
+    """verified properties, as sentences"""
 
 
 @dataclass
 class Session:
-    """A run: the four phases of `setup.set_up`, and what changes."""
+    """A run: the four phases of `setup.set_up`, and its progress."""
 
     recipe: Recipe
     options: Options
@@ -133,7 +133,7 @@ class Session:
     base: Base
     adapted: Adapted
     engine: Engine
-    """phase 4: what answers batches and takes steps"""
+    """phase 4: engine for forward, backward and optimiser steps"""
     notes: Notes
     progress: Progress = field(default_factory=Progress)
     folder: RunFolder | None = None
@@ -143,7 +143,7 @@ class Session:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What this run has decided where the recipe leaves it open, by dotted key."""
+        """Values chosen for keys set to auto, by dotted key."""
         decided = {
             "training.precision": self.base.compute,
             "model.precision": self.base.info["dtype"],

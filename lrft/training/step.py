@@ -1,6 +1,6 @@
 """One optimiser step over the global batch: begin, forward and backward, clip and step, record.
 
-The loss is the sum over all that counts in the step, of all micro-batches and ranks, over its number. No method is
+The loss is summed over all micro-batches and ranks and divided once by the step's count of trained tokens. No method is
 known here by name: parts act through their hooks.
 """
 
@@ -38,20 +38,20 @@ MOST_SKIPPED = 20
 
 @dataclass(frozen=True)
 class Stepped:
-    """What the optimiser's step has done."""
+    """Result of the optimiser step."""
 
     grad_norm: float
     """before clipping"""
     gradients: dict[str, float]
-    """norms by role before clipping; of a step that is shown"""
+    """gradient norms by role before clipping, for a logged step"""
     made: bool
-    """False where fp16 has skipped it"""
+    """False when fp16 loss scaling skipped the step"""
 
 
 def train_step(
     session: Session, movement: MovementCheck, health: diagnostics.AdapterHealth, signals: StopSignals
 ) -> int:
-    """One optimiser step. Returns the signal that some process has received, or 0."""
+    """One optimiser step. Returns the signal received by any process, or 0."""
     began = time.monotonic()
     engine, rows, progress = session.engine, session.inputs.train, session.progress
     session.watchdog.step = progress.step
@@ -114,7 +114,7 @@ def lr_factor(recipe: Recipe, step: int, total: int) -> float:
 
 
 def begin(session: Session, lr: float) -> Run:
-    """What parts see of the step, after its learning rates are set and `before_step` has been called."""
+    """Set learning rates and call `before_step`; returns the hooks' view of the step."""
     engine, adapted, seed = session.engine, session.adapted, session.recipe.training.seed
     composition = adapted.composition
     run = Run(
@@ -173,8 +173,8 @@ def refuse_non_finite(loss: float, *, norm: float, scaled: bool, step: int, rows
     what = f"the loss became {loss}" if not math.isfinite(loss) else f"the norm of the gradient became {norm}"
     places = ", ".join(rows.source(int(i)) for i in ids[:5]) + (" ..." if len(ids) > 5 else "")
     raise NonFinite(
-        f"{what} at step {step}. Earlier checkpoints are kept. Rows of this step: {places}",
-        "Lower training.learning_rate, or look at these rows.",
+        f"{what} at step {step}. Earlier checkpoints are kept. Rows in this step: {places}",
+        "Lower training.learning_rate, or check these rows.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The first and the last screen of a run, and run.json, the facts of its report."""
+"""Start and end summaries of a run, and run.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def start(session: Session) -> list[Row]:
-    """What is about to be trained, on one screen."""
+    """The start summary."""
     checks = session.notes.checks
     return [
         ("run", [output_dir(session.recipe), *([checks["resumed"]] if "resumed" in checks else [])]),
@@ -36,7 +36,7 @@ def start(session: Session) -> list[Row]:
 
 
 def end(session: Session) -> list[Row]:
-    """What came out of it, and what to do with it."""
+    """The end summary, with next commands."""
     p, out = session.progress, output_dir(session.recipe)
     done, worse = count(p.step, "step"), worse_than_base(result(p))
     if worse:
@@ -100,7 +100,7 @@ def mergeable(adapted: Adapted) -> bool:
 
 
 def exports_to(adapted: Adapted, quantization: str) -> str:
-    """What the result can be exported to, by what the adapters themselves say, and why not to anything else."""
+    """Export formats of the result, as declared by the adapters, and reasons for unavailable ones."""
     attached = adapted.attached
     if not all(adapter.mergeable for adapter in attached.modules.values()):
         return "not mergeable: use as an adapter"
@@ -112,8 +112,8 @@ def exports_to(adapted: Adapted, quantization: str) -> str:
     return "; ".join(
         [
             "merged model only" if exports == ["merged model"] else " or ".join(exports) or "lrft adapter only",
-            *([f"not to PEFT: {refused}"] if refused else []),
-            *([f"this base cannot be merged, because {adapted.unmergeable}"] if adapted.unmergeable else []),
+            *([f"not exportable to PEFT: {refused}"] if refused else []),
+            *([f"merging into this base is not possible: {adapted.unmergeable}"] if adapted.unmergeable else []),
         ]
     )
 
@@ -130,7 +130,7 @@ def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
     passes = -(-t.global_batch_size // (engine.micro * world))
     epochs = batches.total_steps / batches.steps_per_epoch
     checkpointing = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
-    divided = ", the base divided among them" if engine.strategy.together else ""
+    divided = ", base sharded" if engine.strategy.together else ""
     return [
         f"{epochs:.4g} epoch{'s' * (epochs != 1)} = {count(batches.total_steps, 'step')} of "
         f"{count(t.global_batch_size, 'row')}: {engine.micro} per pass x {count(passes, 'pass', 'passes')} x "

@@ -18,7 +18,7 @@ HELD_OUT_ROWS = 32
 
 
 def validate(session: Session) -> bool:
-    """Evaluate on the validation rows and tell it. Returns whether this is the best state so far."""
+    """Evaluate on the validation rows and report it. Returns whether this is the best trained state so far."""
     recipe, progress, engine, rows = session.recipe, session.progress, session.engine, session.inputs.validation
     if rows is None:
         raise ValueError("evaluation without validation rows")
@@ -42,7 +42,7 @@ def validate(session: Session) -> bool:
     if not math.isfinite(record["loss"]):  # what gave it must not become a checkpoint
         raise NonFinite(
             f"the validation loss became {record['loss']} after step {progress.step}. Earlier checkpoints are kept.",
-            "Lower training.learning_rate, or look at the base model and the validation rows.",
+            "Lower training.learning_rate, or check the base model and the validation rows.",
         )
     return improved
 
@@ -98,6 +98,6 @@ def has_patience(session: Session) -> bool:
     if isinstance(stopping, str) or progress.stale < stopping.patience:
         return True
     session.trackers.console.line(
-        f"stopping early: {progress.stale} evaluations without a better validation loss than {progress.stale_loss:.4f}"
+        f"early stopping: {progress.stale} evaluations without a validation loss below {progress.stale_loss:.4f}"
     )
     return False

@@ -45,7 +45,7 @@ def room_for(path: Path, wanted: int | None = None) -> Iterator[None]:
         requires = f"needs {byte_size(wanted)}, " if wanted else ""
         raise LrftError(
             f"{path}: the disk is full ({requires}{byte_size(free)} are free)",
-            "Nothing that was complete is lost. Free some space and start again with --resume.",
+            "Complete files are intact. Free some space and continue with --resume.",
         ) from error
 
 
@@ -121,7 +121,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckFailed(f"{path} is missing") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckFailed(f"{path} is not a whole safetensors file: {error}") from None
+        raise CheckFailed(f"{path} is not a complete safetensors file: {error}") from None
 
 
 def sha256(path: Path) -> str:

@@ -71,14 +71,14 @@ class TensorReader:
             self._check_places(begin, path.stat().st_size)
         except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
             self.file.close()
-            raise CheckFailed(f"{path} is not a whole safetensors file: {error}") from None
+            raise CheckFailed(f"{path} is not a complete safetensors file: {error}") from None
 
     def _check_places(self, at: int, end: int) -> None:
         """Raises ValueError unless the tensors lie end to end, each as long as its dtype and shape say."""
         for name, entry in sorted(self.entries.items(), key=lambda item: (item[1].start, item[1].end)):
             known = DTYPES.get(entry.dtype)
             if known is not None and math.prod(entry.shape) * known.itemsize != entry.size:
-                raise ValueError(f"{name} is not as long as its shape says")
+                raise ValueError(f"{name} has a length that does not match its shape")
             if entry.start != at or entry.size < 0:
                 raise ValueError(f"{name} does not begin where the one before it ends")
             at = entry.end

@@ -1,1 +1,1 @@
-"""Does the merged model answer as the adapter does, and does a run keep its promises?"""
+"""Verification of merged models and of finished runs."""

@@ -1,4 +1,4 @@
-"""After a merge: does the written folder answer as base + adapter do?"""
+"""Merge check: logits of the merged folder against base + adapter."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Quantized:
 
     kind: str
     mean: float
-    """merged into the original, against the adapter on the quantised one"""
+    """merged model on the original base vs. adapter on the quantised base"""
     base: float
-    """the original base against the quantised one"""
+    """original base vs. quantised base"""
     update: float
-    """what the adapter changes on the original, against what it changes on the quantised one"""
+    """the adapter's effect on the original base vs. its effect on the quantised base"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Difference:
     mean_changed: float
     tolerance: float
     limit_of_dtype: float
-    """the tolerance that the merged dtype has by default"""
+    """default tolerance of the merged dtype"""
     quantized: Quantized | None = None
     """where the adapter was trained on a quantised base and merged into the original one"""
 
@@ -93,7 +93,7 @@ def verify_merge(
 
     difference = compare(got, expected, untouched, tolerance=tolerance, dtype=dtype)
     if difference.changed == 0:
-        raise CheckFailed("the adapter changes nothing: its logits are those of the base")
+        raise CheckFailed("the adapter has no effect: its logits equal the base's")
     if saved.quantization != "none" and into == "original":
         original = logits(load_plain(base_folder, trust_remote_code=trusted), rows)
         found = compare_quantized(saved.quantization, got, expected, untouched, original)
@@ -101,15 +101,16 @@ def verify_merge(
         return replace(difference, quantized=found)
     if difference.mean >= difference.mean_changed:
         raise CheckFailed(
-            f"the merged model is no nearer to the adapter than the base is (mean logit difference "
-            f"{difference.mean:.1e} and {difference.mean_changed:.1e}): the update is lost",
-            f"The merged folder was kept for inspection: {merged}. A wider --dtype loses less to rounding.",
+            f"merging lost the update: merged logits differ from the adapter's as much as the base's do (mean "
+            f"difference "
+            f"{difference.mean:.1e} and {difference.mean_changed:.1e})",
+            f"The merged folder was kept for inspection: {merged}. Use a wider --dtype to reduce rounding.",
         )
     if not difference.relative <= difference.tolerance:
         raise CheckFailed(
             f"merged and adapter differ by {difference.relative:.1e} of the largest logit "
             f"(tolerance {difference.tolerance:.0e}); same first token at {difference.same_first:.2%} of positions",
-            f"The merged folder was kept for inspection: {merged}. A wider --dtype loses less to rounding.",
+            f"The merged folder was kept for inspection: {merged}. Use a wider --dtype to reduce rounding.",
         )
     return difference
 
@@ -119,11 +120,15 @@ def refuse_quantized(difference: Difference, found: Quantized, merged: Path, *, 
 
     within   the tolerance that was asked for, in place of the bound by what quantisation does
     """
-    hint = f"The merged folder was kept for inspection: {merged}. --into dequantized merges where it was trained."
+    hint = (
+        f"The merged folder was kept for inspection: {merged}. Use --into dequantized to merge into the weights "
+        f"used in training."
+    )
     if found.update >= difference.mean_changed:
         raise CheckFailed(
-            f"what the adapter changes on the base in {found.kind} is not what it changes on the original one (mean "
-            f"logit difference of the changes {found.update:.1e}, of the change itself {difference.mean_changed:.1e})",
+            f"the adapter does not have the same effect on the original base as on the {found.kind} base (mean "
+            f"logit difference between the effects {found.update:.1e}, size of the effect "
+            f"{difference.mean_changed:.1e})",
             hint,
         )
     limit = QUANTIZED_SHARE * found.base + difference.tolerance * difference.largest_logit

@@ -1,9 +1,9 @@
-"""`lrft verify RUN`: the run's own promises, tested on a small slice of its own data.
+"""`lrft verify RUN`: correctness checks on a small slice of the run's data.
 
 packed        rows laid end to end answer as each row does alone
 accumulation  one pass over N rows and N passes over one row give the same gradient
 merged        the merged folder answers as base + adapter do
-resumed       stopped and resumed, training ends in the same bits as when it was not stopped
+resumed       a stopped and resumed run ends bit-identical to an uninterrupted one
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class Finding:
-    """One promise: the figure that was measured and the largest one that keeps it. `skipped` says why there is none."""
+    """One check: the measured value and its upper limit. `skipped` says why there is none."""
 
     name: str
     figure: float
@@ -84,7 +84,7 @@ def verify_run(run: Path, adapter: Path, *, tell: Callable[[Finding], None] = la
             tell(findings[-1])
     failed = [f"{f.name}: {f.text}" for f in findings if not f.holds]
     if failed:
-        raise CheckFailed("a promise does not hold for this run:\n  " + "\n  ".join(failed))
+        raise CheckFailed("a correctness check failed for this run:\n  " + "\n  ".join(failed))
     return findings
 
 
@@ -111,14 +111,14 @@ def adapted(recipe: Recipe, source: Path, adapter: Path) -> tuple[Any, Attached]
 
 def packed(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Finding:
     if recipe.data.packing is not True:
-        return Finding("packed", 0.0, ROUNDING, "not tested: this run does not pack", True)
+        return Finding("packed", 0.0, ROUNDING, "skipped: this run does not use packing", True)
     model, _ = adapted(recipe, source, adapter)
     form = packed_form(model)
     ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(model.device) for i in range(len(rows))]
     apart = kept_apart(model, ids, form)
     text = (
-        f"{count(len(ids), 'row')} packed against alone: logits differ by {apart.difference:.1e} of the largest, "
-        f"and move by {apart.moved:.1e} of it when a row's neighbour gets other tokens"
+        f"{count(len(ids), 'row')} packed vs. single rows: logits differ by {apart.difference:.1e} of the largest, "
+        f"and change by {apart.moved:.1e} when a row's neighbour gets other tokens"
     )
     if apart.leaks:
         return Finding("packed", apart.moved, apart.allowed, text)
@@ -162,7 +162,7 @@ def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
     """Of the run's merged folder when there is one, else of one made for the purpose."""
     saved = read_adapter(adapter)
     if not all(saved.build(site).mergeable for site in saved.sites):
-        return Finding("merged", 0.0, 0.0, "not tested: no weight can hold this adapter", True)
+        return Finding("merged", 0.0, 0.0, "skipped: this adapter is not mergeable", True)
     # Into the original base an adapter from a quantised one is not to answer as it did.
     into = "original" if saved.quantization == "none" else "dequantized"
     out = run / "merged"
@@ -175,16 +175,16 @@ def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
         "merged",
         difference.relative,
         limit,
-        f"merged against adapter on {count(difference.rows, 'row')}: logits differ by {difference.relative:.1e} of the "
+        f"merged vs. adapter on {count(difference.rows, 'row')}: logits differ by {difference.relative:.1e} of the "
         f"largest, same first token {difference.same_first:.2%}",
     )
 
 
 def resumed(recipe: Recipe, folder: Path) -> Finding:
-    """A few steps of the run's own recipe, straight through and stopped in the middle: compared bit for bit."""
+    """A few steps of the run's recipe, uninterrupted vs. resumed, compared bit for bit."""
     short = shortened(recipe, folder / "straight")
     if torch.cuda.is_available():
-        return Finding("resumed", 0.0, 0.0, "not tested on a GPU, whose sums are not bit-equal from run to run", True)
+        return Finding("resumed", 0.0, 0.0, "skipped on a GPU, where sums are not bit-identical between runs", True)
     straight = train(short, Options(quiet=True))
     stopped = folder / "stopped"
     shutil.copytree(straight, stopped, symlinks=True)

@@ -55,11 +55,11 @@ def page(section: dict[str, Any]) -> str:
     runs, methods = section["runs"], section["methods"]
     reference = rounds.counted(runs, REFERENCE, "cpu"), rounds.of_runs(runs, REFERENCE, memory)
     text = [
-        f"Default options, each method at the rank at which it trains most nearly what lora of rank {section['rank']} "
-        f"does, the {section['model']} model, {section['shape']['rows']} rows with "
-        f"{section['shape']['tokens']:,} tokens, {count(section['rounds'], 'round')} by turns, "
-        f"{count(section['steps'], 'step')} counted. Parts that build nothing stand over lora. `rslora` does lora's "
-        "own arithmetic: how far its ratios are from 1 is the noise of all.",
+        f"Default options, each method at the rank with the trainable-parameter count closest to lora of rank "
+        f"{section['rank']}, the {section['model']} model, {section['shape']['rows']} rows with "
+        f"{section['shape']['tokens']:,} tokens, {count(section['rounds'], 'round')}, "
+        f"{count(section['steps'], 'step')} measured. Parts that do not build an adapter are combined with lora. `rslora` has the same "
+        "arithmetic as lora: the distance of its ratios from 1 shows the noise of all.",
         "",
     ]
     lines = []
@@ -82,7 +82,7 @@ def page(section: dict[str, Any]) -> str:
         "",
         "kind",
         "rank",
-        "trained",
+        "trainable",
         "time over lora's",
         "CPU seconds a step",
         "memory over lora's",

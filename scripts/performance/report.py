@@ -15,9 +15,9 @@ Section = dict[str, Any]
 INTRODUCTION = """\
 # Performance
 
-Written by `scripts/bench` from `performance.json`, which holds every single measurement; `scripts/bench page` writes it
-again. Within a section the contestants took turns on the same machine. Figures are medians (least..most). CPU seconds
-are those of all threads together; they tell most where other work disturbs the machine.
+Written by `scripts/bench` from `performance.json`, which holds every measurement; `scripts/bench page` regenerates it.
+Within a section the systems were measured alternately on the same machine. Figures are medians (min..max). CPU seconds
+are summed over all threads; they are the most reliable figure when other work runs on the machine.
 """
 CHANGED = "**Not one lrft:** its files were changed while this was measured, or may have been."
 # key -> heading and text; `steps` has one key for each model
@@ -51,7 +51,7 @@ def write(folder: Path) -> Path:
     parts = [INTRODUCTION]
     if drawn:
         picture.draw(drawn, folder / "performance.svg")
-        parts.append("![tokens a second and memory by contestant](performance.svg)\n")
+        parts.append("![tokens per second and memory by system](performance.svg)\n")
     for kind, (heading, text) in PAGES.items():
         for key, section in sorted(sections.items()):
             if key.partition(":")[0] == kind:

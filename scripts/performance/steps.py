@@ -73,9 +73,9 @@ def page(section: dict[str, Any]) -> str:
         f"vocabulary {size['vocab_size']:,}; LoRA of rank {section['rank']} on every linear layer but the head; "
         f"{dtype(section)}, {count(threads, 'thread')}. A step is {shape['rows']} rows with "
         f"{shape['tokens']:,} tokens, {shape['labelled_tokens']:,} of them labelled, the longest {shape['longest']}: "
-        f"padded to it, {section['padding']:.0%} of a batch is padding. {count(section['rounds'], 'round')} by turns, "
-        f"each contestant in a fresh process, {count(section['steps'], 'step')} counted after one that is not: median "
-        f"(least..most). Over the limit: {'wall' if section['machine']['gpu'] else 'CPU'} time.",
+        f"padded to it, {section['padding']:.0%} of a batch is padding. {count(section['rounds'], 'round')}, alternating, "
+        f"each system in a fresh process, {count(section['steps'], 'step')} measured after one warm-up step: median "
+        f"(min..max). Over the lower bound (`limit`): {'wall' if section['machine']['gpu'] else 'CPU'} time.",
         "",
         table(head(section), [line(section, name) for name in measured]),
         "",
@@ -85,7 +85,7 @@ def page(section: dict[str, Any]) -> str:
     if section["unequal"]:
         text += ["", "**Not the same work:** " + "; ".join(section["unequal"])]
     else:
-        text += ["", f"All saw the same tokens and labels; loss of the first step {losses(runs)}."]
+        text += ["", f"All systems trained on the same tokens and labels; loss of the first step {losses(runs)}."]
     return "\n".join([*text, noisy(rounds.times(runs, order), section["rounds"])])
 
 
@@ -95,7 +95,7 @@ def head(section: dict[str, Any]) -> list[str]:
         "seconds a step",
         "CPU seconds a step",
         "tokens/s",
-        "over the limit",
+        "over the lower bound",
         "memory above the model, MB",
     ]
     return [*columns, "set-up, s", *(["arithmetic used"] if rates(section) else [])]

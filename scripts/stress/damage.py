@@ -221,7 +221,7 @@ def pickles(figure: Figure, lab: Lab, run: Path) -> None:
     for name, words in pickle_cases(lab, run, hostile):
         figure.tried += 1
         outcome = lab.run(*words)
-        figure.note("refused" if outcome.code else "not looked at")
+        figure.note("refused" if outcome.code else "not inspected")
         if mark.exists() or outcome.traceback:
             figure.wrong(f"{name}: {'executed' if mark.exists() else outcome.last_line}")
             mark.unlink(missing_ok=True)

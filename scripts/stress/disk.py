@@ -159,7 +159,7 @@ def unwritable(figure: Figure, lab: Lab) -> None:
     for output, words, uid in [
         (file, "is a file", None),
         (file / "run", "is a file", None),
-        (other, "is not empty and is no run of lrft", None),
+        (other, "is not empty and not a run of lrft", None),
         (closed / "run", "writing is not permitted", NOBODY),
         (closed, "writing is not permitted", NOBODY),
     ]:
@@ -182,7 +182,7 @@ def two_runs(figure: Figure, lab: Lab, rng: random.Random, expected: dict[str, o
         while not first.ended and not any(run.glob("checkpoints/step-*")):
             time.sleep(0.001)
         second = lab.run(*lab.training(run, *([word] if word else [])))
-        refused(figure, second, (1, 2), "in use by another lrft (process" if word else "holds a run already")
+        refused(figure, second, (1, 2), "in use by another lrft (process" if word else "already contains a run")
         if first.wait().code or (changed := differing(state(run), expected)):
             figure.wrong(f"the first run was disturbed by {word or 'a second start'}: {changed}")
     for n in range(3):

@@ -137,11 +137,11 @@ class Kills:
     def finish(self, figure: Figure, newest: int) -> None:
         """The same command with --resume goes on, from its start where nothing was saved; without a run it says so."""
         resumed = self.lab.run(*self.lab.training(self.run, "--resume"))
-        if resumed.code == 2 and "holds no run to resume" in resumed.text and not newest:
+        if resumed.code == 2 and "has no run to resume" in resumed.text and not newest:
             figure.note("begun anew")
             resumed = self.lab.run(*self.lab.training(self.run))
         else:
-            words = f"resumed from step-{newest:06d}" if newest else "from the start: nothing was saved before"
+            words = f"resumed from step-{newest:06d}" if newest else "starting from step 0: no checkpoint was saved"
             figure.note("resumed" if newest else "resumed from the start")
             if words not in " ".join(resumed.text.split()):
                 figure.wrong(f"--resume does not say '{words}'")
@@ -228,7 +228,7 @@ def stopped(tests: Kills, figure: Figure, n: int, *, twice: bool) -> None:
         figure.note(f"exit code {outcome.code}")
         if outcome.code not in ENDINGS[number]:
             figure.wrong(f"{number.name}: exit code {outcome.code}: {outcome.last_line}")
-        if outcome.code == 128 + number and not twice and "everything is saved" not in outcome.text:
+        if outcome.code == 128 + number and not twice and "a checkpoint was saved" not in outcome.text:
             figure.note("before or after the loop")
         return outcome
 

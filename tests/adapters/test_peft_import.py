@@ -71,7 +71,7 @@ def test_the_commands_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run_command(["merge", str(adapter)]) == 2
     assert "-o FOLDER" in capsys.readouterr().err
     assert run_command(["merge", str(adapter), "-o", str(tmp_path / "merged")]) == 0
-    assert "merged against adapter" in capsys.readouterr().out
+    assert "merged vs. adapter" in capsys.readouterr().out
     losses = []
     for target in (adapter, tmp_path / "merged", base):
         assert run_command(["eval", str(target), "--data", str(rows), "--no-generate", "--json"]) == 0
@@ -101,8 +101,8 @@ def test_the_check_after_a_merge_sees_another_adapter_of_peft(tmp_path: Path) ->
         ({"target_parameters": ["input_layernorm.weight"]}, "it holds more than updates of linear layers"),
         ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters"),
         ({"layer_replication": [[0, 1]]}, "layer_replication is set"),
-        ({"new_variant_config": {"x": 1}}, "new_variant_config is set, which is not known here"),
-        ({"init_lora_weights": "pissa"}, "changes the base itself"),
+        ({"new_variant_config": {"x": 1}}, "new_variant_config is set, a setting that lrft does not know"),
+        ({"init_lora_weights": "pissa"}, "modifies the base weights"),
     ],
 )
 def test_what_cannot_be_taken_over_is_refused_by_name(config: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -132,14 +132,14 @@ def test_what_is_no_linear_layer_is_called_what_it_is(word: str, kind: str) -> N
 
 
 def test_nothing_left_is_an_error() -> None:
-    assert "leave no linear layer to adapt" in complaint(target_modules="q_proj", exclude_modules="*_proj")
-    assert "leave no linear layer to adapt" in complaint(target_modules="lm_head", layers=[0])
-    assert "leave no linear layer to adapt" in complaint(nn.Sequential(nn.ReLU()))
+    assert "select no linear layer" in complaint(target_modules="q_proj", exclude_modules="*_proj")
+    assert "select no linear layer" in complaint(target_modules="lm_head", layers=[0])
+    assert "select no linear layer" in complaint(nn.Sequential(nn.ReLU()))
 
 
 def test_a_layer_that_is_the_whole_model_is_not_adapted_in_vain() -> None:
     """There is no parent to put another layer into: the adapter would be trained by nothing."""
-    assert "leave no linear layer to adapt" in complaint(nn.Linear(3, 4))
+    assert "select no linear layer" in complaint(nn.Linear(3, 4))
 
 
 def test_an_override_that_matches_nothing_is_an_error() -> None:

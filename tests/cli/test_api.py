@@ -150,7 +150,7 @@ def test_a_model_that_has_adapters_is_refused_and_left_alone(tmp_path: Path) -> 
     y = model(x())
     save_adapter(handle, tmp_path, base={"name": "nested"})
     for again in (lambda: lrft.attach(model, {"rank": 2}), lambda: lrft.load_adapter(model, tmp_path)):
-        with pytest.raises(UsageError, match="adapters already"):
+        with pytest.raises(UsageError, match="already has adapters"):
             again()
     assert torch.equal(model(x()), y)
     assert all(p.requires_grad for p in handle.trained().values())
@@ -182,7 +182,7 @@ def test_adapters_follow_each_layers_own_dtype() -> None:
         ({"method": "lroa"}, "Did you mean lora"),
         ({"rank": 0}, "rank"),
         ({"rank": "8"}, "rank"),
-        ({"alpha": 2.0, "scale": 1.0}, "both given"),
+        ({"alpha": 2.0, "scale": 1.0}, "both set"),
         ({"dropout": 1.0}, "dropout"),
         ({"method": {"mora": {"type": 5}}}, "type"),
         ({"method": ["lora", "mora"]}, "both build the update"),

@@ -87,7 +87,7 @@ def test_names_are_written_so_that_yaml_reads_them(text: str, tmp_path: Path) ->
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_text("mine")
     assert run_command(["init", str(tmp_path / "recipe.yaml"), "--model", "a", "--data", "b"]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert (tmp_path / "recipe.yaml").read_text() == "mine"
 
 
@@ -121,11 +121,11 @@ def test_a_terminal_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (None, "is not there yet"),
+        (None, "does not exist yet"),
         ([{"foo": "a", "bar": "b"}], "the columns foo, bar fit no format"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "preference pairs"),
         ([], "the file holds no rows"),
-        (["no object"], "no row can be read"),
+        (["no object"], "no valid row"),
     ],
 )
 def test_data_that_check_will_refuse_is_told(

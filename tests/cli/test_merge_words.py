@@ -27,4 +27,4 @@ def test_a_large_loss_to_rounding_is_a_warning(lost: float, warned: bool, capsys
     tell(Path("merged"), result(lost_norm=lost), None)
     said = " ".join(capsys.readouterr().out.split())
     assert "1 module " in said
-    assert ("12% of the update was lost in rounding to bfloat16; --dtype float32 keeps it" in said) == warned
+    assert ("12% of the update was lost to bfloat16 rounding; merge with --dtype float32 to keep it" in said) == warned

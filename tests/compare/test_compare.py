@@ -174,10 +174,10 @@ def test_general_text_is_measured_as_eval_does(whole: tuple[Path, str], monkeypa
 @pytest.mark.slow
 def test_the_best_at_the_edge_is_pointed_out(whole: tuple[Path, str]) -> None:
     root, said = whole
-    edges = [w for w in found(root)["warnings"] if "that was tried" in w]
+    edges = [w for w in found(root)["warnings"] if "value tried" in w]
     assert len(edges) == 2, "of two values one is always an edge"
     for name in ("md", "html"):
-        assert (root / "out" / f"compare.{name}").read_text().count("that was tried") == 2
+        assert (root / "out" / f"compare.{name}").read_text().count("value tried") == 2
     assert " ".join(said.split()).count("may be better still") == 2
 
 
@@ -218,7 +218,7 @@ def test_the_page_needs_nothing_else_and_draws_everything(whole: tuple[Path, str
         *(
             "loss against seconds for 1,000 tokens",
             "loss against memory, GB",
-            "loss against trained numbers, thousands",
+            "loss against trainable parameters, thousands",
         ),
         *("loss by learning_rate", "training loss, smoothed, nats per token", "validation loss, nats per token"),
     ]
@@ -235,18 +235,18 @@ def test_a_second_call_trains_nothing(whole: tuple[Path, str], tmp_path: Path) -
     facts = found(root)
     code, out, _ = compare(root)
     assert code == 0
-    assert "8 of 8 runs are there already" in out
+    assert "8 of 8 runs are already finished" in out
     assert "measuring" not in out
     assert "checking" not in out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert found(root) == facts
     code, out, _ = compare(root, "--dry-run")
     assert code == 0
-    assert "nothing is left to train" in out
+    assert "nothing left to train" in out
     (root / "recipe.yaml").write_text((root / "recipe.yaml").read_text().replace("epochs: 2", "epochs: 3"))
     code, _, err = compare(root)
     assert code == 2
-    assert "was made by another recipe: training.epochs was 2.0, is 3.0 now" in err
+    assert "was trained with another recipe: training.epochs was 2.0, is 3.0 now" in err
     (root / "recipe.yaml").write_text((root / "recipe.yaml").read_text().replace("epochs: 3", "epochs: 2"))
     data = Path(recipes.load(root / "recipe.yaml").data.train[0].path)
     rows = data.read_text()
@@ -292,12 +292,12 @@ def test_what_fails_is_told_and_stops_nothing_else(tmp_path: Path) -> None:
     assert rows["lora"]["spread"] is None
     assert rows["broken"]["mean"] is None
     assert any("one seed" in warning for warning in facts["warnings"])
-    assert any("was not searched" in warning for warning in facts["warnings"])
+    assert any("is not in the grid" in warning for warning in facts["warnings"])
     # The reason is taken away: what failed is tried again, what diverged is not.
     shutil.copy(root / "train.jsonl", root / "nowhere.jsonl")
     code, out, _ = compare(root)
     assert code == 0, out
-    assert "2 of 3 runs are there already" in out
+    assert "2 of 3 runs are already finished" in out
     assert found(root)["methods"][0]["mean"] == pytest.approx(rows["lora"]["mean"])
 
 
@@ -324,7 +324,7 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(tmp_path: Path) -> N
     _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "Go on with the same command." in err
+    assert "Run the same command again to continue." in err
     for folder in folders:
         with (folder / ".lock").open() as lock:  # nobody is left who holds it
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -430,7 +430,7 @@ def test_the_best_point_is_the_best_mean_of_whole_ones(place: runs.Place, monkey
     assert [row["mean"] for row in facts["methods"]] == pytest.approx([1.1, 2.0])
     assert facts["methods"][1]["difference"] == pytest.approx(0.9)
     assert [one["run"] for one in facts["failed"]] == ["dora learning_rate 0.004 seed 2"]
-    assert not any("that was tried" in w for w in facts["warnings"]), "0.004 was tried by dora too, and diverged"
+    assert not any("value tried" in w for w in facts["warnings"]), "0.004 was tried by dora too, and diverged"
     assert facts["runs"] == {"diverged": 1, "finished": 11}
     assert "diverged" in write.markdown(facts)
 
@@ -483,7 +483,7 @@ def test_higher_is_better_for_answers(place: runs.Place, monkeypatch: pytest.Mon
     facts = result.gather(comparison, jobs, chosen)
     assert [row["best"]["training.learning_rate"] for row in facts["methods"]] == [0.004, 0.004]
     assert facts["methods"][0]["best_folder"].endswith("seed-2")
-    assert sum("is the highest that was tried" in w for w in facts["warnings"]) == 2
+    assert sum("is the highest value tried" in w for w in facts["warnings"]) == 2
 
 
 def test_an_answer_of_another_run_does_not_count(place: runs.Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,14 +88,14 @@ def test_csv_rows_of_several_lines(tmp_path: Path) -> None:
         ("a.json", b'{"text": "a"}\n{"text": "b"}', "not JSON"),
         ("a.json", b'[{"text": NaN}]', "NaN"),
         ("a.json", b'{"a": [], "b": []}', "2 arrays"),
-        ("a.json", b"3", "wanted an array"),
+        ("a.json", b"3", "expected an array"),
         ("a.json", b"[" * 100_000, "nested"),
         ("a.jsonl", "a".encode("utf-16"), "UTF-16"),
         ("a.txt", b"ab\n\xff", ":2: invalid UTF-8"),
-        ("a.csv", b"text,text\na,b\n", "stands twice"),
+        ("a.csv", b"text,text\na,b\n", "appears twice"),
         ("a.csv", b'text\nok\n"open\nmore\n', "a.csv:4"),
         ("a.parquet", b"PAR1 or not", "parquet"),
-        ("a.xlsx", b"x", "not a kind of data file"),
+        ("a.xlsx", b"x", "not a supported data file"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -110,7 +110,7 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file") as caught:
         prepare(tmp_path, tmp_path / "trian.jsonl")
     assert "train.jsonl" in str(caught.value.hint)
-    with pytest.raises(DataError, match="wanted hub:OWNER/NAME"):
+    with pytest.raises(DataError, match="expected hub:OWNER/NAME"):
         prepare(tmp_path, DataEntry(path="hub:name"))
 
 
@@ -225,7 +225,7 @@ def test_conversations_need_a_template(tmp_path: Path) -> None:
     rows = prepare(tmp_path, path, tokenizer=tiny.chatml(None), chat_template=str(tmp_path / "t.jinja")).train
     assert rows.tokens(0).tolist() == prepare(tmp_path, path).train.tokens(0).tolist()
     (tmp_path / "t.jinja").write_text("{% for %}")
-    for name, says in (("t.jinja", "not a jinja template"), ("u.jinja", "No such file")):
+    for name, says in (("t.jinja", "not a valid Jinja template"), ("u.jinja", "No such file")):
         with pytest.raises(RecipeError, match=says):
             prepare(tmp_path, path, chat_template=str(tmp_path / name))
 
@@ -288,7 +288,7 @@ def test_bad_rows_are_an_error_unless_skipping_is_asked_for(tmp_path: Path) -> N
     with pytest.raises(DataError) as caught:
         prepare(tmp_path, path)
     said = caught.value.message.split("\n")
-    assert said[0] == f"{len(BAD)} of {len(BAD) + 3} rows cannot be used"
+    assert said[0] == f"{len(BAD)} of {len(BAD) + 3} rows are invalid"
     assert said[1].startswith(f"{path}:4  messages: must be a list of turns, this is null")
     assert len(said) == 12
     assert said[-1] == f"... and {len(BAD) - 10} more"
@@ -301,7 +301,7 @@ def test_what_the_template_refuses_is_counted_like_any_bad_row(tmp_path: Path) -
     with pytest.raises(DataError, match="Only user and assistant turns"):
         prepare(tmp_path, path, tokenizer=tiny.spaced())
     report = prepare(tmp_path, path, tokenizer=tiny.spaced(), on_bad_row="skip").report
-    assert report.dropped == {"refused by the chat template": 1}
+    assert report.dropped == {"rejected by the chat template": 1}
 
 
 def test_the_sample_stands_in_the_error_of_an_unstable_template(tmp_path: Path) -> None:

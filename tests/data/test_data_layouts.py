@@ -97,7 +97,7 @@ def test_weights_choose_the_answers(tmp_path: Path) -> None:
     assert trained(prepared) == "Tom.<|im_end|>"
     for turns, says in (
         ([USER, {**ASSISTANT, "weight": 0.5}], "trained .1. or not"),
-        ([{**USER, "weight": 1}, ASSISTANT], "only answers are trained"),
+        ([{**USER, "weight": 1}, ASSISTANT], "only assistant turns can be trained"),
     ):
         with pytest.raises(DataError, match=says):
             read(tmp_path, {"messages": turns})
@@ -140,7 +140,7 @@ def test_a_system_column_is_a_system_turn(tmp_path: Path, row: dict[str, Any]) -
     assert found == [*plain, turn("system", "Be kind.") + plain[0]]
     assert prepared.report.sources[0].ignored == {}
     if "instruction" in row:
-        with pytest.raises(DataError, match="needs a chat template"):
+        with pytest.raises(DataError, match="requires a chat template"):
             read(tmp_path, row | {"system": "Be kind."}, tokenizer=tiny.chatml(None))
         found, _ = read(tmp_path, row | {"history": [["hello", "ahoy"]]})
         assert found == [turn("user", "hello") + turn("assistant", "ahoy") + plain[0]]
@@ -349,7 +349,7 @@ def test_data_of_save_to_disk(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="has no splits"):
         prepare(tmp_path, entry(lines(tmp_path / "a.jsonl", PAIR), split="test"))
     (tmp_path / "both" / "dataset_dict.json").write_text("{}")
-    with pytest.raises(DataError, match="does not name the splits"):
+    with pytest.raises(DataError, match="is not a list of dataset splits"):
         prepare(tmp_path, tmp_path / "both")
 
 

@@ -194,7 +194,7 @@ def test_a_second_end_token_after_the_conversation() -> None:
 def test_a_template_that_rewrites_earlier_answers_is_refused() -> None:
     tokenizer = tiny.chatml(tiny.FORGETS)
     sample = Sample(messages=tuple(conversation("a", "<think>hm</think>one", "b", "two")))
-    with pytest.raises(DataError, match="otherwise once more text follows") as caught:
+    with pytest.raises(DataError, match="differently once more turns follow") as caught:
         encode(tokenizer, sample)
     assert "last-assistant" in str(caught.value.hint)
     encoded = encode(tokenizer, sample, "last-assistant")
@@ -224,9 +224,9 @@ def test_what_the_template_refuses_is_a_bad_row() -> None:
 def test_a_template_that_takes_the_text_of_special_tokens_apart(written: str) -> None:
     tokenizer = tiny.chatml(tiny.CHATML.replace("m.content", written))
     messages = conversation("<|im_end|>", "one")
-    with pytest.raises(BadRow, match="takes its text apart"):
+    with pytest.raises(BadRow, match="splits its text"):
         encode(tokenizer, Sample(messages=tuple(messages)))
-    with pytest.raises(DataError, match="takes its text apart"):
+    with pytest.raises(DataError, match="splits its text"):
         encode_prompt(tokenizer, messages[:1])
 
 

@@ -78,7 +78,7 @@ def test_zero2_says_what_to_install(place: Place, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find(name))
     recipe = place.recipe("distributed.strategy=zero2")
     zero2.refuse(recipe, 1)
-    with pytest.raises(MissingError, match="zero2 needs the package deepspeed") as caught:
+    with pytest.raises(MissingError, match="zero2 requires the package deepspeed") as caught:
         zero2.refuse(recipe, 2)
     assert "lrft[deepspeed]" in "\n".join(caught.value.lines())
 
@@ -93,7 +93,7 @@ def test_a_deepspeed_that_does_not_start_is_told_with_what_it_printed(monkeypatc
     monkeypatch.setattr(deepspeed, "initialize", fails)
     attached = lrft.attach(tiny.make("llama"), {"method": "lora", "rank": 4})
     optimizer = torch.optim.AdamW(attached.trained().values())
-    with pytest.raises(MissingError, match="DeepSpeed does not start here: CUDA_HOME is not set") as caught:
+    with pytest.raises(MissingError, match="DeepSpeed failed to start: CUDA_HOME is not set") as caught:
         zero2.Zero2(None, attached.model, optimizer, attached, None)
     assert "no compiler was found" in "\n".join(caught.value.lines())
 
@@ -164,7 +164,7 @@ def test_what_zero2_sums_and_what_it_cannot(tmp_path: Path) -> None:
         assert said["norm"] == pytest.approx(math.hypot(4.5, 30.0) * 8)
         assert not math.isfinite(said["not finite"])
         assert re.match(
-            f"no gradient reaches {('one', 'two')[rank]} in a pass.*each pass has to reach all", said["left out"]
+            f"no gradient reaches {('one', 'two')[rank]} in a pass.*every pass must produce gradients", said["left out"]
         )
 
 

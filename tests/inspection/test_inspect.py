@@ -129,7 +129,7 @@ def made(saved: Path, name: str, case: str) -> tuple[Path, Any]:
 def test_the_norm_is_that_of_weight_minus_base(case: str, name: str, saved: Path) -> None:
     folder, attached = made(saved, name, case)
     if case.startswith(NOT_MERGEABLE):
-        with pytest.raises(UsageError, match="no weight can hold it"):
+        with pytest.raises(UsageError, match="not mergeable"):
             inspect_adapter(folder)
         return
     found = by_name(inspect_adapter(folder))
@@ -331,7 +331,7 @@ def test_what_is_no_update_of_a_linear_layer_is_named(tmp_path: Path) -> None:
     found = inspect_adapter(tmp_path / "adapter")
     assert {one.role for one in found.modules} == {"q_proj"}
     assert any("lora_embedding_A" in name for name in found.left_out)
-    assert "not looked at" in "\n".join(render.lines(found))
+    assert "not inspected" in "\n".join(render.lines(found))
     drop(tmp_path / "adapter", "q_proj")
     with pytest.raises(UsageError, match="adapts no linear layer"):
         inspect_adapter(tmp_path / "adapter")
@@ -493,7 +493,7 @@ def test_numbers_that_are_none_and_files_that_end_early(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match="not finite"):
         inspect_adapter(adapter)
     (adapter / "adapter_model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(CheckFailed, match=r"adapter_model.safetensors is not a whole"):
+    with pytest.raises(CheckFailed, match=r"adapter_model.safetensors is not a complete"):
         inspect_adapter(adapter)
     (adapter / "adapter_model.safetensors").write_bytes(whole)
     weights = load_file(base / "model.safetensors")
@@ -502,7 +502,7 @@ def test_numbers_that_are_none_and_files_that_end_early(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match=f"{SITE}.weight holds values that are not finite"):
         inspect_adapter(adapter)
     (base / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(CheckFailed, match="not a whole"):
+    with pytest.raises(CheckFailed, match="not a complete"):
         inspect_adapter(adapter)
 
 
@@ -511,7 +511,7 @@ def test_numbers_that_are_none_and_files_that_end_early(tmp_path: Path) -> None:
     [
         ({"peft_type": "IA3"}, UsageError, "type IA3"),
         ({"peft_type": None}, UsageError, "LoRA folders of PEFT"),
-        ({"init_lora_weights": "pissa"}, UsageError, "changes the base itself"),
+        ({"init_lora_weights": "pissa"}, UsageError, "modifies the base weights"),
         ({"use_bdlora": {"a": 1}}, UsageError, "use_bdlora is set"),
         ({"r": 3}, CheckFailed, "says rank 3, its tensors 2"),
         ({"rank_pattern": {"q_proj": 5}}, CheckFailed, "says rank 5"),
@@ -519,7 +519,7 @@ def test_numbers_that_are_none_and_files_that_end_early(tmp_path: Path) -> None:
         ({"rank_pattern": [1]}, CheckFailed, "adapter"),
         ({"lora_alpha": "many"}, CheckFailed, "many"),
         ({"lora_alpha": float("nan")}, CheckFailed, "alpha nan"),
-        ({"base_model_name_or_path": None}, MissingError, "does not name its base"),
+        ({"base_model_name_or_path": None}, MissingError, "does not record its base model"),
     ],
 )
 def test_configurations_of_peft_that_cannot_be_read(

@@ -51,5 +51,5 @@ def test_rates_fall_with_the_rows_and_lose_eta_where_it_is_large() -> None:
 
 
 def test_a_factor_is_refused() -> None:
-    with pytest.raises(RecipeError, match="allora takes no factor on the update, got 2"):
+    with pytest.raises(RecipeError, match="allora does not support a scaling factor, got 2"):
         pairs.attach("allora", alpha=6)

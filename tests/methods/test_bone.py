@@ -138,8 +138,8 @@ def test_over_a_half_precision_base_only_the_output_is_rounded(dtype: torch.dtyp
 
 
 def test_what_does_not_come_out_even_is_refused() -> None:
-    for words, said in (({"rank": 8}, "12 outputs and 20 inputs into blocks of 8.*divisor of 4"),
-                        ({"method": {"bone": {"block": 3}}}, "blocks of 3"),
+    for words, said in (({"rank": 8}, "block size 8 does not divide 12 outputs and 20 inputs.*divisor of 4"),
+                        ({"method": {"bone": {"block": 3}}}, "block size 3"),
                         ({"method": {"bone": {"block": 5}}}, "blocks of 5")):  # fmt: skip
         with pytest.raises(RecipeError, match=said):
             layer(**words)

@@ -99,7 +99,7 @@ def test_only_b_starts_at_zero() -> None:
 
 def test_a_kernel_that_does_not_divide_is_refused_with_one_that_does() -> None:
     model = nn.Sequential(nn.Linear(12, 18))
-    with pytest.raises(RecipeError, match="kernel 4 does not divide 18 outputs and 12 inputs: take a divisor of 6"):
+    with pytest.raises(RecipeError, match="kernel 4 does not divide 18 outputs and 12 inputs: use a divisor of 6"):
         lrft.attach(model, {"method": {"dcft": {"kernel": 4}}})
     lrft.attach(model, {"method": {"dcft": {"kernel": 6}}})
     for d, k in ((12, 10), (10, 12)):  # either side alone

@@ -197,7 +197,7 @@ def test_what_cannot_be_is_refused() -> None:
         ({"dylora": {"use_rank": 9}}, {}, "use_rank 9 is larger than rank 8"),
         (["dylora", "rslora"], {}, "both set the factor"),
         (["dylora", "dora"], {}, "dora needs an update"),
-        (["dylora", "prilora"], {}, "both decide on ranks"),
+        (["dylora", "prilora"], {}, "both set the ranks"),
     ):
         with pytest.raises(RecipeError, match=sentence):
             lrft.attach(tiny.make("llama"), {"method": words, "rank": 8, **more})

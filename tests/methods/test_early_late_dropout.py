@@ -114,8 +114,8 @@ def test_said_when_there_is_nothing_to_schedule_and_refused_where_nothing_may_be
         attached = lrft.attach(tiny.make("llama"), {"method": "early-late-dropout", "rank": 2, "dropout": dropout})
         assert len(composition_warnings(composition, attached.sites, nn.Linear(2, 2))) == said
     for words, sentence in (
-        (["early-late-dropout", "pissa"], "pissa needs adapter.dropout: 0, got 0.1"),
-        (["early-late-dropout", "sorsa"], "sorsa needs adapter.dropout: 0, got 0.1"),
+        (["early-late-dropout", "pissa"], "pissa requires adapter.dropout: 0, got 0.1"),
+        (["early-late-dropout", "sorsa"], "sorsa requires adapter.dropout: 0, got 0.1"),
         (["early-late-dropout", "hra"], "early-late-dropout needs an update that is added to the weight; hra has no"),
     ):
         with pytest.raises(RecipeError, match=sentence):

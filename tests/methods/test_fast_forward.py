@@ -169,7 +169,7 @@ def test_resumed_it_ends_in_the_same_bits(place: Place) -> None:
 
 
 def test_without_validation_rows_it_stops_before_the_first_step(place: Place, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"needs validation rows; data\.validation is none"):
+    with pytest.raises(RecipeError, match=r"requires validation rows; data\.validation is none"):
         place.train(METHOD, "data.validation=none", out="none")
     assert not (place.root / "none").exists()
 

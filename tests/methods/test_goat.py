@@ -378,7 +378,7 @@ def test_it_has_no_weight_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("options", "rank", "said"),
     [
-        ({}, 12, "8 experts share the rank 12"),
+        ({}, 12, "8 experts do not divide rank 12"),
         ({"experts": 2, "top": 3}, 4, "choose 3 of 2 experts"),
         ({"experts": 2, "top": 1, "balance": 0.0}, 4, "learns nothing with top 1 and balance 0"),
         ({"experts": 2}, 16, "14 x 20 layer has 14 singular vectors: lower rank 16"),
@@ -434,7 +434,7 @@ def test_a_run_tells_its_penalty_stays_an_adapter_and_resumes_exactly(
     assert not (whole / "merged").exists()
     code, said = said_by(["verify", str(whole)], capsys)
     assert code == 0
-    assert "no weight can hold this adapter" in said
+    assert "this adapter is not mergeable" in said
     assert "0 tensors differ" in said
     code, said = said_by(["eval", str(whole), "--data", str(place.root / "validation.jsonl")], capsys)
     assert code == 0

@@ -114,7 +114,7 @@ def test_refused_with_another_start_another_factor_and_other_ranks() -> None:
         ({"method": ["mora", "gora"]}, "gora needs a pair of factors A and B"),
         ({"method": ["gora", "pissa"]}, "gora and pissa both set the init of A and B"),
         ({"method": ["gora", "rslora"]}, "gora and rslora both set the factor"),
-        ({"method": ["gora", "prilora"]}, "gora and prilora both decide on ranks"),
+        ({"method": ["gora", "prilora"]}, "gora and prilora both set the ranks"),
         (
             {"method": {"gora": {"least": 1.0, "most": 1.0}}, "rank": 25},
             "q_proj: rank 25 is larger than the layer's 24 inputs",

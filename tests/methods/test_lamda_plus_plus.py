@@ -109,7 +109,7 @@ def test_in_a_model_the_ranks_follow_the_decomposition() -> None:
 
 @pytest.mark.parametrize("word", ["prilora", "adalora", "eva"])
 def test_who_else_decides_on_ranks_is_refused(word: str) -> None:
-    with pytest.raises(RecipeError, match="both decide on ranks"):
+    with pytest.raises(RecipeError, match="both set the ranks"):
         lrft.attach(tiny.make("llama"), {"method": ["lamda++", word]}, batches=calibrated.batches())
 
 

@@ -53,5 +53,5 @@ def test_b_moves_first_and_then_in_turn() -> None:
 
 
 def test_a_factor_is_refused() -> None:
-    with pytest.raises(RecipeError, match="loft takes no factor on the update, got 2"):
+    with pytest.raises(RecipeError, match="loft does not support a scaling factor, got 2"):
         pairs.attach("loft", scale=2.0)

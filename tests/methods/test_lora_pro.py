@@ -348,7 +348,7 @@ def test_refused_where_the_update_is_no_plain_product_or_another_sets_the_gradie
     for others, sentence in (
         (["lora+"], "to set the learning rates of A and B"),
         (["preconditioned"], "both change the gradients of A and B"),
-        (["dora"], "to decide how lengths and directions move"),
+        (["dora"], "to reparametrise magnitude and direction"),
         (["mora"], "lora-pro needs a pair of factors A and B; mora has no such pair"),
         (["sorsa"], "lora-pro needs a pair of factors A and B; sorsa has no such pair"),
         (["lora-fa"], "lora-pro needs a pair of factors A and B; lora-fa has no such pair"),

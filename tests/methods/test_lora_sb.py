@@ -110,7 +110,7 @@ def test_refused_with_a_factor_a_pair_a_restart_and_beyond_the_layer() -> None:
         ({"method": ["lora-sb", "rslora"]}, "rslora needs a factor alpha/r"),
         ({"method": ["lora-sb", "lora+"]}, "lora\\+ needs a pair"),
         ({"method": ["lora-sb", "pissa"]}, "lora-sb and pissa both set the init of A and B"),
-        ({"method": ["lora-sb", "relora"]}, "relora cannot work beside lora-sb"),
+        ({"method": ["lora-sb", "relora"]}, "relora conflicts with lora-sb"),
         ({"method": "lora-sb", "rank": 13}, r"k_proj: a 12 x 24 layer has 12 singular vectors: lower rank 13"),
     ):
         with pytest.raises(RecipeError, match=sentence):

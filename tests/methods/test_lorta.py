@@ -80,6 +80,6 @@ def test_numbers_of_llama_2_7b_and_start_values() -> None:
 
 def test_heads_that_do_not_fit_are_named() -> None:
     with pytest.raises(
-        RecipeError, match=r"layers\.0\.self_attn\.q_proj: 24 outputs are no multiple of 64: set lorta's"
+        RecipeError, match=r"layers\.0\.self_attn\.q_proj: 24 outputs are not a multiple of 64: set lorta's"
     ):
         lrft.attach(tiny.make("llama"), {"method": "lorta"})

@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused() -> None:
         setup({}, rank=6)
     for words, said in (
         (["mora", "pego"], "pego needs a pair"),
-        (["pissa", "pego"], "cannot work beside pissa, which is to set the init of A and B"),
+        (["pissa", "pego"], "conflicts with pissa: both would set the init of A and B"),
     ):
         with pytest.raises(RecipeError, match=said):
             lrft.attach(tiny.make("llama"), {"method": words, "rank": 4})

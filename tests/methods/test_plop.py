@@ -160,7 +160,7 @@ def test_it_chooses_among_the_layers_that_are_targeted() -> None:
 
 
 def test_who_else_chooses_layers_is_refused() -> None:
-    with pytest.raises(RecipeError, match="eva cannot work beside plop, which is to choose the layers"):
+    with pytest.raises(RecipeError, match="eva conflicts with plop: both would choose the target modules"):
         lrft.attach(tiny.make("llama"), {"method": "eva", "target_modules": "plop"}, batches=calibrated.batches())
 
 

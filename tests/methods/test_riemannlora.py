@@ -160,5 +160,5 @@ def test_the_optimal_start_sees_the_2r_leading_triplets_of_the_gradient() -> Non
 def test_a_rank_above_half_of_the_layer_is_refused() -> None:
     ids = tiny.tokens()
     words = {"method": {"riemannlora": {"rows": 1}}, "rank": 7, "layers": [0]}
-    with pytest.raises(RecipeError, match=r"rank 7 is too much for the 12 x 24 model.*k_proj: at most 6"):
+    with pytest.raises(RecipeError, match=r"rank 7 is too large for the 12 x 24 model.*k_proj: at most 6"):
         lrft.attach(tiny.make("llama"), words, batches=[{"input_ids": ids, "labels": ids}])

@@ -109,7 +109,7 @@ def test_the_class_is_the_one_that_the_checkpoint_names(kind: str, named: list[s
 def test_what_is_no_causal_language_model_is_refused_by_its_name(kind: str, named: str | None) -> None:
     config = AutoConfig.for_model(kind)
     config.architectures = [named] if named else None
-    with pytest.raises(LrftError, match=f"here holds a {named or 'model of type bart'}, which transformers does not"):
+    with pytest.raises(LrftError, match=f"here holds a {named or 'model of type bart'}, which transformers cannot"):
         auto_class(config, Path("here"))
 
 
@@ -151,7 +151,7 @@ def test_text_trains_the_language_part_and_towers_stay_whole(
     assert run_command(["check", str(place.root / "recipe.yaml")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "left out:" in said
-    assert "not called in a training pass over text" in said
+    assert "not called in a forward pass over text" in said
     run = place.train("training.max_steps=2", "training.epochs=null")
     sites = json.loads((run / "last" / "lrft.json").read_text())["sites"]
     assert len(sites) == 14
@@ -224,7 +224,7 @@ def test_a_pattern_takes_the_layers_that_text_reaches_and_one_that_means_no_othe
     choice = chosen(model, target_modules=["q_proj"])
     assert [name.split(".")[1] for name in choice.found] == ["language_model"] * 2
     assert [name.split(".")[1] for name in choice.left_out] == ["vision_tower"]
-    with pytest.raises(RecipeError, match=r"fc1 means model\.vision_tower.*not called in a training pass over text"):
+    with pytest.raises(RecipeError, match=r"fc1 means model\.vision_tower.*not called in a forward pass over text"):
         chosen(model, target_modules=["q_proj", "fc1"])
     # A loop of one's own may have pictures: nothing is known of what is called there.
     assert lrft.attach(model, {"rank": 2, "target_modules": ["fc1"]}).sites
@@ -257,7 +257,7 @@ def test_all_linear_leaves_out_aloud_what_cannot_carry_an_adapter() -> None:
     choice = targets.choose(model, recipe.parse_adapter({"rank": 2}), lambda key: key)
     assert list(choice.found) == ["0"]
     assert choice.left_out == {"1": unfit.UNLIKE, "2": targets.THIN, "3": unfit.SHARED, "4": unfit.SHARED}
-    assert choice.lines()[0] == "1 linear layer (1): more is returned than a product with the weight"
+    assert choice.lines()[0] == "1 linear layer (1): its output is more than a matrix product with its weight"
     for word in ("1", "3"):
         with pytest.raises(RecipeError, match=r"cannot carry an adapter|could not be merged"):
             lrft.attach(model, {"rank": 1, "target_modules": [word]})

@@ -43,7 +43,7 @@ def save(model: Any, folder: Path) -> Path:
 
 
 def language_part_of_qwen3_5(folder: Path) -> Path:
-    """The whole model is stored; what is trained is its language part, under shorter names."""
+    """The whole model is stored; the language part is trained, under shorter names."""
     config = transformers.Qwen3_5Config(
         text_config={**SMALL, **LINEAR, **HEADS},
         vision_config={**TOWER, "patch_size": 14, "num_position_embeddings": 16},
@@ -110,7 +110,7 @@ def fused_base(kind: type[FusedForCausalLM], folder: Path, vocabulary: int = tin
 def test_a_layer_that_shares_its_tensor_with_another_is_refused_by_name(fused: Any, tmp_path: Path) -> None:
     base = fused_base(fused, tmp_path / "base")
     save_adapter(tmp_path / "adapter", base, target_modules=["up_proj"])
-    with pytest.raises(CheckFailed, match=r"up_proj alone: transformers makes its weight of .*mlp\.both\.weight"):
+    with pytest.raises(CheckFailed, match=r"up_proj: transformers builds its weight from .*mlp\.both\.weight"):
         merge_adapter(tmp_path / "adapter", tmp_path / "out")
     attached = save_adapter(tmp_path / "others", base, target_modules=["q_proj", "down_proj"])
     merge_adapter(tmp_path / "others", tmp_path / "out")
@@ -124,7 +124,7 @@ def test_check_and_the_first_screen_say_that_a_base_cannot_be_merged(
     place = Place.make(tmp_path)
     vocabulary = AutoConfig.from_pretrained(tmp_path / "base").vocab_size
     fused_base(fused, tmp_path / "base", vocabulary)
-    said = "this base cannot be merged, because"
+    said = "merging into this base is not possible:"
     recipe = str(tmp_path / "recipe.yaml")
     assert run_command(["check", recipe]) == 0
     assert said in " ".join(capsys.readouterr().out.split())

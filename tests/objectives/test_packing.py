@@ -102,8 +102,8 @@ def test_a_model_that_lets_rows_see_each_other_is_padded_aloud_or_refused() -> N
     model, rows = model_of(transformers.BloomConfig(**BLOOM)), rows_of(4, 6, 9)
     found = find_layout(model, rows, packing="auto", compute="fp32")
     assert found.form == "padded"
-    assert "does not keep packed rows apart" in found.warning
-    with pytest.raises(CheckFailed, match="packed rows are not what they are alone"):
+    assert "packed sequences leak" in found.warning
+    with pytest.raises(CheckFailed, match="packed sequences leak"):
         find_layout(model, rows, packing=True, compute="fp32")
     assert find_layout(model, rows, packing=False, compute="fp32").warning == ""
 

@@ -150,7 +150,7 @@ def test_optimiser_state_goes_by_name_not_by_order() -> None:
     from lrft.errors import CheckFailed
 
     broken = dict(list(state_tensors(first).items())[3:])
-    with pytest.raises(CheckFailed, match="is not that of these parameters"):
+    with pytest.raises(CheckFailed, match="does not match the trainable parameters"):
         load_state_tensors(turned, broken, with_state(state_tensors(first)))
 
 

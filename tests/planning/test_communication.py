@@ -219,7 +219,7 @@ def test_a_device_holds_its_part_of_each_block_and_what_is_gathered(devices: int
 
     found = communication.over_devices(WHOLE, blocks, outside, devices, nodes)
     every = {"fsdp over all": weights(devices)} if nodes > 1 else {}
-    # A message holds all of these few gradients; the optimiser's own copy of what is trained is divided, too.
+    # A message holds all of these few gradients; the optimiser's own copy of trainable parameters is sharded, too.
     own = replace(WHOLE, gradients=64 + 64 // devices, optimizer=(64 + 128) // devices)
     assert found == {"ddp": WHOLE, "zero2": own, "fsdp": weights(devices // nodes)} | every
     zero = tables.deepspeed_memory(WHOLE, blocks, devices)

@@ -89,7 +89,7 @@ def test_the_rows_are_those_that_two_real_processes_take(place: Place, capsys: p
         assert first_rows(text)[rank] == [i for micro in taken[0] for i in micro]
         assert f"{len(taken[0])} micro-batches" in text
     kept = runs.steps(place.root / "two")
-    assert f"checkpoints after steps {' '.join(map(str, kept))}, and at each best" in text
+    assert f"checkpoints after steps {' '.join(map(str, kept))}, and at each new best" in text
     assert "6 steps of 4 rows" in text
 
 
@@ -140,7 +140,7 @@ def test_the_ranks_with_a_copy_of_the_base_are_those_of_the_mesh(
 
 def test_the_strategy_is_that_of_a_run(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     divided = said(place, capsys, "--devices", "2", "distributed.strategy=fsdp")
-    assert "fsdp: 2 processes hold a copy of the base together" in divided
+    assert "fsdp: 2 processes share one sharded copy of the base" in divided
     whole = said(place, capsys, "--devices", "2", "distributed.strategy=ddp")
     assert "ddp: each process holds the whole base" in whole
     assert "a copy of the base on" not in whole
@@ -188,7 +188,7 @@ def test_what_accelerate_would_divide_is_refused_before_anything_is_loaded(
     keys = [f"model={place.root / 'nowhere'}"]
     assert run_command(["train", str(place.root / "recipe.yaml"), *more, *keys]) == 2
     text = capsys.readouterr().err
-    assert f"accelerate's configuration asks for {tool} (ACCELERATE_USE_{name})" in text
+    assert f"accelerate's configuration enables {tool} (ACCELERATE_USE_{name})" in text
     assert "distributed.strategy: fsdp" in text
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
     launch.refuse_foreign()
@@ -246,7 +246,7 @@ def test_under_a_launcher_each_process_speaks_for_itself(
 
 @pytest.mark.parametrize(
     ("gpus", "here", "planned"),
-    [(0, "cpu", ["cpu", "cpu"]), (1, "cuda:1, which is not there: this process sees 1", ["cpu", "cpu"]),
+    [(0, "cpu", ["cpu", "cpu"]), (1, "cuda:1, which does not exist: this process sees 1", ["cpu", "cpu"]),
      (2, "cuda:1", ["cuda:0", "cuda:1"])],
 )  # fmt: skip
 def test_each_process_has_the_gpu_of_its_local_rank(
@@ -263,10 +263,10 @@ def test_each_process_has_the_gpu_of_its_local_rank(
 def test_mistakes_are_those_of_a_run(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(place.root / "recipe.yaml")
     assert run_command(["train", recipe, "--dry-run", "--resume"]) == 2
-    assert "exclude each other" in capsys.readouterr().err
+    assert "cannot be used together" in capsys.readouterr().err
     assert run_command(["train", recipe, "--dry-run", f"data.train={place.root / 'nowhere.jsonl'}"]) == 3
     place.train()
     assert run_command(["train", recipe, "--dry-run"]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
     assert run_command(["train", recipe, "--dry-run", "--fresh"]) == 0
     assert len(list(Path(place.root).glob("run*"))) == 1, "nothing was moved aside"

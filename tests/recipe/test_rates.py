@@ -130,7 +130,7 @@ def test_a_rate_without_its_origin_is_a_bug_that_names_the_file(tmp_path: Path) 
     text = (registry.FOLDER / "vera.py").read_text()
     lines = [line for line in text.splitlines() if "rate_source" not in line]
     (tmp_path / "vera.py").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"vera\.py.*learning_rate and rate_source are declared together"):
+    with pytest.raises(ValueError, match=r"vera\.py.*learning_rate and rate_source must be declared together"):
         registry.read_card(registry.Source(tmp_path / "vera.py", "lrft.methods.vera", ""))
 
 
@@ -151,7 +151,7 @@ def test_the_lists_say_it(word: str) -> None:
     rate = registry.default_rate([word])
     said = method_list.render("show", word, kind=None, as_json=False)
     assert f"rate       {rate.value:g}   " in said
-    assert (rate.source if rate.owner == word else f"that of {rate.owner}") in said
+    assert (rate.source if rate.owner == word else f"default of {rate.owner}") in said
     (facts,) = json.loads(method_list.render("show", word, kind=None, as_json=True))
     assert (facts["learning_rate"], facts["rate_source"]) == (rate.value, rate.source)
 

@@ -148,9 +148,9 @@ def test_a_huge_number_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "place", "said"),
     [
-        (b"", "1:1", "nothing is written"),
-        (b"# only a comment\n", "1:1", "nothing is written"),
-        (b"---\n", "2:1", "nothing is written"),
+        (b"", "1:1", "the file is empty"),
+        (b"# only a comment\n", "1:1", "the file is empty"),
+        (b"---\n", "2:1", "the file is empty"),
         (b"hello\n", "1:1", "expected keys"),
         (b"- a\n- b\n", "1:1", "expected keys"),
         (b"a: 1\n---\nb: 2\n", "2:1", "a second document"),
@@ -355,7 +355,7 @@ WRONG = [
         "4:10",
         "adapter.method: 'lorra' is not a method. Did you mean lora? `lrft methods` lists them",
     ),
-    ("adapter: qlora", "4:10", "adapter.method: qlora is lora over a quantised base model: take lora, and"),
+    ("adapter: qlora", "4:10", "adapter.method: qlora is lora over a quantised base model: use lora, and"),
     (
         "adapter: {method: [lora, mora]}",
         "4:26",
@@ -370,7 +370,7 @@ WRONG = [
     (
         "adapter: {method: pissa, dropout: 0.1}",
         "4:19",
-        "adapter.method: pissa needs adapter.dropout: 0, got 0.1",
+        "adapter.method: pissa requires adapter.dropout: 0, got 0.1",
     ),
     ("adapter: {method: mora, alpha: 16}", "4:32", "adapter.alpha: mora has no factor alpha/r"),
     (
@@ -458,7 +458,7 @@ WRONG = [
     (
         "training: {compile: true, gradient_checkpointing: light}",
         "4:51",
-        "training.compile needs gradient_checkpointing none or full: light keeps products itself",
+        "training.compile requires gradient_checkpointing none or full: light caches linear outputs",
     ),
     (
         "training: {gradient_checkpointing: yes}",
@@ -486,9 +486,9 @@ WRONG = [
     *(
         (f"distributed: {{strategy: {word}}}", "4:25", f"distributed.strategy: got '{word}'. Here: {here}")
         for word, here in {
-            **dict.fromkeys(("zero1", "zero-2"), "zero2. Beside small adapters it saves next to nothing"),
-            **dict.fromkeys(("zero3", "zero-3"), "fsdp, which divides the frozen base as ZeRO-3 does"),
-            "deepspeed": "zero2, which divides gradients and optimiser state, or fsdp",
+            **dict.fromkeys(("zero1", "zero-2"), "zero2. For small adapters it saves almost nothing"),
+            **dict.fromkeys(("zero3", "zero-3"), "fsdp, which shards the frozen base as ZeRO-3 does"),
+            "deepspeed": "zero2, which shards gradients and optimiser state, or fsdp",
             "fsdp2": "fsdp, which is FSDP2",
             "hsdp": "fsdp with distributed.shard_over: node",
         }.items()
@@ -497,14 +497,14 @@ WRONG = [
         (
             f"training: {{{key}: {value}}}\ndistributed: {{strategy: zero2}}",
             "5:25",
-            f"distributed.strategy: zero2 needs {needed}",
+            f"distributed.strategy: zero2 requires {needed}",
         )
         for key, value, needed in (
             ("precision", "fp16", "training.precision: bf16 or fp32"),
-            ("micro_batch_size", "auto", "a number as training.micro_batch_size"),
+            ("micro_batch_size", "auto", "a number for training.micro_batch_size"),
         )
     ),
-    ("lrft: 2", "4:7", "this recipe is written for a newer lrft: format 2, here 1"),
+    ("lrft: 2", "4:7", "this recipe was written for a newer lrft: format 2, here 1"),
     ("lrft: true", "4:7", "lrft: expected a whole number, got true"),
     ("lrft: 0", "4:7", "lrft: must be at least 1, got 0"),
     ("extends: no.yaml", "4:10", "extends: no.yaml: there is no such file"),
@@ -695,7 +695,7 @@ def test_arguments_reach_into_lists_and_apply_in_order(tmp_path: Path) -> None:
         ("output_dir.x=1", "output_dir.x cannot be set: output_dir is one value, not a map"),
         ("data.train.1.limit=1", "data.train is a list of 1: it has no item 1"),
         ("data.train.x=1", "data.train is a list of 1: it has no item x"),
-        ("~training.seed", "training.seed is not set, so there is nothing to remove"),
+        ("~training.seed", "training.seed is not set, so it cannot be removed"),
         ("~", "'~' is not an override"),
         ("extends=x.yaml", "extends belongs in a file"),
         (".".join(["a"] * 3000) + "=1", "the key is too long"),

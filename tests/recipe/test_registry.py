@@ -125,7 +125,7 @@ def test_options_are_completed_and_strict(folder: Path) -> None:
         ('paper: ClassVar[str] = "arXiv 2"', "", "does not declare paper"),
         ('("init",)', '("strat",)', "slots names strat"),
         ("('pair', 'dropout=0')", '("pear",)', "requires names pear"),
-        ("= 16.0", "= CONSTANT", "a literal is wanted"),
+        ("= 16.0", "= CONSTANT", "a declaration must be a literal"),
         ("= 16.0", "", "a default"),
         ("steps: int", "steps: Tensor", "the type of an option"),
         ('"a+"', '"lora"', "the name lora"),
@@ -167,8 +167,8 @@ def test_compose_puts_the_builder_first_and_adds_the_default(folder: Path) -> No
             [(1, "b-start needs a pair of factors A and B; square has no such pair")],
         ),
         (["a+", "a+"], 0.0, False, [(1, "a+ is listed twice")]),
-        (["a+"], 0.5, False, [(0, "a+ needs adapter.dropout: 0, got 0.5")]),
-        (["square"], 0.0, True, [(None, "square has no factor alpha/r: remove alpha and scale")]),
+        (["a+"], 0.5, False, [(0, "a+ requires adapter.dropout: 0, got 0.5")]),
+        (["square"], 0.0, True, [(None, "square has no scaling factor alpha/r: remove alpha and scale")]),
     ],
 )
 def test_conflicts(folder: Path, names: list[str], dropout: float, alpha: bool, expected: object) -> None:
@@ -188,7 +188,7 @@ def test_a_part_that_excludes_what_another_does_is_refused_beside_it(folder: Pat
     for names in (["a+", "b-start"], ["b-start", "a+"]):
         (found,) = registry.conflicts(names, dropout=0, alpha_given=False, folder=folder)
         assert found.about == "scale"
-        assert found.text == "b-start cannot work beside a+, which is to set the factor of the update"
+        assert found.text == "b-start conflicts with a+: both would set the scaling factor"
 
 
 def test_the_real_methods_are_readable_and_described() -> None:

@@ -76,7 +76,7 @@ def test_a_failed_run_has_a_page_that_says_so(place: Place) -> None:
     parsed = sound(html.write_page(run).read_text())
     (words,) = ("".join(inside) for tag, a, inside in parsed.found if tag == "p" and a.get("class") == "bad")
     assert words.startswith("Not finished: ")
-    assert words.endswith("or the run is still going on.")
+    assert words.endswith("or the run is still in progress.")
     assert any("Earlier checkpoints are kept" in text for text in parsed.texts("pre"))
     assert {} in [{k: v for k, v in a.items() if k != "open"} for a in parsed.all("details") if "open" in a]
 
@@ -86,7 +86,7 @@ def test_a_run_that_was_killed_at_once_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"kind": "st\xff')
     parsed = sound(html.write_page(tmp_path).read_text())
     said = parsed.texts("p", "span", "h1")
-    assert "The run ended, or is still, before its first step." in said
+    assert "No step was recorded: the run stopped before its first step, or has not reached it yet." in said
     assert "Unreadable lines in metrics.jsonl" in said
     assert any("environment.json is missing" in text for text in said)
     assert any("resolved.yaml is missing" in text for text in said)
@@ -177,7 +177,7 @@ def test_what_is_no_run_or_no_place(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "run.json").write_text("{}")
     for place in (tmp_path, tmp_path / "no" / "page.html"):
         assert run_command(["report", str(tmp_path), "-o", str(place)]) == 2
-        assert "no place for a file" in capsys.readouterr().err
+        assert "cannot be written" in capsys.readouterr().err
     for content in ("", "[1]", "{"):
         (tmp_path / "run.json").write_text(content)
         assert run_command(["report", str(tmp_path)]) == 4

@@ -65,7 +65,7 @@ def test_a_run_is_not_overwritten(place: Place, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert command(place) == 2
     said = capsys.readouterr().err
-    assert "holds a run already" in said
+    assert "already contains a run" in said
     assert "--resume" in said
     assert "--fresh" in said
     assert listing(place.root / "run") == before
@@ -93,7 +93,7 @@ def test_fresh_without_an_earlier_run_is_an_ordinary_start(place: Place) -> None
 def test_a_folder_of_somebody_else_is_not_touched(place: Place, fresh: bool) -> None:
     (place.root / "run").mkdir()
     (place.root / "run" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="is not empty and is no run of lrft"):
+    with pytest.raises(UsageError, match="is not empty and not a run of lrft"):
         place.train(fresh=fresh)
     assert listing(place.root / "run") == {"thesis.tex": b"years of work"}
 
@@ -132,7 +132,7 @@ def test_unwritable_place_is_refused_before_anything_is_loaded(place: Place, sma
 
 
 def test_nothing_to_resume(place: Place) -> None:
-    with pytest.raises(UsageError, match="holds no run to resume"):
+    with pytest.raises(UsageError, match="has no run to resume"):
         place.train(resume="last")
     assert not (place.root / "run").exists()
 
@@ -282,7 +282,7 @@ def test_manifest_of_another_shape(tmp_path: Path, content: str) -> None:
         save(folder, 1, keep=1, best=False)
         checkpoint = tmp_path / "run/checkpoints/step-000001"
         (checkpoint / "manifest.json").write_text(content)
-        with pytest.raises(CheckFailed, match="is no manifest"):
+        with pytest.raises(CheckFailed, match="is not a valid manifest"):
             folder.verify(checkpoint)
 
 
@@ -376,7 +376,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(
         with pytest.raises(LrftError, match="power cut"):
             place.train(*keys)
     run = place.train(*keys, resume="last")
-    assert "nothing was saved before" in log(run)
+    assert "no checkpoint was saved" in log(run)
     whole = place.train(*keys, out="whole")
     assert runs.differing(runs.tensors(run), runs.tensors(whole)) == []
     assert runs.records(run, "eval") == runs.records(whole, "eval")
@@ -386,7 +386,7 @@ def test_no_whole_checkpoint(place: Place) -> None:
     run = place.train(*OFTEN)
     for path in (run / "checkpoints").iterdir():
         (path / "manifest.json").unlink()
-    with pytest.raises(CheckFailed, match="holds no complete checkpoint") as caught:
+    with pytest.raises(CheckFailed, match="has no complete checkpoint") as caught:
         place.train(*OFTEN, resume="last")
     assert "--fresh" in caught.value.hint
 
@@ -438,7 +438,7 @@ def test_what_does_not_change_the_result_may_change(place: Place) -> None:
 
 def test_a_rank_that_changed_does_not_fit(place: Place) -> None:
     place.train(*OFTEN)
-    with pytest.raises(CheckFailed, match="is not the adapter of this recipe"):
+    with pytest.raises(CheckFailed, match="does not match the adapter of this recipe"):
         place.train(*OFTEN, "adapter.rank=2", resume="last", accept_changes=True)
 
 

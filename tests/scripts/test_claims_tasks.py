@@ -192,7 +192,7 @@ def test_a_claim_says_which_base_it_takes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mora", "ba-lora"])
 def test_only_the_base_that_is_needed_is_made(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both bases are there already, as folders: what is made then is their data. Nothing is compared."""
+    """Both bases are already finished, as folders: what is made then is their data. Nothing is compared."""
     monkeypatch.chdir(tmp_path)
     for folder in (pairs.BASE, base.BASE, running.KEPT):
         folder.mkdir(parents=True)

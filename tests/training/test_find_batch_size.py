@@ -122,5 +122,5 @@ def test_running_out_later_says_where_the_memory_went(place: Place, monkeypatch:
     with pytest.raises(MemoryExhausted) as told:
         place.train("training.micro_batch_size=4", out="later")
     said = "\n".join(told.value.lines())
-    assert "A step takes about: process " in said
+    assert "Estimated memory of a step: process " in said
     assert "training.micro_batch_size: 2" in said
