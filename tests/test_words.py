@@ -25,7 +25,6 @@ RETIRED = {
     "contestants": "systems",
     "decide on ranks": "set the ranks",
     "does not come out even": "is not a divisor",
-    "first values": "init",
     "go on with": "continue with",
     "gradient is looked at": "calibration rows for the gradient",
     "holds a run already": "already contains a run",
@@ -58,7 +57,6 @@ RETIRED = {
     "vouched": "included in the checksum manifest",
     "was made by another recipe": "was trained with another recipe",
     "what can be said": "commands and their arguments",
-    "what is trained": "trainable parameters",
     "words for others": "presets",
     "words of other trainers": "key names from other trainers",
 }

@@ -52,8 +52,7 @@ class Gor(Part):
         rows = self.rows(adapter.site)
         if rows % self.count(rows):
             raise ValueError(
-                f"gor cuts the {rows} rows of {self.factor} into {self.count(rows)} groups, which does not come out "
-                "even: use other groups"
+                f"gor: {self.count(rows)} groups do not divide the {rows} rows of {self.factor}: use other groups"
             )
         return adapter
 

@@ -55,7 +55,7 @@ class Gralora(Method):
         n, grid_rank = self.blocks, site.rank - self.hybrid_rank
         if site.d % n or site.k % n:
             raise ValueError(
-                f"gralora cuts {site.d} outputs and {site.k} inputs into {n} parts each, not a divisor: "
+                f"gralora: {n} blocks do not divide {site.d} outputs and {site.k} inputs: "
                 f"set blocks to a divisor of {math.gcd(site.d, site.k)}"
             )
         if grid_rank < n or grid_rank % n:

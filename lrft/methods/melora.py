@@ -48,8 +48,8 @@ class Melora(Method):
     def build(self, site: Site) -> Delta:
         if site.d % self.minis or site.k % self.minis:
             raise ValueError(
-                f"melora cuts {site.d} outputs and {site.k} inputs into {self.minis} parts each, which does not come "
-                f"out even: set minis to a divisor of {math.gcd(site.d, site.k)}"
+                f"melora: {self.minis} minis do not divide {site.d} outputs and {site.k} inputs: "
+                f"set minis to a divisor of {math.gcd(site.d, site.k)}"
             )
         return MeloraAdapter(site, self.minis)
 

@@ -55,7 +55,7 @@ class Pego(Part):
         rank = adapter.site.rank
         if rank % self.groups:
             raise ValueError(
-                f"pego cuts rank {rank} into {self.groups} groups, not a divisor: "
+                f"pego: {self.groups} groups do not divide rank {rank}: "
                 f"use a multiple of {self.groups} as rank, or other groups"
             )
         return adapter

@@ -19,13 +19,13 @@ from method_benchmark.tasks import TASKS, rows
 
 WRITTEN, DRAWN = Path("docs/benchmark.md"), Path("docs/benchmark.svg")
 FAR = 0.1
-"""share by which the trained numbers may miss the baseline's without a mark"""
+"""share by which the trainable parameters may miss the baseline's without a mark"""
 Facts = Mapping[str, Any]
 
 TOP = """\
 # Every method, the same recipe
 
-Each method of `lrft` on three small tasks, with as many trained numbers as a LoRA of rank 8 on all linear layers
+Each method of `lrft` on three small tasks, with as many trainable parameters as a LoRA of rank 8 on all linear layers
 where that can be chosen (elsewhere a factor stands beside them), each at the best of three to five learning rates on
 the first task. `scripts/benchmark` makes this page; the comparisons are in [recipes/benchmark](../recipes/benchmark),
 the figures in [docs/benchmark](benchmark).

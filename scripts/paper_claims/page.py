@@ -116,7 +116,7 @@ def measured(claim: Claim, facts: Facts) -> str:
             about.append(f"{mean} ({', '.join(f'{value:{measure.form}}' for value in found)})")
         rows.append(about)
     titles = [f"{measure.title}, mean (by seed)" for measure in claim.measures]
-    return table(["run", "trained numbers", "best at", *titles], rows)
+    return table(["run", "trainable parameters", "best at", *titles], rows)
 
 
 def made(claim: Claim, facts: Facts) -> str:

@@ -58,7 +58,8 @@ def page(section: dict[str, Any]) -> str:
         f"Default options, each method at the rank with the trainable-parameter count closest to lora of rank "
         f"{section['rank']}, the {section['model']} model, {section['shape']['rows']} rows with "
         f"{section['shape']['tokens']:,} tokens, {count(section['rounds'], 'round')}, "
-        f"{count(section['steps'], 'step')} measured. Parts that do not build an adapter are combined with lora. `rslora` has the same "
+        f"{count(section['steps'], 'step')} measured. Parts that do not build an adapter are combined with lora. "
+        f"`rslora` has the same "
         "arithmetic as lora: the distance of its ratios from 1 shows the noise of all.",
         "",
     ]

@@ -73,7 +73,8 @@ def page(section: dict[str, Any]) -> str:
         f"vocabulary {size['vocab_size']:,}; LoRA of rank {section['rank']} on every linear layer but the head; "
         f"{dtype(section)}, {count(threads, 'thread')}. A step is {shape['rows']} rows with "
         f"{shape['tokens']:,} tokens, {shape['labelled_tokens']:,} of them labelled, the longest {shape['longest']}: "
-        f"padded to it, {section['padding']:.0%} of a batch is padding. {count(section['rounds'], 'round')}, alternating, "
+        f"padded to it, {section['padding']:.0%} of a batch is padding. {count(section['rounds'], 'round')}, "
+        f"alternating, "
         f"each system in a fresh process, {count(section['steps'], 'step')} measured after one warm-up step: median "
         f"(min..max). Over the lower bound (`limit`): {'wall' if section['machine']['gpu'] else 'CPU'} time.",
         "",

@@ -135,7 +135,7 @@ def test_the_file_is_one_lora_whose_groups_add_up(tmp_path: Any) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(RecipeError, match="pego cuts rank 6 into 4 groups, which does not come out even"):
+    with pytest.raises(RecipeError, match="pego: 4 groups do not divide rank 6"):
         setup({}, rank=6)
     for words, said in (
         (["mora", "pego"], "pego needs a pair"),

@@ -11,7 +11,8 @@ CLAIM = Claim(
     "lora-xs",
     "LoRA-XS comes near LoRA with about a twentieth of its numbers",
     "Bałazy et al., 2024, arXiv 2405.17604, README of the released code",
-    "Models of 7 billion weights: more than 100 times fewer trained numbers than LoRA, competitive on GLUE, GSM8K and "
+    "Models of 7 billion weights: more than 100 times fewer trainable parameters than LoRA, competitive on GLUE, "
+    "GSM8K and "
     "MATH.",
     RULE.format(name="LoRA-XS of rank 16"),
     partial(near_lora, run="lora-xs"),

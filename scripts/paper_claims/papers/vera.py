@@ -11,7 +11,8 @@ CLAIM = Claim(
     "vera",
     "VeRA comes near LoRA with an eighth of its numbers",
     "Kopiczko et al., 2023, arXiv 2310.11454, abstract",
-    "On GLUE and E2E the quality of LoRA with a tenth of its trained numbers; instruction tuning of Llama-2-7B with "
+    "On GLUE and E2E the quality of LoRA with a tenth of its trainable parameters; instruction tuning of Llama-2-7B "
+    "with "
     "1.4 million.",
     RULE.format(name="VeRA of rank 256") + " LoRA of rank 1, which has about as many, is not judged: it stands beside.",
     partial(near_lora, run="vera"),
