@@ -11,6 +11,7 @@ import runs
 import tiny
 import torch
 import transformers
+from families import CROSS, GATED, IDS, LATENT, LLAVA, MAMBA, ROUTED, SMALL, model_of
 from runs import Place
 from torch import Tensor, nn
 from transformers import AutoConfig
@@ -30,48 +31,6 @@ from lrft.model.layers import decoder_of
 from lrft.model.load import imagine_quantized, load_model, load_skeleton
 from lrft.objectives.packing import find_layout
 from lrft.planning import activation_memory
-
-IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-SMALL = {
-    **{"vocab_size": 400, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256},
-    **IDS,
-}
-VISION = {
-    **{"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2},
-    **{"image_size": 28, "patch_size": 14},
-}
-CROSS = {
-    "text_config": {**SMALL, "num_hidden_layers": 3, "cross_attention_layers": [1]},
-    "vision_config": {
-        **{**VISION, "num_global_layers": 1, "attention_heads": 2, "vision_output_dim": 48},
-        **{"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]]},
-    },
-    "image_token_index": 390,
-}
-LLAVA = {
-    "text_config": {**SMALL, "model_type": "llama"},
-    "vision_config": {**VISION, "model_type": "clip_vision_model"},
-    "image_token_index": 390,
-}
-MAMBA = {"vocab_size": 300, "hidden_size": 24, "state_size": 8, "num_hidden_layers": 2, **IDS}
-ROUTED = {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}
-GATED = {
-    **SMALL,
-    **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
-}
-LATENT = {
-    **{**SMALL, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8},
-    **{"qk_rope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1},
-    **{"moe_intermediate_size": 24, "first_k_dense_replace": 1, "topk_group": 1},
-}
-
-
-def model_of(kind: str, words: dict[str, Any]) -> Any:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **words)
-    config.architectures = {"mllama": ["MllamaForConditionalGeneration"]}.get(kind)
-    return auto_class(config, Path("here")).from_config(config).eval()
 
 
 def saved(kind: str, words: dict[str, Any], folder: Path) -> Path:

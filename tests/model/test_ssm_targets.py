@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_families import IDS, MAMBA, SMALL, model_of
+from families import IDS, MAMBA, SMALL, model_of
 
 import lrft
 from lrft.adapters.storage import save_adapter

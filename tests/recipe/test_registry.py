@@ -164,7 +164,7 @@ def test_compose_puts_the_builder_first_and_adds_the_default(folder: Path) -> No
             ["square", "b-start"],
             0.0,
             False,
-            [(1, "b-start needs a pair of factors A and B; square has no such pair")],
+            [(1, "b-start requires a pair of factors A and B; square has no such pair")],
         ),
         (["a+", "a+"], 0.0, False, [(1, "a+ is listed twice")]),
         (["a+"], 0.5, False, [(0, "a+ requires adapter.dropout: 0, got 0.5")]),
