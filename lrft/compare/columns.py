@@ -88,8 +88,8 @@ def notes(found: Facts) -> list[str]:
     metric, seeds = found["metric"], ", ".join(map(str, found["seeds"]))
     side = max((row["side_by_side"] or 1 for row in found["methods"]), default=1)
     made = [
-        f"{metric}: best checkpoint of each run on its validation rows, or its last one where none beats the untouched "
-        f"base; mean over the seeds {seeds} ± the standard deviation (n - 1). Each run is shown at its best grid point, "
+        f"{metric}: best checkpoint of each run on its validation rows, or its last one where none beats the base; "
+        f"mean over the seeds {seeds} ± the standard deviation (n - 1). Each run is shown at its best grid point, "
         "selected by this same mean, so figures from a wide grid are slightly optimistic.",
         f"The 95 % interval is paired over seeds: {found['interval']}",
         "trainable: trainable parameters, and their difference from the baseline's. exports to: formats the adapter "

@@ -239,9 +239,9 @@ def imagine_adapted(
 
 
 def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
-    """The strategy strategy chosen by the recipe among `names`, and why. Raises RecipeError when it cannot be had.
+    """The strategy chosen by the recipe among `names`, and why. Raises RecipeError when it cannot be had.
 
-    weights: bytes of the whole base. Where there is no GPU to ask, one has as much memory as those that `communication` assumes.
+    weights: bytes of the whole base. Where there is no GPU to ask, the memory of those in `communication` is assumed.
     """
     wanted, over, first = recipe.distributed.strategy, recipe.distributed.shard_over, names[0]
     if first == "one device":

@@ -99,7 +99,8 @@ def time_lines(plan: Plan) -> list[str]:
     part, each = plan.time, plan.time.steps / plan.steps
     steps = (
         f"steps {duration(part.steps)}, {each:.3g} s each: {plan.flops / plan.steps / 1e12:,.3g} TFLOP at "
-        f"{EFFICIENCY:.0%} of the {plan.speed * plan.devices / 1e9:,.0f} GFLOP/s matrix-multiplication speed measured here"
+        f"{EFFICIENCY:.0%} of the {plan.speed * plan.devices / 1e9:,.0f} GFLOP/s of matrix multiplication measured "
+        "here"
     )
     evaluated = f"{count(plan.evaluations, 'evaluation')} {duration(part.evaluation)}"
     evaluated += f", their answers at most {duration(part.answers)}" if part.answers else ""
