@@ -26,6 +26,7 @@ from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed, UsageError
 from lrft.export.merge_shards import Change, TrainedOn, merge_file, refuse_unfit, workers_for
+from lrft.export.model_card import model_card
 from lrft.loading.saved import base_of, load_as_trained, refuse_other_base
 from lrft.model import linear
 from lrft.model.load import load_skeleton
@@ -206,7 +207,7 @@ def complete_folder(out: Path, source: Path, saved: SavedAdapter, dtype: str | N
             index = files.read_json(out / INDEX)
             index.setdefault("metadata", {})["total_size"] = total_size(out)
             files.write_json(out / INDEX, index)
-    files.write_text(out / "README.md", card(saved))
+    files.write_text(out / "README.md", model_card(saved))
 
 
 def goes_along(path: Path) -> bool:
@@ -221,24 +222,3 @@ def total_size(folder: Path) -> int:
         with TensorReader(path) as reader:
             size += sum(entry.size for entry in reader.entries.values())
     return size
-
-
-def card(saved: SavedAdapter) -> str:
-    """A short model card: what it is and how it was made. No local paths."""
-    name = saved.info["base"]["name"]
-    shown = Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
-    methods = ", ".join(entry["name"] for entry in saved.info["methods"])
-    ranks = sorted({site.rank for site in saved.sites})
-    return (
-        f"---\nbase_model: {shown}\nlibrary_name: transformers\ntags: [lrft]\n---\n\n"
-        f"# {shown}, fine-tuned\n\n"
-        f"{made_with(saved)}: {methods}, rank {', '.join(map(str, ranks))}, "
-        f"{len(saved.sites)} linear layers.\n"
-    )
-
-
-def made_with(saved: SavedAdapter) -> str:
-    by_lrft = "format" in saved.info
-    return (
-        f"Fine-tuned with lrft {saved.info.get('lrft', '')} and merged" if by_lrft else "A PEFT adapter, merged by lrft"
-    )
