@@ -105,7 +105,7 @@ def test_the_matrix_follows_from_the_declarations(word: str, other: str, refused
         found = registry.conflicts(order, dropout=dropout, alpha_given=False)
         assert bool(found) == bool(refused), [conflict.text for conflict in found]
         if found:
-            with pytest.raises(RecipeError, match=r"needs|both|conflicts with"):
+            with pytest.raises(RecipeError, match=r"requires|both|conflicts with"):
                 recipe.parse_adapter({"method": list(order), "dropout": dropout})
 
 
