@@ -111,7 +111,10 @@ def test_the_matrix_follows_from_the_declarations(word: str, other: str, refused
 
 def test_a_method_that_was_not_written_is_named_with_the_word_that_brought_it() -> None:
     (found,) = registry.conflicts(["lora-ga", "galore"], dropout=0.0, alpha_given=False)
-    assert found.text == "lora-ga needs a pair of factors A and B; full, which galore works on, has no such pair"
+    assert (
+        found.text
+        == "lora-ga requires a pair of factors A and B; full, the default method for galore, has no such pair"
+    )
 
 
 def test_every_reason_names_both_words_or_the_key() -> None:

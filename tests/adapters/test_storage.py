@@ -69,7 +69,10 @@ def test_any_flipped_bit_any_cut_and_any_missing_file_is_found_and_named(words: 
     ("change", "sentence"),
     [
         (lambda t: {k: v for k, v in t.items() if "1.self_attn.v_proj.lora_B" not in k}, "v_proj: tensors missing"),
-        (lambda t: {**t, next(iter(t)).replace("lora_A", "lora_C"): torch.ones(1)}, "lora_C.weight belongs to no"),
+        (
+            lambda t: {**t, next(iter(t)).replace("lora_A", "lora_C"): torch.ones(1)},
+            "lora_C.weight does not belong to any adapted layer",
+        ),
         (lambda t: {**t, "stranger": torch.ones(1)}, "stranger does not belong to any adapted layer"),
         (lambda t: {k: v * float("nan") if "o_proj.lora_A" in k else v for k, v in t.items()}, "o_proj.A:.*not finite"),
         (lambda t: {k: v * float("inf") if "o_proj.lora_B" in k else v for k, v in t.items()}, "not finite"),

@@ -122,7 +122,7 @@ def test_a_terminal_is_asked(tmp_path: Path) -> None:
     ("rows", "said"),
     [
         (None, "does not exist yet"),
-        ([{"foo": "a", "bar": "b"}], "the columns foo, bar fit no format"),
+        ([{"foo": "a", "bar": "b"}], "the columns foo, bar match no format"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "preference pairs"),
         ([], "the file holds no rows"),
         (["no object"], "no valid row"),

@@ -127,7 +127,7 @@ def test_odd_values_have_names_too(write) -> None:
 # What is changed in GOOD, and where and what is told.
 BAD = {
     "an unknown key": (("seeds:", "seedz:"), "11:1", "seedz is not a key. Did you mean seeds?"),
-    "a recipe's key": (("seeds:", "model: x\nseeds:"), "11:1", "it belongs under recipe"),
+    "a recipe's key": (("seeds:", "model: x\nseeds:"), "11:1", "put it under recipe"),
     "a baseline that is no run": (("seeds:", "baseline: lorra\nseeds:"), "11:11", "Did you mean lora?"),
     "an empty list": (("[1e-3, 1e-2]", "[]"), "9:27", "the list is empty"),
     "an empty grid": (
@@ -145,7 +145,7 @@ BAD = {
     "a conflict": (("[pissa, rslora]", "[pissa, milora]"), "4:17", "pissa and milora both set the init of A and B"),
     "an unknown key in a run": (("rank: 7", "rnak: 7"), "6:34", "adapter.rnak is not a key. Did you mean rank?"),
     "a run's own seed": (("  base: {}", "  base: {training.seed: 3}"), "7:25", "set it with seeds"),
-    "a run's own folder": (("  base: {}", "  base: {output_dir: x}"), "7:22", "a folder of its own"),
+    "a run's own folder": (("  base: {}", "  base: {output_dir: x}"), "7:22", "each run has its own folder"),
     "the grid's key in another spelling": (
         ("  base: {}", "  base: {training: {learning_rate: 3}}"),
         "7:36",
@@ -225,7 +225,7 @@ def test_what_is_wrong_with_the_common_recipe_is_said_once(write) -> None:
     path = write(base=BASE.replace("data: train.jsonl", "data: {train: train.jsonl, validation: none}"))
     ((place, text),) = problems(path)
     assert place == f"{path.with_name('base.yaml')}:2:40"
-    assert "no rows to measure loss on" in text
+    assert "no validation rows to evaluate loss on" in text
 
 
 def test_broken_files(write, tmp_path: Path) -> None:

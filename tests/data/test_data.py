@@ -182,7 +182,7 @@ def test_a_format_is_found_only_when_one_fits(columns: set[str]) -> None:
         ({"instrution": "a", "output": "b"}, "instrution", "{instrution: instruction}"),
         ({"text": "a", **PAIR}, "completion and text", "data.train.0.format=completion"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "chosen: completion"),
-        ({}, "none fit no format", "Rename"),
+        ({}, "none match no format", "Rename"),
     ],
 )
 def test_unclear_columns_are_refused_with_the_way_out(tmp_path: Path, row: dict, says: str, hint: str) -> None:

@@ -160,7 +160,7 @@ def test_a_system_column_is_a_system_turn(tmp_path: Path, row: dict[str, Any]) -
 )
 def test_a_filled_column_that_changes_the_conversation_is_an_error(tmp_path: Path, row: dict[str, Any]) -> None:
     """And the way out that the message names works."""
-    with pytest.raises(DataError, match=": is filled") as caught:
+    with pytest.raises(DataError, match=": is not empty") as caught:
         read(tmp_path, row)
     argument = shlex.split(caught.value.message.split("Without: ")[1].split("   ")[0])[0]
     prepared = prepare_with(tmp_path, tmp_path / "rows.jsonl", argument)
@@ -263,7 +263,7 @@ def test_text_in_a_template_is_a_question_until_it_is_answered(tmp_path: Path) -
 def test_special_tokens_in_prompts_and_turns(tmp_path: Path) -> None:
     """What closes a templated answer ends generation, and the white space behind it is not trained."""
     row = {"prompt": turn("user", "who?") + "<|im_start|>assistant\n", "completion": "Tom.<|im_end|>\n"}
-    with pytest.raises(DataError, match="in a chat template already"):
+    with pytest.raises(DataError, match="already rendered with a chat template"):
         read(tmp_path, row)
     tokenizer = tiny.chatml()
     tokenizer.eos_token = "<|endoftext|>"
@@ -294,7 +294,7 @@ def test_a_named_template_is_chosen_by_its_name(tmp_path: Path) -> None:
         prepare(tmp_path, path, tokenizer=named("tool_use", "rag"))
     prepared = prepare(tmp_path, path, tokenizer=named("tool_use", "rag"), chat_template="rag")
     assert tiny.chatml().decode(prepared.train.tokens(0)).startswith("rag<|im_start|>")
-    with pytest.raises(RecipeError, match="Wanted: tokenizer, default, rag, or a"):
+    with pytest.raises(RecipeError, match="Expected: tokenizer, default, rag, or a"):
         prepare(tmp_path, path, tokenizer=named("default", "rag"), chat_template="ragg")
 
 

@@ -181,7 +181,7 @@ def test_cutting_that_changes_the_text_is_refused() -> None:
     words = Tokenizer(models.WordLevel({"<eos>": 0, "ab": 1, "<unk>": 2}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>")
     sample = Renderer(tokenizer, None, "assistant")(Sample(prompt="a", answer="b"))
-    with pytest.raises(DataError, match="f:1: cutting the text"):
+    with pytest.raises(DataError, match="f:1: splitting the text"):
         Encoder(tokenizer)([sample], ["f:1"])
 
 

@@ -41,12 +41,10 @@ def test_blocks_are_divided_and_everything_else_is_whole(alone: None) -> None:
 
 
 def test_a_model_without_blocks_is_refused(alone: None) -> None:
-    class Odd(nn.Module):
-        def get_decoder(self) -> nn.Module:
-            return nn.Linear(2, 2)
-
+    odd = tiny.make("llama")
+    del odd.model.layers
     with pytest.raises(ValueError, match="no blocks"):
-        fsdp.shard(Odd(), fsdp.mesh_over("cpu", 1, "node"))
+        fsdp.shard(odd, fsdp.mesh_over("cpu", 1, "node"))
 
 
 def test_nodes_must_be_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +19,10 @@ from lrft.adapters.attach import composition_warnings
 from lrft.adapters.attached import Attached
 from lrft.adapters.storage import save_adapter
 from lrft.optim import lr_schedule
+from lrft.optim.adamw import AdamW
 from lrft.optim.optimizer import grouped, set_lr
 
-ADAMW = SimpleNamespace(betas=(0.9, 0.999), eps=1e-8)
+ADAMW = AdamW()
 
 
 def small(d: int = 9, k: int = 7) -> nn.Sequential:
@@ -203,7 +203,7 @@ def test_a_factor_is_a_ratio_of_rates() -> None:
     found = []
     for scale, ratio in ((4.0, 3.0), (1.0, 12.0), (1.0, 3.0)):
         attached = attach(small(), [{"lora+": {"ratio": ratio}}], scale=scale)
-        no_eps = SimpleNamespace(betas=(0.9, 0.999), eps=1e-300)
+        no_eps = AdamW(eps=1e-300)
         optimizer = no_eps.make(grouped(attached.trained(), {"B": ratio}, 1e-3, 0.0))
         found.append(run(attached, optimizer))
     assert torch.allclose(found[0], found[1], rtol=1e-9, atol=1e-14)
