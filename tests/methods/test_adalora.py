@@ -279,8 +279,8 @@ def test_the_reported_loss_is_that_of_the_tokens_without_the_penalty(place: Plac
 
 def test_what_does_not_go_with_it_is_refused() -> None:
     for words, sentence in (
-        (["adalora", "prilora"], "both set the ranks|needs a pair"),
-        (["adalora", "pissa"], "pissa needs a pair"),
+        (["adalora", "prilora"], "both set the ranks|requires a pair"),
+        (["adalora", "pissa"], "pissa requires a pair"),
         (["adalora", "sora"], "both build the update"),
     ):
         with pytest.raises(RecipeError, match=sentence):

@@ -140,15 +140,15 @@ def test_over_a_half_precision_base_only_the_output_is_rounded(dtype: torch.dtyp
 def test_what_does_not_come_out_even_is_refused() -> None:
     for words, said in (({"rank": 8}, "block size 8 does not divide 12 outputs and 20 inputs.*divisor of 4"),
                         ({"method": {"bone": {"block": 3}}}, "block size 3"),
-                        ({"method": {"bone": {"block": 5}}}, "blocks of 5")):  # fmt: skip
+                        ({"method": {"bone": {"block": 5}}}, "block size 5")):  # fmt: skip
         with pytest.raises(RecipeError, match=said):
             layer(**words)
 
 
 @pytest.mark.parametrize(("more", "said"), [
-    ({"method": ["bone", "dora"]}, "dora needs an update that is added to the weight; bone has no such update"),
-    ({"dropout": 0.1}, "bone needs adapter.dropout: 0"),
-    ({"alpha": 2.0}, "bone has no factor"),
+    ({"method": ["bone", "dora"]}, "dora requires an update that is added to the weight; bone has no such update"),
+    ({"dropout": 0.1}, "bone requires adapter.dropout: 0"),
+    ({"alpha": 2.0}, "bone has no scaling factor"),
 ])  # fmt: skip
 def test_what_it_cannot_be_combined_with_is_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):

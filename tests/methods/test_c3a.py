@@ -139,5 +139,5 @@ def test_what_does_not_come_out_even_is_refused() -> None:
     for b, smaller in ((4, 3), (12, 6), (100, 6)):
         with pytest.raises(RecipeError, match=f"size {b} does not divide 12 outputs.*set block to {smaller}"):
             lrft.attach(nn.Sequential(nn.Linear(18, 12)), {"method": {"c3a": {"block": b}}})
-    with pytest.raises(RecipeError, match="c3a has no factor"):
+    with pytest.raises(RecipeError, match="c3a has no scaling factor"):
         lrft.attach(nn.Sequential(nn.Linear(18, 12)), {"method": "c3a", "alpha": 2.0})

@@ -201,13 +201,13 @@ def test_ranks_are_settled_before_anything_is_decomposed() -> None:
 
 
 def test_what_cannot_be_decomposed_is_said() -> None:
-    with pytest.raises(ValueError, match="a: its inputs are zero or not finite"):
+    with pytest.raises(ValueError, match="a: its calibration inputs are zero or not finite"):
         product(Corda(), weight(5, 6), torch.zeros(9, 6, dtype=DOUBLE), 2)
     with pytest.raises(RecipeError, match=r"rank 25 where 24 directions .* lower the rank"):
         lrft.attach(tiny.make("llama"), {"method": "corda", "rank": 25}, batches=calibrated.batches())
     with pytest.raises(RecipeError, match="both set the init of A and B"):
         lrft.attach(tiny.make("llama"), {"method": ["corda", "pissa"]}, batches=calibrated.batches())
-    with pytest.raises(RecipeError, match=r"corda needs adapter.dropout: 0"):
+    with pytest.raises(RecipeError, match=r"corda requires adapter.dropout: 0"):
         lrft.attach(tiny.make("llama"), {"method": "corda", "dropout": 0.1}, batches=calibrated.batches())
 
 

@@ -162,9 +162,9 @@ def test_norms_are_those_of_the_columns_of_the_base() -> None:
 def test_the_bound_has_a_learning_rate_of_its_own_and_no_factor() -> None:
     assert compose.compose([("delora", {"bound_ratio": 0.1})]).lr_factors() == {"bound": 0.1}
     for words, sentence in (
-        ({"method": "delora", "alpha": 16.0}, "delora has no factor"),
-        ({"method": ["delora", "lora+"]}, "lora\\+ needs a pair"),
-        ({"method": ["delora", "rslora"]}, "rslora needs a factor alpha/r"),
+        ({"method": "delora", "alpha": 16.0}, "delora has no scaling factor"),
+        ({"method": ["delora", "lora+"]}, "lora\\+ requires a pair"),
+        ({"method": ["delora", "rslora"]}, "rslora requires a factor alpha/r"),
     ):
         with pytest.raises(RecipeError, match=sentence):
             lrft.attach(tiny.make("llama"), words)

@@ -195,8 +195,8 @@ def test_a_run_resumes_exactly_and_evaluates_at_the_rank_in_use(
 def test_what_cannot_be_is_refused() -> None:
     for words, more, sentence in (
         ({"dylora": {"use_rank": 9}}, {}, "use_rank 9 is larger than rank 8"),
-        (["dylora", "rslora"], {}, "both set the factor"),
-        (["dylora", "dora"], {}, "dora needs an update"),
+        (["dylora", "rslora"], {}, "both set the scaling factor"),
+        (["dylora", "dora"], {}, "dora requires an update"),
         (["dylora", "prilora"], {}, "both set the ranks"),
     ):
         with pytest.raises(RecipeError, match=sentence):

@@ -175,7 +175,7 @@ def test_a_rank_beyond_the_inputs_is_refused() -> None:
 
 @pytest.mark.parametrize("word", ["pissa", "adalora", "prilora", "plop"])
 def test_another_owner_of_start_ranks_or_placement_is_refused(word: str) -> None:
-    with pytest.raises(RecipeError, match=r"keep one|needs|conflicts with"):
+    with pytest.raises(RecipeError, match=r"keep one|requires|conflicts with"):
         lrft.attach(tiny.make("llama"), {"method": ["eva", word]}, batches=batches())
 
 

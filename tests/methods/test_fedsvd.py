@@ -199,7 +199,7 @@ def test_refused_without_a_pair_or_where_rates_are_set_or_beyond_the_layer() -> 
             {"method": ["fedsvd", "lora-pro"]},
             "set the learning rates of A and B|change the gradients of A and B",
         ),
-        ({"method": ["fedsvd", "mora"]}, "fedsvd needs a pair of factors A and B; mora has no such pair"),
+        ({"method": ["fedsvd", "mora"]}, "fedsvd requires a pair of factors A and B; mora has no such pair"),
         ({"method": "fedsvd", "rank": 10}, "a 9 x 14 layer has no 10 singular vectors: lower the rank"),
     ):
         with pytest.raises(RecipeError, match=sentence):

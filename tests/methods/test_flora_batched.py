@@ -92,7 +92,7 @@ def test_numbers_trained() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     model = nn.Sequential(nn.Linear(8, 5))
-    with pytest.raises(RecipeError, match=r"flora-batched needs adapter\.dropout: 0"):
+    with pytest.raises(RecipeError, match=r"flora-batched requires adapter\.dropout: 0"):
         lrft.attach(model, {"method": "flora-batched", "rank": 2, "dropout": 0.1})
-    with pytest.raises(RecipeError, match="flora-batched has no factor"):
+    with pytest.raises(RecipeError, match="flora-batched has no scaling factor"):
         lrft.attach(model, {"method": "flora-batched", "rank": 2, "alpha": 8.0})

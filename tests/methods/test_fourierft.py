@@ -138,5 +138,5 @@ def test_transforms_are_computed_in_float32_under_autocast(dtype: torch.dtype) -
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(RecipeError, match="217 frequencies are more than the 12 x 18 = 216"):
         lrft.attach(nn.Sequential(nn.Linear(18, 12)), {"method": {"fourierft": {"frequencies": 217}}})
-    with pytest.raises(RecipeError, match="fourierft has no factor"):
+    with pytest.raises(RecipeError, match="fourierft has no scaling factor"):
         lrft.attach(nn.Sequential(nn.Linear(50, 50)), {"method": "fourierft", "scale": 2.0})

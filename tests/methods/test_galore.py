@@ -117,7 +117,7 @@ def test_the_merged_model_is_the_trained_one(word: str, place: Place, tmp_path: 
 def test_what_it_cannot_be_combined_with_is_refused(word: str, other: str) -> None:
     if other == "other":
         other = WORDS[WORDS.index(word) - 1]
-    with pytest.raises(RecipeError, match=r"keep one|needs|conflicts with"):
+    with pytest.raises(RecipeError, match=r"keep one|requires|conflicts with"):
         lrft.attach(tiny.make("llama"), {"method": [word, other], "rank": 4})
 
 

@@ -371,7 +371,7 @@ def test_it_has_no_weight_and_says_so() -> None:
     _, adapter = layer({"experts": 4})
     assert not adapter.mergeable
     assert adapter.peft() is None
-    with pytest.raises(TypeError, match="no weight"):
+    with pytest.raises(TypeError, match="not mergeable"):
         adapter.delta_weight()
 
 
@@ -428,7 +428,7 @@ def test_a_run_tells_its_penalty_stays_an_adapter_and_resumes_exactly(
     assert not facts["warnings"]
     code, said = said_by(["merge", str(whole)], capsys)
     assert code == 2
-    assert "goat: what it adds to a layer is no linear function of the layer's input" in said
+    assert "goat: not mergeable (its output is not linear in the layer's input)" in said
     assert "lrft eval" in said
     assert "Traceback" not in said
     assert not (whole / "merged").exists()

@@ -57,5 +57,5 @@ def test_the_loss_is_the_sum_over_layers_of_one_factor() -> None:
 
 
 def test_groups_that_do_not_come_out_even_are_refused() -> None:
-    with pytest.raises(RecipeError, match="the 14 rows of B into 3 groups"):
+    with pytest.raises(RecipeError, match="3 groups do not divide the 14 rows of B"):
         lrft.attach(nn.Sequential(nn.Linear(6, 14)), {"method": {"gor": {"groups": 3}}, "rank": 2})

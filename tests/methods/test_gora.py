@@ -111,9 +111,9 @@ def test_the_base_is_untouched() -> None:
 
 def test_refused_with_another_start_another_factor_and_other_ranks() -> None:
     for words, sentence in (
-        ({"method": ["mora", "gora"]}, "gora needs a pair of factors A and B"),
+        ({"method": ["mora", "gora"]}, "gora requires a pair of factors A and B"),
         ({"method": ["gora", "pissa"]}, "gora and pissa both set the init of A and B"),
-        ({"method": ["gora", "rslora"]}, "gora and rslora both set the factor"),
+        ({"method": ["gora", "rslora"]}, "gora and rslora both set the scaling factor"),
         ({"method": ["gora", "prilora"]}, "gora and prilora both set the ranks"),
         (
             {"method": {"gora": {"least": 1.0, "most": 1.0}}, "rank": 25},

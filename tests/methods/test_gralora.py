@@ -132,8 +132,8 @@ def test_the_factor_is_alpha_over_the_whole_rank(scale: dict[str, float]) -> Non
 @pytest.mark.parametrize(
     ("options", "rank", "said"),
     [
-        ({"blocks": 4}, 4, "12 outputs and 18 inputs into 4 parts.*divisor of 6"),
-        ({"blocks": 9}, 9, "into 9 parts.*divisor of 6"),
+        ({"blocks": 4}, 4, "4 blocks do not divide 12 outputs and 18 inputs.*divisor of 6"),
+        ({"blocks": 9}, 9, "9 blocks do not divide.*divisor of 6"),
         ({"blocks": 2}, 5, "rank 5 less hybrid_rank 0 must be a multiple of 2 blocks"),
         ({"blocks": 2, "hybrid_rank": 4}, 4, "rank 4 less hybrid_rank 4"),
         ({"blocks": 2, "hybrid_rank": 8}, 4, "rank 4 less hybrid_rank 8"),
@@ -146,5 +146,5 @@ def test_what_does_not_come_out_even_is_refused(options: dict[str, int], rank: i
 
 def test_a_start_from_factors_and_lora_plus_are_refused() -> None:
     for other, word in (("pissa", "pissa"), ("lora+", "lora\\+")):
-        with pytest.raises(RecipeError, match=f"{word} needs a pair of factors A and B; gralora has no such pair"):
+        with pytest.raises(RecipeError, match=f"{word} requires a pair of factors A and B; gralora has no such pair"):
             lrft.attach(tiny.make("llama"), {"method": ["gralora", other], "rank": 2})

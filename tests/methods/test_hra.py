@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused() -> None:
     model = nn.Sequential(nn.Linear(8, 5))
     with pytest.raises(RecipeError, match="rank 3 is odd, take 4"):
         lrft.attach(model, {"method": "hra", "rank": 3})
-    with pytest.raises(RecipeError, match=r"hra needs adapter\.dropout: 0"):
+    with pytest.raises(RecipeError, match=r"hra requires adapter\.dropout: 0"):
         lrft.attach(model, {"method": "hra", "rank": 2, "dropout": 0.1})
-    with pytest.raises(RecipeError, match="hra has no factor"):
+    with pytest.raises(RecipeError, match="hra has no scaling factor"):
         lrft.attach(model, {"method": "hra", "rank": 2, "alpha": 8.0})

@@ -134,9 +134,9 @@ def test_dora_is_refused_in_either_order(words: list[str]) -> None:
 
 
 def test_what_it_cannot_mask_is_refused() -> None:
-    with pytest.raises(RecipeError, match="lora-dropout needs a pair of factors"):
+    with pytest.raises(RecipeError, match="lora-dropout requires a pair of factors"):
         lrft.attach(tiny.make("llama"), {"method": ["mora", "lora-dropout"], "rank": 2})
-    with pytest.raises(RecipeError, match=r"lora-dropout needs adapter.dropout: 0"):
+    with pytest.raises(RecipeError, match=r"lora-dropout requires adapter.dropout: 0"):
         lrft.attach(tiny.make("llama"), {"method": "lora-dropout", "rank": 2, "dropout": 0.1})
 
 

@@ -200,8 +200,8 @@ def test_refused_where_the_rows_do_not_fit_or_there_is_no_trained_pair() -> None
     for words, sentence in (
         ({"method": {"lora-fa": {"init": "orthonormal"}}, "rank": 25}, "at most 24 orthonormal rows: lower rank 25"),
         ({"method": {"lora-fa": {"init": "svd"}}, "rank": 13}, r"k_proj: lora-fa finds at most 12 svd rows"),
-        ({"method": ["lora-fa", "lora+"], "rank": 2}, "lora\\+ needs a pair"),
-        ({"method": ["lora-fa", "pissa"], "rank": 2}, "pissa needs a pair"),
+        ({"method": ["lora-fa", "lora+"], "rank": 2}, "lora\\+ requires a pair"),
+        ({"method": ["lora-fa", "pissa"], "rank": 2}, "pissa requires a pair"),
     ):
         with pytest.raises(RecipeError, match=sentence):
             lrft.attach(tiny.make("llama"), words)

@@ -129,7 +129,7 @@ def test_directions_are_those_of_peft_and_lengths_are_not() -> None:
 def test_refused_with_dropout_another_start_and_more_directions_than_there_are() -> None:
     for words, sentence in (
         ({"method": "lora-ga", "dropout": 0.1}, "lora-ga requires adapter.dropout: 0, got 0.1"),
-        ({"method": ["mora", "lora-ga"]}, "lora-ga needs a pair of factors A and B"),
+        ({"method": ["mora", "lora-ga"]}, "lora-ga requires a pair of factors A and B"),
         ({"method": ["pissa", "lora-ga"]}, "pissa and lora-ga both set the init of A and B"),
         ({"method": ["lora-ga", "relora"]}, "relora conflicts with lora-ga"),
         (

@@ -85,7 +85,7 @@ def test_directions_that_the_gradient_lacks_start_as_lora_does_and_can_move(rank
 
 def test_refused_with_another_start_without_a_pair_and_beyond_the_layer() -> None:
     for words, sentence in (
-        ({"method": ["lora-xs", "lora-one"]}, "lora-one needs a pair of factors A and B"),
+        ({"method": ["lora-xs", "lora-one"]}, "lora-one requires a pair of factors A and B"),
         ({"method": ["lora-one", "lora-ga"]}, "lora-one and lora-ga both set the init of A and B"),
         ({"method": "lora-one", "rank": 13}, "k_proj: rank 13 is larger than the layer's smaller side, 12"),
     ):

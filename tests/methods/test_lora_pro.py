@@ -346,12 +346,12 @@ def test_a_restart_forgets_the_running_means_of_the_weight(place: Place, moments
 def test_refused_where_the_update_is_no_plain_product_or_another_sets_the_gradients() -> None:
     model = nn.Sequential(nn.Linear(14, 9))
     for others, sentence in (
-        (["lora+"], "to set the learning rates of A and B"),
+        (["lora+"], "both would set the learning rates of A and B"),
         (["preconditioned"], "both change the gradients of A and B"),
-        (["dora"], "to reparametrise magnitude and direction"),
-        (["mora"], "lora-pro needs a pair of factors A and B; mora has no such pair"),
-        (["sorsa"], "lora-pro needs a pair of factors A and B; sorsa has no such pair"),
-        (["lora-fa"], "lora-pro needs a pair of factors A and B; lora-fa has no such pair"),
+        (["dora"], "both would reparametrise magnitude and direction"),
+        (["mora"], "lora-pro requires a pair of factors A and B; mora has no such pair"),
+        (["sorsa"], "lora-pro requires a pair of factors A and B; sorsa has no such pair"),
+        (["lora-fa"], "lora-pro requires a pair of factors A and B; lora-fa has no such pair"),
     ):
         with pytest.raises(RecipeError, match=sentence):
             lrft.attach(model, {"method": ["lora-pro", *others], "rank": 2})

@@ -106,9 +106,9 @@ def test_a_saved_adapter_needs_no_data() -> None:
 
 def test_refused_with_a_factor_a_pair_a_restart_and_beyond_the_layer() -> None:
     for words, sentence in (
-        ({"method": "lora-sb", "alpha": 4.0}, "lora-sb has no factor alpha/r"),
-        ({"method": ["lora-sb", "rslora"]}, "rslora needs a factor alpha/r"),
-        ({"method": ["lora-sb", "lora+"]}, "lora\\+ needs a pair"),
+        ({"method": "lora-sb", "alpha": 4.0}, "lora-sb has no scaling factor alpha/r"),
+        ({"method": ["lora-sb", "rslora"]}, "rslora requires a factor alpha/r"),
+        ({"method": ["lora-sb", "lora+"]}, "lora\\+ requires a pair"),
         ({"method": ["lora-sb", "pissa"]}, "lora-sb and pissa both set the init of A and B"),
         ({"method": ["lora-sb", "relora"]}, "relora conflicts with lora-sb"),
         ({"method": "lora-sb", "rank": 13}, r"k_proj: a 12 x 24 layer has 12 singular vectors: lower rank 13"),

@@ -101,8 +101,8 @@ def test_numbers_trained_in_llama_2_7b() -> None:
 def test_refused_beyond_the_layer_and_with_what_needs_a_trained_pair() -> None:
     for words, sentence in (
         ({"method": "lora-xs", "rank": 13}, r"k_proj: a 12 x 24 layer has 12 singular vectors: lower rank 13"),
-        ({"method": ["lora-xs", "pissa"]}, "pissa needs a pair"),
-        ({"method": ["lora-xs", "lora+"]}, "lora\\+ needs a pair"),
+        ({"method": ["lora-xs", "pissa"]}, "pissa requires a pair"),
+        ({"method": ["lora-xs", "lora+"]}, "lora\\+ requires a pair"),
     ):
         with pytest.raises(RecipeError, match=sentence):
             lrft.attach(tiny.make("llama"), words)

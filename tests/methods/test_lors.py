@@ -70,5 +70,5 @@ def test_nothing_as_large_as_the_weight_is_kept_for_the_backward_pass(gradient: 
 
 
 def test_dropout_and_quantisation_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"lors needs adapter\.dropout: 0"):
+    with pytest.raises(RecipeError, match=r"lors requires adapter\.dropout: 0"):
         lrft.attach(tiny.make("llama"), {"method": "lors", "dropout": 0.1})

@@ -140,7 +140,7 @@ def test_what_keeps_an_update_as_it_is_now_is_refused() -> None:
     """Its outer factors would be trained on, and with them what was to stand still (`Adapter.refuse_copies`)."""
     model, ids = tiny.make("llama"), tiny.tokens()
     before = tiny.logits(model, ids)
-    with pytest.raises(RecipeError, match="relora needs a zero init that can be drawn again"):
+    with pytest.raises(RecipeError, match="relora requires a zero init that can be redrawn"):
         lrft.attach(model, {"method": ["lotr", "relora"], "rank": 2})
     assert torch.equal(tiny.logits(model, ids), before)
 

@@ -90,7 +90,7 @@ def test_dropout_leaves_a_fresh_model_alone_and_is_allowed() -> None:
 
 def test_refused_with_mora_another_start_and_beyond_the_layer() -> None:
     for words, sentence in (
-        ({"method": ["mora", "milora"]}, "milora needs a pair of factors A and B"),
+        ({"method": ["mora", "milora"]}, "milora requires a pair of factors A and B"),
         ({"method": ["pissa", "milora"]}, "pissa and milora both set the init of A and B"),
         ({"method": "milora", "rank": 13}, r"k_proj: rank 13 is larger than the layer's smaller side, 12"),
     ):

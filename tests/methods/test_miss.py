@@ -105,5 +105,5 @@ def test_what_does_not_fit_is_refused() -> None:
     for options, rank, said in (({}, 27, "26 inputs: rank 27"), ({"mini": 5}, 4, "5 columns over 12 outputs")):
         with pytest.raises(RecipeError, match=said):
             lrft.attach(nn.Sequential(nn.Linear(26, 12)), {"method": {"miss": options}, "rank": rank})
-    with pytest.raises(RecipeError, match="miss has no factor"):
+    with pytest.raises(RecipeError, match="miss has no scaling factor"):
         lrft.attach(tiny.make("llama"), {"method": "miss", "rank": 2, "alpha": 2.0})

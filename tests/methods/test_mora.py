@@ -205,12 +205,12 @@ def test_a_rank_too_large_for_the_layer_is_refused_with_the_sizes() -> None:
 
 def test_a_factor_is_refused_because_there_is_none() -> None:
     for words in ({"alpha": 16.0}, {"scale": 2.0}, {"overrides": {"q_proj": {"alpha": 4.0}}}):
-        with pytest.raises(RecipeError, match="mora has no factor"):
+        with pytest.raises(RecipeError, match="mora has no scaling factor"):
             lrft.attach(tiny.make("llama"), {"method": "mora", "rank": 2, **words})
 
 
 def test_lora_plus_is_refused_because_there_is_no_pair() -> None:
-    with pytest.raises(RecipeError, match="lora\\+ needs a pair of factors A and B; mora has no such pair"):
+    with pytest.raises(RecipeError, match="lora\\+ requires a pair of factors A and B; mora has no such pair"):
         lrft.attach(tiny.make("llama"), {"method": ["mora", "lora+"], "rank": 2})
 
 

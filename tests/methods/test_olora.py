@@ -89,7 +89,7 @@ def test_a_weight_of_lower_rank_starts_finite_and_orthonormal() -> None:
 def test_refused_with_dropout_mora_another_start_and_beyond_the_layer() -> None:
     for words, sentence in (
         ({"method": "olora", "dropout": 0.1}, "olora requires adapter.dropout: 0, got 0.1"),
-        ({"method": ["mora", "olora"]}, "olora needs a pair of factors A and B"),
+        ({"method": ["mora", "olora"]}, "olora requires a pair of factors A and B"),
         ({"method": ["pissa", "olora"]}, "pissa and olora both set the init of A and B"),
         ({"method": "olora", "rank": 13}, r"k_proj: rank 13 is larger than the layer's smaller side, 12"),
     ):

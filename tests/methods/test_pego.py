@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(RecipeError, match="pego: 4 groups do not divide rank 6"):
         setup({}, rank=6)
     for words, said in (
-        (["mora", "pego"], "pego needs a pair"),
+        (["mora", "pego"], "pego requires a pair"),
         (["pissa", "pego"], "conflicts with pissa: both would set the init of A and B"),
     ):
         with pytest.raises(RecipeError, match=said):

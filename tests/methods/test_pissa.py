@@ -309,7 +309,7 @@ def test_starts_depend_on_the_seed_and_the_name_only() -> None:
 def test_refused_with_dropout_with_mora_and_beyond_the_layer() -> None:
     for words, sentence in (
         ({"method": "pissa", "dropout": 0.1}, "pissa requires adapter.dropout: 0, got 0.1"),
-        ({"method": ["mora", "pissa"]}, "pissa needs a pair of factors A and B; mora has no such pair"),
+        ({"method": ["mora", "pissa"]}, "pissa requires a pair of factors A and B; mora has no such pair"),
         ({"method": "pissa", "rank": 13}, r"k_proj: rank 13 is larger than the layer's smaller side, 12"),
     ):
         with pytest.raises(RecipeError, match=sentence):

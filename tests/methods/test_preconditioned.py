@@ -135,9 +135,9 @@ def test_one_change_of_the_gradients_at_a_time_and_only_of_a_pair() -> None:
             "set the learning rates of A and B|change the gradients of A and B",
         ),
         (["lora-pro"], "both change the gradients of A and B"),
-        (["mora"], "preconditioned needs a pair of factors A and B; mora has no such pair"),
-        (["sorsa"], "preconditioned needs a pair of factors A and B; sorsa has no such pair"),
-        (["lora-fa"], "preconditioned needs a pair of factors A and B; lora-fa has no such pair"),
+        (["mora"], "preconditioned requires a pair of factors A and B; mora has no such pair"),
+        (["sorsa"], "preconditioned requires a pair of factors A and B; sorsa has no such pair"),
+        (["lora-fa"], "preconditioned requires a pair of factors A and B; lora-fa has no such pair"),
     ):
         with pytest.raises(RecipeError, match=sentence):
             lrft.attach(layers(), {"method": ["preconditioned", *others], "rank": 2})

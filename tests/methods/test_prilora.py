@@ -124,7 +124,7 @@ def test_the_default_keeps_what_every_method_keeps(
 
 
 def test_who_else_decides_on_ranks_is_refused() -> None:
-    with pytest.raises(RecipeError, match="prilora needs a pair of factors A and B; mora has no such pair"):
+    with pytest.raises(RecipeError, match="prilora requires a pair of factors A and B; mora has no such pair"):
         lrft.attach(tiny.make("llama"), {"method": ["mora", "prilora"]})
     with pytest.raises(RecipeError, match="both set the ranks"):
         lrft.attach(tiny.make("llama"), {"method": ["adalora", "prilora"]})

@@ -181,11 +181,11 @@ def test_a_resumed_run_is_the_run(place: Place) -> None:
 def test_refused_with_what_it_does_not_go_with() -> None:
     model = nn.Sequential(nn.Linear(14, 9))
     for words, sentence in (
-        ({"method": ["sorsa", "dora"]}, "which is to reparametrise magnitude and direction"),
-        ({"method": ["sorsa", "rslora"]}, "rslora needs a factor alpha/r; sorsa has no"),
-        ({"method": ["sorsa", "pissa"]}, "pissa needs a pair of factors A and B; sorsa has no such pair"),
-        ({"method": ["sorsa", "lora+"]}, "lora\\+ needs a pair of factors A and B; sorsa has no such pair"),
-        ({"method": "sorsa", "alpha": 4.0}, "sorsa has no factor alpha/r: remove alpha"),
+        ({"method": ["sorsa", "dora"]}, "both would reparametrise magnitude and direction"),
+        ({"method": ["sorsa", "rslora"]}, "rslora requires a factor alpha/r; sorsa has no"),
+        ({"method": ["sorsa", "pissa"]}, "pissa requires a pair of factors A and B; sorsa has no such pair"),
+        ({"method": ["sorsa", "lora+"]}, "lora\\+ requires a pair of factors A and B; sorsa has no such pair"),
+        ({"method": "sorsa", "alpha": 4.0}, "sorsa has no scaling factor alpha/r: remove alpha"),
         ({"method": "sorsa", "dropout": 0.1}, "sorsa requires adapter.dropout: 0, got 0.1"),
         ({"method": "sorsa", "rank": 10}, "a 9 x 14 layer has 9 singular vectors: lower rank 10"),
     ):

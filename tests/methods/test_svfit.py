@@ -38,7 +38,7 @@ def test_only_the_values_are_trained_and_no_factor_is_taken() -> None:
     _, attached = tiny.layer("svfit", 20, 14)
     assert set(attached.trained()) == {"0.gate"}
     assert attached.trained()["0.gate"].shape == (4,)
-    with pytest.raises(RecipeError, match="svfit has no factor"):
+    with pytest.raises(RecipeError, match="svfit has no scaling factor"):
         tiny.layer("svfit", 20, 14, alpha=8.0)
     with pytest.raises(RecipeError, match="a 20 x 14 layer has 14 singular values: lower rank 15"):
         tiny.layer("svfit", 20, 14, rank=15)

@@ -184,7 +184,7 @@ def test_training_keeps_the_thin_product_and_not_the_input() -> None:
 def test_few_ranks_are_remarked_upon() -> None:
     composition = compose.compose([("vera", {})])
     said = [composition_warnings(composition, [Site("x", 300, 300, rank)], nn.Linear(2, 2)) for rank in (16, 256)]
-    assert "16 is few" in said[0][0]
+    assert "16 is small" in said[0][0]
     assert said[1] == []
 
 
