@@ -18,7 +18,7 @@ def test_a_fork_has_its_own_arguments_environment_folder_output_and_exit_code(
     )
     done = forked.run(code, "x", "y", environment={"A": "ä"})
     assert done.stdout == f"['x', 'y'] {os.path.realpath(tmp_path)} ä\n"
-    assert (done.stderr, done.returncode) == ("no", 3)
+    assert (done.stderr, done.returncode) == ("no\n", 3)
     again = forked.run("import os, sys; print(os.environ.get('A'), 'torch' in sys.modules)")
     assert again.stdout == "None True\n"
 

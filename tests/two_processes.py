@@ -28,7 +28,7 @@ warnings.simplefilter("error")
 # DeepSpeed 0.19 imports what torch 2.13 has given up.
 warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
 sys.path[:0] = sys.argv[1].split(":")
-from lrft.training import step
+from lrft.training import passes
 from pathlib import Path
 from lrft import recipe
 from lrft.distributed import processes
@@ -38,13 +38,13 @@ from lrft.utils import hardware
 
 root, out, resume, penalty, short, *keys = sys.argv[2:]
 rank = os.environ["RANK"]
-micro_batches = step.micro_batches
+micro_batches = passes.micro_batches
 def noted(*arguments, **named):
     found = micro_batches(*arguments, **named)
     with open(f"{root}/{out}-rows-{rank}", "a") as seen:
         print(json.dumps(found), file=seen)
     return found
-step.micro_batches = noted
+passes.micro_batches = noted
 if penalty:
     import pytest, runs
     runs.add_parts(pytest.MonkeyPatch(), runs.Penalty(float(penalty)))

@@ -18,6 +18,8 @@ from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read when torch is imported
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from stress import damage, disk, kills, lab
 from stress.tally import Tally
 

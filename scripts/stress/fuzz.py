@@ -18,6 +18,8 @@ from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from stress import recipes, rows
 from stress.tally import Tally
 

@@ -116,7 +116,10 @@ def test_said_when_there_is_nothing_to_schedule_and_refused_where_nothing_may_be
     for words, sentence in (
         (["early-late-dropout", "pissa"], "pissa requires adapter.dropout: 0, got 0.1"),
         (["early-late-dropout", "sorsa"], "sorsa requires adapter.dropout: 0, got 0.1"),
-        (["early-late-dropout", "hra"], "early-late-dropout requires an update that is added to the weight; hra has no"),
+        (
+            ["early-late-dropout", "hra"],
+            "early-late-dropout requires an update that is added to the weight; hra has no",
+        ),
     ):
         with pytest.raises(RecipeError, match=sentence):
             lrft.attach(tiny.make("llama"), {"method": words, "rank": 2, "dropout": 0.1})

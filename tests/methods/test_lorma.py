@@ -130,5 +130,7 @@ def test_what_does_not_fit_is_refused() -> None:
     model = nn.Sequential(nn.Linear(8, 5))
     with pytest.raises(RecipeError, match=r"lorma requires adapter\.dropout: 0"):
         lrft.attach(model, {"method": "lorma", "rank": 2, "dropout": 0.1})
-    with pytest.raises(RecipeError, match="dora requires an update that is added to the weight; lorma has no such update"):
+    with pytest.raises(
+        RecipeError, match="dora requires an update that is added to the weight; lorma has no such update"
+    ):
         lrft.attach(model, {"method": ["lorma", "dora"], "rank": 2})

@@ -186,7 +186,7 @@ def test_a_base_that_is_stored_quantised_is_read_as_it_is_and_not_quantised_agai
     assert torch.equal(tiny.logits(model, tiny.tokens()), tiny.logits(ours, tiny.tokens()))
     with pytest.raises(LrftError, match="already stored quantised"):
         load(tmp_path / "q", "nf4")
-    with pytest.raises(RecipeError, match="full trains"):  # the recipe could not know
+    with pytest.raises(RecipeError, match="full keeps float32 copies"):  # the recipe could not know
         lrft.attach(model, {"method": "full"})
 
 
@@ -217,7 +217,7 @@ def refused(case: str) -> bool:
 def test_few_methods_refuse() -> None:
     """Those that train the weights themselves, on which the gradient projections build, or rewrite them."""
     refusing = {name for name, card in registry.methods().items() if card.quantization_conflict}
-    assert refusing == {"full", "lors", "sst"}
+    assert refusing == {"full", "lors", "sara", "sst"}
 
 
 @EVERY_CASE
@@ -592,10 +592,10 @@ def test_two_processes_train_what_one_trains(place: Place) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("load_in_4bit: true", "Here: model.quantization: nf4"),
-        ("load_in_8bit: true", "Here: model.quantization: int8"),
-        ("quantization_bit: 4", "Here: model.quantization: nf4 for 4 bits, int8 for 8"),
-        ("bnb_4bit_quant_type: nf4", "Here: model.quantization: nf4 or fp4"),
+        ("load_in_4bit: true", "In lrft: model.quantization: nf4"),
+        ("load_in_8bit: true", "In lrft: model.quantization: int8"),
+        ("quantization_bit: 4", "In lrft: model.quantization: nf4 for 4 bits, int8 for 8"),
+        ("bnb_4bit_quant_type: nf4", "In lrft: model.quantization: nf4 or fp4"),
         ("bnb_4bit_use_double_quant: true", "is not needed"),
         ("quantization: nf4", "quantization belongs under model: model.quantization"),
     ],

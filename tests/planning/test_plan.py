@@ -170,7 +170,7 @@ def test_auto_divides_a_base_that_leaves_a_gpu_too_little() -> None:
 
 
 def test_dividing_what_has_no_blocks_is_refused_as_in_a_run(place: Place) -> None:
-    with pytest.raises(RecipeError, match=r"argument \d+ distributed.strategy: this model has no blocks"):
+    with pytest.raises(RecipeError, match=r"argument \d+ distributed.strategy: transformers declares no blocks"):
         chosen(place.recipe("distributed.strategy=fsdp"), 1, ["ddp"])
 
 

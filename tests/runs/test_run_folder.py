@@ -247,7 +247,7 @@ def test_a_damaged_checkpoint_is_never_used(place: Place) -> None:
             folder.warnings.clear()
             assert folder.resume_from("last").name == "step-000003", (part, word)
             (warning,) = folder.warnings
-            assert warning.startswith("passed over step-000004: "), (part, word)
+            assert warning.startswith("skipped step-000004: "), (part, word)
             if part.name != "manifest.json":
                 assert str(part) in warning
             with pytest.raises(CheckFailed):
@@ -293,8 +293,8 @@ def test_resume_after_damage_warns_and_ends_as_the_whole_run(place: Place) -> No
     (run / "checkpoints/step-000003/trainer.json").unlink()
     place.train(*OFTEN, resume="last")
     said = log(run)
-    assert "passed over step-000004" in said
-    assert "passed over step-000003" in said
+    assert "skipped step-000004" in said
+    assert "skipped step-000003" in said
     assert "resumed from step-000002" in said
     assert runs.differing(runs.tensors(run), expected) == []
 
@@ -357,7 +357,7 @@ def test_foreign_and_unfinished_checkpoints(place: Place) -> None:
     place.train(*OFTEN, "checkpoint.keep=1", resume="last")
     said = log(run)
     assert "resumed from step-000003" in said
-    assert "passed over step-001000" in said
+    assert "skipped step-001000" in said
     assert "belongs to another run" in said
     assert runs.differing(runs.tensors(run), expected) == []
     assert listing(checkpoints / "step-001000") == planted
@@ -402,8 +402,8 @@ def test_a_changed_recipe_is_refused_with_every_difference(place: Place, capsys:
     changed = (*OFTEN, "training.learning_rate=0.02", "adapter.dropout=0.1")
     assert command(place, *changed, "--resume") == 2
     said = capsys.readouterr().err
-    assert "training.learning_rate: 0.01 then, 0.02 now" in said
-    assert "adapter.dropout: 0.0 then, 0.1 now" in said
+    assert "training.learning_rate: was 0.01, is now 0.02" in said
+    assert "adapter.dropout: was 0.0, is now 0.1" in said
     assert "--accept-changes" in said
     assert listing(run) == before
     assert command(place, *changed, "--resume", "--accept-changes") == 0
@@ -415,7 +415,7 @@ def test_changed_data_are_refused(place: Place) -> None:
     run = place.train(*OFTEN)
     with (place.root / "train.jsonl").open("a") as file:
         file.write(json.dumps(runs.rows(1, seed=9)[0]) + "\n")
-    with pytest.raises(UsageError, match=r"the data: \w+ then, \w+ now"):
+    with pytest.raises(UsageError, match=r"the data: was \w+, is now \w+"):
         place.train(*OFTEN, resume="last")
     shutil.rmtree(run / "checkpoints/step-000004")
     place.train(*OFTEN, resume="last", accept_changes=True)
@@ -424,7 +424,7 @@ def test_changed_data_are_refused(place: Place) -> None:
 def test_a_changed_base_is_refused(place: Place) -> None:
     place.train(*OFTEN)
     runs.save_base(place.root / "base", seed=1)
-    with pytest.raises(UsageError, match=r"the base model: \w+ then, \w+ now"):
+    with pytest.raises(UsageError, match=r"the base model: was \w+, is now \w+"):
         place.train(*OFTEN, resume="last")
 
 

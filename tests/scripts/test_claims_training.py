@@ -66,7 +66,7 @@ def starts(folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     from lrft.training.setup import set_up
     from lrft.training.state import Options
 
-    adapters = set_up(recipe.load(folder / "resolved.yaml"), Options(quiet=True)).attached.modules
+    adapters = set_up(recipe.load(folder / "resolved.yaml"), Options(quiet=True)).adapted.attached.modules
     pairs: dict[str, Any] = {name: getattr(adapter, "inner", adapter) for name, adapter in adapters.items()}
     return {name: (p.A.detach().double(), p.B.detach().double(), p.site.scale) for name, p in pairs.items()}
 

@@ -67,7 +67,7 @@ def test_damaged_checkpoint_is_refused_by_name_and_passed_over_without(place: Pl
     path.write_bytes(b"")
     assert command(place, "--resume") == 0
     assert runs.differing(runs.tensors(run), expected) == []
-    assert "passed over step-000003" in (run / "log.txt").read_text()
+    assert "skipped step-000003" in (run / "log.txt").read_text()
 
 
 # --- a full disk ---

@@ -188,7 +188,7 @@ def test_the_whole_file_that_is_damaged_below_reads(tmp_path: Path) -> None:
 def test_damage_is_found_when_opening(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(DAMAGED[damage])
-    with pytest.raises(CheckFailed, match=r"a.safetensors is not a whole safetensors file"):
+    with pytest.raises(CheckFailed, match=r"a.safetensors is not a complete safetensors file"):
         TensorReader(path)
 
 
