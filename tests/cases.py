@@ -260,6 +260,7 @@ NOT_A_LORA = (
     "dct-adamw",
     "denselora",
     "dota",
+    "finegates",
     "fira",
     "flora",
     "flora-batched",
@@ -277,6 +278,7 @@ NOT_A_LORA = (
     "online-subspace-descent",
     "randlora",
     "remora",
+    "sara",
     "sst",
     "sltrain",
 )
