@@ -394,7 +394,7 @@ def test_early_stopping_ends_the_run_and_a_resume_does_not_go_on(place: Place) -
     )
     run = place.train(*keys)
     assert [record["step"] for record in runs.records(run)] == [1, 2, 3]
-    assert "stopping early: 2 evaluations" in (run / "log.txt").read_text()
+    assert "early stopping: 2 evaluations" in (run / "log.txt").read_text()
     assert (run / "report.md").is_file()
     before = runs.tensors(run)
     place.train(*keys, resume="last")
