@@ -204,7 +204,7 @@ def test_all_files_hold_the_same_figures(whole: tuple[Path, str]) -> None:
         assert shown["loss (lower is better)"] == f"{row['mean']:.4f} ± {row['spread']:.4f}"
         assert shown["general text"] == f"{row['general_before']:.4f} → {row['general_after']:.4f}"
         assert shown["tokens/s"] == f"{row['tokens_per_second']:,.0f}"
-        assert shown["trained"].startswith(f"{row['trained']:,} (")
+        assert shown["trainable"].startswith(f"{row['trained']:,} (")
     row = facts["methods"][1]
     assert f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})" in markdown
 
