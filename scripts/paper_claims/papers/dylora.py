@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lrft.adapters.peft_export import PEFT_NAMES, PEFT_PREFIX, PEFT_TENSORS
+from lrft.runs.locate import adapter_of
 from lrft.utils import files
 from paper_claims import pairs
 from paper_claims.asking import loss_on
@@ -30,7 +31,7 @@ def better_when_cut(facts: Facts) -> Verdict:
 def loss_at(folder: str, _: str, *, rank: int) -> float:
     """The loss when only the first `rank` components are used."""
     with tempfile.TemporaryDirectory() as model:
-        cut(Path(folder) / "best", Path(model), rank=rank)
+        cut(adapter_of(Path(folder)), Path(model), rank=rank)
         return loss_on(model, NEW)
 
 
