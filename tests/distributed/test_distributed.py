@@ -93,8 +93,8 @@ def test_zero2_resumes_exactly_and_others_go_on_with_its_checkpoints(nine: Place
 @pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
 def test_every_strategy_computes_in_the_recipes_precision(nine: Place, strategy: str) -> None:
     """In bf16 over weights of float32: what would be lost are not digits but the precision that was asked for."""
-    keys = ("training.precision=bf16", "model.precision=float32", "evaluation.every=none")
-    wide = nine.train(*KEYS, "evaluation.every=none", out="wide")
+    keys = ("training.precision=bf16", "model.precision=float32")
+    wide = nine.train(*KEYS, out="wide")
     one = launch(nine, "one", *keys, world=1)  # Accelerate allows one precision per process
     two = launch(nine, "two", *keys, f"distributed.strategy={strategy}")
     losses = [[record["loss"] for record in runs.records(run)] for run in (wide, one, two)]
