@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from lrft.data.records import Record, Source, as_object, head
 from lrft.errors import DataError
-
-SECONDS = 5.0
+from lrft.utils.hub_connection import unreachable
 
 
 def hub_source(path: str, split: str) -> Source:
@@ -52,18 +48,9 @@ def _download(path: str, name: str, config: str | None, split: str) -> Any:
 
 
 def _unreachable() -> str | None:
-    """Why the hub cannot be reached, or None. One connection: the library would retry for half a minute."""
+    """Why the hub cannot be reached, or None; also None when offline by choice: the cache may hold the data."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return None
-    target = urlsplit(constants.ENDPOINT)
-    proxy = urllib.request.getproxies().get(target.scheme)
-    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
-        target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    port = target.port or (80 if target.scheme == "http" else 443)
-    try:
-        socket.create_connection((target.hostname or "", port), timeout=SECONDS).close()
-    except OSError as error:
-        return f"{target.hostname}: {error.strerror or error}"
-    return None
+    return unreachable()

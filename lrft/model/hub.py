@@ -5,22 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lrft.errors import MissingError, nearest
 from lrft.model.gguf import converted
 from lrft.model.weights import weight_files
+from lrft.utils.hub_connection import unreachable
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 # Weights, configuration, tokenizer, template. Sub-folders hold the same weights in other formats.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*"]
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")  # as in recipes
-PROBE_SECONDS = 5.0
 
 
 def find_model(name: str, revision: str | None = None, *, where: str = "model.name") -> Path:
@@ -98,24 +95,12 @@ def _from_hub(name: str, revision: str | None, where: str) -> Path:
 
 
 def _unreachable() -> str | None:
-    """Why the hub cannot be reached, or None. One TCP connection, to the proxy where one is configured.
-
-    huggingface_hub itself would try five times with growing pauses before it gives up.
-    """
+    """Why nothing can be downloaded, or None."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    target = urlsplit(constants.ENDPOINT)
-    proxy = urllib.request.getproxies().get(target.scheme)
-    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
-        target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    port = target.port or (80 if target.scheme == "http" else 443)
-    try:
-        socket.create_connection((target.hostname or "", port), timeout=PROBE_SECONDS).close()
-    except OSError as error:
-        return f"{target.hostname}: {error.strerror or error}"
-    return None
+    return unreachable()
 
 
 def _download_errors() -> tuple[type[Exception], ...]:

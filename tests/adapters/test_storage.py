@@ -104,8 +104,9 @@ def test_a_factor_changed_by_hand_is_found(tmp_path: Path) -> None:
 def test_spacing_and_order_of_lrft_json_are_free(tmp_path: Path) -> None:
     save(tmp_path)
     info = json.loads((tmp_path / "lrft.json").read_text())
+    before = read_adapter(tmp_path)
     (tmp_path / "lrft.json").write_text(json.dumps(dict(reversed(info.items()))))
-    read_adapter(tmp_path)
+    assert read_adapter(tmp_path).sites == before.sites
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '"x"', "{", "null", '{"format": "new"}'])
