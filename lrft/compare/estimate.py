@@ -35,7 +35,7 @@ def _count(comparison: Comparison) -> str:
 
 
 def rank_line(comparison: Comparison, name: str, choice: Choice) -> str:
-    """`mora   rank 8   2,896 trained, -2.7 % (chosen)`."""
+    """`mora   rank 8   2,896 trainable parameters, -2.7% (chosen)`."""
     more = "" if name == comparison.baseline else f", {choice.deviation:+.1%}"
     note = f" ({choice.note})" if choice.note else ""
     return f"{name:<14} rank {choice.rank:<5} {choice.trained:>13,} trainable parameters{more}{note}"

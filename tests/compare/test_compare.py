@@ -265,7 +265,7 @@ def test_a_dry_run_lists_everything_and_leaves_nothing(tmp_path: Path) -> None:
     code, out, err = compare(root, "--dry-run", "--jobs", "3")
     assert code == 0, err
     assert "8 runs: 2 methods at 4 points x 2 seeds" in out
-    assert re.search(r"lora-fa +rank 8 +2,944 trained, -1.1% \(chosen\)", out)
+    assert re.search(r"lora-fa +rank 8 +2,944 trainable parameters, -1.1% \(chosen\)", out)
     assert len(re.findall(r"seed \d   new", out)) == 8
     assert re.search(r"about .*, 3 at a time", out)
     assert [path for path in sorted(root.rglob("*")) if "cache" not in path.parts] == before
