@@ -90,8 +90,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lrft-threads-") as name:
         folder = Path(name)
         model = Path(sys.argv[2]) if len(sys.argv) > 2 else tiny(folder / "model")
-        rows = folder / "rows.txt"
-        rows.write_text("the quick brown fox jumps over the lazy dog\n\n" * 40)
+        rows = folder / "rows.jsonl"
+        rows.write_text('{"text": "the quick brown fox jumps over the lazy dog"}\n' * 40)
         recipe = folder / "recipe.yaml"
         recipe.write_text(RECIPE.format(model=model, rows=rows, out=folder / "out"))
         for title, processes in (("as it is", 0), ("beside two busy processes", 2)):
