@@ -42,14 +42,14 @@ def tiny(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {chr(97 + i): i for i in range(26)} | {" ": 26, "<eos>": 27}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    vocabulary = {chr(97 + i): i for i in range(26)} | {" ": 26, "<eos>": 27, "<unk>": 28}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token=" ").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
     torch.manual_seed(0)
     LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=28, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=29, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, bos_token_id=27, eos_token_id=27,
         )
     ).save_pretrained(folder)  # fmt: skip
