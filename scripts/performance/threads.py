@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lrft.utils import threads
+
 SETTINGS: dict[str, dict[str, str]] = {
     "as torch has it": {"GOMP_SPINCOUNT": ""},
     "lrft's choice": {},
@@ -62,8 +64,6 @@ def company(processes: int) -> Iterator[None]:
     """Processes that compute without end beside what is measured."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
-        if busy:
-            time.sleep(60)  # the load of the machine is a mean over about a minute
         yield
     finally:
         for process in busy:
@@ -72,7 +72,7 @@ def company(processes: int) -> Iterator[None]:
 
 
 def seconds(recipe: Path, out: Path, setting: dict[str, str]) -> float:
-    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
+    environment = {k: v for k, v in os.environ.items() if k not in threads.CHOSEN}
     environment |= {name: value for name, value in setting.items() if value}
     if "GOMP_SPINCOUNT" in setting and not setting["GOMP_SPINCOUNT"]:
         environment["KMP_BLOCKTIME"] = "200"  # libgomp does not read it: lrft takes it for the user's choice
