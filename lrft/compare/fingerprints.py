@@ -24,13 +24,13 @@ Contents = dict[str, str]
 
 
 class Hashes:
-    """Of recipes; runs of one comparison have most files in common."""
+    """Hashes of recipes; runs of one comparison have most files in common."""
 
     def __init__(self) -> None:
         self._known: dict[str, Contents] = {}
 
     def of(self, recipe: Recipe) -> Contents:
-        """Of local files of data, and of the base. Empty where these cannot be read: the run itself says why."""
+        """Hashes of local data files and of the base. Empty where these cannot be read: the run itself says why."""
         key = f"{recipe.model!r} {recipe.data!r}"
         if key not in self._known:
             try:

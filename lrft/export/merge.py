@@ -152,7 +152,7 @@ def tensor_keys(saved: SavedAdapter, model: Any, weights: list[Path]) -> dict[st
 
 
 def names_in(weights: list[Path]) -> set[str]:
-    """Of all tensors in the files."""
+    """Names of all tensors in the files."""
     names: set[str] = set()
     for path in weights:
         with TensorReader(path) as reader:

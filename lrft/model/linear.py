@@ -50,7 +50,7 @@ def as_rows(weight: Tensor, transposed: bool) -> Tensor:
 
 
 def dtype(module: Any) -> torch.dtype:
-    """Of the numbers that the layer computes with."""
+    """The dtype in which the layer computes."""
     found: torch.dtype = module.like.dtype if isinstance(module, QuantizedLinear) else module.weight.dtype
     return found
 

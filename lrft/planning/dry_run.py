@@ -132,7 +132,7 @@ def files_of(prepared: data.Prepared) -> list[str]:
 
 
 def starter(processes: Sequence[Process]) -> str:
-    """Who starts them."""
+    """The launcher that starts the processes."""
     if len(processes) < processes[0].world:
         return "started by a launcher; each process reports itself"
     return "started by lrft" if len(processes) > 1 else "this one"

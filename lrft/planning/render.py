@@ -78,7 +78,7 @@ def divided_words(plan: Plan, name: str) -> str:
 
 
 def shares(least: float, most: float) -> str:
-    """Of the time, between nothing and all of the communication behind the computation."""
+    """Communication's share of the step, from fully overlapped with computation to not at all."""
     low, high = f"{least:.0%}", f"{most:.0%}"
     return low if low == high else f"{low} to {high}"
 

@@ -204,7 +204,7 @@ class Reporter(Tracker):
         self.table([*(row for row in rows if row[0] != "next"), *warnings, *tail])
 
     def recall(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Of a resumed run: the best evaluation among its earlier records."""
+        """Take the best evaluation from a resumed run's earlier records."""
         self._best = None
         for record in records:
             if record.get("kind") == "eval":

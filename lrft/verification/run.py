@@ -159,7 +159,7 @@ def norm(vector: Tensor) -> float:
 
 
 def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
-    """Of the run's merged folder when there is one, else of one made for the purpose."""
+    """Check the run's merged folder, or one made for the check where there is none."""
     saved = read_adapter(adapter)
     if not all(saved.build(site).mergeable for site in saved.sites):
         return Finding("merged", 0.0, 0.0, "skipped: this adapter is not mergeable", True)
