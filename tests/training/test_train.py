@@ -118,6 +118,7 @@ def test_gradient_checkpointing_changes_no_weight(place: Place) -> None:
         assert runs.distance(without, checkpointed, "adapter") < 1e-5, kind
 
 
+@pytest.mark.all  # the compiler takes a minute
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about its own parts
 @pytest.mark.parametrize("kind", ["none", "full"])
