@@ -56,6 +56,7 @@ class Sft(Objective):
     """Supervised fine-tuning: the next-token loss of the answers' tokens."""
 
     name: ClassVar[str] = "sft"
+    perplexity: ClassVar[bool] = True
 
     def weight(self, rows: Rows, ids: Iterable[int]) -> int:
         return sum(int(rows.trained(int(i)).sum()) for i in ids)
