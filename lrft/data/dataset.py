@@ -108,6 +108,12 @@ class Rows:
         at = self._arrays[f"{_NUMBERS}{name}.offsets"]
         return self._arrays[f"{_NUMBERS}{name}"][int(at[i]) : int(at[i + 1])]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the numbers that its rows carry."""
+        named = [name for name in self._arrays if name.startswith(_NUMBERS) and not name.endswith(".offsets")]
+        return tuple(name.removeprefix(_NUMBERS) for name in named)
+
     def with_numbers(self, name: str, values: Sequence[np.ndarray]) -> Rows:
         """The same rows, each with its `values` under this name."""
         return Rows({**self._arrays, **_numbers(name, values)}, self._files)
@@ -154,8 +160,8 @@ class Rows:
         old = self._arrays
         arrays = {name: old[name][at] for name in ("prompt_ends", "cuts", "file", "number")}
         offsets_of = {"tokens": "offsets", "trained": "offsets", "answers": "answer_offsets", "parts": "part_offsets"}
-        named = [name for name in old if name.startswith(_NUMBERS) and not name.endswith(".offsets")]
-        for flat, offsets in (offsets_of | {name: f"{name}.offsets" for name in named}).items():
+        named = {f"{_NUMBERS}{name}": f"{_NUMBERS}{name}.offsets" for name in self.names}
+        for flat, offsets in (offsets_of | named).items():
             parts = [old[flat][int(old[offsets][i]) : int(old[offsets][i + 1])] for i in at]
             arrays[flat] = _flat(parts, old[flat].dtype)
             arrays[offsets] = _offsets([len(p) for p in parts])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrft.data.collate import Form, micro_batches
 from lrft.model.modes import evaluation_mode
-from lrft.objectives.base import Objective, added_up
+from lrft.objectives.base import Objective, added_up, look_ahead
 from lrft.objectives.sft import Sft
 
 if TYPE_CHECKING:
@@ -45,14 +45,21 @@ def loss_of(
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     losses: Any = getattr(model, "module", model)
     noted: dict[str, Tensor] = {}
+    micros = micro_batches(asked, rows.lengths, micro=micro, rank=rank, world=world)
+
+    def batch(ids: list[int]) -> dict[str, Tensor]:
+        # A rank without rows left goes through the motions: those that share a divided base wait for it.
+        given = objective.collate(rows, (ids or asked[:1]) * losses.copies(), pad_id=pad_id, form=form)
+        return {k: v.to(device) for k, v in given.items()}
+
     with evaluation_mode(model):
-        for ids in micro_batches(asked, rows.lengths, micro=micro, rank=rank, world=world):
-            # A rank without rows left goes through the motions: those that share a divided base wait for it.
-            given = objective.collate(rows, (ids or asked[:1]) * losses.copies(), pad_id=pad_id, form=form)
-            loss = losses({k: v.to(device) for k, v in given.items()}).double()
+        look_ahead(losses, ((batch(ids), bool(ids)) for ids in micros), reduce)
+        for ids in micros:
+            loss = losses(batch(ids)).double()
             sums[0] += loss if ids else 0.0
             sums[1] += objective.weight(rows, ids)
             noted = added_up(noted, losses.sums, float(bool(ids)))
+    losses.ahead = None
     total, counted = reduce(sums).tolist()
     mean = total / counted if counted else math.nan
     found: dict[str, Any] = {"loss": mean, counted_as(objective): int(counted)}

@@ -112,7 +112,8 @@ def answering(
     """
     layout = find_layout(model, rows, packing="auto")
     losses = (objective or Sft()).module(model, direct=layout.direct)
-    losses.copies = copying(model)
+    if losses.mixes_copies:
+        losses.copies = copying(model)
     if attached is not None:
         losses.as_base = lambda: attached.as_base(model)
     return losses, layout

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from lrft.data import Rows
 from lrft.data.collate import Form
+from lrft.model.modes import evaluation_mode
 
 Context = Callable[[], AbstractContextManager[Any]]
+Reduce = Callable[[Tensor], Tensor]
 
 
 class LossModule(nn.Module):
@@ -32,10 +34,17 @@ class LossModule(nn.Module):
     copies     in how many copies rows are to come (`lrft.adapters.ensemble`)
     computing  the context in which it answers: of a precision
     sums       what `sum_of` has noted of the last batch, float64, whatever its shape
+    ahead      what `look` has found in all batches of the step or of an evaluation, added up; None: not looked at
     """
 
     adds_extra: ClassVar[bool] = False
     """Whether `sum_of` adds `extra`. Methods that need it are refused beside an objective that does not."""
+    mixes_copies: ClassVar[bool] = False
+    """Whether `sum_of` knows rows in copies. Methods with copies are refused beside an objective that does not."""
+    looks_ahead: bool = False
+    """whether `look` has to see all batches of a step before the first of them is answered"""
+    constant: tuple[str, ...] = ()
+    """names of the numbers that `constants` gives, which do not change in training"""
 
     def __init__(self, model: nn.Module, *, as_base: Context | None = None) -> None:
         super().__init__()
@@ -46,6 +55,7 @@ class LossModule(nn.Module):
         self.last_extra: Tensor | None = None
         self.computing: Context = nullcontext
         self.sums: dict[str, Tensor] = {}
+        self.ahead: Tensor | None = None
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         self.sums = {}
@@ -64,10 +74,31 @@ class LossModule(nn.Module):
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError("abstract")
 
+    def look(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Sums that the loss of every batch of the step depends on, float64. Asked without gradients."""
+        raise NotImplementedError("abstract")
+
+    def constants(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """(rows, m) of the batch by name: what the untouched base says of it. Asked once, of the base."""
+        raise NotImplementedError("abstract")
+
     def take_extra(self) -> Tensor | float:
         """What the extra term has added to the last answer."""
         taken, self.last_extra = self.last_extra, None
         return 0.0 if taken is None else taken
+
+
+def look_ahead(losses: LossModule, batches: Iterable[tuple[Mapping[str, Tensor], bool]], reduce: Reduce) -> None:
+    """Let `losses` see all batches of a step, those of this process; reduce: sum over processes.
+
+    batches: each with whether it counts; one that does not is only passed, since other processes wait for it.
+    """
+    losses.ahead = None
+    if not losses.looks_ahead:
+        return
+    with evaluation_mode(losses), losses.computing():
+        found = [losses.look(batch) * (1.0 if counts else 0.0) for batch, counts in batches]
+    losses.ahead = reduce(torch.stack(found).sum(dim=0))
 
 
 def added_up(before: Mapping[str, Tensor], more: Mapping[str, Tensor], counts: float) -> dict[str, Tensor]:
@@ -106,7 +137,7 @@ class Objective:
 
         The order is that in which they are shown, the most telling first. Here: means, of what `LossModule.note` noted.
         """
-        return {name: (total / count).item() for name, (total, count) in sums.items()}
+        return {name: (total / count).item() for name, (total, count) in sums.items() if count}
 
     def module(self, model: nn.Module, *, direct: bool = False) -> LossModule:
         """What answers such a batch with its summed loss.

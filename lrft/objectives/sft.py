@@ -81,6 +81,7 @@ class TokenLoss(LossModule):
     """
 
     adds_extra: ClassVar[bool] = True
+    mixes_copies: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, *, direct: bool = False, as_base: Context | None = None) -> None:
         super().__init__(model, as_base=as_base)

@@ -15,7 +15,7 @@ from lrft.adapters.gradients import Gradients
 from lrft.adapters.part import Run
 from lrft.data import Rows
 from lrft.data.collate import micro_batches
-from lrft.objectives.base import added_up
+from lrft.objectives.base import added_up, look_ahead
 from lrft.training.engine import Engine
 from lrft.training.signals import StopSignals
 from lrft.training.state import Session
@@ -89,13 +89,15 @@ def passes_of_rank(
     micros = micro_batches(ids, rows.lengths, micro=engine.micro, rank=engine.rank, world=engine.world)
     losses, added = torch.zeros(2, dtype=torch.float64, device=engine.device)
     noted: dict[str, Tensor] = {}
-    for n, micro in enumerate(micros):
+    # A rank without rows left goes through the motions with weight zero: the others wait for it.
+    given = [(micro or [int(ids[0])], bool(micro)) for micro in micros]
+    look_ahead(engine.losses, ((engine.batch(rows, some), counts) for some, counts in given), engine.reduce)
+    for n, (micro, counting) in enumerate(given):
         last = n == len(micros) - 1
         # Dropout is a function of (seed, step, rank, micro-batch): a resumed run has nothing to restore.
         torch.manual_seed(seeds.seed_of(seed, purpose, step, engine.rank, n))
-        # A rank without rows left goes through the motions with weight zero: the others wait for it.
-        counts = 1.0 if micro else 0.0
-        batch = engine.batch(rows, micro or [int(ids[0])])
+        counts = 1.0 if counting else 0.0
+        batch = engine.batch(rows, micro)
         with engine.strategy.of_pass(last=last):
             engine.watchdog.at(f"pass {n + 1} of {len(micros)}{', gradients at its end' * last}")
             loss = engine.answer(batch) * counts

@@ -47,6 +47,7 @@ from lrft.recipe import Recipe
 from lrft.runs.folder import RunFolder
 from lrft.training import sanity_checks
 from lrft.training.checkpoint import resume_point
+from lrft.training.constants import with_constants
 from lrft.training.engine import Engine
 from lrft.training.find_batch_size import largest_that_fits
 from lrft.training.state import Adapted, Base, Inputs, Notes, Options, Session
@@ -77,6 +78,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
     adapted = adapt(recipe, inputs.source, base, context, resume_point(folder, options))
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
+    inputs = with_constants(recipe, inputs, base, engine)
     note_composition(recipe, base, adapted, layout, notes)
     if inputs.auxiliary is not None:
         notes.checks["auxiliary rows"] = f"{len(inputs.auxiliary):,} beside the {len(inputs.train):,} to train on"
@@ -158,7 +160,11 @@ def start_engine(
     if adapted.composition.looks_at_outputs and not losses.adds_extra:
         text = f"adapter.method: adds to the loss, which training.objective: {objective.name} does not take up"
         raise RecipeError([Problem(recipe.where("adapter.method"), text)])
-    losses.copies = copying(model)
+    if not losses.mixes_copies and any("copies" in part.slots for part in adapted.composition.parts):
+        text = f"adapter.method: answers in copies, which training.objective: {objective.name} does not know"
+        raise RecipeError([Problem(recipe.where("adapter.method"), text)])
+    if losses.mixes_copies:
+        losses.copies = copying(model)
     losses.as_base = lambda: adapted.attached.as_base(model)
     if t.gradient_checkpointing != "none":
         checkpoint_blocks(recipe, model)

@@ -29,7 +29,7 @@ from lrft.export.merge import merge_adapter
 from lrft.loading.from_recipe import load_data, objective_of
 from lrft.loading.saved import load_as_trained
 from lrft.model.hub import find_model
-from lrft.objectives.base import Objective
+from lrft.objectives.base import Objective, look_ahead
 from lrft.objectives.packing import kept_apart, packed_form
 from lrft.recipe import EvaluationSection, Recipe
 from lrft.runs.locate import trusts_remote_code
@@ -150,6 +150,7 @@ def gradient(model: Any, attached: Attached, objective: Objective, rows: data.Ro
     ]
     losses, weight = objective.module(model), sum(map(objective.batch_weight, batches))
     losses.as_base = lambda: attached.as_base(model)
+    look_ahead(losses, ((batch, True) for batch in batches), lambda sums: sums)
     for batch in batches:
         (losses(batch) / weight).backward()
     return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in trained])
