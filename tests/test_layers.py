@@ -39,7 +39,7 @@ ONLY = {
     "registry": "errors",
     "recipe": "errors registry",
     "optim": "errors",
-    "data": "errors utils",
+    "data": "errors registry utils",
     "model": "errors utils",
     "adapters": "errors registry model utils",
     "objectives": "errors data model",

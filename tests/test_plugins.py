@@ -119,6 +119,7 @@ def test_a_run_with_all_of_them_resumes_exactly_and_is_exported(package: Path, p
     table = (straight / "loss.csv").read_text().splitlines()
     assert table == ["step,loss", *(f"{record['step']},{record['loss']}" for record in records)]
     assert len(records) == runs.STEPS
+    assert all(0 <= record["figures"]["accuracy"] <= 1 for record in records)
     stopped = runs.cut(straight, 3, place.root / "stopped")
     place.train(*ALL, "checkpoint.every=3", out="stopped", resume="last")
     assert runs.differing(runs.tensors(straight), runs.tensors(stopped)) == []
@@ -165,7 +166,9 @@ def test_the_example_of_an_objective_is_its_formula(package: Path) -> None:
     with torch.no_grad():
         logits = model(batch["input_ids"]).logits[:, 3:-1].flatten(0, 1)
         p = logits.softmax(-1).gather(1, labels[:, 4:].reshape(-1, 1))
-        assert torch.allclose(focal(gamma=2.0).module(model)(batch), (-((1 - p) ** 2) * p.log()).sum())
+        module, right = focal(gamma=2.0).module(model), logits.argmax(-1) == labels[:, 4:].flatten()
+        assert torch.allclose(module(batch), (-((1 - p) ** 2) * p.log()).sum())
+        assert focal().figures(module.sums) == {"accuracy": pytest.approx(right.double().mean().item())}
         assert torch.allclose(focal(gamma=0.0).module(model)(batch), Sft().module(model)(batch))
 
 

@@ -70,10 +70,14 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
 
 
 def refuse_missing(recipe: Recipe) -> None:
-    """Raises MissingError for a package that the recipe needs and that is not installed, before anything is loaded."""
+    """Raises MissingError for a package that the recipe needs and that is not installed, and RecipeError for rows that
+    its objective does not take, before anything is loaded."""
+    from lrft import registry
+    from lrft.data.suggest import refuse_unfit
     from lrft.model import load
 
     load.refuse_missing(recipe.model.quantization, recipe.where("model.quantization"))
+    refuse_unfit(recipe.data, registry.rows_of(recipe.training.objective.name), recipe.where)
 
 
 def typed() -> str:

@@ -13,7 +13,7 @@ import typer
 
 from lrft.cli.arguments import AsJson, Base, loading, tell_choice, typed
 from lrft.errors import UsageError
-from lrft.utils.text import Row, count
+from lrft.utils.text import Row, count, decimals
 
 if TYPE_CHECKING:
     from lrft import data
@@ -48,11 +48,13 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure token-exact loss and perplexity, and exact match of greedy answers.
+    """Measure the loss and the figures of the run's objective, perplexity, and exact match of greedy answers.
 
     Example: lrft eval runs/first --data test.jsonl
     """
     with loading():
+        from lrft import registry
+        from lrft.evaluation.loss import counted_as
         from lrft.loading.saved import load_target
         from lrft.model.end_tokens import add_stops
         from lrft.runs.after import noted
@@ -73,18 +75,22 @@ def evaluate(
                     f"--{next(iter(reading))} requires --data: without it the run's own rows are read as in its recipe"
                 )
             config = found.model.config
-            rows, report = rows_for(target, rows_path, reading, found.section, found.tokenizer, found.folder, config)
+            kind = registry.rows_of(found.objective.name)
+            rows, report = rows_for(
+                target, rows_path, reading, found.section, found.tokenizer, found.folder, config, kind
+            )
             # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
             add_stops(found.model, found.tokenizer.convert_tokens_to_ids(report.end_tokens))
             if limit is not None:
                 rows = rows.slice(range(min(limit, len(rows))))
             longest = 0 if no_generate else max_new_tokens
             result = {"target": target, **measure(found, rows, reporter, longest, batch_size, samples)}
-            kept |= figures(result, rows_path)
+            counted = count(result[counted_as(found.objective)], found.objective.unit)
+            kept |= figures(result, counted, rows_path)
         if as_json:
             print(json.dumps(result, indent=1))  # ASCII: answers may hold control characters
         else:
-            reporter.table(evaluation_rows(result, report))
+            reporter.table(evaluation_rows(result, counted, report))
 
 
 def measure(
@@ -96,8 +102,15 @@ def measure(
     from lrft.loading.saved import answering
 
     result: dict[str, Any] = {"rows": len(rows), "samples": []}
-    losses, layout = answering(found.model, rows)
-    result |= loss_of(losses, rows, micro=batch_size, pad_id=pad_token(found.tokenizer), form=layout.form)
+    losses, layout = answering(found.model, rows, found.objective, found.attached)
+    result |= loss_of(
+        losses,
+        rows,
+        micro=batch_size,
+        pad_id=pad_token(found.tokenizer),
+        objective=found.objective,
+        form=layout.form,
+    )
     asked = with_prompts(rows) if longest else rows.slice([])
     if len(asked):
         answers = answer_rows(
@@ -124,16 +137,24 @@ def adapter_in(target: str) -> Path | None:
     return adapter_folder(path) if ours else None
 
 
-def figures(result: dict[str, Any], rows_path: str | None) -> dict[str, str]:
+def figures(result: dict[str, Any], counted: str, rows_path: str | None) -> dict[str, str]:
     """What is kept of a measurement beside the run."""
     source = rows_path or "the run's validation rows"
     kept = {
-        "rows": f"{count(result['rows'], 'row')}, {count(result['tokens'], 'trained token')}: {source}",
-        "loss": f"{result['loss']:.4f} (perplexity {result['perplexity']:.3f})",
+        "rows": f"{count(result['rows'], 'row')}, {counted}: {source}",
+        "loss": f"{result['loss']:.4f}"
+        + (f" (perplexity {result['perplexity']:.3f})" if "perplexity" in result else ""),
     }
+    if "figures" in result:
+        kept["figures"] = ", ".join(figures_in_words(result["figures"]))
     if "exact_match" in result:
         kept["answers"] = f"exact match {result['exact_match']:.2%} of {count(result['answered'], 'row')}"
     return kept
+
+
+def figures_in_words(found: Mapping[str, float]) -> list[str]:
+    """The objective's figures, each with its name."""
+    return [f"{name} {decimals(value, 4)}" for name, value in found.items()]
 
 
 def telling(reporter: Reporter, total: int) -> Callable[[int], None]:
@@ -151,7 +172,7 @@ def telling(reporter: Reporter, total: int) -> Callable[[int], None]:
     return progress
 
 
-def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row]:
+def evaluation_rows(result: dict[str, Any], counted: str, report: data.DataReport) -> list[Row]:
     """The table that is printed."""
     rows: list[Row] = [
         ("measured", [str(result["target"]), count(result["rows"], "row")]),
@@ -160,10 +181,11 @@ def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row
             "loss",
             [
                 f"{result['loss']:.4f}",
-                f"perplexity {result['perplexity']:.3f}",
-                count(result["tokens"], "trained token"),
+                *([f"perplexity {result['perplexity']:.3f}"] if "perplexity" in result else []),
+                counted,
             ],
         ),
+        *([("figures", figures_in_words(result["figures"]))] if "figures" in result else []),
     ]
     if "exact_match" in result:
         rows.append(
@@ -188,10 +210,11 @@ def rows_for(
     tokenizer: Any,
     folder: Path,
     config: Any,
+    kind: str,
 ) -> tuple[data.Rows, data.DataReport]:
     """The rows to measure on: the file given, else the run's own validation rows. Raises UsageError.
 
-    reading: keys of an entry of data.train for that file. config: the model's.
+    reading: keys of an entry of data.train for that file. config: the model's. kind: of rows, for the objective.
     """
     from lrft import data
     from lrft import recipe as recipes
@@ -215,6 +238,7 @@ def rows_for(
             limit=position_limit(config),
             where=lambda key: "default",
             cache=cache,
+            kind=kind,
         )
         data.refuse_missing_rows([rows], embedding_rows(config), tokenizer)
         return rows, report

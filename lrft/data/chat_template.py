@@ -31,9 +31,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lrft.data.format import Sample
 from lrft.data.records import BadRow
 from lrft.data.report import NO_TOKEN
+from lrft.data.sample import Sample
 from lrft.data.turns import Message
 from lrft.errors import DataError
 
@@ -111,7 +111,7 @@ class Renderer:
 
     def special_in(self, sample: Sample) -> list[str]:
         """The special tokens whose text a sample holds, each once."""
-        texts = [m["content"] for m in sample.messages] + [sample.prompt, sample.answer, sample.document or ""]
+        texts = [text for each in sample.sequences for text in each.texts]
         return list(dict.fromkeys(token for text in texts for token in self._special.findall(text)))
 
     @cached_property

@@ -14,6 +14,7 @@ from lrft.data.format import COLUMNS, LEFT_OUT
 from lrft.data.readers import find, has_splits
 from lrft.data.records import Source
 from lrft.errors import Problem, RecipeError, nearest
+from lrft.registry import DEFAULT_ROWS
 
 Where = Callable[[str], str]
 
@@ -52,7 +53,8 @@ def _name(text: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """max_length: in tokens; `max_from` says who set it. template: jinja text, None without one."""
+    """max_length: in tokens; `max_from` says who set it. template: jinja text, None without one. kind: of rows, one of
+    `registry.ROWS`."""
 
     template: str | None
     train_on: str
@@ -61,9 +63,12 @@ class Settings:
     too_long: str
     on_bad_row: str
     seed: int
+    kind: str = DEFAULT_ROWS
 
 
-def settings(section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where) -> Settings:
+def settings(
+    section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where, kind: str = DEFAULT_ROWS
+) -> Settings:
     """limit: positions of the model. Raises RecipeError."""
     length, origin = section.max_length, "data.max_length"
     if limit is not None and limit < length:
@@ -80,6 +85,7 @@ def settings(section: Any, tokenizer: Any, *, seed: int, limit: int | None, wher
         too_long=section.too_long,
         on_bad_row=section.on_bad_row,
         seed=seed,
+        kind=kind,
     )
 
 

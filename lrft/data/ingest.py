@@ -11,13 +11,11 @@ import numpy as np
 from lrft.data.config import Input, Settings, Where, refuse
 from lrft.data.format import (
     LEFT_OUT,
-    NO_TEMPLATE,
     TELLING,
-    TWO_SYSTEMS,
-    Sample,
     detect,
-    is_filled,
+    formats_in_words,
     is_optional,
+    other_kind,
     rename,
     sample,
     unclear,
@@ -25,7 +23,9 @@ from lrft.data.format import (
 )
 from lrft.data.records import BadRow, Source
 from lrft.data.report import CHOSEN, EXAMPLES, NOT_DRAWN, SourceReport
+from lrft.data.sample import NO_TEMPLATE, TWO_SYSTEMS, Sample, is_filled
 from lrft.errors import DataError, nearest
+from lrft.registry import DEFAULT_ROWS, ROWS
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _maker(
                 f"{source.path} already has a column {ours}; {theirs} cannot be renamed to it",
             )
     renamed = rename(first, item.columns)
-    name = _format(item, source, renamed, where)
+    name = _format(item, source, renamed, settings.kind, where)
     given = source.kind == ".txt" or item.format != "auto"
     report.format = name
     report.decided = ("file type" if source.kind == ".txt" else "given") if given else "found"
@@ -180,7 +180,8 @@ def _maker(
     return lambda value: sample(rename(value, item.columns), name, chat=chat, tokens=tokens)
 
 
-def _format(item: Input, source: Source, record: dict[str, Any], where: Where) -> str:
+def _format(item: Input, source: Source, record: dict[str, Any], kind: str, where: Where) -> str:
+    refuse_other_kind(item, source, record, kind, where)
     if source.kind == ".txt":
         if item.format not in ("auto", "text"):
             refuse(
@@ -191,13 +192,28 @@ def _format(item: Input, source: Source, record: dict[str, Any], where: Where) -
         return "text"
     if item.format != "auto":
         return item.format
-    name = detect(record)
+    name = detect(record, kind)
     if name is None:
-        message, keys = unclear(record)
+        message, keys = unclear(record, kind)
         keys |= {"columns": {**item.columns, **keys["columns"]}} if "columns" in keys else {}
         hint = f"Try {item.advice(**keys)}" if keys else "Rename the columns to match one format."
         raise DataError(f"{source.path}: {message}", hint)
     return name
+
+
+def refuse_other_kind(item: Input, source: Source, record: dict[str, Any], kind: str, where: Where) -> None:
+    """Raise RecipeError for rows that the objective does not take. record: the source's first, its columns renamed.
+
+    Rows of tokens can be made of any columns by renaming: what `unclear` says then helps more.
+    """
+    given = "text" if source.kind == ".txt" else item.format
+    if given != "auto" and given not in ROWS[kind].formats:
+        key = "training.objective" if item.format == "auto" else f"{item.key}.format"
+        wanted = f"the objective takes {ROWS[kind].words} ({formats_in_words(kind)}); {source.path} is read as {given}"
+        refuse(where, key, wanted)
+    if given == "auto" and kind != DEFAULT_ROWS and (text := other_kind(record, kind)):
+        wanted = f"takes {ROWS[kind].words} ({formats_in_words(kind)})"
+        refuse(where, "training.objective", f"{wanted}, but in {source.path} {text}")
 
 
 def _draw(found: list[Found], limit: int | None, seed: Sequence[int]) -> list[Found]:

@@ -14,10 +14,11 @@ from lrft.adapters.peft_import import is_peft_folder, placed, read_any
 from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data import Rows
 from lrft.errors import CheckFailed, MissingError, UsageError
+from lrft.loading.from_recipe import objective_of
 from lrft.model.hub import find_model
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.weights import fingerprint
-from lrft.objectives.base import LossModule
+from lrft.objectives.base import LossModule, Objective
 from lrft.objectives.packing import Layout, find_layout
 from lrft.objectives.sft import Sft
 from lrft.recipe import DataSection
@@ -71,6 +72,8 @@ class Target:
     """handle on the adapters; None for a plain model"""
     section: DataSection | None
     """the data section of the run's recipe"""
+    objective: Objective
+    """the run's; supervised fine-tuning for what is no run"""
 
 
 def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
@@ -90,20 +93,29 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
         recipe = recipe_of(adapter)
         section = None if recipe is None else recipe.data
         own = (adapter / "tokenizer_config.json").is_file()
-        return Target(base, load_tokenizer(adapter if own else folder, trusted), folder, attached, section)
+        objective = Sft() if recipe is None else objective_of(recipe)
+        return Target(base, load_tokenizer(adapter if own else folder, trusted), folder, attached, section, objective)
     if base_model:
         raise UsageError(f"--base is only for a run or an adapter; {target} is a full model")
     folder = find_model(target, where="the model")
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     model: Any = load_model(folder, dtype=dtype, trust_remote_code=trusted)
-    return Target(model.to(device()), load_tokenizer(folder, trusted), folder, None, None)
+    return Target(model.to(device()), load_tokenizer(folder, trusted), folder, None, None, Sft())
 
 
-def answering(model: Any, rows: Rows) -> tuple[LossModule, Layout]:
-    """(what answers batches of `rows` with their loss, how they share a batch), for evaluation."""
+def answering(
+    model: Any, rows: Rows, objective: Objective | None = None, attached: Attached | None = None
+) -> tuple[LossModule, Layout]:
+    """(what answers batches of `rows` with their loss, how they share a batch), for evaluation.
+
+    objective: None is supervised fine-tuning. attached: for an objective that asks the base too.
+    """
     layout = find_layout(model, rows, packing="auto")
-    losses = Sft().module(model, direct=layout.direct)
-    losses.copies = copying(model)
+    losses = (objective or Sft()).module(model, direct=layout.direct)
+    if losses.mixes_copies:
+        losses.copies = copying(model)
+    if attached is not None:
+        losses.as_base = lambda: attached.as_base(model)
     return losses, layout
 
 

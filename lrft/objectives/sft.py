@@ -56,6 +56,7 @@ class Sft(Objective):
     """Supervised fine-tuning: the next-token loss of the answers' tokens."""
 
     name: ClassVar[str] = "sft"
+    perplexity: ClassVar[bool] = True
 
     def weight(self, rows: Rows, ids: Iterable[int]) -> int:
         return sum(int(rows.trained(int(i)).sum()) for i in ids)
@@ -80,6 +81,7 @@ class TokenLoss(LossModule):
     """
 
     adds_extra: ClassVar[bool] = True
+    mixes_copies: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, *, direct: bool = False, as_base: Context | None = None) -> None:
         super().__init__(model, as_base=as_base)

@@ -51,6 +51,7 @@ def all_of(root: Node, problems: Problems) -> Node:
                 training = training.with_child(key, _registered(node, f"training.{key}", kind, problems))
         _other_optimizer(root, training, problems)
         root = root.with_child("training", training)
+    _rows(root, problems)
     logging = root.child("logging")
     reports = logging.child("report_to") if logging is not None else None
     if logging is not None and reports is not None:
@@ -58,6 +59,30 @@ def all_of(root: Node, problems: Problems) -> Node:
         root = root.with_child("logging", logging.with_child("report_to", replace(reports, value=entries)))
     no_effect.refuse(root, problems)
     return adapter(root, problems)
+
+
+def _rows(root: Node, problems: Problems) -> None:
+    """Formats of data.train that the objective does not take, and what is trained on in its rows."""
+    named = root.at(("training", "objective", "name"))
+    objective = named.value if named is not None else REGISTERED["objective"][1]
+    if objective not in registry.declared("objectives"):
+        return
+    kind = registry.rows_of(objective)
+    train = root.at(("data", "train"))
+    entries = train.value if train is not None and isinstance(train.value, list) else []
+    for k, entry in enumerate(entries):
+        node = entry.child("format")
+        known = [name for row in registry.ROWS.values() for name in row.formats]
+        if node is None or node.value not in known or node.value in registry.ROWS[kind].formats:
+            continue
+        theirs = next(other for other, row in registry.ROWS.items() if node.value in row.formats)
+        way = "".join(f". training.objective: {name} takes this format" for name in registry.objectives_for(theirs)[:1])
+        text = f"{objective} takes {registry.ROWS[kind].words} ({', '.join(registry.ROWS[kind].formats)})"
+        problems.add(node.place, f"data.train.{k}.format: got {node.value}, but training.objective: {text}{way}")
+    on = root.at(("data", "train_on"))
+    if on is not None and on.value == "all" and registry.ROWS[kind].answers_only:
+        text = f"data.train_on: {objective} compares answers: expected assistant or last-assistant; got all"
+        problems.add(on.place, text)
 
 
 def _registered(entry: Node, key: str, kind: str, problems: Problems) -> Node:

@@ -139,8 +139,8 @@ class AdapterSection(Section):
 
 class DataEntry(Section):
     path: Text = Field(description="A file or folder, or hub:OWNER/NAME.")
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text"] = Field(
-        default="auto", description="Format of the rows; auto detects and reports it."
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text", "preference", "kto"] = Field(
+        default="auto", description="Format of the rows; auto detects one that the objective takes, and reports it."
     )
     columns: dict[str, Text] = Field(
         default={}, description="Renames columns, {column in the file: column of lrft}; none drops a column."

@@ -47,7 +47,7 @@ def validate(session: Session) -> bool:
     return improved
 
 
-def validation_loss(engine: Engine, rows: Rows, micro: int) -> dict[str, float]:
+def validation_loss(engine: Engine, rows: Rows, micro: int) -> dict[str, Any]:
     """`evaluation.loss_of` for the model as it is now, over all processes. micro: rows of a pass."""
     return loss_of(
         engine.model,
@@ -69,7 +69,8 @@ def held_out_loss(session: Session) -> float | None:
         return None
     few = rows.slice(range(min(len(rows), HELD_OUT_ROWS)))
     micro = session.recipe.evaluation.micro_batch_size or session.engine.micro
-    return validation_loss(session.engine, few, micro)["loss"]
+    loss: float = validation_loss(session.engine, few, micro)["loss"]
+    return loss
 
 
 def note_loss(progress: Progress, loss: float, stopping: EarlyStopping | str) -> bool:

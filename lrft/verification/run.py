@@ -24,15 +24,13 @@ from lrft import data
 from lrft import recipe as recipes
 from lrft.adapters.attached import Attached
 from lrft.adapters.storage import load_adapter, read_adapter
-from lrft.data.collate import collate
 from lrft.errors import CheckFailed
 from lrft.export.merge import merge_adapter
-from lrft.loading.from_recipe import load_data
+from lrft.loading.from_recipe import load_data, objective_of
 from lrft.loading.saved import load_as_trained
 from lrft.model.hub import find_model
-from lrft.objectives.cross_entropy import trained_tokens
+from lrft.objectives.base import Objective, look_ahead
 from lrft.objectives.packing import kept_apart, packed_form
-from lrft.objectives.sft import TokenLoss
 from lrft.recipe import EvaluationSection, Recipe
 from lrft.runs.locate import trusts_remote_code
 from lrft.training.run import train
@@ -114,7 +112,8 @@ def packed(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Find
         return Finding("packed", 0.0, ROUNDING, "skipped: this run does not use packing", True)
     model, _ = adapted(recipe, source, adapter)
     form = packed_form(model)
-    ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(model.device) for i in range(len(rows))]
+    sequences = [tokens for i in range(len(rows)) for tokens, _ in rows.sequences(i)]
+    ids = [torch.from_numpy(tokens.astype(np.int64)).to(model.device) for tokens in sequences]
     apart = kept_apart(model, ids, form)
     text = (
         f"{count(len(ids), 'row')} packed vs. single rows: logits differ by {apart.difference:.1e} of the largest, "
@@ -127,8 +126,9 @@ def packed(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Find
 
 def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Finding:
     model, attached = adapted(recipe, source, adapter)
-    together = gradient(model, attached, rows, micro=len(rows))
-    apart = gradient(model, attached, rows, micro=1)
+    objective = objective_of(recipe)
+    together = gradient(model, attached, objective, rows, micro=len(rows))
+    apart = gradient(model, attached, objective, rows, micro=1)
     difference = (norm(together - apart) / norm(together)) if norm(together) else math.nan
     return Finding(
         "accumulation",
@@ -138,19 +138,21 @@ def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -
     )
 
 
-def gradient(model: Any, attached: Attached, rows: data.Rows, micro: int) -> Tensor:
-    """The gradient of the mean token loss over all rows, all trained tensors end to end."""
+def gradient(model: Any, attached: Attached, objective: Objective, rows: data.Rows, micro: int) -> Tensor:
+    """The gradient of the objective's mean loss over all rows, all trained tensors end to end."""
     trained = list(attached.trained().values())
     for parameter in trained:
         parameter.grad = None
     model.eval()  # without dropout, whose masks would differ
     batches = [
-        {k: v.to(model.device) for k, v in collate(rows, ids, pad_id=0, form="padded").items()}
+        {k: v.to(model.device) for k, v in objective.collate(rows, ids, pad_id=0, form="padded").items()}
         for ids in (list(range(len(rows)))[at : at + micro] for at in range(0, len(rows), micro))
     ]
-    tokens = sum(map(trained_tokens, batches))
+    losses, weight = objective.module(model), sum(map(objective.batch_weight, batches))
+    losses.as_base = lambda: attached.as_base(model)
+    look_ahead(losses, ((batch, True) for batch in batches), lambda sums: sums)
     for batch in batches:
-        (TokenLoss(model)(batch) / tokens).backward()
+        (losses(batch) / weight).backward()
     return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in trained])
 
 

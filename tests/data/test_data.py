@@ -20,17 +20,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prepared import CHAT, PAIR, answers, check_conservation, lines, prepare, section, texts
 
-from lrft import data
+from lrft import data, registry
 from lrft.data import encode as data_encode
 from lrft.data import preview
 from lrft.data.cache import locked
 from lrft.data.chat_template import Piece, Rendered
 from lrft.data.config import Input
 from lrft.data.encode import tokenise
-from lrft.data.format import CLASSIC, REQUIRED, Sample, detect
+from lrft.data.format import CLASSIC, REQUIRED, detect
 from lrft.data.ingest import Found
 from lrft.data.records import BadRow
 from lrft.data.report import SourceReport
+from lrft.data.sample import Sample
 from lrft.data.split import split
 from lrft.errors import DataError, LrftError, RecipeError
 from lrft.recipe import DataEntry
@@ -171,8 +172,9 @@ def test_formats_are_found_and_said(tmp_path: Path, row: dict, name: str, answer
 
 @given(st.sets(st.sampled_from([c for names in REQUIRED.values() for c in names] + ["id", "question"])))
 def test_a_format_is_found_only_when_one_fits(columns: set[str]) -> None:
-    fits = [name for name, wanted in REQUIRED.items() if columns.issuperset(wanted)]
-    assert detect(columns) == (fits[0] if len(fits) == 1 else None)
+    for kind, row in registry.ROWS.items():
+        fits = [name for name in row.formats if columns.issuperset(REQUIRED[name])]
+        assert detect(columns, kind) == (fits[0] if len(fits) == 1 else None)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_a_format_is_found_only_when_one_fits(columns: set[str]) -> None:
         ({"question": "a", "answer": "b"}, "question, answer", "{question: prompt, answer: completion}"),
         ({"instrution": "a", "output": "b"}, "instrution", "{instrution: instruction}"),
         ({"text": "a", **PAIR}, "completion and text", "data.train.0.format=completion"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "chosen: completion"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "a chosen and a rejected answer", "chosen: completion"),
         ({}, "none match no format", "Rename"),
     ],
 )
@@ -613,7 +615,7 @@ def test_rows_come_in_order_and_are_counted_in_order_whatever_the_chunks(
 
     found = list(tokenise(samples, render, encode))
     left = [k for k in range(20) if k % 3 and k % 5]
-    assert [(item.number, int(text.text), ids) for item, text, ids in found] == [(k, k, k) for k in left]
+    assert [(item.number, int(text.text), ids) for item, (text,), (ids,) in found] == [(k, k, k) for k in left]
     assert [example["source"] for example in report.examples] == [f"f:{k}" for k in range(20) if k not in left]
     assert report.dropped == {"three": 7, "five": 2}
     assert report.used == len(left)
@@ -632,7 +634,7 @@ def test_a_chunk_is_encoded_while_the_next_one_is_rendered(monkeypatch: pytest.M
         assert following == 6 or reached[following].wait(600), "the next chunk is rendered only afterwards"
         return [int(text.text) for text in texts]
 
-    assert [ids for _, _, ids in tokenise(numbered(6)[0], render, encode)] == list(range(6))
+    assert [ids for _, _, (ids,) in tokenise(numbered(6)[0], render, encode)] == list(range(6))
 
 
 def test_an_error_of_the_encoder_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
