@@ -199,6 +199,26 @@ class Declaration:
     facts: dict[str, Any]
     """every class variable of the declaration"""
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Defaults of other keys of a recipe, by dotted key, where it names this and gives them no value."""
+        return dict(self.facts.get("defaults", {}))
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Options that a recipe has to give: their default stands for none."""
+        return tuple(self.facts.get("required", ()))
+
+    @property
+    def only_with(self) -> dict[str, tuple[str, tuple[Any, ...]]]:
+        """option -> (another option, its values beside which the first means something)."""
+        return dict(self.facts.get("only_with", {}))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Options that name a model or an adapter which is to answer beside the trained model."""
+        return tuple(self.facts.get("models", ()))
+
     @cached_property
     def model(self) -> type[BaseModel]:
         """The options as a strict pydantic model; also the source of their JSON schema."""

@@ -7,8 +7,9 @@ loss, from which the objective makes figures. The loop, evaluation, calibration 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -17,9 +18,26 @@ from torch import Tensor, nn
 from lrft.data import Rows
 from lrft.data.collate import Form
 from lrft.model.modes import evaluation_mode
+from lrft.objectives.packing import Layout
 
 Context = Callable[[], AbstractContextManager[Any]]
 Reduce = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """A frozen model that answers beside the trained one (`lrft.loading.others`), on the same device."""
+
+    model: nn.Module
+    """the trained model itself where `is_base`"""
+    layout: Layout
+    is_base: bool = False
+    """it is the trained model without its adapters, inside of `around`"""
+    around: Context = nullcontext
+    fingerprint: str = ""
+    """of what it was read from: a resumed run must find the same"""
+    said: str = ""
+    """what it is, for the user"""
 
 
 class LossModule(nn.Module):
@@ -35,6 +53,8 @@ class LossModule(nn.Module):
     computing  the context in which it answers: of a precision
     sums       what `sum_of` has noted of the last batch, float64, whatever its shape
     ahead      what `look` has found in all batches of the step or of an evaluation, added up; None: not looked at
+    others     the models that the objective's options name (`Declaration.models`), by option; they are no submodules:
+               not trained, not wrapped, not saved
     """
 
     adds_extra: ClassVar[bool] = False
@@ -56,6 +76,7 @@ class LossModule(nn.Module):
         self.computing: Context = nullcontext
         self.sums: dict[str, Tensor] = {}
         self.ahead: Tensor | None = None
+        self.others: Mapping[str, OtherModel] = {}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         self.sums = {}
@@ -81,6 +102,14 @@ class LossModule(nn.Module):
     def constants(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """(rows, m) of the batch by name: what the untouched base says of it. Asked once, of the base."""
         raise NotImplementedError("abstract")
+
+    @contextmanager
+    def asking(self, option: str) -> Iterator[OtherModel]:
+        """Inside, the other model of an option answers as itself: in evaluation mode and without gradients."""
+        other = self.others[option]
+        as_base = self.as_base if other.is_base and self.as_base is not None else nullcontext
+        with evaluation_mode(other.model), as_base(), other.around():
+            yield other
 
     def take_extra(self) -> Tensor | float:
         """What the extra term has added to the last answer."""

@@ -97,10 +97,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def chunks(head: nn.Module, hidden: Tensor, targets: Tensor) -> Any:
     """(hidden, targets) in pieces whose logits are few enough."""
-    vocabulary = max(1, head.weight.shape[0] if isinstance(head.weight, Tensor) else 1)
-    most = LOGITS_AT_ONCE.get(hidden.device.type, MORE_LOGITS_AT_ONCE)
-    size = max(64, most // vocabulary)
+    size = rows_at_once(head.weight.shape[0] if isinstance(head.weight, Tensor) else 1, hidden.device.type)
     return zip(hidden.split(size), targets.split(size), strict=True) if len(hidden) else ()
+
+
+def rows_at_once(vocabulary: int, device: str) -> int:
+    """Of how many tokens logits are made at once. device: cpu or cuda."""
+    return max(64, LOGITS_AT_ONCE.get(device, MORE_LOGITS_AT_ONCE) // max(1, vocabulary))
 
 
 def trained_tokens(batch: Mapping[str, Tensor]) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -209,9 +210,28 @@ def _with_options(entry: Node, key: str, card: registry.Declaration, problems: P
     except ValidationError as error:
         messages.add_option_errors(error, key, card.name, given, [knob.name for knob in card.knobs], problems)
         return entry
+    _together(entry, key, card, values, problems)
     nodes = {key: replace(given.child(key) or Node(None, DEFAULT), value=value) for key, value in values.items()}
     keys = {key: given.keys.get(key, DEFAULT) for key in nodes}
     return entry.with_child("options", Node(nodes, given.place, keys))
+
+
+def _together(entry: Node, key: str, card: registry.Declaration, values: Mapping[str, Any], problems: Problems) -> None:
+    """Adds what is wrong with options that are right by themselves: one that lacks, or that does nothing."""
+    given = entry.value["options"]
+    for option in card.required:
+        if not values[option]:
+            place = entry.place if given.child(option) is None else given.child(option).place
+            problems.add(place, f"{key}: {card.name} requires {option}, as in {{{card.name}: {{{option}: ...}}}}")
+    for option, (other, useful) in card.only_with.items():
+        node, default = given.child(option), next(knob.default for knob in card.knobs if knob.name == option)
+        if node is not None and values[option] != default and values[other] not in useful:
+            wanted = " or ".join(map(str, useful))
+            problems.add(
+                node.place,
+                f"{key}: {card.name}.{option} is only for {other}: {wanted}; {other} is {values[other]}. Remove it, "
+                f"or change that",
+            )
 
 
 def _has_validation(root: Node) -> bool:

@@ -7,6 +7,7 @@ The models hold the normal form: short forms (`adapter: lora`) are expanded befo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -343,6 +344,11 @@ class Recipe(Section):
     def where(self, key: str) -> str:
         """Where the value of a dotted key was written: recipe.yaml:7:3, argument 2, or default."""
         return self._places.get(key, "default")
+
+    def declared(self) -> dict[str, tuple[Any, str]]:
+        """key -> (value, "default of OWNER") of keys that the recipe does not give and one of its names declares."""
+        places = {key: place for key, place in self._places.items() if place.startswith("default of ")}
+        return {key: (attrgetter(key)(self), place) for key, place in places.items()}
 
     def reference(self, key: str) -> str | None:
         """The text with ${NAME} that a key's value was made from, or None."""

@@ -35,13 +35,14 @@ from lrft.evaluation.generate import pad_token
 from lrft.export.merge import names_in, unmergeable
 from lrft.loading.from_recipe import base_name, find_base, load_data, load_recipe_model, made, objective_of
 from lrft.loading.no_effect import refuse_without_effect
+from lrft.loading.others import find_others, load_others
 from lrft.model.compile import compile_blocks
 from lrft.model.end_tokens import add_stops
 from lrft.model.modes import evaluation_mode
 from lrft.model.stored import Stored
 from lrft.model.weights import fingerprint, weight_files
 from lrft.objectives.base import LossModule, Objective
-from lrft.objectives.packing import Layout, find_layout
+from lrft.objectives.packing import Layout, common_layout, find_layout
 from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
 from lrft.runs.folder import RunFolder
@@ -75,6 +76,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     objective = objective_of(recipe)
     layout = find_layout(base.model, inputs.train, packing=recipe.data.packing, compute=compute)
     losses = objective.module(base.model, direct=layout.direct)
+    losses.others = load_others(recipe, inputs.others, base.model, compute, inputs.train, layout)
+    layout = common_layout(layout, [other.layout for other in losses.others.values()], packing=recipe.data.packing)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
     adapted = adapt(recipe, inputs.source, base, context, resume_point(folder, options))
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
@@ -97,7 +100,8 @@ def load_inputs(recipe: Recipe) -> Inputs:
     refuse_without_effect(recipe, prepared)
     batches = batch_schedule(recipe, prepared.train)
     auxiliary = auxiliary_schedule(recipe, prepared.auxiliary, batches.total_steps)
-    return Inputs(source, tokenizer, prepared, batches, auxiliary)
+    others = find_others(recipe, source, tokenizer, prepared.train)
+    return Inputs(source, tokenizer, prepared, batches, auxiliary, others)
 
 
 def load_base(recipe: Recipe, source: Path, compute: str) -> Base:

@@ -28,6 +28,7 @@ def start(session: Session) -> list[Row]:
     return [
         ("run", [output_dir(session.recipe), *([checks["resumed"]] if "resumed" in checks else [])]),
         ("model", model_line(session.base, session.adapted.attached)),
+        *((option, [other.said]) for option, other in session.engine.losses.others.items()),
         ("adapter", adapter_lines(session.adapted, session.base.info["quantization"])),
         ("data", session.inputs.prepared.report.lines()),
         ("training", training_lines(session.recipe, session.inputs, session.base, session.engine)),
@@ -137,16 +138,19 @@ def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
         f"{count(world, 'process', 'processes')}{divided}",
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {base.compute}   seed {t.seed}"
         f"{'   packed' if engine.layout.packed else ''}{checkpointing}",
-        *rate_lines(recipe),
+        *default_lines(recipe),
         *([threads.note()] if threads.note() else []),
         *evaluation_lines(recipe, inputs),
     ]
 
 
-def rate_lines(recipe: Recipe) -> list[str]:
-    """Where a learning rate comes from that the recipe does not give."""
-    origin = recipe.where("training.learning_rate")
-    return [f"the learning rate is the {origin}"] if origin.startswith("default of ") else []
+def default_lines(recipe: Recipe) -> list[str]:
+    """Where values come from that the recipe does not give, and a method or an objective declares."""
+    rate = "training.learning_rate"
+    return [
+        f"the learning rate is the {origin}" if key == rate else f"{key} is {value}, the {origin}"
+        for key, (value, origin) in recipe.declared().items()
+    ]
 
 
 def evaluation_lines(recipe: Recipe, inputs: Inputs) -> list[str]:
@@ -193,6 +197,7 @@ def facts(session: Session) -> dict[str, Any]:
         "data": session.inputs.prepared.report.to_dict(),
         "training": {
             "objective": recipe.training.objective.name,
+            **{option: other.said for option, other in session.engine.losses.others.items()},
             "steps": session.inputs.batches.total_steps,
             "global batch size": recipe.training.global_batch_size,
             "learning rate": recipe.training.learning_rate,
