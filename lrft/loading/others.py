@@ -25,7 +25,7 @@ from lrft.errors import CheckFailed, Problem, RecipeError
 from lrft.loading.saved import adapter_folder
 from lrft.model import linear
 from lrft.model.hub import find_model
-from lrft.model.load import embedding_rows, load_config, load_model, load_skeleton, load_tokenizer, position_limit
+from lrft.model.load import embedding_rows, load_config, load_model, load_tokenizer, position_limit
 from lrft.model.quantized import count
 from lrft.model.weights import fingerprint
 from lrft.objectives.base import OtherModel
@@ -53,20 +53,25 @@ class Found:
 
 
 def find_others(recipe: Recipe, source: Path, tokenizer: Any, rows: Rows) -> list[Found]:
+    """`locate_others`. Raises RecipeError besides, for a model that cannot answer rows of the base's tokenizer."""
+    found = locate_others(recipe, source)
+    for each in found:
+        if not each.is_base:
+            refuse_unfit(recipe, each, source, tokenizer, rows)
+    return found
+
+
+def locate_others(recipe: Recipe, source: Path) -> list[Found]:
     """What the options of the recipe's objective name. source: the base's folder.
 
-    Raises MissingError for a model that is not there, RecipeError for one that cannot answer rows of the base's
-    tokenizer, what reading an adapter raises.
+    Raises MissingError for a model that is not there, RecipeError for an adapter over another base, and what reading an
+    adapter raises.
     """
     named = recipe.training.objective
     found = []
     for option in registry.declared("objectives")[named.name].models:
-        name = named.options[option]
-        key = f"training.objective.options.{option}"
-        each = find_adapter(recipe, key, name, source) or find_full(recipe, key, name, source)
-        if not each.is_base:
-            refuse_unfit(recipe, each, source, tokenizer, rows)
-        found.append(each)
+        name, key = named.options[option], f"training.objective.options.{option}"
+        found.append(find_adapter(recipe, key, name, source) or find_full(recipe, key, name, source))
     return found
 
 

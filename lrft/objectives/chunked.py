@@ -1,4 +1,4 @@
-"""Sums over tokens of any formula on their logits, some tokens at a time: the tensor (tokens, vocabulary) is never whole.
+"""Sums over tokens of any formula on their logits, some tokens at a time: (tokens, vocabulary) is never whole.
 
 The cross-entropy alone has a faster form of its own, whose slope is written out (`lrft.objectives.cross_entropy`).
 """

@@ -111,8 +111,8 @@ class DistillLoss(LossModule):
             with torch.no_grad():
                 wanted = wide(teacher.head(teacher.hidden[part]))
             common = min(logits.shape[-1], wanted.shape[-1])  # what is beyond belongs to no token
-            p = log_probabilities(kept(wanted[:, :common], o.top_k), o.temperature)
-            q = log_probabilities(logits[:, :common], o.temperature)
+            p = kept(wanted[:, :common] / o.temperature, o.top_k).log_softmax(-1)
+            q = (logits[:, :common] / o.temperature).log_softmax(-1)
             apart = divergence(p, q, o.loss, o.beta).sum()
             return torch.stack([(1 - o.alpha) * token + o.alpha * o.temperature**2 * apart, token, apart])
 
@@ -138,11 +138,6 @@ def states(model: Any, inputs: Mapping[str, Tensor], labels: Tensor, *, direct: 
     logits, after = logits_before_labels(model, inputs, labels)
     chosen = after != IGNORE_INDEX
     return States(nn.Identity(), logits[chosen], after[chosen])
-
-
-def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """(m, vocabulary)"""
-    return (logits / temperature).log_softmax(-1)
 
 
 def kept(logits: Tensor, k: int | None) -> Tensor:

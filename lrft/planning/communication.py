@@ -33,6 +33,8 @@ class Memory:
     logits: int
     moment: int
     """temporary, in the backward pass"""
+    others: int = 0
+    """frozen models that answer beside the trained one; never divided"""
 
     @property
     def at_the_end(self) -> int:

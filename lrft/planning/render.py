@@ -32,6 +32,7 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
     parts = [
         ("process", held.process, "Python, libraries, tokenizer, data"),
         ("weights", held.weights, f"frozen{quantized_words(recipe)}{divided_words(plan, plan.strategy)}"),
+        ("others", held.others, f"frozen, for the objective {recipe.training.objective.name}"),
         ("adapter", held.adapter, ""),
         ("gradients", held.gradients, ""),
         ("optimizer", held.optimizer, ""),
