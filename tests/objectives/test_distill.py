@@ -56,7 +56,7 @@ def dense(student: Tensor, teacher: Tensor, targets: Tensor, o: Distill) -> Tens
 
 
 def taught(options: dict[str, Any], *, direct: bool, extra: int = 0) -> tuple[DistillLoss, Any, list[Tensor], Any]:
-    """(loss, student, its trained tensors, teacher) in float64. extra: rows of the teacher's head beyond the vocabulary."""
+    """(loss, student, its trained tensors, teacher) in float64. extra: rows of the teacher's head for no token."""
     student, teacher = tiny.make("llama").double(), tiny.llama(layers=1, vocabulary=tiny.VOCABULARY + extra).double()
     with torch.no_grad():
         teacher.lm_head.weight.mul_(40)
@@ -202,9 +202,7 @@ def test_a_teacher_that_cannot_answer_is_refused_before_anything_is_loaded(place
     for name, said in wrong.items():
         with pytest.raises(RecipeError, match=rf"training\.objective\.teacher: .*{said}"):
             place.train(f"training.objective.distill.teacher={tmp_path / name}", out="refused")
-    with pytest.raises(
-        MissingError, match=r"training\.objective\.teacher: there is no folder .*bass\n?.*Close: .*base"
-    ):
+    with pytest.raises(MissingError, match=r"training\.objective\.teacher: there is no folder .*bass"):
         place.train(f"training.objective.distill.teacher={place.root / 'bass'}", out="refused")
     assert not (place.root / "refused").exists()
 
