@@ -7,8 +7,8 @@ switched on in the base where it is to answer, so that one base serves both.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -151,7 +151,9 @@ def refuse(recipe: Recipe, key: str, text: str) -> NoReturn:
     raise RecipeError([Problem(place, f"{key.replace('options.', '')}: {recipe.masked(text)}")])
 
 
-def load_others(recipe: Recipe, found: list[Found], base: Any, compute: str, rows: Rows, own: Layout) -> dict[str, Any]:
+def load_others(
+    recipe: Recipe, found: Sequence[Found], base: Any, compute: str, rows: Rows, own: Layout
+) -> dict[str, OtherModel]:
     """The same, able to answer: frozen, on the device of `base` and in the precision of its frozen weights.
 
     base: the loaded model of the recipe, without adapters. own: how rows lie for it.
@@ -160,12 +162,11 @@ def load_others(recipe: Recipe, found: list[Found], base: Any, compute: str, row
 
 
 def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows, own: Layout) -> OtherModel:
-    shown = {"fingerprint": found.fingerprint, "is_base": found.is_base}
     if found.saved is not None:
-        said = f"{found.name}   on the same base"
-        return OtherModel(base, own, around=partial(switched, base, layers_of(base, found.saved)), said=said, **shown)
+        around = partial(switched, base, layers_of(base, found.saved))
+        return OtherModel(base, own, True, around, found.fingerprint, f"{found.name}   on the same base")
     if found.is_base:
-        return OtherModel(base, own, said=f"{found.name}   the base itself", **shown)
+        return OtherModel(base, own, True, nullcontext, found.fingerprint, f"{found.name}   the base itself")
     dtype = hardware.frozen_dtype(recipe.model.precision, compute)
     model: Any = load_model(
         found.folder,
@@ -176,7 +177,7 @@ def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows, ow
     model.to(base.device)
     layout = find_layout(model, rows, packing=recipe.data.packing, compute=compute)
     said = f"{found.name}   {count(model) / 1e6:,.1f} M parameters, frozen in {dtype}"
-    return OtherModel(model, layout, said=said, **shown)
+    return OtherModel(model, layout, False, nullcontext, found.fingerprint, said)
 
 
 def layers_of(base: Any, saved: SavedAdapter) -> dict[str, AdapterLinear]:

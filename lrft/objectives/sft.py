@@ -67,7 +67,7 @@ class Sft(Objective):
     def collate(self, rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[str, Tensor]:
         return collate(rows, ids, pad_id=pad_id, form=form)
 
-    def module(self, model: nn.Module, *, direct: bool = False) -> TokenLoss:
+    def module(self, model: nn.Module, *, direct: bool = False) -> LossModule:
         return TokenLoss(model, direct=direct)
 
 
