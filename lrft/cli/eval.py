@@ -99,10 +99,11 @@ def measure(
     """Loss of `rows`, and exact match of the answers to those with a prompt; longest: of an answer, 0 for none."""
     from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
     from lrft.evaluation.loss import loss_of
+    from lrft.loading.others import others_of
     from lrft.loading.saved import answering
 
     result: dict[str, Any] = {"rows": len(rows), "samples": []}
-    losses, layout = answering(found.model, rows, found.objective, found.attached)
+    losses, layout = answering(found.model, rows, found.objective, found.attached, others_of(found, rows))
     result |= loss_of(
         losses,
         rows,

@@ -18,11 +18,11 @@ from torch import nn
 
 from lrft import registry
 from lrft.adapters.adapter import Adapter, AdapterLinear
-from lrft.adapters.peft_import import is_peft_folder, placed, read_any
+from lrft.adapters.peft_import import is_peft_folder, read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.data import Rows
 from lrft.errors import CheckFailed, Problem, RecipeError
-from lrft.loading.saved import adapter_folder
+from lrft.loading.saved import Target, adapter_folder
 from lrft.model import linear
 from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, load_model, load_tokenizer, position_limit
@@ -156,17 +156,27 @@ def load_others(
 ) -> dict[str, OtherModel]:
     """The same, able to answer: frozen, on the device of `base` and in the precision of its frozen weights.
 
-    base: the loaded model of the recipe, without adapters. own: how rows lie for it.
+    base: the loaded model of the recipe, which may have adapters.
     """
-    return {each.option: loaded(recipe, each, base, compute, rows, own) for each in found}
+    return {each.option: loaded(recipe, each, base, compute, rows) for each in found}
 
 
-def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows, own: Layout) -> OtherModel:
+def others_of(target: Target, rows: Rows) -> dict[str, OtherModel]:
+    """Those of the run that `target` is of, to measure its `rows`; {} for what is no run. Raises as `find_others`."""
+    recipe = target.recipe
+    if recipe is None:
+        return {}
+    found = find_others(recipe, target.folder, target.tokenizer, rows)
+    compute = hardware.computation(recipe.training.precision)
+    return load_others(recipe, found, target.model, compute, rows)
+
+
+def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows) -> OtherModel:
     if found.saved is not None:
         around = partial(switched, base, layers_of(base, found.saved))
-        return OtherModel(base, own, True, around, found.fingerprint, f"{found.name}   on the same base")
+        return OtherModel(base, Layout(), True, around, found.fingerprint, f"{found.name}   on the same base")
     if found.is_base:
-        return OtherModel(base, own, True, nullcontext, found.fingerprint, f"{found.name}   the base itself")
+        return OtherModel(base, Layout(), True, nullcontext, found.fingerprint, f"{found.name}   the base itself")
     dtype = hardware.frozen_dtype(recipe.model.precision, compute)
     model: Any = load_model(
         found.folder,
@@ -181,15 +191,16 @@ def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows, ow
 
 
 def layers_of(base: Any, saved: SavedAdapter) -> dict[str, AdapterLinear]:
-    """name -> the base's layer with the saved adapter, in evaluation mode and frozen.
+    """name -> the base's layer with the saved adapter, in evaluation mode and frozen. The model may have adapters.
 
     Raises CheckFailed where they do not fit: a folder of PEFT does not know its base.
     """
-    modules = dict(linear.named_linears(base))
+    modules = dict(base.named_modules())
     made: dict[str, AdapterLinear] = {}
-    for site in placed(saved, base).sites:
+    for site in saved.sites:
         layer = modules.get(site.name)
-        if layer is None or linear.shape(layer) != (site.d, site.k):
+        layer = layer.base if isinstance(layer, AdapterLinear) else layer
+        if layer is None or not linear.is_linear(layer) or linear.shape(layer) != (site.d, site.k):
             raise CheckFailed(f"{saved.folder}: this model has no linear layer {site.name} of {site.d} x {site.k}")
         adapter: Adapter = saved.build(site).requires_grad_(False)
         made[site.name] = AdapterLinear(layer, adapter.to(next(layer.parameters()).device)).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from lrft.loading.from_recipe import objective_of
 from lrft.model.hub import find_model
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.weights import fingerprint
-from lrft.objectives.base import LossModule, Objective
+from lrft.objectives.base import LossModule, Objective, OtherModel, common_layout
 from lrft.objectives.packing import Layout, find_layout
 from lrft.objectives.sft import Sft
-from lrft.recipe import DataSection
+from lrft.recipe import DataSection, Recipe
 from lrft.runs.locate import adapter_of, recipe_of, trusts_remote_code
 from lrft.utils.hardware import DTYPES, device
 
@@ -74,6 +75,8 @@ class Target:
     """the data section of the run's recipe"""
     objective: Objective
     """the run's; supervised fine-tuning for what is no run"""
+    recipe: Recipe | None = None
+    """the run's"""
 
 
 def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
@@ -94,7 +97,8 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
         section = None if recipe is None else recipe.data
         own = (adapter / "tokenizer_config.json").is_file()
         objective = Sft() if recipe is None else objective_of(recipe)
-        return Target(base, load_tokenizer(adapter if own else folder, trusted), folder, attached, section, objective)
+        tokenizer = load_tokenizer(adapter if own else folder, trusted)
+        return Target(base, tokenizer, folder, attached, section, objective, recipe)
     if base_model:
         raise UsageError(f"--base is only for a run or an adapter; {target} is a full model")
     folder = find_model(target, where="the model")
@@ -104,14 +108,21 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
 
 
 def answering(
-    model: Any, rows: Rows, objective: Objective | None = None, attached: Attached | None = None
+    model: Any,
+    rows: Rows,
+    objective: Objective | None = None,
+    attached: Attached | None = None,
+    others: Mapping[str, OtherModel] | None = None,
 ) -> tuple[LossModule, Layout]:
     """(what answers batches of `rows` with their loss, how they share a batch), for evaluation.
 
-    objective: None is supervised fine-tuning. attached: for an objective that asks the base too.
+    objective: None is supervised fine-tuning. attached: for an objective that asks the base too. others: for one whose
+    options name models, of `lrft.loading.others`.
     """
     layout = find_layout(model, rows, packing="auto")
     losses = (objective or Sft()).module(model, direct=layout.direct)
+    losses.others = others or {}
+    layout = common_layout(layout, losses.others.values(), packing="auto")
     if losses.mixes_copies:
         losses.copies = copying(model)
     if attached is not None:

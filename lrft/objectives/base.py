@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lrft.data import Rows
 from lrft.data.collate import Form
+from lrft.errors import CheckFailed
 from lrft.model.modes import evaluation_mode
 from lrft.objectives.packing import Layout
 
@@ -30,7 +31,8 @@ class OtherModel:
 
     model: nn.Module
     """the trained model itself where `is_base`"""
-    layout: Layout
+    layout: Layout = Layout()
+    """how rows lie for it; where `is_base`, as for the trained model"""
     is_base: bool = False
     """it is the trained model without its adapters, inside of `around`"""
     around: Context = nullcontext
@@ -38,6 +40,20 @@ class OtherModel:
     """of what it was read from: a resumed run must find the same"""
     said: str = ""
     """what it is, for the user"""
+
+
+def common_layout(own: Layout, others: Iterable[OtherModel], *, packing: bool | str) -> Layout:
+    """How rows lie for several models that answer the same batches: padded, unless all take them packed alike.
+
+    own: of the trained model; `direct` stays its own. Raises CheckFailed when packing is true but not possible.
+    """
+    layouts = [other.layout for other in others if not other.is_base]
+    if all(layout.form == own.form for layout in layouts):
+        return own
+    if packing is True:
+        raise CheckFailed("the models of this run do not take packed rows alike", "Set data.packing: false.")
+    warning = next((layout.warning for layout in layouts if layout.warning), own.warning)
+    return replace(own, form="padded", said="", warning=warning)
 
 
 class LossModule(nn.Module):

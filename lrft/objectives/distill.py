@@ -38,6 +38,7 @@ class Distill(Sft):
     """
 
     name: ClassVar[str] = "distill"
+    perplexity: ClassVar[bool] = False
     models: ClassVar[tuple[str, ...]] = ("teacher",)
     required: ClassVar[tuple[str, ...]] = ("teacher",)
     only_with: ClassVar[dict[str, Any]] = {"beta": ("loss", ("jsd",)), "top_k": ("loss", ("forward-kl", "jsd"))}
@@ -84,12 +85,15 @@ class DistillLoss(LossModule):
         labels, copies = batch["labels"], self.copies()
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with self.asking("teacher") as other:
-            teacher = states(other.model, inputs, labels, direct=other.layout.direct)
+            direct = self.direct if other.is_base else other.layout.direct
+            teacher = states(other.model, inputs, labels, direct=direct)
         student = states(self.model, inputs, labels, direct=self.direct)
-        loss, _ = self.sums(student, teacher, copies)
+        loss, (_, token, apart) = self.summed(student, teacher, copies)
+        for name, total in (("token_loss", token), ("divergence", apart)):
+            self.note_sum(name, torch.stack([total.double(), total.new_tensor(len(student.targets) / copies).double()]))
         return loss
 
-    def sums(self, student: States, teacher: States, copies: int) -> tuple[Tensor, Tensor]:
+    def summed(self, student: States, teacher: States, copies: int) -> tuple[Tensor, Tensor]:
         """The loss, with its gradient; and the sums (3,) of loss, token loss and divergence, without."""
         with torch.no_grad():
             vocabulary = student.head(student.hidden[:1]).shape[-1] + teacher.head(teacher.hidden[:1]).shape[-1]

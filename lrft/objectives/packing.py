@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,18 +47,6 @@ class Layout:
     @property
     def packed(self) -> bool:
         return self.form != "padded"
-
-
-def common_layout(own: Layout, others: Sequence[Layout], *, packing: bool | str) -> Layout:
-    """How rows lie for several models that answer the same batches: padded, unless all take them packed alike.
-
-    `direct` stays that of `own`. Raises CheckFailed when packing is true but not possible.
-    """
-    if all(other.form == own.form for other in others):
-        return own
-    if packing is True:
-        raise CheckFailed("the models of this run do not take packed rows alike", "Set data.packing: false.")
-    return replace(own, form="padded", said="", warning=next((o.warning for o in others if o.warning), own.warning))
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ from lrft.model.end_tokens import add_stops
 from lrft.model.modes import evaluation_mode
 from lrft.model.stored import Stored
 from lrft.model.weights import fingerprint, weight_files
-from lrft.objectives.base import LossModule, Objective
-from lrft.objectives.packing import Layout, common_layout, find_layout
+from lrft.objectives.base import LossModule, Objective, common_layout
+from lrft.objectives.packing import Layout, find_layout
 from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
 from lrft.runs.folder import RunFolder
@@ -76,8 +76,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     objective = objective_of(recipe)
     layout = find_layout(base.model, inputs.train, packing=recipe.data.packing, compute=compute)
     losses = objective.module(base.model, direct=layout.direct)
-    losses.others = load_others(recipe, inputs.others, base.model, compute, inputs.train, layout)
-    layout = common_layout(layout, [other.layout for other in losses.others.values()], packing=recipe.data.packing)
+    losses.others = load_others(recipe, inputs.others, base.model, compute, inputs.train)
+    layout = common_layout(layout, losses.others.values(), packing=recipe.data.packing)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
     adapted = adapt(recipe, inputs.source, base, context, resume_point(folder, options))
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
