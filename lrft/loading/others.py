@@ -151,9 +151,7 @@ def refuse(recipe: Recipe, key: str, text: str) -> NoReturn:
     raise RecipeError([Problem(place, f"{key.replace('options.', '')}: {recipe.masked(text)}")])
 
 
-def load_others(
-    recipe: Recipe, found: Sequence[Found], base: Any, compute: str, rows: Rows, own: Layout
-) -> dict[str, OtherModel]:
+def load_others(recipe: Recipe, found: Sequence[Found], base: Any, compute: str, rows: Rows) -> dict[str, OtherModel]:
     """The same, able to answer: frozen, on the device of `base` and in the precision of its frozen weights.
 
     base: the loaded model of the recipe, which may have adapters.

@@ -31,7 +31,7 @@ class OtherModel:
 
     model: nn.Module
     """the trained model itself where `is_base`"""
-    layout: Layout = Layout()
+    layout: Layout
     """how rows lie for it; where `is_base`, as for the trained model"""
     is_base: bool = False
     """it is the trained model without its adapters, inside of `around`"""

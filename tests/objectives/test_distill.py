@@ -94,6 +94,12 @@ def test_loss_and_gradient_are_those_of_dense_probabilities(
         assert torch.allclose(got, own, **CLOSE)
     with torch.no_grad():
         assert torch.allclose(loss.eval()({"input_ids": ids, "labels": labels}), expected, **CLOSE)
+    figures = loss.options.figures(loss.sums)
+    own = cross_entropy(logits, labels[:, 1:][chosen])
+    assert figures["token_loss"] == pytest.approx(own.item(), rel=1e-10)
+    alpha, scale = loss.options.alpha, loss.options.temperature**2
+    mixed = (1 - alpha) * figures["token_loss"] + alpha * scale * figures["divergence"]
+    assert mixed == pytest.approx(expected.item() / int(chosen.sum()), rel=1e-10)
 
 
 def test_neither_model_makes_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +181,12 @@ def test_the_base_as_its_own_teacher_is_loaded_once_and_agrees_with_itself(place
     """At the start the divergence is zero: the loss is (1 - alpha) times the token loss of the base."""
     own = ("evaluation.at_start=true", "evaluation.every=2")
     runs_of = [place.train(*keys(place, "base", alpha=0.25), *own, out="own"), place.train(*own, out="sft")]
-    start = [runs.records(run, "eval")[0]["loss"] for run in runs_of]
-    assert start[0] == pytest.approx(0.75 * start[1], rel=1e-6)
+    start, sft = (runs.records(run, "eval")[0] for run in runs_of)
+    assert start["loss"] == pytest.approx(0.75 * sft["loss"], rel=1e-6)
+    assert start["figures"]["token_loss"] == pytest.approx(sft["loss"], rel=1e-6)
+    assert start["figures"]["divergence"] == pytest.approx(0, abs=1e-6)
+    assert runs.records(runs_of[0])[0]["figures"]["divergence"] == pytest.approx(0, abs=1e-6)
+    assert runs.records(runs_of[0])[-1]["figures"]["divergence"] > 1e-4
     said = json.loads((runs_of[0] / "run.json").read_text())["training"]["teacher"]
     assert said.endswith("the base itself")
 
@@ -240,6 +250,10 @@ def test_every_command_knows_a_run_with_a_teacher(place: Place, capsys: pytest.C
     ):
         assert run_command(command) == 0, capsys.readouterr()
         said = capsys.readouterr().out
+        if command[0] == "eval":
+            last = runs.records(run, "eval")[-1]
+            assert json.loads(said)["loss"] == pytest.approx(last["loss"], rel=1e-5)
+            assert json.loads(said)["figures"] == pytest.approx(last["figures"], rel=1e-4)
         if command[0] == "plan":
             weights = json.loads(said)["memory"]["one device"]
             assert weights["others"] == weights["weights"]
