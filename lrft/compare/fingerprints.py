@@ -34,7 +34,6 @@ class Hashes:
         """Hashes of local data files, of the base, and of other models that the objective names. Empty where these
         cannot be read: the run itself says why."""
         key = f"{recipe.model!r} {recipe.data!r} {recipe.training.objective!r}"
-        key = f"{recipe.model!r} {recipe.data!r} {recipe.training.objective!r}"
         if key not in self._known:
             try:
                 self._known[key] = contents(recipe)

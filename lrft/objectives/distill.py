@@ -77,6 +77,8 @@ class DistillLoss(LossModule):
     of their probabilities in evaluation.
     """
 
+    mixes_copies: ClassVar[bool] = True
+
     def __init__(self, model: nn.Module, options: Distill, *, direct: bool = False) -> None:
         super().__init__(model)
         self.options, self.direct = options, direct

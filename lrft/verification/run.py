@@ -27,9 +27,10 @@ from lrft.adapters.storage import load_adapter, read_adapter
 from lrft.errors import CheckFailed
 from lrft.export.merge import merge_adapter
 from lrft.loading.from_recipe import load_data, objective_of
+from lrft.loading.others import find_others, load_others
 from lrft.loading.saved import load_as_trained
 from lrft.model.hub import find_model
-from lrft.objectives.base import Objective, look_ahead
+from lrft.objectives.base import LossModule, Objective, look_ahead
 from lrft.objectives.packing import kept_apart, packed_form
 from lrft.recipe import EvaluationSection, Recipe
 from lrft.runs.locate import trusts_remote_code
@@ -67,14 +68,14 @@ def verify_run(run: Path, adapter: Path, *, tell: Callable[[Finding], None] = la
     """Test all four. Raises CheckFailed, with the figures, after the last one when any does not hold."""
     recipe = recipes.load(run / "resolved.yaml")
     source = find_model(recipe.model.name, recipe.model.revision)
-    _, prepared = load_data(recipe, source)
+    tokenizer, prepared = load_data(recipe, source)
     rows = prepared.train.slice(np.argsort(prepared.train.lengths, kind="stable")[:ROWS])
     findings = []
     with scratch(run) as folder:
         # One after the other, so that no two hold a model at the same time.
         for test in (
             lambda: packed(recipe, source, adapter, rows),
-            lambda: accumulation(recipe, source, adapter, rows),
+            lambda: accumulation(recipe, source, adapter, rows, tokenizer),
             lambda: merged(run, adapter, source, folder),
             lambda: resumed(recipe, folder),
         ):
@@ -124,11 +125,15 @@ def packed(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Find
     return Finding("packed", apart.difference, ROUNDING, text)
 
 
-def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Finding:
+def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows, tokenizer: Any) -> Finding:
     model, attached = adapted(recipe, source, adapter)
     objective = objective_of(recipe)
-    together = gradient(model, attached, objective, rows, micro=len(rows))
-    apart = gradient(model, attached, objective, rows, micro=1)
+    losses = objective.module(model)
+    losses.as_base = lambda: attached.as_base(model)
+    found = find_others(recipe, source, tokenizer, rows)
+    losses.others = load_others(recipe, found, model, hardware.computation(recipe.training.precision), rows)
+    together = gradient(losses, attached, objective, rows, micro=len(rows))
+    apart = gradient(losses, attached, objective, rows, micro=1)
     difference = (norm(together - apart) / norm(together)) if norm(together) else math.nan
     return Finding(
         "accumulation",
@@ -138,18 +143,17 @@ def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -
     )
 
 
-def gradient(model: Any, attached: Attached, objective: Objective, rows: data.Rows, micro: int) -> Tensor:
+def gradient(losses: LossModule, attached: Attached, objective: Objective, rows: data.Rows, micro: int) -> Tensor:
     """The gradient of the objective's mean loss over all rows, all trained tensors end to end."""
     trained = list(attached.trained().values())
     for parameter in trained:
         parameter.grad = None
-    model.eval()  # without dropout, whose masks would differ
+    losses.model.eval()  # without dropout, whose masks would differ
     batches = [
-        {k: v.to(model.device) for k, v in objective.collate(rows, ids, pad_id=0, form="padded").items()}
+        {k: v.to(trained[0].device) for k, v in objective.collate(rows, ids, pad_id=0, form="padded").items()}
         for ids in (list(range(len(rows)))[at : at + micro] for at in range(0, len(rows), micro))
     ]
-    losses, weight = objective.module(model), sum(map(objective.batch_weight, batches))
-    losses.as_base = lambda: attached.as_base(model)
+    weight = sum(map(objective.batch_weight, batches))
     look_ahead(losses, ((batch, True) for batch in batches), lambda sums: sums)
     for batch in batches:
         (losses(batch) / weight).backward()

@@ -240,6 +240,11 @@ def test_a_method_that_adds_to_the_token_loss_is_refused(place: Place) -> None:
 
 def test_every_command_knows_a_run_with_a_teacher(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     run = place.train(*keys(place, "teacher"), "evaluation.every=2", "evaluation.samples=1", out="commands")
+    taught = place.train(*keys(place, "adapter"), "evaluation.every=2", out="commands-adapter")
+    assert run_command(["eval", str(taught), "--no-generate", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["figures"] == pytest.approx(
+        runs.records(taught, "eval")[-1]["figures"], rel=1e-4
+    )
     recipe = str(run / "resolved.yaml")
     for command in (
         ["check", recipe],
