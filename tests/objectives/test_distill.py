@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from two_processes import KEYS, launch
 
 import lrft
+from lrft.adapters.ensemble import copying
 from lrft.cli.main import run_command
 from lrft.errors import MissingError, RecipeError, UsageError
 from lrft.objectives import cross_entropy as chunks
@@ -100,6 +101,26 @@ def test_loss_and_gradient_are_those_of_dense_probabilities(
     alpha, scale = loss.options.alpha, loss.options.temperature**2
     mixed = (1 - alpha) * figures["token_loss"] + alpha * scale * figures["divergence"]
     assert mixed == pytest.approx(expected.item() / int(chosen.sum()), rel=1e-10)
+
+
+def test_an_ensemble_learns_by_each_member_and_is_measured_by_the_mean_of_their_probabilities() -> None:
+    loss, student, _, teacher = taught({"alpha": 0.4, "temperature": 2.0}, direct=True)
+    student = tiny.make("llama").double()
+    attached = lrft.attach(student, {"method": {"lora-ensemble": {"members": 2}}, "rank": 4}, seed=0)
+    tiny.disturb(list(attached.trained().values()))
+    loss.model, loss.copies = student, copying(student)
+    ids = tiny.tokens(3, 9)
+    batch = {name: torch.cat([ids, ids]) for name in ("input_ids", "labels")}
+    members = student.train()(input_ids=batch["input_ids"]).logits[:, :-1].chunk(2)
+    wanted, targets = teacher(input_ids=ids).logits[:, :-1].flatten(0, 1).detach(), ids[:, 1:].flatten()
+    one, two = (dense(logits.flatten(0, 1), wanted, targets, loss.options) for logits in members)
+    assert not torch.allclose(one, two, rtol=1e-4)
+    assert torch.allclose(loss.train()(batch), (one + two) / 2, **CLOSE)
+    with torch.no_grad():
+        student.eval()
+        together = (members[0].softmax(-1) + members[1].softmax(-1)).log() - torch.tensor(2.0).double().log()
+        expected = dense(together.flatten(0, 1), wanted, targets, loss.options)
+        assert torch.allclose(loss.eval()(batch), expected, **CLOSE)
 
 
 def test_neither_model_makes_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ import pytest
 import runs
 from runs import Place
 
+from lrft import registry
 from lrft.errors import RecipeError
-from lrft.recipe import resolved
+from lrft.recipe import Recipe, resolved
 
 DOCUMENTS = [{"text": "hello world " * n} for n in (3, 40, 7, 12, 30, 5)]
 KEYS = ("data.max_length=20", "data.validation=none", "training.max_steps=3")
@@ -31,6 +32,16 @@ def test_documents_are_split_and_trained_as_sft_trains_them(place: Place) -> Non
     assert "data.too_long is split, the default of text" in log
     assert "packed" in log  # whole documents, end to end
     assert "  too_long: split  # default of text\n" in (run / "resolved.yaml").read_text()
+
+
+def test_declarations_name_keys_and_options_that_exist() -> None:
+    for kind in registry.ROOMS:
+        for card in registry.declared(kind).values():
+            options = {knob.name for knob in card.knobs}
+            assert options >= {*card.models, *card.required, *card.only_with}
+            assert options >= {other for other, _ in card.only_with.values()}
+            for section, key in (wanted.split(".") for wanted in card.defaults):
+                assert key in Recipe.model_fields[section].annotation.model_fields
 
 
 def test_what_the_recipe_says_comes_first(place: Place) -> None:
