@@ -29,6 +29,7 @@ class Row:
     digest: first 8 bytes of a hash of the sample's content, for splitting. Not kept in the set.
     parts: tokens of each of its sequences, which lie end to end in `tokens`; empty where there is one.
     numbers: float64 (m,) by name; all rows of a set have the same names.
+    entry: number of the entry of data.train.
     """
 
     tokens: np.ndarray
@@ -39,6 +40,7 @@ class Row:
     number: int
     cut: int = 0
     digest: int = 0
+    entry: int = 0
     parts: tuple[int, ...] = ()
     numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -80,6 +82,7 @@ class Rows:
             "number": np.array([r.number for r in rows], dtype=np.int64),
             "parts": np.array([n for r in rows for n in r.sequences], dtype=np.int64),
             "part_offsets": _offsets([len(r.sequences) for r in rows]),
+            "entry": np.array([r.entry for r in rows], dtype=np.int32),
         }
         for name in dict.fromkeys(name for r in rows for name in r.numbers):
             arrays |= _numbers(name, [r.numbers[name] for r in rows])
@@ -146,6 +149,11 @@ class Rows:
         self._span(i)
         return int(self._arrays["cuts"][i])
 
+    @property
+    def entries(self) -> np.ndarray:
+        """The entry of data.train that each row is from: int32 (N,)."""
+        return self._arrays["entry"]
+
     def largest_token(self) -> int:
         """The highest token id of the whole set; -1 for an empty one."""
         return int(self._arrays["tokens"].max(initial=-1))
@@ -158,7 +166,7 @@ class Rows:
         """A new set of the rows `indices`, in that order."""
         at = np.asarray(indices, dtype=np.int64)
         old = self._arrays
-        arrays = {name: old[name][at] for name in ("prompt_ends", "cuts", "file", "number")}
+        arrays = {name: old[name][at] for name in ("prompt_ends", "cuts", "file", "number", "entry")}
         offsets_of = {"tokens": "offsets", "trained": "offsets", "answers": "answer_offsets", "parts": "part_offsets"}
         named = {f"{_NUMBERS}{name}": f"{_NUMBERS}{name}.offsets" for name in self.names}
         for flat, offsets in (offsets_of | named).items():

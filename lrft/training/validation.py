@@ -10,6 +10,7 @@ from lrft.errors import NonFinite
 from lrft.evaluation.generate import answer_rows, with_prompts
 from lrft.evaluation.loss import loss_of
 from lrft.recipe import EarlyStopping
+from lrft.training import sources
 from lrft.training.engine import Engine
 from lrft.training.state import Progress, Session
 
@@ -25,7 +26,7 @@ def validate(session: Session) -> bool:
     session.trackers.console.doing("evaluating")
     session.watchdog.at("evaluating")
     micro = recipe.evaluation.micro_batch_size or engine.micro
-    record: dict[str, Any] = {"step": progress.step} | validation_loss(engine, rows, micro)
+    record: dict[str, Any] = {"step": progress.step} | validation_losses(session, rows, micro)
     asked = with_prompts(rows)
     shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
     if len(shown) and (engine.strategy.together or engine.accelerator.is_main_process):
@@ -60,6 +61,19 @@ def validation_loss(engine: Engine, rows: Rows, micro: int) -> dict[str, Any]:
         world=engine.world,
         reduce=engine.reduce,
     )
+
+
+def validation_losses(session: Session, rows: Rows, micro: int) -> dict[str, Any]:
+    """`validation_loss`; where entries of data.train have shares, also "sources": {entry: its loss}."""
+    members = sources.members(session.recipe, session.inputs)
+    if not members:
+        return dict(validation_loss(session.engine, rows, micro))
+    found = {name: validation_loss(session.engine, rows.slice(ids), micro) for name, ids in members.items()}
+    counted = [one for one in found.values() if one["tokens"]]
+    tokens = sum(one["tokens"] for one in counted)
+    mean = sum(one["loss"] * one["tokens"] for one in counted) / tokens if tokens else math.nan
+    whole = {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": tokens}
+    return whole | {"sources": {name: one["loss"] for name, one in found.items()}}
 
 
 def held_out_loss(session: Session) -> float | None:

@@ -113,11 +113,11 @@ def test_a_developer_is_the_system_where_the_template_knows_none(tmp_path: Path)
 
 
 def test_tool_calls_are_refused_without_the_advice_to_drop_every_row(tmp_path: Path) -> None:
+    """By a template that writes none."""
     called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "w"}}]}
     row = {"messages": [USER, called, {"role": "tool", "content": "sun"}, ASSISTANT]}
-    with pytest.raises(DataError, match="tool calls are not supported") as caught:
-        read(tmp_path, row, row | {"tools": [{"type": "function"}]})
-    assert "Without" not in caught.value.message
+    with pytest.raises(DataError, match="the chat template has no tool turns") as caught:
+        read(tmp_path, row, row)
     assert "on_bad_row" not in str(caught.value.hint)
     with pytest.raises(DataError, match="holds image: only text is trained"):
         read(tmp_path, {"messages": [{**USER, "content": [{"type": "image", "image": "x.png"}]}, ASSISTANT]})
@@ -192,6 +192,62 @@ def test_columns_that_begin_late_are_reported_whatever_the_order(tmp_path: Path)
     assert read(tmp_path, *late, columns={"persona": "system"})[0][1].startswith(turn("system", "s"))
     with pytest.raises(RecipeError, match=r"no column persna\. Did you mean persona"):
         read(tmp_path, *late, columns={"persna": "system"})
+
+
+# --- texts put together from columns ---
+
+
+def test_prompts_and_completions_are_put_together_from_columns(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('facts,label,prompt,id\n"name {label}, a",1,other,7\nb,2.50,,\n')
+    keys = {"prompt": "Facts: {facts}\n{{Sentence}}: ", "completion": " {label}"}
+    prepared = prepare(tmp_path, entry(path, **keys))
+    rows, source = prepared.train, prepared.report.sources[0]
+    assert [tiny.chatml().decode(rows.prompt(i)) for i in range(2)] == [
+        "Facts: name {label}, a\n{Sentence}: ",
+        "Facts: b\n{Sentence}: ",
+    ]
+    assert answers(rows) == [" 1", " 2.50"]
+    assert (source.format, source.decided, source.ignored) == ("completion", "given", {"prompt": 1, "id": 1})
+    # A wording beside a renamed column; validation data are read in the same way.
+    one = entry(path, prompt=keys["prompt"], columns={"label": "completion"})
+    again = prepare(tmp_path, one, validation=str(path))
+    assert answers(again.validation) == answers(again.train) == ["1", "2.50"]
+    assert again.key != prepared.key
+    lines(tmp_path / "rows.jsonl", {"a": 1, "b": 2.5}, {"a": None, "b": "x"}, {"a": [1], "b": "x"}, {"b": "x"})
+    report = prepare(tmp_path, entry(tmp_path / "rows.jsonl", prompt="{a}", completion="{b}"), on_bad_row="skip").report
+    assert report.dropped == {"null": 1, "wrong type": 1, "missing key": 1}
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"prompt": "{fact}"}, r"data\.train\.0\.prompt: .*no column fact\. Did you mean facts\?"),
+        ({"prompt": "{facts}", "format": "alpaca"}, "is for format completion, not alpaca"),
+        ({"prompt": "{facts}", "columns": {"label": "prompt"}}, "writes: keep one"),
+    ],
+)
+def test_wordings_that_do_not_fit(tmp_path: Path, keys: dict[str, Any], says: str) -> None:
+    path = lines(tmp_path / "rows.jsonl", {"facts": "a", "label": "b", "completion": "c"})
+    with pytest.raises(RecipeError, match=says):
+        prepare(tmp_path, entry(path, **keys))
+
+
+@pytest.mark.parametrize(
+    ("wording", "says"),
+    [
+        ("Facts: ", "names no column"),
+        ("{facts", "expected '}'"),
+        ("{}", "the name of a column and nothing else"),
+        ("{facts:>3}", "the name of a column and nothing else"),
+        ("[facts]", "expected a text with columns in braces"),
+    ],
+)
+def test_wordings_that_are_none(tmp_path: Path, wording: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=rf"data\.train\.0\.prompt.*{says}"):
+        prepare_with(
+            tmp_path, tmp_path / "rows.jsonl", f"data.train.0.prompt={wording if wording[0] == '[' else repr(wording)}"
+        )
 
 
 # --- advice works when obeyed ---
