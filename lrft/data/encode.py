@@ -176,6 +176,7 @@ def _row(item: Found, encoded: Sequence[Encoded], most: int) -> Row:
         parts=tuple(min(len(each.tokens), most) for each in encoded) if len(encoded) > 1 else (),
         numbers={name: np.array(values, dtype=np.float64) for name, values in item.sample.numbers.items()},
         entry=item.item.number,
+        weight=item.sample.weight,
     )
 
 
@@ -192,7 +193,8 @@ def _split(item: Found, encoded: Encoded, most: int, encoder: Encoder) -> list[R
         trained = np.arange(len(part)) > 0
         digest = int.from_bytes(hashlib.sha256(part.tobytes()).digest()[:8])
         text = encoder.text(part[1:])
-        rows.append(Row(part, trained, 1, text, item.file, item.number, digest=digest, entry=item.item.number))
+        whose = {"entry": item.item.number, "weight": item.sample.weight}
+        rows.append(Row(part, trained, 1, text, item.file, item.number, digest=digest, **whose))
     return rows
 
 

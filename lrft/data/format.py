@@ -8,18 +8,21 @@ alpaca      {"instruction": text, "input": text (may be missing), "output": text
             with "system": text and "history": [[question, answer], ...] where rows have them
 completion  {"prompt": text, "completion": text}, or both a list of turns
 text        {"text": text}
+            Each may have a column "weight": what a trained token of the row counts in the loss, 1 where there is none.
 preference, kto: `lrft.data.preference`
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lrft.data import pictures
 from lrft.data.preference import kto, preference
 from lrft.data.records import BadRow, kind_of
+from lrft.data.report import NO_TOKEN
 from lrft.data.sample import NO_TEMPLATE, Sample, is_filled, system_turn, with_system
 from lrft.data.tools import Tool, tools_of
 from lrft.data.turns import Message, answer, filled, messages_of, require_answers, string
@@ -36,10 +39,11 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "kto": ("label",),
 }
 OPTIONAL: dict[str, tuple[str, ...]] = {
-    "messages": ("system", "tools"),
-    "sharegpt": ("system", "tools"),
-    "alpaca": ("input", "system", "history"),
-    "completion": ("tools",),
+    "messages": ("system", "tools", "weight"),
+    "sharegpt": ("system", "tools", "weight"),
+    "alpaca": ("input", "system", "history", "weight"),
+    "completion": ("tools", "weight"),
+    "text": ("weight",),
     "preference": ("prompt", "conversations", "system", "tools"),
     "kto": ("prompt", "completion", "messages", "conversations", "system", "tools"),
 }
@@ -184,6 +188,8 @@ def sample(record: Mapping[str, Any], name: str, reading: Reading) -> Sample:
         if column not in record:
             raise BadRow("missing key", f"no '{column}'; there are {', '.join(record) or 'none'}", column)
     made = _SAMPLES[name](record, reading.chat).with_tokens(reading.tokens)
+    if "weight" in OPTIONAL.get(name, ()) and is_filled(record.get("weight")):
+        made = replace(made, weight=_weight(record["weight"]))
     if name == "text":  # a document has been put together by whoever wrote it
         return made
     _refuse_telling(record, name)
@@ -195,6 +201,19 @@ def sample(record: Mapping[str, Any], name: str, reading: Reading) -> Sample:
     if not reading.writes_tools:
         raise BadRow("column tools", "is not empty, and the chat template writes no tools", "tools")
     return made.with_tools(tools_of(own, "tools") if is_filled(own) else reading.tools)
+
+
+def _weight(value: Any) -> float:
+    """What each trained token of a row counts, above 0. Raises BadRow."""
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise BadRow("weight", f"must be a number of at least 0, this is {value!r}", "weight")
+    if weight == 0:
+        raise BadRow(NO_TOKEN, "weight 0: no token counts", "weight")
+    return weight
 
 
 def _refuse_telling(record: Mapping[str, Any], name: str) -> None:

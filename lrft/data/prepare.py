@@ -217,6 +217,8 @@ def _total(report: DataReport, train: Sequence[Row], validation: Sequence[Row]) 
     report.tokens, report.trained_tokens = _tokens(train)
     report.validation_tokens, report.validation_trained_tokens = _tokens(validation)
     lengths = [n for row in (*train, *validation) for n in row.sequences]
+    weights = [row.weight for row in (*train, *validation) if row.weight != 1]
+    report.weights = {"rows": len(weights), "least": min(weights), "most": max(weights)} if weights else {}
     report.lengths, report.by_length = quantiles(lengths), histogram(lengths)
     known = {row.digest for row in train}
     report.repeated = sum(row.digest in known for row in validation)

@@ -22,7 +22,7 @@ class Sample:
     tools: what the turns may call. untrained: the numbers of messages that are answers and are not trained. tokens: the
     text of special tokens stands for these tokens. beside: the other sequences of the row. label: of the row, to be
     counted; "" for none. numbers: what the row carries for its objective, by name; all rows of a format have the same
-    names.
+    names. weight: of the row's trained tokens in the loss.
     """
 
     messages: tuple[Message, ...] = ()
@@ -35,6 +35,7 @@ class Sample:
     beside: tuple[Sample, ...] = ()
     label: str = ""
     numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    weight: float = 1.0
 
     @property
     def sequences(self) -> tuple[Sample, ...]:

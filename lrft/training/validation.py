@@ -8,7 +8,7 @@ from typing import Any
 from lrft.data import Rows
 from lrft.errors import NonFinite
 from lrft.evaluation.generate import answer_rows, with_prompts
-from lrft.evaluation.loss import loss_of
+from lrft.evaluation.loss import counted_as, loss_of
 from lrft.recipe import EarlyStopping
 from lrft.training import sources
 from lrft.training.engine import Engine
@@ -68,12 +68,16 @@ def validation_losses(session: Session, rows: Rows, micro: int) -> dict[str, Any
     members = sources.members(session.recipe, session.inputs)
     if not members:
         return dict(validation_loss(session.engine, rows, micro))
-    found = {name: validation_loss(session.engine, rows.slice(ids), micro) for name, ids in members.items()}
-    counted = [one for one in found.values() if one["tokens"]]
-    tokens = sum(one["tokens"] for one in counted)
-    mean = sum(one["loss"] * one["tokens"] for one in counted) / tokens if tokens else math.nan
-    whole = {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": tokens}
-    return whole | {"sources": {name: one["loss"] for name, one in found.items()}}
+    engine = session.engine
+    found = {name: validation_loss(engine, rows.slice(ids), micro) for name, ids in members.items()}
+    by_source = {"sources": {name: one["loss"] for name, one in found.items()}}
+    if any("figures" in one for one in found.values()):  # which need not be means
+        return validation_loss(engine, rows, micro) | by_source
+    counted = {name: engine.objective.weight(rows, ids) for name, ids in members.items()}
+    total = sum(counted.values())
+    mean = sum(found[name]["loss"] * n for name, n in counted.items() if n) / total if total else math.nan
+    whole = {"loss": mean, counted_as(engine.objective): total}
+    return whole | ({"perplexity": math.exp(min(mean, 700.0))} if engine.objective.perplexity else {}) | by_source
 
 
 def held_out_loss(session: Session) -> float | None:

@@ -14,6 +14,7 @@ from prepared import CHAT, PAIR, answers, lines, prepare, texts
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lrft import data, recipe
+from lrft.data import preview
 from lrft.data.format import TELLING
 from lrft.data.split import split_by_default
 from lrft.errors import DataError, RecipeError
@@ -103,6 +104,27 @@ def test_weights_choose_the_answers(tmp_path: Path) -> None:
             read(tmp_path, {"messages": turns})
     with pytest.raises(DataError, match="no trained token"):
         read(tmp_path, {"messages": [USER, {**ASSISTANT, "weight": 0}]})
+
+
+def test_rows_have_weights(tmp_path: Path) -> None:
+    rows = [{**CHAT, "weight": w} for w in (0.25, None, 3, "2", 1, 0)]
+    _, prepared = read(tmp_path, *rows)
+    assert [prepared.train.weight(i) for i in range(5)] == [0.25, 1, 3.0, 2.0, 1]
+    assert prepared.report.dropped == {"no trained token": 1}
+    assert "3 rows with a weight, 0.25 to 3" in "\n".join(prepared.report.lines())
+    assert prepared.train.slice([2]).weight(0) == 3.0
+    shown = preview.render(prepared.train, prepared.report, tiny.chatml(), colour=False).plain
+    assert shown.count("trained, weight ") == 3
+    assert "trained, weight 0.25\n" in shown
+    assert not read(tmp_path, CHAT, {**CHAT, "weight": 1})[1].train.weighted
+    # Pieces of a document have its weight, and another name may be the weight.
+    document = entry(lines(tmp_path / "a.jsonl", {"text": "Once upon a time " * 9, "w": 2}), columns={"w": "weight"})
+    split = prepare(tmp_path, document, max_length=13, too_long="split").train
+    assert len(split) > 1
+    assert {split.weight(i) for i in range(len(split))} == {2.0}
+    for wrong in (-1, "much", True, [1], float("inf")):
+        with pytest.raises(DataError, match=r"weight: must be a number of at least 0|Infinity"):
+            read(tmp_path, {**CHAT, "weight": wrong})
 
 
 def test_a_developer_is_the_system_where_the_template_knows_none(tmp_path: Path) -> None:

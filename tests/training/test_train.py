@@ -387,6 +387,18 @@ def test_last_adapter_gives_the_last_validation_loss(place: Place) -> None:
     assert again["loss"] == pytest.approx(measured["loss"], rel=1e-5)
 
 
+def test_a_row_of_weight_two_counts_as_two_rows(place: Place) -> None:
+    made = runs.rows(6)
+    keys = ("data.validation=none", "training.epochs=3", "training.global_batch_size=7", "training.warmup_steps=0")
+    found = []
+    for name, rows in {"twice": [*made, made[1]], "weighted": [*made[:1], {**made[1], "weight": 2}, *made[2:]]}.items():
+        runs.write_rows(place.root / f"{name}.jsonl", rows)
+        found.append(place.train(f"data.train={place.root / name}.jsonl", *keys, out=name))
+    assert runs.distance(*(runs.tensors(run) for run in found), "adapter") < 1e-4
+    losses = [[record["loss"] for record in runs.records(run)] for run in found]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_sources_with_shares_are_drawn_reported_and_resumed(place: Place) -> None:
     runs.write_rows(place.root / "more.jsonl", runs.rows(30, seed=3))
     entries = ", ".join(
