@@ -72,7 +72,7 @@ def collate(rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[
     labels = [np.where(trained, t, IGNORE_INDEX) for t, (_, trained) in zip(tokens, sequences, strict=True)]
     weights = [rows.weight(int(i)) for i in ids for _ in rows.sequences(i)] if rows.weighted else []
     if form != "padded":
-        flat = {
+        flat: dict[str, np.ndarray] = {
             "input_ids": np.concatenate(tokens),
             "position_ids": np.concatenate([np.arange(len(t)) for t in tokens]),
             "labels": np.concatenate(labels),
@@ -82,7 +82,7 @@ def collate(rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[
         batch = {name: torch.from_numpy(value)[None] for name, value in flat.items()}
         return batch | ({"attention_mask": ends_mask([len(t) for t in tokens])} if form == "rowwise" else {})
     shape = (len(tokens), max(map(len, tokens)))
-    padded = {
+    padded: dict[str, np.ndarray] = {
         "input_ids": np.full(shape, pad_id, dtype=np.int64),
         "attention_mask": np.zeros(shape, dtype=np.int64),
         "labels": np.full(shape, IGNORE_INDEX, dtype=np.int64),

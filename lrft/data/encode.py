@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -193,8 +194,8 @@ def _split(item: Found, encoded: Encoded, most: int, encoder: Encoder) -> list[R
         trained = np.arange(len(part)) > 0
         digest = int.from_bytes(hashlib.sha256(part.tobytes()).digest()[:8])
         text = encoder.text(part[1:])
-        whose = {"entry": item.item.number, "weight": item.sample.weight}
-        rows.append(Row(part, trained, 1, text, item.file, item.number, digest=digest, **whose))
+        row = Row(part, trained, 1, text, item.file, item.number, digest=digest)
+        rows.append(replace(row, entry=item.item.number, weight=item.sample.weight))
     return rows
 
 
