@@ -66,7 +66,9 @@ def chunked_cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor, weig
     Where a gradient is wanted, each part's is made at once with its logits: they are never made again.
     """
     if not torch.is_grad_enabled():
-        losses = [summed_cross_entropy(head(part), t, w) for part, t, w in chunks(head, hidden, targets, weights)]
+        losses = [
+            summed_cross_entropy(head(part), t, w) for part, t, w in _weighted_chunks(head, hidden, targets, weights)
+        ]
         return torch.stack(losses).sum() if losses else hidden.new_zeros(())
     trained = [p for p in head.parameters() if p.requires_grad]
     return _ChunkedCrossEntropy.apply(head, hidden, targets, weights, *trained)
@@ -81,7 +83,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(hidden)
         gradients = [torch.zeros_like(p) for p in trained]
         done = 0
-        for part, target, weight in chunks(head, hidden, targets, weights):
+        for part, target, weight in _weighted_chunks(head, hidden, targets, weights):
             part = part.detach().requires_grad_()
             with torch.enable_grad():
                 logits = head(part)
@@ -106,15 +108,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return None, gradient * slope.to(gradient.dtype), None, None, *(g * slope for g in gradients)
 
 
-def chunks(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Any:
-    """(hidden, targets, weights or None) in pieces whose logits are few enough."""
+def chunks(head: nn.Module, hidden: Tensor, *others: Tensor) -> Any:
+    """(hidden, *others) in pieces whose logits are few enough."""
     vocabulary = max(1, head.weight.shape[0] if isinstance(head.weight, Tensor) else 1)
     most = LOGITS_AT_ONCE.get(hidden.device.type, MORE_LOGITS_AT_ONCE)
     size = max(64, most // vocabulary)
-    if not len(hidden):
-        return ()
-    parts = hidden.split(size)
-    return zip(parts, targets.split(size), [None] * len(parts) if weights is None else weights.split(size), strict=True)
+    return zip(*(tensor.split(size) for tensor in (hidden, *others)), strict=True) if len(hidden) else ()
+
+
+def _weighted_chunks(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Any:
+    """(hidden, targets, weights or None) in such pieces."""
+    if weights is not None:
+        return chunks(head, hidden, targets, weights)
+    return ((part, target, None) for part, target in chunks(head, hidden, targets))
 
 
 def weight_of(batch: Mapping[str, Tensor]) -> float:
