@@ -395,6 +395,9 @@ def test_a_row_of_weight_two_counts_as_two_rows(place: Place) -> None:
         runs.write_rows(place.root / f"{name}.jsonl", rows)
         found.append(place.train(f"data.train={place.root / name}.jsonl", *keys, out=name))
     assert runs.distance(*(runs.tensors(run) for run in found), "adapter") < 1e-4
+    assert json.loads((found[0] / "run.json").read_text())["warnings"] == []
+    known = place.train(f"data.validation={place.root}/train.jsonl", "training.max_steps=1", out="known")
+    assert "10 validation rows also in the training rows" in json.loads((known / "run.json").read_text())["warnings"][0]
     losses = [[record["loss"] for record in runs.records(run)] for run in found]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
