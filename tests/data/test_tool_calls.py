@@ -14,7 +14,7 @@ from prepared import lines, prepare
 
 from lrft import data, recipe
 from lrft.errors import DataError, RecipeError
-from lrft.recipe import DataEntry
+from lrft.recipe import DataEntry, DataSection
 
 TOOL = {
     "type": "function",
@@ -336,3 +336,18 @@ def test_tools_and_template_options_in_a_recipe(tmp_path: Path) -> None:
         (tmp_path / "r.yaml").write_text(f"model: base\noutput_dir: out\ndata: {{train: [{{path: x, {wrong}}}]}}\n")
         with pytest.raises(RecipeError, match=rf"r\.yaml:3:\d+ data\.train\.0\.tools: .*{says}"):
             recipe.load(tmp_path / "r.yaml")
+
+
+def test_both_answers_of_a_pair_have_the_tools(tmp_path: Path) -> None:
+    chosen, rejected = (
+        {"role": "assistant", "tool_calls": [{"name": "weather", "arguments": {"n": n}}]} for n in (1, 2)
+    )
+    row = {"prompt": [ASK], "chosen": [chosen], "rejected": [rejected], "tools": [TOOL]}
+    tokenizer = chat_templates.tokenizer("qwen3")
+    section = DataSection(train=(DataEntry(path=str(lines(tmp_path / "a.jsonl", row))),), validation="none")
+    options = {"seed": 7, "limit": None, "where": str, "cache": tmp_path / "cache", "kind": "preference"}
+    rows = data.prepare(section, tokenizer, **options).train
+    for (tokens, _), answer in zip(rows.sequences(0), (chosen, rejected), strict=True):
+        calls = [{"type": "function", "function": call} for call in answer["tool_calls"]]
+        messages = [ASK, {"role": "assistant", "tool_calls": calls}]
+        assert tokenizer.decode(tokens) == tokenizer.apply_chat_template(messages, tools=[TOOL], tokenize=False)
