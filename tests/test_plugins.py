@@ -21,7 +21,7 @@ import lrft
 from lrft import registry
 from lrft.adapters.storage import read_adapter
 from lrft.cli.main import run_command
-from lrft.errors import LrftError, MissingError, RecipeError
+from lrft.errors import DataError, LrftError, MissingError, RecipeError
 from lrft.objectives.sft import Sft
 from lrft.utils import files
 
@@ -175,6 +175,9 @@ def test_the_example_of_an_objective_is_its_formula(package: Path) -> None:
 def test_a_method_that_adds_to_the_loss_is_refused_beside_an_objective_that_drops_it(
     package: Path, place: Place
 ) -> None:
+    runs.write_rows(place.root / "weighted.jsonl", [{**row, "weight": 2} for row in runs.rows(4)])
+    with pytest.raises(DataError, match=r"column weight, which training\.objective: focal does not count"):
+        place.train(f"data.train={place.root}/weighted.jsonl", "training.objective=focal")
     with pytest.raises(RecipeError, match=r"adds to the loss, which training\.objective: focal does not take up"):
         place.train("adapter.method=[lora, ba-lora]", "training.objective=focal")
 

@@ -228,11 +228,14 @@ def rows_for(
     cache = cache_dir()
     if path is not None:
         # The template that trained is the tokenizer's own by now, wherever the run's recipe had it from.
+        read_as = data.reading(section) if section else {}
+        if "format" in reading:  # the run's prompts are of another
+            read_as = {key: value for key, value in read_as.items() if key not in ("prompt", "completion", "tools")}
         settings = (section or DataSection(train=(DataEntry(path=path),))).model_copy(
             update={"chat_template": "tokenizer"}
         )
         rows, report = data.prepare_file(
-            recipes.parse_entry(path, data.reading(settings), reading) if reading else path,
+            recipes.parse_entry(path, read_as, reading) if reading else path,
             settings,
             tokenizer,
             seed=0,

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from lrft.cli import errors
 from lrft.cli.check import check
 from lrft.cli.compare import compare
+from lrft.cli.data import data
 from lrft.cli.eval import evaluate
 from lrft.cli.export import export
 from lrft.cli.init import init
@@ -35,7 +36,7 @@ from lrft.version import __version__
 
 # In the order of use: `lrft --help` shows them like this.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Start": {"init": init, "check": check, "preview": preview, "plan": plan},
+    "Start": {"init": init, "check": check, "data": data, "preview": preview, "plan": plan},
     "Train": {"train": train, "compare": compare},
     "Use": {"merge": merge, "eval": evaluate, "export": export},
     "Look": {"report": report, "inspect": inspect, "verify": verify},

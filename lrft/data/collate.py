@@ -13,6 +13,8 @@ from lrft.data.dataset import Rows
 
 IGNORE_INDEX = -100
 """label of an ignored position, as in torch's cross_entropy"""
+WEIGHTS = "weights"
+"""of the tokens of a batch, beside its labels, where rows have weights"""
 Form = Literal["padded", "packed", "rowwise"]
 """How rows share a tensor: side by side, or end to end, or end to end with their ends as the attention mask"""
 
@@ -53,7 +55,7 @@ def sequence_numbers(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def collate(rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[str, torch.Tensor]:
-    """Tensors of a micro-batch, all int64.
+    """Tensors of a micro-batch, int64; and float32 weights in the shape of the labels where rows of the set have some.
 
     padded:  input_ids, attention_mask, labels, each (B, T), right-padded.
     packed:  input_ids, position_ids (from 0 in each row), labels, each (1, sum T); no attention_mask.
@@ -68,20 +70,25 @@ def collate(rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[
     sequences = [sequence for i in ids for sequence in rows.sequences(i)]
     tokens = [np.asarray(ids, dtype=np.int64) for ids, _ in sequences]
     labels = [np.where(trained, t, IGNORE_INDEX) for t, (_, trained) in zip(tokens, sequences, strict=True)]
+    weights = [rows.weight(int(i)) for i in ids for _ in rows.sequences(i)] if rows.weighted else []
     if form != "padded":
-        flat = {
+        flat: dict[str, np.ndarray] = {
             "input_ids": np.concatenate(tokens),
             "position_ids": np.concatenate([np.arange(len(t)) for t in tokens]),
             "labels": np.concatenate(labels),
         }
+        if weights:
+            flat[WEIGHTS] = np.repeat(np.array(weights, dtype=np.float32), [len(t) for t in tokens])
         batch = {name: torch.from_numpy(value)[None] for name, value in flat.items()}
         return batch | ({"attention_mask": ends_mask([len(t) for t in tokens])} if form == "rowwise" else {})
     shape = (len(tokens), max(map(len, tokens)))
-    padded = {
+    padded: dict[str, np.ndarray] = {
         "input_ids": np.full(shape, pad_id, dtype=np.int64),
         "attention_mask": np.zeros(shape, dtype=np.int64),
         "labels": np.full(shape, IGNORE_INDEX, dtype=np.int64),
     }
+    if weights:
+        padded[WEIGHTS] = np.broadcast_to(np.array(weights, dtype=np.float32)[:, None], shape).copy()
     for b, (token, label) in enumerate(zip(tokens, labels, strict=True)):
         padded["input_ids"][b, : len(token)] = token
         padded["attention_mask"][b, : len(token)] = 1

@@ -10,13 +10,14 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-_DTYPES = {"I32": np.int32, "I64": np.int64, "F64": np.float64, "U8": np.uint8, "BOOL": np.bool_}
+_DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64, "U8": np.uint8, "BOOL": np.bool_}
 _NUMBERS = "numbers."
 
 
@@ -29,6 +30,7 @@ class Row:
     digest: first 8 bytes of a hash of the sample's content, for splitting. Not kept in the set.
     parts: tokens of each of its sequences, which lie end to end in `tokens`; empty where there is one.
     numbers: float64 (m,) by name; all rows of a set have the same names.
+    entry: number of the entry of data.train. weight: of each of its tokens in the loss, above 0.
     """
 
     tokens: np.ndarray
@@ -39,6 +41,8 @@ class Row:
     number: int
     cut: int = 0
     digest: int = 0
+    entry: int = 0
+    weight: float = 1.0
     parts: tuple[int, ...] = ()
     numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -80,6 +84,8 @@ class Rows:
             "number": np.array([r.number for r in rows], dtype=np.int64),
             "parts": np.array([n for r in rows for n in r.sequences], dtype=np.int64),
             "part_offsets": _offsets([len(r.sequences) for r in rows]),
+            "entry": np.array([r.entry for r in rows], dtype=np.int32),
+            "weight": np.array([r.weight for r in rows], dtype=np.float32),
         }
         for name in dict.fromkeys(name for r in rows for name in r.numbers):
             arrays |= _numbers(name, [r.numbers[name] for r in rows])
@@ -146,6 +152,21 @@ class Rows:
         self._span(i)
         return int(self._arrays["cuts"][i])
 
+    @property
+    def entries(self) -> np.ndarray:
+        """The entry of data.train that each row is from: int32 (N,)."""
+        return self._arrays["entry"]
+
+    def weight(self, i: int) -> float:
+        """What each trained token of row i counts in the loss: 1, an int, unless the row says otherwise."""
+        weight = float(self._arrays["weight"][i])
+        return 1 if weight == 1 else weight
+
+    @cached_property
+    def weighted(self) -> bool:
+        """Whether some row has a weight other than 1."""
+        return bool((self._arrays["weight"] != 1).any())
+
     def largest_token(self) -> int:
         """The highest token id of the whole set; -1 for an empty one."""
         return int(self._arrays["tokens"].max(initial=-1))
@@ -158,7 +179,7 @@ class Rows:
         """A new set of the rows `indices`, in that order."""
         at = np.asarray(indices, dtype=np.int64)
         old = self._arrays
-        arrays = {name: old[name][at] for name in ("prompt_ends", "cuts", "file", "number")}
+        arrays = {name: old[name][at] for name in ("prompt_ends", "cuts", "file", "number", "entry", "weight")}
         offsets_of = {"tokens": "offsets", "trained": "offsets", "answers": "answer_offsets", "parts": "part_offsets"}
         named = {f"{_NUMBERS}{name}": f"{_NUMBERS}{name}.offsets" for name in self.names}
         for flat, offsets in (offsets_of | named).items():

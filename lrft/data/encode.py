@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -175,6 +176,8 @@ def _row(item: Found, encoded: Sequence[Encoded], most: int) -> Row:
         digest=item.sample.digest(),
         parts=tuple(min(len(each.tokens), most) for each in encoded) if len(encoded) > 1 else (),
         numbers={name: np.array(values, dtype=np.float64) for name, values in item.sample.numbers.items()},
+        entry=item.item.number,
+        weight=item.sample.weight,
     )
 
 
@@ -191,7 +194,8 @@ def _split(item: Found, encoded: Encoded, most: int, encoder: Encoder) -> list[R
         trained = np.arange(len(part)) > 0
         digest = int.from_bytes(hashlib.sha256(part.tobytes()).digest()[:8])
         text = encoder.text(part[1:])
-        rows.append(Row(part, trained, 1, text, item.file, item.number, digest=digest))
+        row = Row(part, trained, 1, text, item.file, item.number, digest=digest)
+        rows.append(replace(row, entry=item.item.number, weight=item.sample.weight))
     return rows
 
 

@@ -1,24 +1,30 @@
 """From a raw record to a conversation, a prompt with its completion, or a document.
 
 messages    {"messages": [{"role": "user" | "assistant" | "system" | "tool", "content": text}, ...]}
+            with tool_calls, tool_call_id and reasoning_content in turns, and a column "tools" (`lrft.data.tools`)
 sharegpt    {"conversations": [{"from": "human" | "gpt" | "system" | "tool", "value": text}, ...]}
-            the turns of either may be written as the other's; both may have a column "system"
+            the turns of either may be written as the other's; both may have the columns "system" and "tools"
 alpaca      {"instruction": text, "input": text (may be missing), "output": text}
             with "system": text and "history": [[question, answer], ...] where rows have them
 completion  {"prompt": text, "completion": text}, or both a list of turns
 text        {"text": text}
+            Each may have a column "weight": what a trained token of the row counts in the loss, 1 where there is none.
 preference, kto: `lrft.data.preference`
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lrft.data import pictures
 from lrft.data.preference import kto, preference
 from lrft.data.records import BadRow, kind_of
+from lrft.data.report import NO_TOKEN
 from lrft.data.sample import NO_TEMPLATE, Sample, is_filled, system_turn, with_system
+from lrft.data.tools import Tool, tools_of
 from lrft.data.turns import Message, answer, filled, messages_of, require_answers, string
 from lrft.errors import nearest
 from lrft.registry import DEFAULT_ROWS, ROWS, objectives_for
@@ -33,11 +39,13 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "kto": ("label",),
 }
 OPTIONAL: dict[str, tuple[str, ...]] = {
-    "messages": ("system",),
-    "sharegpt": ("system",),
-    "alpaca": ("input", "system", "history"),
-    "preference": ("prompt", "conversations", "system"),
-    "kto": ("prompt", "completion", "messages", "conversations", "system"),
+    "messages": ("system", "tools", "weight"),
+    "sharegpt": ("system", "tools", "weight"),
+    "alpaca": ("input", "system", "history", "weight"),
+    "completion": ("tools", "weight"),
+    "text": ("weight",),
+    "preference": ("prompt", "conversations", "system", "tools"),
+    "kto": ("prompt", "completion", "messages", "conversations", "system", "tools"),
 }
 COLUMNS = tuple(dict.fromkeys(c for names in (*REQUIRED.values(), *OPTIONAL.values()) for c in names))
 # Columns that change the conversation: where one is filled and not used, another conversation would be trained.
@@ -158,20 +166,54 @@ def unused(record: Mapping[str, Any], name: str) -> list[str]:
     return [column for column in record if column not in used]
 
 
-def sample(record: Mapping[str, Any], name: str, *, chat: bool, tokens: bool = False) -> Sample:
-    """The sample that `record` is under the format `name`. Raises BadRow.
+@dataclass(frozen=True)
+class Reading:
+    """How the records of a source become samples.
 
-    chat: the tokenizer has a chat template. Alpaca rows become a user turn and an answer with it, and the
-    classic alpaca text without it. tokens: the text of special tokens stands for these tokens.
+    chat: the tokenizer has a chat template. Alpaca rows become a user turn and an answer with it, and the classic
+    alpaca text without it. tokens: the text of special tokens stands for these tokens. writes_tools: the template
+    writes definitions of tools; `tools` are for rows without their own.
     """
+
+    chat: bool
+    tokens: bool = False
+    writes_tools: bool = False
+    tools: tuple[Tool, ...] = ()
+
+
+def sample(record: Mapping[str, Any], name: str, reading: Reading) -> Sample:
+    """The sample that `record` is under the format `name`. Raises BadRow."""
     pictures.refuse(record)
     for column in REQUIRED[name]:
         if column not in record:
             raise BadRow("missing key", f"no '{column}'; there are {', '.join(record) or 'none'}", column)
-    made = _SAMPLES[name](record, chat).with_tokens(tokens)
-    if name != "text":  # a document has been put together by whoever wrote it
-        _refuse_telling(record, name)
-    return made
+    made = _SAMPLES[name](record, reading.chat).with_tokens(reading.tokens)
+    if "weight" in OPTIONAL.get(name, ()) and is_filled(record.get("weight")):
+        made = replace(made, weight=_weight(record["weight"]))
+    if name == "text":  # a document has been put together by whoever wrote it
+        return made
+    _refuse_telling(record, name)
+    own = record.get("tools") if "tools" in OPTIONAL.get(name, ()) else None
+    if is_filled(own) and not made.messages:
+        raise BadRow("column tools", "is not empty, and only conversations have tools", "tools")
+    if not made.messages or not (is_filled(own) or reading.tools):
+        return made
+    if not reading.writes_tools:
+        raise BadRow("column tools", "is not empty, and the chat template writes no tools", "tools")
+    return made.with_tools(tools_of(own, "tools") if is_filled(own) else reading.tools)
+
+
+def _weight(value: Any) -> float:
+    """What each trained token of a row counts, above 0. Raises BadRow."""
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise BadRow("weight", f"must be a number of at least 0, this is {value!r}", "weight")
+    if weight == 0:
+        raise BadRow(NO_TOKEN, "weight 0: no token counts", "weight")
+    return weight
 
 
 def _refuse_telling(record: Mapping[str, Any], name: str) -> None:

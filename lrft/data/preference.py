@@ -114,8 +114,9 @@ def shared(chosen: Side, rejected: Side) -> tuple[Turns, Turns, Turns]:
 
 def refuse_other_prompt(given: Side, own: Turns) -> None:
     """Raise BadRow where the column prompt says something else than the conversations that hold it too."""
-    said = [turn["content"] for turn in own]
-    if any(text not in said for text in ([given] if isinstance(given, str) else [turn["content"] for turn in given])):
+    said = [turn.get("content") for turn in own]
+    wanted = [given] if isinstance(given, str) else [turn.get("content") for turn in given]
+    if any(text not in said for text in wanted):
         raise BadRow("prompts differ", "is not what chosen and rejected begin with", "prompt")
 
 

@@ -127,7 +127,7 @@ def _prepare(
             train, validation, report = kept
             report.hit = True
             return Prepared(train, validation, report, key, cached=True)
-        renderer = Renderer(tokenizer, chosen.template, chosen.train_on)
+        renderer = Renderer(tokenizer, chosen.template, chosen.train_on, chosen.template_options)
         with _young_garbage_only():
             train, validation, report = _build(found, chosen, renderer, Encoder(tokenizer), share, where, by_default)
         report.key, report.hit = key, None if folder is None else False
@@ -157,6 +157,8 @@ def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str
             "columns": item.columns,
             "limit": item.limit,
             "special_tokens": item.special_tokens,
+            "wordings": item.wordings,
+            "tools": item.tools,
         }
         for item in found
     ]
@@ -215,6 +217,8 @@ def _total(report: DataReport, train: Sequence[Row], validation: Sequence[Row]) 
     report.tokens, report.trained_tokens = _tokens(train)
     report.validation_tokens, report.validation_trained_tokens = _tokens(validation)
     lengths = [n for row in (*train, *validation) for n in row.sequences]
+    weights = [row.weight for row in (*train, *validation) if row.weight != 1]
+    report.weights = {"rows": len(weights), "least": min(weights), "most": max(weights)} if weights else {}
     report.lengths, report.by_length = quantiles(lengths), histogram(lengths)
     known = {row.digest for row in train}
     report.repeated = sum(row.digest in known for row in validation)

@@ -25,6 +25,7 @@ def render(rows: Rows, report: DataReport, tokenizer: Any, *, n: int = 5, colour
     for i in places.tolist():
         trained, total = int(rows.trained(i).sum()), count(len(rows.tokens(i)), "token")
         title = f"row {i + 1:,} of {len(rows):,}   {visible(rows.source(i))}   {total}, {trained:,} trained"
+        title += f", weight {rows.weight(i):g}" if rows.weight(i) != 1 else ""
         out.append(title + "\n", TITLE if colour else "")
         for name, part in zip_longest(report.parts, parts_text(rows, i, tokenizer, colour=colour), fillvalue=""):
             out.append(f"{name}\n" if name else "", TITLE if colour else "").append(part).append("\n")

@@ -64,6 +64,7 @@ class DataReport:
     stands for the token. altered: rows of which the chat template left out or rewrote some content. repeated:
     validation rows that also are train rows. opening: what the template writes before an answer and is trained with
     it, because the template has no generation prompt. held_out: how the default of data.validation was meant here.
+    weights: {"rows" with a weight other than 1, "least" and "most" of these}; empty where there is none.
     labels: {label: rows that have it}, of rows that carry one. parts: names of the sequences of each row, where there
     are several. key: of the cache. hit: found there (None: the cache is off).
     """
@@ -87,6 +88,7 @@ class DataReport:
     repeated: int = 0
     opening: str = ""
     held_out: str = ""
+    weights: dict[str, float] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     key: str = ""
@@ -137,6 +139,11 @@ class DataReport:
         )
         each = f"sequence ({' and '.join(self.parts)})" if self.parts else "row"
         out.append(f"tokens per {each}: {quantile_words(self.lengths)} (limit {self.max_length:,})")
+        if self.weights:
+            rows, least, most = (self.weights[key] for key in ("rows", "least", "most"))
+            out.append(
+                f"{count(int(rows), 'row')} with a weight, {least:g} to {most:g}: so much a token of theirs counts"
+            )
         if self.labels:
             only = ": there is no other label" * (len(self.labels) == 1)
             out.append(f"labels: {', '.join(f'{label} in {n:,}' for label, n in self.labels.items())}{only}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lrft.data.records import BadRow
+from lrft.data.tools import Tool, texts_in
 from lrft.data.turns import Message, string
 
 NO_TEMPLATE, TWO_SYSTEMS = "no chat template", "two system prompts"
@@ -18,20 +19,23 @@ NO_TEMPLATE, TWO_SYSTEMS = "no chat template", "two system prompts"
 class Sample:
     """Exactly one of the three is given: `messages`, (`prompt`, `answer`), or `document`.
 
-    untrained: the numbers of messages that are answers and are not trained. tokens: the text of special tokens stands
-    for these tokens. beside: the other sequences of the row. label: of the row, to be counted; "" for none. numbers:
-    what the row carries for its objective, by name; all rows of a format have the same names.
+    tools: what the turns may call. untrained: the numbers of messages that are answers and are not trained. tokens: the
+    text of special tokens stands for these tokens. beside: the other sequences of the row. label: of the row, to be
+    counted; "" for none. numbers: what the row carries for its objective, by name; all rows of a format have the same
+    names. weight: of the row's trained tokens in the loss.
     """
 
     messages: tuple[Message, ...] = ()
     prompt: str = ""
     answer: str = ""
     document: str | None = None
+    tools: tuple[Tool, ...] = ()
     untrained: frozenset[int] = frozenset()
     tokens: bool = False
     beside: tuple[Sample, ...] = ()
     label: str = ""
     numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    weight: float = 1.0
 
     @property
     def sequences(self) -> tuple[Sample, ...]:
@@ -41,11 +45,15 @@ class Sample:
     @property
     def texts(self) -> list[str]:
         """The texts of this sequence."""
-        return [*(m["content"] for m in self.messages), self.prompt, self.answer, self.document or ""]
+        return [*texts_in((self.messages, self.tools)), self.prompt, self.answer, self.document or ""]
 
     def with_tokens(self, tokens: bool) -> Sample:
         """All its sequences, with the text of special tokens standing for them or not."""
         return replace(self, tokens=tokens, beside=tuple(replace(each, tokens=tokens) for each in self.beside))
+
+    def with_tools(self, tools: tuple[Tool, ...]) -> Sample:
+        """All its sequences, with these tools."""
+        return replace(self, tools=tools, beside=tuple(replace(each, tools=tools) for each in self.beside))
 
     def with_beside(self, *others: Sample) -> Sample:
         return replace(self, beside=others)
@@ -57,6 +65,7 @@ class Sample:
         """First 8 bytes of the sha256 of the content, as an unsigned number."""
         content: list[Any] = [self.messages, self.prompt, self.answer, self.document]
         content += [sorted(self.untrained)] if self.untrained else []
+        content += [self.tools] if self.tools else []
         content += [[each.digest() for each in self.beside]] if self.beside else []
         content += [self.label, dict(self.numbers)] if self.label or self.numbers else []
         return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8])

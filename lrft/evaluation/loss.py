@@ -62,7 +62,7 @@ def loss_of(
     losses.ahead = None
     total, counted = reduce(sums).tolist()
     mean = total / counted if counted else math.nan
-    found: dict[str, Any] = {"loss": mean, counted_as(objective): int(counted)}
+    found: dict[str, Any] = {"loss": mean, counted_as(objective): int(counted) if counted.is_integer() else counted}
     if objective.perplexity:
         found["perplexity"] = math.exp(min(mean, 700.0))
     figures = objective.figures({name: reduce(value) for name, value in noted.items()})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft import data, registry
+from lrft.errors import DataError
 from lrft.loading.auxiliary import with_auxiliary
 from lrft.model import load
 from lrft.model.hub import find_model
@@ -68,7 +69,19 @@ def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
     )
     prepared.rename(recipe.masked)
     data.refuse_missing_rows((prepared.train, prepared.validation), embedding_rows(config), tokenizer)
+    refuse_unread_weights(prepared, recipe.training.objective.name)
     return prepared
+
+
+def refuse_unread_weights(prepared: data.Prepared, objective: str) -> None:
+    """Raise DataError for rows with weights under an objective that does not look at them."""
+    if registry.declared("objectives")[objective].facts.get("weighs_rows", False):
+        return
+    if any(rows is not None and rows.weighted for rows in (prepared.train, prepared.validation)):
+        raise DataError(
+            f"rows have a column weight, which training.objective: {objective} does not count",
+            "Leave it out with data.train[].columns: {weight: none}, or take training.objective: sft.",
+        )
 
 
 def load_recipe_model(recipe: Recipe, source: Path, dtype: str) -> Any:

@@ -165,11 +165,14 @@ class Objective:
     perplexity: ClassVar[bool] = False
     """whether e to the power of the loss is a perplexity"""
 
-    def weight(self, rows: Rows, ids: Iterable[int]) -> int:
+    weighs_rows: ClassVar[bool] = False
+    """whether rows count by their weights (batches have them beside the labels); else rows with weights are refused"""
+
+    def weight(self, rows: Rows, ids: Iterable[int]) -> float:
         """How much the rows `ids` count: the divisor of a step that has them."""
         raise NotImplementedError("abstract")
 
-    def batch_weight(self, batch: Mapping[str, Tensor]) -> int:
+    def batch_weight(self, batch: Mapping[str, Tensor]) -> float:
         """The same of a collated batch."""
         raise NotImplementedError("abstract")
 

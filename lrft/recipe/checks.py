@@ -53,6 +53,7 @@ def all_of(root: Node, problems: Problems) -> Node:
         _other_optimizer(root, training, problems)
         root = root.with_child("training", training)
     _rows(root, problems)
+    _shares(root, problems)
     logging = root.child("logging")
     reports = logging.child("report_to") if logging is not None else None
     if logging is not None and reports is not None:
@@ -84,6 +85,25 @@ def _rows(root: Node, problems: Problems) -> None:
     if on is not None and on.value == "all" and registry.ROWS[kind].answers_only:
         text = f"data.train_on: {objective} compares answers: expected assistant or last-assistant; got all"
         problems.add(on.place, text)
+
+
+def _shares(root: Node, problems: Problems) -> None:
+    """Weights of entries of data.train: all or none, and of several; stop is for them."""
+    data = root.child("data")
+    train = data.child("train") if data is not None else None
+    entries = train.value if train is not None and isinstance(train.value, list) else []
+    weights = [entry.child("weight") for entry in entries if isinstance(entry.value, dict)]
+    given = [node for node in weights if node is not None]
+    stop = data.child("stop") if data is not None else None
+    if given and len(entries) == 1:
+        problems.add(given[0].place, "data.train.0.weight has no effect: there is one entry. Remove it")
+    elif given and len(given) < len(entries):
+        k = weights.index(None)
+        problems.add(entries[k].place, f"data.train.{k} has no weight, but others have: give all a weight, or none")
+    if stop is not None and stop.value != "first" and not given:
+        problems.add(
+            stop.place, "data.stop has no effect: no entry of data.train has a weight. Remove it, or give them"
+        )
 
 
 def _registered(entry: Node, key: str, kind: str, problems: Problems) -> Node:

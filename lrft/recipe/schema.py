@@ -39,7 +39,10 @@ from lrft.recipe.types import (
     Positive,
     Share,
     Text,
+    Tools,
     Validation,
+    Values,
+    Wording,
 )
 
 
@@ -139,12 +142,28 @@ class AdapterSection(Section):
 
 
 class DataEntry(Section):
-    path: Text = Field(description="A file or folder, or hub:OWNER/NAME.")
+    path: Text = Field(
+        description="A file (.jsonl, .json, .csv, .parquet, .arrow, .txt; text also as .gz or .zst), a folder, an "
+        "address (https://, s3://, gs://), or hub:OWNER/NAME, with /CONFIGURATION and @REVISION where wanted."
+    )
     format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text", "preference", "kto"] = Field(
         default="auto", description="Format of the rows; auto detects one that the objective takes, and reports it."
     )
     columns: dict[str, Text] = Field(
         default={}, description="Renames columns, {column in the file: column of lrft}; none drops a column."
+    )
+    prompt: Wording | None = Field(
+        default=None,
+        description="The prompt, with columns of the file in braces: 'Facts: {facts}'. The format is completion then.",
+    )
+    completion: Wording | None = Field(
+        default=None,
+        description="The completion, with columns in braces: ' {label}'. Default: the column completion.",
+    )
+    tools: Tools = Field(
+        default=(),
+        description="Tools of all conversations that have no column tools: a list of definitions as transformers takes "
+        "them, or JSON text of one.",
     )
     special_tokens: Literal["auto", "text", "tokens"] = Field(
         default="auto",
@@ -153,11 +172,21 @@ class DataEntry(Section):
     )
     split: Text = Field(default="train", description="Split of a hub data set, or of a folder that save_to_disk made.")
     limit: Count | None = Field(default=None, description="Uses this many rows, sampled with training.seed.")
+    weight: Positive | None = Field(
+        default=None,
+        description="Share of the rows of every step, relative to the weights of the other entries; all have one, or "
+        "none. Default: each row once an epoch.",
+    )
 
 
 class DataSection(Section):
     train: Annotated[tuple[DataEntry, ...], Field(min_length=1)] = Field(
         description="A path, a list of paths, or a list of entries."
+    )
+    stop: Literal["first", "last", "all"] = Field(
+        default="first",
+        description="With weights, when an epoch ends. first: when an entry has run out; all: when each has run out, "
+        "where others begin again; last: when all rows have come once.",
     )
     validation: Validation = Field(
         default=0.02,
@@ -168,6 +197,11 @@ class DataSection(Section):
     chat_template: Text = Field(
         default="tokenizer",
         description="tokenizer, the name of one of the tokenizer's templates, or the path of a .jinja file.",
+    )
+    template_options: Values = Field(
+        default={},
+        description="Values that the chat template reads, such as {enable_thinking: false} or documents: the same for "
+        "all rows, and for the prompts of generated answers.",
     )
     train_on: Literal["assistant", "last-assistant", "all"] = Field(
         default="assistant", description="Which tokens are trained (count in the loss)."

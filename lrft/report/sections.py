@@ -240,17 +240,19 @@ def evaluations(records: Sequence[dict[str, Any]]) -> list[Section]:
         return []
     best = best_of(evals)
     names = list(dict.fromkeys(name for r in evals for name in r.get("figures", {})))
+    sources = list(dict.fromkeys(name for r in evals for name in r.get("sources", {})))
     known = any(r.get("perplexity") is not None for r in evals)
     rows = [
         [
             Cell(f"{r['step']:,}"),
             *(Cell(score) for score in scores(r)[: 1 + known]),
             *(Cell(figure(r.get("figures", {}).get(name))) for name in names),
+            *(Cell(figure(r.get("sources", {}).get(name))) for name in sources),
             Cell("best" if r is best else ""),
         ]
         for r in evals
     ]
-    head = ["step", "loss", *(["perplexity"] if known else []), *names, ""]
+    head = ["step", "loss", *(["perplexity"] if known else []), *names, *sources, ""]
     return [Section("Evaluations", [Table(head, rows)])]
 
 

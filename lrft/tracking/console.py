@@ -196,7 +196,8 @@ class Reporter(Tracker):
         tokens_per_second and memory_gb are shown, all but `step` optional. An evaluation: step, loss, perplexity,
         best (bool). Either may have figures {name: value}."""
         if kind == "eval":
-            self._say(f"eval at step {record['step']}  {self._verdict(record)}")
+            by_source = "".join(f"  {name} {decimals(loss, 4)}" for name, loss in record.get("sources", {}).items())
+            self._say(f"eval at step {record['step']}  {self._verdict(record)}{visible(by_source)}")
             return
         self._progress.update(record)
         if shown:

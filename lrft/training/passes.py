@@ -67,7 +67,7 @@ def forward_backward(session: Session, run: Run, ids: np.ndarray, signals: StopS
     return Passes(loss / weight, added / weight + (0.0 if penalty is None else penalty), signal, figures)
 
 
-def passes_and_penalties(session: Session, run: Run, ids: np.ndarray, weight: int) -> tuple[Sums, float | None]:
+def passes_and_penalties(session: Session, run: Run, ids: np.ndarray, weight: float) -> tuple[Sums, float | None]:
     """`passes_of_rank` over the step's own rows, and the backward pass of the parts' penalties: their sum, or None."""
     engine = session.engine
     sums = passes_of_rank(engine, session.inputs.train, ids, weight, seed=run.seed, step=run.step)
@@ -80,7 +80,7 @@ def passes_and_penalties(session: Session, run: Run, ids: np.ndarray, weight: in
 
 
 def passes_of_rank(
-    engine: Engine, rows: Rows, ids: np.ndarray, weight: int, *, seed: int, step: int, purpose: str = "dropout"
+    engine: Engine, rows: Rows, ids: np.ndarray, weight: float, *, seed: int, step: int, purpose: str = "dropout"
 ) -> Sums:
     """Forward and backward over this process's micro-batches of the rows `ids`, which count `weight` in all.
 

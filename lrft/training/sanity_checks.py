@@ -109,7 +109,7 @@ class MovementCheck:
 
 
 def init_against_base(
-    attached: Attached, model: nn.Module, batch: Mapping[str, Tensor], weight: int
+    attached: Attached, model: nn.Module, batch: Mapping[str, Tensor], weight: float
 ) -> tuple[float, float]:
     """(mean loss of the adapted model, of the base) on one batch, without dropout. model: a `LossModule`.
 

@@ -83,6 +83,9 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
     inputs = with_constants(recipe, inputs, base, engine)
     note_composition(recipe, base, adapted, layout, notes)
+    if repeated := inputs.prepared.report.repeated:
+        text = f"{count(repeated, 'validation row')} also in the training rows, so the validation loss flatters the run"
+        notes.warnings.append(f"{text}; lrft data lists them")
     if inputs.auxiliary is not None:
         notes.checks["auxiliary rows"] = f"{len(inputs.auxiliary):,} beside the {len(inputs.train):,} to train on"
     session = Session(recipe, options, inputs, base, adapted, engine, notes, folder=folder)

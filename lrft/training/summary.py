@@ -14,6 +14,7 @@ from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
 from lrft.runs.verdict import BEST, LAST, START, worse_than_base
+from lrft.training import sources
 from lrft.utils import threads
 from lrft.utils.text import Row, command, count
 
@@ -30,7 +31,7 @@ def start(session: Session) -> list[Row]:
         ("model", model_line(session.base, session.adapted.attached)),
         *((option, [other.said]) for option, other in session.engine.losses.others.items()),
         ("adapter", adapter_lines(session.adapted, session.base.info["quantization"])),
-        ("data", session.inputs.prepared.report.lines()),
+        ("data", [*session.inputs.prepared.report.lines(), *sources.lines(session.recipe, session.inputs)]),
         ("training", training_lines(session.recipe, session.inputs, session.base, session.engine)),
         ("checks", check_lines(session)),
     ]
@@ -204,6 +205,7 @@ def facts(session: Session) -> dict[str, Any]:
             "scheduler": recipe.training.lr_scheduler.name,
             "seed": recipe.training.seed,
             "processes": session.engine.world,
+            **({"sources": drawn} if (drawn := sources.drawn(recipe, session.inputs)) else {}),
         },
         "checks": session.notes.checks,
         "result": result(p),

@@ -22,6 +22,7 @@ class Focal(Sft):
 
     name: ClassVar[str] = "focal"
     perplexity: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = False
 
     gamma: Annotated[float, Field(ge=0)] = 2.0
     """Power of the missing probability; 0 is sft."""
