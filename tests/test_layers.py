@@ -25,7 +25,7 @@ FLOORS = (
     "data model",
     "adapters objectives runs",
     "methods distributed evaluation loading tracking report",
-    "planning export",
+    "planning export serving",
     "training inspection compare",
     "verification",
     "__init__",
@@ -47,6 +47,7 @@ ONLY = {
     "methods": "adapters model utils",
     "report": "errors runs utils version",
     "export": "errors adapters loading model utils",
+    "serving": "errors data model adapters runs evaluation loading utils",
     "compare": "errors registry recipe utils data model adapters objectives evaluation runs distributed loading "
     "report tracking planning",
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrft.cli.arguments import AsJson, Base, loading, tell_choice, typed
+from lrft.cli.arguments import AsJson, Base, adapter_in, loading, tell_choice, typed
 from lrft.errors import UsageError
 from lrft.utils.text import Row, count, decimals
 
@@ -126,16 +126,6 @@ def measure(
         exact = sum(answer["match"] for answer in answers) / len(answers)
         result |= {"exact_match": exact, "answered": len(answers), "samples": answers[:samples]}
     return result
-
-
-def adapter_in(target: str) -> Path | None:
-    """The adapter folder that is meant by a run or an adapter; None for a model. Raises UsageError."""
-    from lrft.adapters.peft_import import is_peft_folder
-    from lrft.loading.saved import adapter_folder
-
-    path = Path(target)
-    ours = (path / "run.json").is_file() or (path / "lrft.json").is_file() or is_peft_folder(path)
-    return adapter_folder(path) if ours else None
 
 
 def figures(result: dict[str, Any], counted: str, rows_path: str | None) -> dict[str, str]:

@@ -40,6 +40,7 @@ def export(
         from lrft.loading.saved import adapter_folder, base_of
         from lrft.runs.locate import run_of
         from lrft.tracking.console import Reporter
+        from lrft.verification.adapter import verify_adapter
         from lrft.verification.merge import verify_merge
 
     adapter = adapter_folder(source)
@@ -54,6 +55,10 @@ def export(
     rows: list[Row] = [("exported", [str(out), *facts])]
     if writer.writes_model:
         rows.append(("checked", checked(verify_merge(out, adapter, base_folder=folder))))
+    if writer.writes_adapter:
+        found = verify_adapter(out, adapter, base_folder=folder, tolerance=writer.tolerance)
+        share = f"mean difference {found.mean / found.mean_changed:.2%} of what the adapter changes"
+        rows.append(("checked", [*checked(found), share]))
     with Reporter(None) as reporter:
         reporter.table(rows)
 

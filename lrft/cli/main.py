@@ -15,11 +15,13 @@ import typer
 from typer.core import TyperGroup
 
 from lrft.cli import errors
+from lrft.cli.chat import chat
 from lrft.cli.check import check
 from lrft.cli.compare import compare
 from lrft.cli.data import data
 from lrft.cli.eval import evaluate
 from lrft.cli.export import export
+from lrft.cli.generate import generate
 from lrft.cli.init import init
 from lrft.cli.inspect import inspect
 from lrft.cli.merge import merge
@@ -38,7 +40,7 @@ from lrft.version import __version__
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Start": {"init": init, "check": check, "data": data, "preview": preview, "plan": plan},
     "Train": {"train": train, "compare": compare},
-    "Use": {"merge": merge, "eval": evaluate, "export": export},
+    "Use": {"merge": merge, "eval": evaluate, "generate": generate, "chat": chat, "export": export},
     "Look": {"report": report, "inspect": inspect, "verify": verify},
     "Reference": {"methods": methods, "show": show, "schema": schema},
 }
