@@ -17,13 +17,13 @@ from lrft.model.load import load_model
 from lrft.model.weights import fingerprint
 
 
-def make(root: Path) -> Path:
+def make(root: Path, seed: int = 0) -> Path:
     """root/base, and the adapters root/one and root/two of different methods, each with the trained tokenizer."""
-    base = save_base(root / "base")
-    for seed, (name, method) in enumerate({"one": "lora", "two": "mora"}.items(), 1):
+    base = save_base(root / "base", seed=seed)
+    for number, (name, method) in enumerate({"one": "lora", "two": "mora"}.items(), 1):
         model = load_model(base, dtype=torch.float32)
-        handle = lrft.attach(model, {"method": method, "rank": 4}, seed=seed)
-        tiny.disturb(list(handle.trained().values()), seed=seed)
+        handle = lrft.attach(model, {"method": method, "rank": 4}, seed=number)
+        tiny.disturb(list(handle.trained().values()), seed=number)
         (root / name).mkdir()
         tiny_tokenizers.chatml().save_pretrained(root / name)
         told = {"name": str(base), "revision": None, "fingerprint": fingerprint(base), "dtype": "float32"}

@@ -46,7 +46,7 @@ ONLY = {
     "evaluation": "data model objectives",
     "methods": "adapters model utils",
     "report": "errors runs utils version",
-    "export": "errors adapters loading model utils",
+    "export": "errors data adapters loading model utils",
     "serving": "errors data model adapters runs evaluation loading utils",
     "compare": "errors registry recipe utils data model adapters objectives evaluation runs distributed loading "
     "report tracking planning",

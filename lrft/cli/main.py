@@ -30,6 +30,7 @@ from lrft.cli.plan import plan
 from lrft.cli.preview import preview
 from lrft.cli.report import report
 from lrft.cli.schema import schema
+from lrft.cli.serve import serve
 from lrft.cli.show import show
 from lrft.cli.train import train
 from lrft.cli.verify import verify
@@ -40,7 +41,7 @@ from lrft.version import __version__
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Start": {"init": init, "check": check, "data": data, "preview": preview, "plan": plan},
     "Train": {"train": train, "compare": compare},
-    "Use": {"merge": merge, "eval": evaluate, "generate": generate, "chat": chat, "export": export},
+    "Use": {"merge": merge, "eval": evaluate, "generate": generate, "chat": chat, "serve": serve, "export": export},
     "Look": {"report": report, "inspect": inspect, "verify": verify},
     "Reference": {"methods": methods, "show": show, "schema": schema},
 }

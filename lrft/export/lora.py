@@ -29,7 +29,6 @@ from lrft.loading.saved import load_as_trained
 from lrft.utils import files
 
 ENERGY = 0.99
-TOLERANCE = 0.2
 ERRORS = "conversion.json"
 
 
@@ -52,7 +51,7 @@ class Lora(Exporter):
     """Rank of every layer; none takes the smallest with the energy."""
     energy: float | None = None
     """Share of the sum of squared singular values that each layer keeps; 0.99 without rank."""
-    tolerance: float = TOLERANCE
+    tolerance: float = 0.2
     """Largest mean logit difference to the adapter, as a share of the mean change that the adapter makes."""
 
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
