@@ -26,7 +26,7 @@ FLOORS = (
     "adapters objectives runs",
     "methods distributed evaluation loading tracking report",
     "planning export serving",
-    "training inspection compare",
+    "training inspection compare publishing",
     "verification",
     "__init__",
     "cli",
@@ -47,6 +47,7 @@ ONLY = {
     "methods": "adapters model utils",
     "report": "errors runs utils version",
     "export": "errors data adapters loading model utils",
+    "publishing": "errors recipe utils version model adapters runs loading export",
     "serving": "errors data model adapters runs evaluation loading utils",
     "compare": "errors registry recipe utils data model adapters objectives evaluation runs distributed loading "
     "report tracking planning",

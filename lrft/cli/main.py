@@ -28,6 +28,7 @@ from lrft.cli.merge import merge
 from lrft.cli.methods import methods
 from lrft.cli.plan import plan
 from lrft.cli.preview import preview
+from lrft.cli.push import push
 from lrft.cli.report import report
 from lrft.cli.schema import schema
 from lrft.cli.serve import serve
@@ -41,7 +42,15 @@ from lrft.version import __version__
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Start": {"init": init, "check": check, "data": data, "preview": preview, "plan": plan},
     "Train": {"train": train, "compare": compare},
-    "Use": {"merge": merge, "eval": evaluate, "generate": generate, "chat": chat, "serve": serve, "export": export},
+    "Use": {
+        "merge": merge,
+        "eval": evaluate,
+        "generate": generate,
+        "chat": chat,
+        "serve": serve,
+        "export": export,
+        "push": push,
+    },
     "Look": {"report": report, "inspect": inspect, "verify": verify},
     "Reference": {"methods": methods, "show": show, "schema": schema},
 }
