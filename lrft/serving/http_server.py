@@ -233,8 +233,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def refuse_gone(self) -> None:
         """Raises ConnectionError when the client has closed its end."""
-        readable, _, _ = select.select([self.connection], [], [], 0)
-        if readable and not self.connection.recv(1, socket.MSG_PEEK):
+        poller = select.poll()
+        poller.register(self.connection, select.POLLIN)
+        if poller.poll(0) and not self.connection.recv(1, socket.MSG_PEEK):
             raise ConnectionAbortedError
 
     def stream(self, asked: Asked, tickets: Sequence[Ticket], prompt_tokens: int) -> None:

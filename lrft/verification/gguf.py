@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ def verify_gguf(file: Path, adapter: Path, *, base_folder: Path, dtype: str) -> 
     with attached.disabled():
         untouched = logits(model, rows)
     del model, attached
-    read, tokenizer = read_gguf(file)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+        read, tokenizer = read_gguf(file)
     own = adapter if (adapter / "tokenizer_config.json").is_file() else base_folder
     refuse_other_tokens(file, tokenizer, load_tokenizer(own, trusted), rows)
     found = compare(
