@@ -146,7 +146,7 @@ def answer_file(
     asked = hashlib.sha256()
     for prompt in prompts:
         asked.update(prompt.ids.tobytes() + b"\n")
-    weights = weights_digest(target, trained.found)
+    weights = weights_digest(target, trained)
     return AnswerFile(out, {"weights": weights, "prompts": asked.hexdigest(), **settings})
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from lrft.adapters.attached import Attached
 from lrft.data.prompts import Asking
 from lrft.errors import UsageError
-from lrft.loading.saved import Target, adapter_folder, load_target
+from lrft.loading.saved import adapter_folder, load_target
 from lrft.model.weights import fingerprint
 from lrft.runs.locate import run_of
 from lrft.serving.answerer import Answerer
@@ -21,17 +23,20 @@ PLAIN_FORMATS = {"completion", "text"}
 class Trained:
     """A loaded target, as it was trained and as its base."""
 
-    found: Target
+    tokenizer: Any
+    folder: Path
+    """the base's"""
+    attached: Attached | None
+    """None for a plain model, and for adapters that are put into the model for each answer"""
     asking: Asking
     answerer: Answerer
 
     @property
     def base(self) -> Answerer:
         """The base's answers, from the same weights. Raises UsageError for a plain model, which is its own base."""
-        attached = self.found.attached
-        if attached is None:
+        if self.attached is None:
             raise UsageError("this is a model without adapters: it is its own base")
-        return replace(self.answerer, copies=lambda: 1, placed=attached.disabled)
+        return replace(self.answerer, copies=lambda: 1, placed=self.attached.disabled)
 
 
 def load(target: str, base: str | None = None, trusted: bool = False, put: str | None = None) -> Trained:
@@ -40,7 +45,8 @@ def load(target: str, base: str | None = None, trusted: bool = False, put: str |
     asking = Asking(found.tokenizer, plain=was_plain(target) if put is None else put == "text")
     if put == "chat" and not asking.chat:
         raise UsageError(f"{target} has no chat template", "Use --as text to continue prompts as they are.")
-    return Trained(found, asking, Answerer.of(found).ending(*asking.ends))
+    answerer = Answerer.of(found).ending(*asking.ends)
+    return Trained(found.tokenizer, found.folder, found.attached, asking, answerer)
 
 
 def was_plain(target: str) -> bool:
@@ -57,10 +63,10 @@ def was_plain(target: str) -> bool:
     return bool(formats) and formats <= PLAIN_FORMATS
 
 
-def weights_digest(target: str, found: Target) -> str:
+def weights_digest(target: str, trained: Trained) -> str:
     """sha256 of the weights that answer: the base's, and the adapter's."""
-    digest = hashlib.sha256(fingerprint(found.folder).encode())
-    if found.attached is not None:
+    digest = hashlib.sha256(fingerprint(trained.folder).encode())
+    if trained.attached is not None:
         for path in sorted(adapter_folder(Path(target)).glob("*.safetensors")):
             digest.update(files.sha256(path).encode())
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data.prompts import Asking
 from lrft.errors import UsageError
 from lrft.evaluation.generate import stop_tokens
-from lrft.loading.saved import Target, adapter_folder, base_of, load_as_trained, refuse_other_base
+from lrft.loading.saved import adapter_folder, base_of, load_as_trained, refuse_other_base
 from lrft.model.load import load_tokenizer
 from lrft.runs.locate import run_of, trusts_remote_code
 from lrft.serving.answerer import Answerer
@@ -79,9 +79,7 @@ def plain(model: Any, source: Path, trusted: bool) -> Trained:
     tokenizer = load_tokenizer(source, trusted)
     asking = Asking(tokenizer)
     ends = tuple(stop_tokens(model, tokenizer))
-    return Trained(
-        Target(model, tokenizer, source, None, None), asking, Answerer(model, tokenizer, ends).ending(*asking.ends)
-    )
+    return Trained(tokenizer, source, None, asking, Answerer(model, tokenizer, ends).ending(*asking.ends))
 
 
 def adapted(model: Any, source: Path, saved: SavedAdapter, target: str, trusted: bool) -> Trained:
@@ -96,7 +94,7 @@ def adapted(model: Any, source: Path, saved: SavedAdapter, target: str, trusted:
     attached.detach()
     asking = Asking(tokenizer, plain=was_plain(target))
     answerer = Answerer(model, tokenizer, ends, copies, partial(in_model, model, layers)).ending(*asking.ends)
-    return Trained(Target(model, tokenizer, source, None, None), asking, answerer)
+    return Trained(tokenizer, source, None, asking, answerer)
 
 
 @contextmanager

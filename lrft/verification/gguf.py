@@ -11,7 +11,7 @@ import torch
 
 from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import load_saved
-from lrft.errors import CheckFailed
+from lrft.errors import CheckFailed, LrftError
 from lrft.loading.saved import load_as_trained
 from lrft.model.gguf import read_gguf
 from lrft.model.load import load_tokenizer
@@ -38,7 +38,11 @@ def verify_gguf(file: Path, adapter: Path, *, base_folder: Path, dtype: str) -> 
         untouched = logits(model, rows)
     del model, attached
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
-        read, tokenizer = read_gguf(file)
+        try:
+            read, tokenizer = read_gguf(file)
+        except LrftError as error:
+            error.hint = error.hint or f"{file} is written and was not checked; llama.cpp may well read it."
+            raise
     own = adapter if (adapter / "tokenizer_config.json").is_file() else base_folder
     refuse_other_tokens(file, tokenizer, load_tokenizer(own, trusted), rows)
     found = compare(

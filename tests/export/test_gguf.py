@@ -19,7 +19,6 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
-    Qwen2Config,
     Qwen3Config,
 )
 
@@ -37,9 +36,10 @@ SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_i
 FAMILIES: dict[str, Any] = {
     "llama": lambda n: LlamaConfig(vocab_size=n, **SIZES),
     "mistral": lambda n: MistralConfig(vocab_size=n, head_dim=16, sliding_window=None, **SIZES),
-    "qwen2": lambda n: Qwen2Config(vocab_size=n, **SIZES),
-    "qwen3": lambda n: Qwen3Config(vocab_size=n, head_dim=16, **SIZES),
-    "gpt2": lambda n: GPT2Config(vocab_size=n, n_embd=64, n_layer=2, n_head=4, n_positions=128, eos_token_id=2),
+    "qwen3": lambda n: Qwen3Config(vocab_size=n, head_dim=128, **SIZES),
+    "gpt2": lambda n: GPT2Config(
+        vocab_size=n, n_embd=64, n_layer=2, n_head=4, n_positions=128, n_ctx=128, eos_token_id=2
+    ),
 }
 
 
