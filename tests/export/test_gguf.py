@@ -83,14 +83,14 @@ def adapted(root: Path, family: str, tokenizer: Any) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "dtype"), zip(FAMILIES, ("q8_0", "f16", "bf16", "f32"), strict=True))
 def test_the_file_reads_back_as_the_adapter_with_template_and_end(
-    family: str, tmp_path: Path, tokenizer: Any, converter: Path, capsys: pytest.CaptureFixture[str]
+    family: str, dtype: str, tmp_path: Path, tokenizer: Any, converter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter, out = adapted(tmp_path, family, tokenizer), tmp_path / "out"
-    words = ["export", str(adapter), "--to", "ollama", "dtype=f32", f"converter={converter}", "-o", str(out)]
+    words = ["export", str(adapter), "--to", "ollama", f"dtype={dtype}", f"converter={converter}", "-o", str(out)]
     assert run_command(words) == 0
-    assert "same first token 100.00%" in capsys.readouterr().out
+    assert "same first token" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["Modelfile", "model.gguf"]
     fields = GGUFReader(out / "model.gguf").fields
     assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template

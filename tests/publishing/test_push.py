@@ -184,7 +184,9 @@ def test_what_cannot_be_published_is_answered(
 
 def test_secrets_and_local_paths_are_found_wherever_they_are(tmp_path: Path) -> None:
     (tmp_path / "good.json").write_text('{"url": "https://x.org/home/page", "path": "train.jsonl"}')
-    refuse_private(tmp_path, {"/data/mine": "the path of the run"}, {"MY_TOKEN": "short", "EDITOR": "url"})
+    (tmp_path / "tokenizer.json").write_text('{"vocab": {"/home/user": 1, "password": 2}}')
+    environment = {"MY_TOKEN": "short", "EDITOR": "url", "MY_PASSWORD": "password"}
+    refuse_private(tmp_path, {"/data/mine": "the path of the run"}, environment)
     (tmp_path / "path.txt").write_text("made in /data/mine/run")
     (tmp_path / "home.md").write_text("see /home/somebody/file")
     (tmp_path / "value.json").write_text('{"a": "abcdefgh-12345"}')
