@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from typing import Any
 
 import pytest
 import tiny_tokenizers
@@ -33,20 +35,35 @@ DEFAULT = (
 )
 
 
-@pytest.mark.parametrize("template", [tiny_tokenizers.CHATML, DEFAULT], ids=["chatml", "default system"])
-def test_ollama_s_prompt_is_that_of_the_trained_template(template: str) -> None:
-    tokenizer = tiny_tokenizers.chatml(template)
+REFUSED = {"llama2", "deepseek"}  # a system text inside the user's turn; a space that only a given answer has before it
+
+
+def shaped(name: str) -> Any:
+    """A tokenizer that puts BOS before any text, with one of the templates in use."""
+    tokenizer = copy.deepcopy(tiny_tokenizers.of_kind("byte-level"))
+    tokenizer.chat_template = {"default system": DEFAULT, "forgets": tiny_tokenizers.FORGETS, **tiny_tokenizers.SHAPES}[
+        name
+    ]
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ["default system", *sorted(tiny_tokenizers.SHAPES.keys() - REFUSED)])
+def test_ollama_s_prompt_is_that_of_the_trained_template(name: str) -> None:
+    tokenizer = shaped(name)
     written = modelfile(tokenizer)
     said = re.search(r'TEMPLATE """(.*?)"""', written, re.S)[1]
     system = re.search(r'SYSTEM """(.*?)"""', written, re.S)
     for talk in CONVERSATIONS:
         turns = [{"role": role, "content": text} for role, text in talk]
         expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        assert spoken(said, system[1] if system else "", turns) == expected
-    assert re.findall(r'PARAMETER stop "(.*)"', written)[0] == "<|im_end|>"
+        assert spoken(said, system[1] if system else "", turns) == expected.removeprefix("<s>")
+    turns = [{"role": role, "content": text} for role, text in CONVERSATIONS[2]]
+    behind = tokenizer.apply_chat_template(turns, tokenize=False).partition("forty two")[2]
+    assert behind.startswith(re.findall(r'PARAMETER stop "(.*)"', written)[0])
     assert written.startswith("FROM ./model.gguf\n")
 
 
-def test_a_template_that_is_not_made_of_turns_is_refused() -> None:
+@pytest.mark.parametrize("name", sorted({"forgets", *REFUSED}))
+def test_a_template_that_is_not_made_of_turns_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="more than write turns"):
-        modelfile(tiny_tokenizers.chatml(tiny_tokenizers.FORGETS))
+        modelfile(shaped(name))
