@@ -38,7 +38,7 @@ FAMILIES: dict[str, Any] = {
     "mistral": lambda n: MistralConfig(vocab_size=n, head_dim=16, sliding_window=None, **SIZES),
     "qwen3": lambda n: Qwen3Config(vocab_size=n, head_dim=128, **SIZES),
     "gpt2": lambda n: GPT2Config(
-        vocab_size=n, n_embd=64, n_layer=2, n_head=4, n_positions=128, n_ctx=128, eos_token_id=2
+        vocab_size=n, n_embd=64, n_layer=2, n_head=4, n_positions=1024, n_ctx=1024, eos_token_id=2
     ),
 }
 
