@@ -66,9 +66,8 @@ def chunked_cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor, weig
     Where a gradient is wanted, each part's is made at once with its logits: they are never made again.
     """
     if not torch.is_grad_enabled():
-        losses = [
-            summed_cross_entropy(head(part), t, w) for part, t, w in _weighted_chunks(head, hidden, targets, weights)
-        ]
+        parts = _weighted_chunks(head, hidden, targets, weights)
+        losses = [summed_cross_entropy(head(part), target, weight) for part, target, weight in parts]
         return torch.stack(losses).sum() if losses else hidden.new_zeros(())
     trained = [p for p in head.parameters() if p.requires_grad]
     return _ChunkedCrossEntropy.apply(head, hidden, targets, weights, *trained)

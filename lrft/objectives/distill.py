@@ -39,6 +39,7 @@ class Distill(Sft):
 
     name: ClassVar[str] = "distill"
     perplexity: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = False
     models: ClassVar[tuple[str, ...]] = ("teacher",)
     required: ClassVar[tuple[str, ...]] = ("teacher",)
     only_with: ClassVar[dict[str, Any]] = {"beta": ("loss", ("jsd",)), "top_k": ("loss", ("forward-kl", "jsd"))}

@@ -16,4 +16,5 @@ class Text(Sft):
     """
 
     name: ClassVar[str] = "text"
+    weighs_rows: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"data.too_long": "split"}
