@@ -81,7 +81,8 @@ def test_gradient_is_that_of_the_mean_over_all_trained_tokens(place: Place, micr
         loss, expected = reference(session, ids)
         session.engine.optimizer.zero_grad()
         tokens = sum(int(session.inputs.train.trained(int(i)).sum()) for i in ids)
-        got = passes_of_rank(session.engine, session.inputs.train, ids, tokens, seed=0, step=step)[0].item() / tokens
+        sums = passes_of_rank(session.engine, session.inputs.train, ids, tokens, seed=0, step=step)
+        got = sums.values[0].item() / tokens
         assert got == pytest.approx(loss, rel=1e-6)
         grads = {name: p.grad for name, p in session.adapted.attached.trained().items()}
         assert runs.distance(grads, expected) < 1e-5
