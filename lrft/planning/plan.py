@@ -205,6 +205,7 @@ def imagine_adapted(
     """
     with imagined(recipe, source) as model:
         parameters = count(model)
+        composition.prune_base(model, recipe.where)
         within = fsdp.within_blocks(model)
         outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
         passed_over = uncalled(model)

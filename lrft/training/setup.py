@@ -106,6 +106,7 @@ def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
     model = load_recipe_model(recipe, source, dtype)
     # Asked while the modules have the names and classes that transformers knows.
     stored = Stored(model, names_in(weight_files(source)))
+    compose.compose_section(recipe.adapter).prune_base(model, recipe.where)  # before any device holds it
     accelerator = processes.make_accelerator(compute)
     strategy = divide(recipe, model, accelerator)
     model.to(accelerator.device)
