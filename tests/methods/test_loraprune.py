@@ -79,7 +79,9 @@ def test_ever_more_is_masked_by_a_cubic_schedule_and_the_target_is_met_exactly()
     assert counts[5] == int(CHANNELS * at_six)
     assert counts[6] == counts[5], "every second step"
     # The masked model is the one without them.
-    units = [[masks.nonzero().flatten().tolist() for name, masks in last.items() if word in name] for word in ("attn", "mlp")]
+    units = [
+        [masks.nonzero().flatten().tolist() for name, masks in last.items() if word in name] for word in ("attn", "mlp")
+    ]
     logits = tiny.logits(model, tiny.tokens())
     for site, adapter in attached.modules.items():
         layer = model.get_submodule(site).base
