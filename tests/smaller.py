@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import tiny
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
-
-import tiny
 
 HEADS, GROUP, SIZE = 4, 2, 6
 """key-value heads of `family`, queries of each, and their size"""

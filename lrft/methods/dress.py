@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lrft.adapters.part import Run
 from lrft.adapters.pruning import MaskingPart, keep, unmasked_weight
-from lrft.model.pruning import Units, cut, highest, magnitudes
+from lrft.model.pruning import cut, highest, magnitudes
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,15 @@ class PrunedLinear(nn.Module):
     def __init__(self, whole: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
         """rows, columns: indices that are kept, in order; None: all."""
         super().__init__()
-        weight, bias = whole.weight.detach(), whole.bias
+        weight = whole.weight.detach()
+        bias: Tensor | None = whole.bias
         if rows is not None:
             weight = weight.index_select(0, rows)
             bias = None if bias is None else bias.detach().index_select(0, rows)
         if columns is not None:
             weight = weight.index_select(1, columns)
         self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.bias: nn.Parameter | None = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.rows: Tensor | None
         self.columns: Tensor | None
         self.register_buffer("rows", rows, persistent=False)

@@ -132,7 +132,7 @@ def test_the_least_is_cut_or_what_the_seed_draws() -> None:
 
 
 def test_other_families_are_refused_by_name_and_a_refused_model_is_left_whole() -> None:
-    with pytest.raises(RecipeError, match="loram: prunes blocks of llama, mistral, qwen2, qwen3, and .* gpt2"):
+    with pytest.raises(RecipeError, match=r"loram: prunes blocks of llama, mistral, qwen2, qwen3, and .* gpt2"):
         lrft.attach(tiny.make("gpt2"), {"method": "loram"})
     model = tiny.make("llama")
     with pytest.raises(RecipeError, match="nothing"):
