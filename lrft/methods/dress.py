@@ -36,9 +36,9 @@ class Dress(MaskingPart):
     exports: ClassVar[str] = "merged model only, smaller by what was pruned"
     evidence: ClassVar[str] = "reconstruction, no code released; pruned against a smaller plain model"
     on: ClassVar[str] = "full"
-    slots: ClassVar[tuple[str, ...]] = ("base",)
+    slots: ClassVar[tuple[str, ...]] = ("base", "forward")
     requires: ClassVar[tuple[str, ...]] = ("delta",)
-    conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "forward")
+    conflicts: ClassVar[tuple[str, ...]] = ("magnitude",)
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of each block's heads and channels that is pruned."""

@@ -37,9 +37,9 @@ class LoraPrune(MaskingPart):
     equation: ClassVar[str] = "W + s B A without the heads and channels of the least |(gB A + B gA - gB gA) o W|"
     exports: ClassVar[str] = "merged model only, smaller by what was pruned"
     evidence: ClassVar[str] = "importance, masks and schedule against the released code"
-    slots: ClassVar[tuple[str, ...]] = ("base",)
+    slots: ClassVar[tuple[str, ...]] = ("base", "forward")
     requires: ClassVar[tuple[str, ...]] = ("pair", "delta")
-    conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "forward", "restart")
+    conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of each block's heads and channels that is pruned at the end. The authors: 0.5."""

@@ -27,7 +27,9 @@ class PrunedLinear(nn.Module):
         if columns is not None:
             weight = weight.index_select(1, columns)
         self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        self.bias: nn.Parameter | None = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.bias: nn.Parameter | None = (
+            None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        )
         self.rows: Tensor | None
         self.columns: Tensor | None
         self.register_buffer("rows", rows, persistent=False)

@@ -110,7 +110,8 @@ def prune(model: Any, units: Units, kept: Tensor) -> None:
         whole = model.get_submodule(layer)
         device = whole.weight.device
         part = PrunedLinear(whole, **{key: value.to(device) for key, value in indices.items()})
-        whole.cpu()
+        if device.type != "cpu":
+            whole.cpu()
         setattr(model.get_submodule(parent), word, part)
 
 
