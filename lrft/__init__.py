@@ -43,7 +43,7 @@ def attach(
                 with "labels" (B, T); all of them are looked at
     """
     from lrft import recipe
-    from lrft.adapters.attach import attach_adapter, refuse_adapted
+    from lrft.adapters.attach import attach_adapter, prune_base
     from lrft.adapters.calibration import CalibrationContext
     from lrft.adapters.compose import compose_section
     from lrft.errors import LrftError
@@ -54,8 +54,7 @@ def attach(
 
     section = recipe.parse_adapter(adapter)
     take_over(model)
-    refuse_adapted(model)
-    compose_section(section).prune_base(model)
+    prune_base(model, compose_section(section))
     context = None
     if batches is not None:
         context = CalibrationContext(

@@ -7,16 +7,15 @@ The order inside one site is fixed here, not by the list in the recipe: build ->
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrft import registry
 from lrft.adapters.part import Method, Outputs, Part, Run
-from lrft.errors import Problem, RecipeError
 from lrft.registry import MethodCard
 
 # Hook order: parts that repeat the step run outermost; gradient transforms run last, after all others have read
@@ -84,15 +83,6 @@ class Composition:
         """Names of the parts that act on gradients, trained tensors or the optimiser between the passes of one step and
         those of the next, or add a term to the step's loss."""
         return [part.name for part in self.parts if part.acts_between_passes]
-
-    def prune_base(self, model: nn.Module, where: Callable[[str], str] = lambda key: key) -> None:
-        """Let the parts prune the base that a run trains on, in place. Raises RecipeError with their reason."""
-        for part in self.parts:
-            try:
-                part.prune_base(model)
-            except ValueError as error:
-                problem = Problem(where("adapter.method"), f"adapter.method: {part.name}: {error}")
-                raise RecipeError([problem]) from error
 
     def after_backward(self, run: Run) -> None:
         for part in sorted(self.parts, key=_depth):

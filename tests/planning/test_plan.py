@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import lrft
 from lrft.adapters import compose
-from lrft.adapters.attach import attach_sites
+from lrft.adapters.attach import attach_sites, prune_base
 from lrft.cli.main import run_command
 from lrft.errors import RecipeError
 from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
@@ -57,7 +57,7 @@ def test_counts_are_those_of_the_real_model(case: str, place: Place, monkeypatch
     model: Any = load_model(place.root / "base", dtype=torch.float32)
     parameters = sum(p.numel() for p in model.parameters())
     section = place.recipe(f"adapter.method={json.dumps(words)}").adapter
-    compose.compose_section(section).prune_base(model)
+    prune_base(model, compose.compose_section(section))
     whole = made.memory["one device"]
     assert made.parameters == parameters
     assert whole.weights == 4 * sum(p.numel() for p in model.parameters())
