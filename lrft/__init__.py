@@ -43,20 +43,28 @@ def attach(
                 with "labels" (B, T); all of them are looked at
     """
     from lrft import recipe
-    from lrft.adapters.attach import attach_adapter
+    from lrft.adapters.attach import attach_adapter, prune_base
     from lrft.adapters.calibration import CalibrationContext
+    from lrft.adapters.compose import compose_section
+    from lrft.errors import LrftError
+    from lrft.model.pruned import whole_again
     from lrft.model.quantized import take_over
     from lrft.objectives.cross_entropy import trained_tokens
     from lrft.objectives.sft import TokenLoss
 
     section = recipe.parse_adapter(adapter)
     take_over(model)
+    prune_base(model, compose_section(section))
     context = None
     if batches is not None:
         context = CalibrationContext(
             model, batches=lambda rows: batches, loss=TokenLoss(model), tokens=trained_tokens, seed=seed
         )
-    return attach_adapter(model, section, seed=seed, context=context)[0]
+    try:
+        return attach_adapter(model, section, seed=seed, context=context)[0]
+    except LrftError:
+        whole_again(model)
+        raise
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> Attached:

@@ -76,6 +76,7 @@ SLOTS: dict[str, str] = {
     "copies": "average several predictions",
     "steps": "set the step length",
     "placement": "choose the target modules",
+    "base": "prune the base",
 }
 
 # What one entry provides and another requires, as the end of "X needs ..." and of "Y has no ...".

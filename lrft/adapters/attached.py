@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lrft.adapters.adapter import Adapter, AdapterLinear, Delta, Site, load_tensors
 from lrft.model import linear
 from lrft.model.modes import evaluation_mode
+from lrft.model.pruned import whole_again
 
 # What the first adapted layer calls the module that all adapters have in common; in files, the first word of the
 # names of its tensors.
@@ -102,4 +103,5 @@ class Attached:
         for name, layer in self.layers().items():
             parent, _, word = name.rpartition(".")
             setattr(self.model.get_submodule(parent), word, layer.base)
+        whole_again(self.model)
         return self.model

@@ -20,7 +20,7 @@ from torch import nn
 from lrft import data
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, AdapterLinear
-from lrft.adapters.attach import attach_sites, select_sites
+from lrft.adapters.attach import attach_sites, prune_base, select_sites
 from lrft.adapters.reach import uncalled
 from lrft.data.collate import micro_batches
 from lrft.data.sampler import batch_schedule, tokens_of
@@ -219,6 +219,7 @@ def imagine_adapted(
     """
     with imagined(recipe, source) as model:
         parameters = count(model)
+        prune_base(model, composition, recipe.where)
         within = fsdp.within_blocks(model)
         outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
         passed_over = uncalled(model)

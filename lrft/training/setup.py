@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lrft import data
 from lrft.adapters import compose, gradient_checkpointing, targets
 from lrft.adapters.adapter import Site
-from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, select_sites
+from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, prune_base, select_sites
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.ensemble import copying
@@ -113,6 +113,7 @@ def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
     model = load_recipe_model(recipe, source, dtype)
     # Asked while the modules have the names and classes that transformers knows.
     stored = Stored(model, names_in(weight_files(source)))
+    prune_base(model, compose.compose_section(recipe.adapter), recipe.where)  # before any device holds it
     accelerator = processes.make_accelerator(compute)
     strategy = divide(recipe, model, accelerator)
     model.to(accelerator.device)
