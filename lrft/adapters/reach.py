@@ -41,6 +41,17 @@ def uncalled(model: Any) -> frozenset[str]:
     return frozenset(name for name, _ in linear.named_linears(model) if is_passed_over(model, name, called))
 
 
+def uncalled_by_text(model: Any) -> frozenset[str]:
+    """`uncalled` of any module. Empty for what is not a language model, or does not take text alone."""
+    decoder = getattr(model, "main_input_name", None) == "input_ids" and not model.config.is_encoder_decoder
+    if not (decoder and model.can_generate()):
+        return frozenset()
+    try:
+        return uncalled(model)
+    except Exception:  # whatever a model's code raises that wants more than text
+        return frozenset()
+
+
 def make_pass(model: Any) -> bool:
     """Answer a few tokens. False where a model without content raises on the way."""
     first = next(model.parameters())

@@ -189,6 +189,32 @@ def test_a_pattern_takes_the_layers_that_text_reaches_and_one_that_means_no_othe
     assert lrft.attach(model, {"rank": 2, "target_modules": ["fc1"]}).sites
 
 
+@pytest.mark.parametrize(("kind", "words"), [("mamba", MAMBA), ("mllama", CROSS)])
+def test_attach_leaves_out_what_training_leaves_out_and_says_it(kind: str, words: dict[str, Any]) -> None:
+    expected = chosen(model_of(kind, words))
+    assert unfit.UNCALLED in expected.left_out.values()
+    attached = lrft.attach(model_of(kind, words), {"rank": 2})
+    assert list(attached.modules) == list(expected.found)
+    assert attached.left_out == expected.left_out
+
+
+def test_attach_takes_what_is_no_language_model_as_it_is() -> None:
+    class Blind(nn.Module):  # wants more than text
+        main_input_name, config = "input_ids", transformers.LlamaConfig()
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.Linear(4, 4)
+
+        def can_generate(self) -> bool:
+            return True
+
+    for model in (nn.Sequential(nn.Linear(4, 4)), Blind()):
+        attached = lrft.attach(model, {"rank": 2})
+        assert len(attached.modules) == 1
+        assert attached.left_out == {}
+
+
 # --- layers that cannot carry an adapter
 
 
