@@ -20,7 +20,7 @@ import lrft
 from lrft import recipe
 from lrft.adapters import compose, targets, unfit
 from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings
-from lrft.adapters.reach import uncalled
+from lrft.adapters.reach import UNCALLED, UNLED, uncalled
 from lrft.cli.main import run_command
 from lrft.data import pictures
 from lrft.data.records import BadRow
@@ -162,20 +162,36 @@ def test_layers_that_a_pass_does_not_call_are_found_with_and_without_content(
 
 
 class Routed(nn.Module):
-    """Tokens go to the first of three experts; `never` is not called, and the weight of `read` is only read."""
+    """Tokens go to the first of three experts; `never` is not called, the weight of `read` is only read, and `chooses`
+    only says which numbers go on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.experts = nn.ModuleList([nn.Sequential(nn.Linear(3, 3)) for _ in range(3)])
         self.others = nn.ModuleList([nn.Linear(3, 3)])
-        self.read, self.never = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.read, self.never, self.chooses = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
 
     def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
-        return self.experts[0](input_ids[..., None].float().expand(-1, -1, 3)) @ self.read.weight
+        x = input_ids[..., None].float().expand(-1, -1, 3)
+        return (self.experts[0](x) @ self.read.weight).gather(-1, self.chooses(x).topk(2).indices)
 
 
 def test_an_expert_that_these_tokens_do_not_choose_is_no_layer_without_use() -> None:
-    assert uncalled(Routed()) == {"others.0", "read", "never"}
+    assert uncalled(Routed()) == {"others.0": UNCALLED, "read": UNCALLED, "never": UNCALLED, "chooses": UNLED}
+
+
+class Seeing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Linear(3, 3)
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor, use_cache: bool) -> Tensor:
+        return self.read(pixel_values)
+
+
+def test_a_model_that_wants_a_picture_with_each_text_is_refused_by_name() -> None:
+    with pytest.raises(LrftError, match=r"^Seeing does not answer text alone: .*missing.*pixel_values"):
+        uncalled(Seeing())
 
 
 def test_a_pattern_takes_the_layers_that_text_reaches_and_one_that_means_no_other_is_refused() -> None:
@@ -192,7 +208,7 @@ def test_a_pattern_takes_the_layers_that_text_reaches_and_one_that_means_no_othe
 @pytest.mark.parametrize(("kind", "words"), [("mamba", MAMBA), ("mllama", CROSS)])
 def test_attach_leaves_out_what_training_leaves_out_and_says_it(kind: str, words: dict[str, Any]) -> None:
     expected = chosen(model_of(kind, words))
-    assert unfit.UNCALLED in expected.left_out.values()
+    assert UNCALLED in expected.left_out.values()
     attached = lrft.attach(model_of(kind, words), {"rank": 2})
     assert list(attached.modules) == list(expected.found)
     assert attached.left_out == expected.left_out
