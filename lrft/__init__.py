@@ -37,9 +37,9 @@ def attach(
     `adapter` has the keys of a recipe's `adapter` section: {"method": "lora", "rank": 8, "target_modules": ["q_proj"]}.
     Adapters are float32 whatever the base's dtype, float64 over a float64 base. Random values depend on `seed` and the
     layers' names only. Raises RecipeError with every mistake in `adapter`. "all-linear" leaves out what cannot carry an
-    adapter, and what a language model of transformers does not call when it reads text (found by a few tokens): the
-    result's `left_out` says which and why. A layer that a pattern names is not asked for that. Layers of bitsandbytes give their codes to
-    `lrft.model.quantized.QuantizedLinear`, which stays in the model.
+    adapter, and what a language model of transformers does not train when it reads text (found by a few tokens): the
+    result's `left_out` says which and why. A layer that a pattern names is not asked for that. Layers of bitsandbytes
+    give their codes to `lrft.model.quantized.QuantizedLinear`, which stays in the model.
 
     batches     calibration data for methods that need it: inputs of a causal language model of transformers,
                 with "labels" (B, T); all of them are looked at
@@ -79,7 +79,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
 
 
 def merge(adapter: str | Path, out: str | Path, **options: Any) -> Any:
-    """Write base + adapter as a plain model folder. See `lrft.export.merge.merge_adapter` for the options and the result."""
+    """Write base + adapter as a plain model folder. `lrft.export.merge.merge_adapter` has the options and the result."""
     from lrft.export.merge import merge_adapter as run
 
     return run(adapter, out, **options)

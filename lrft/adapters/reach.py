@@ -14,7 +14,9 @@ from lrft.errors import LrftError
 from lrft.model import linear
 from lrft.model.fake_kernels import imagined_kernels
 
-TOKENS = 8
+# Some layers act on long rows only: those that compress tokens which lie far back. The long pass is made where the
+# short one leaves a question open.
+TOKENS, MANY_TOKENS = 8, 1024
 UNCALLED = "not called in a forward pass over text"
 UNLED = "no gradient leads from the logits to its output in a pass over text"
 
@@ -27,15 +29,35 @@ def uncalled(model: Any) -> dict[str, str]:
     of sparse attention. `model` (of transformers) may be real, fake or on the meta device, and is left as it was. Empty
     where a model without content cannot make the pass: what it computes depends on the content.
     """
+    called, unled = in_a_pass(model, TOKENS)
+    if unled and (longer := in_a_pass(model, longest(model)))[0]:
+        called, unled = longer
+    return {
+        name: UNLED if name in unled else UNCALLED
+        for name, _ in linear.named_linears(model)
+        if called and is_passed_over(model, name, called - unled)
+    }
+
+
+def longest(model: Any) -> int:
+    """How many tokens the long pass has."""
+    return min(MANY_TOKENS, getattr(getattr(model, "config", None), "max_position_embeddings", None) or MANY_TOKENS)
+
+
+def in_a_pass(model: Any, tokens: int) -> tuple[set[str], set[str]]:
+    """Names of the modules that a pass calls, and of the linear layers among them to which no gradient leads.
+
+    Both are empty where a model without content cannot make the pass.
+    """
     called: set[str] = set()
-    probes: dict[int, tuple[str, Tensor]] = {}
+    probes: list[tuple[str, Tensor]] = []
 
     def probed(name: str, output: Any) -> Any:
         """The output with a zero added, which is found again in the graph of the logits."""
         if not (isinstance(output, Tensor) and output.is_floating_point()):
             return output
         probe = output.new_zeros((), requires_grad=True)
-        probes[id(probe)] = (name, probe)
+        probes.append((name, probe))
         return output + probe
 
     hooks = [
@@ -49,24 +71,19 @@ def uncalled(model: Any) -> dict[str, str]:
     modes = [(module, module.training) for module in model.modules()]
     model.train()
     try:
-        logits = make_pass(model)
+        logits = make_pass(model, tokens)
     finally:
         for hook in hooks:
             hook.remove()
         for module, training in modes:
             module.training = training
     if logits is None:
-        return {}
-    unled: set[str] = set()
-    if logits.grad_fn is not None:
-        found = {id(leaf) for leaf in leaves(logits.grad_fn)}
-        led = {name for at, (name, _) in probes.items() if at in found}
-        unled = {name for name, _ in probes.values()} - led
-    return {
-        name: UNLED if name in unled else UNCALLED
-        for name, _ in linear.named_linears(model)
-        if is_passed_over(model, name, called - unled)
-    }
+        return set(), set()
+    if logits.grad_fn is None:
+        return called, set()
+    found = {id(leaf) for leaf in leaves(logits.grad_fn)}
+    led = {name for name, probe in probes if id(probe) in found}
+    return called, {name for name, _ in probes} - led
 
 
 def leaves(root: Any) -> Iterator[Tensor]:
@@ -93,12 +110,14 @@ def uncalled_by_text(model: Any) -> dict[str, str]:
         return {}
 
 
-def make_pass(model: Any) -> Tensor | None:
-    """Logits of a few tokens. None where a model without content raises on the way."""
+def make_pass(model: Any, tokens: int) -> Tensor | None:
+    """Logits of a row. None where a model without content raises on the way."""
     first = next(model.parameters())
     gpu = [first.device] if first.is_cuda else []
-    with torch.enable_grad(), torch.random.fork_rng(devices=gpu):
-        ids = torch.zeros(1, TOKENS, dtype=torch.long, device=first.device)
+    # The graph is only walked: what its backward pass would need is not kept.
+    nothing = torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda kept: kept)
+    with torch.enable_grad(), nothing, torch.random.fork_rng(devices=gpu):
+        ids = torch.zeros(1, tokens, dtype=torch.long, device=first.device)
         if not (first.is_meta or isinstance(first, FakeTensor)):
             try:
                 return logits_of(model(input_ids=ids, use_cache=False))

@@ -9,10 +9,10 @@ from transformers.models.auto import modeling_auto as auto
 
 from model_table.families import FAMILIES
 
-# In the order in which a checkpoint's class is looked for.
+# The first that knows a family builds it: checkpoints of models that also see are published whole.
 CLASSES = (
-    (AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
     (AutoModelForImageTextToText, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+    (AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
     (AutoModelForMultimodalLM, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
 )
 

@@ -107,5 +107,7 @@ def test_the_factor_is_alpha_over_the_rank_of_one_mini(words: dict[str, Any], s:
 
 def test_what_does_not_come_out_even_is_refused() -> None:
     for n in (4, 5, 9):
-        with pytest.raises(RecipeError, match=f"{n} minis do not divide 12 outputs and 18 inputs: set minis to a divisor of 6"):
+        with pytest.raises(
+            RecipeError, match=f"{n} minis do not divide 12 outputs and 18 inputs: set minis to a divisor of 6"
+        ):
             lrft.attach(nn.Sequential(nn.Linear(K, D)), {"method": {"melora": {"minis": n}}, "rank": 2})

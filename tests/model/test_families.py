@@ -162,17 +162,20 @@ def test_layers_that_a_pass_does_not_call_are_found_with_and_without_content(
 
 
 class Routed(nn.Module):
-    """Tokens go to the first of three experts; `never` is not called, the weight of `read` is only read, and `chooses`
-    only says which numbers go on."""
+    """Tokens go to the first of three experts; `never` is not called, the weight of `read` is only read, `chooses` only
+    says which numbers go on, and `compresses` acts on each 100 tokens."""
 
     def __init__(self) -> None:
         super().__init__()
         self.experts = nn.ModuleList([nn.Sequential(nn.Linear(3, 3)) for _ in range(3)])
         self.others = nn.ModuleList([nn.Linear(3, 3)])
         self.read, self.never, self.chooses = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.compresses = nn.Linear(3, 3)
 
     def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
         x = input_ids[..., None].float().expand(-1, -1, 3)
+        whole = self.compresses(x)[:, : x.shape[1] // 100 * 100].unflatten(1, (-1, 100)).mean(2)
+        x = torch.cat([whole, x], dim=1) if whole.shape[1] else x
         return (self.experts[0](x) @ self.read.weight).gather(-1, self.chooses(x).topk(2).indices)
 
 
