@@ -79,7 +79,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
 
 
 def merge(adapter: str | Path, out: str | Path, **options: Any) -> Any:
-    """Write base + adapter as a plain model folder. `lrft.export.merge.merge_adapter` has the options and the result."""
+    """Write base + adapter as a plain model folder. `lrft.export.merge.merge_adapter` documents options and result."""
     from lrft.export.merge import merge_adapter as run
 
     return run(adapter, out, **options)

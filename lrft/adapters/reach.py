@@ -127,9 +127,10 @@ def make_pass(model: Any, tokens: int) -> Tensor | None:
                     "lrft trains causal language models on rows of text.",
                 ) from error
         # Some models look into the mask to make theirs; one of four dimensions is handed on as it is.
-        for mask in ({"attention_mask": ids.new_zeros(1, 1, 1, 1)}, {}):
+        mask = ids.new_ones(1, 1, tokens, tokens, dtype=torch.bool)
+        for more in ({"attention_mask": mask}, {}):
             with imagined_kernels(model), contextlib.suppress(Exception):  # whatever a model's code may raise
-                return logits_of(model(input_ids=ids, **mask, use_cache=False))
+                return logits_of(model(input_ids=ids, **more, use_cache=False))
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
+from typing import Any
 
 from model_table.trying import YES, Tried
 
@@ -34,13 +34,14 @@ No tiny model could be built, for the reason that transformers gave:
 COLUMNS = ("family", "class", "trains", "rows", "merges", "PEFT", "forecast", "not adapted")
 
 
-def page(tried: Sequence[Tried]) -> str:
+def page(found: dict[str, Any]) -> str:
+    """found: what docs/models.json holds."""
+    tried = [Tried(**one) for one in found["families"].values()]
     built = [one for one in tried if not one.not_built]
     text, towers = [one for one in built if one.text], [one for one in built if not one.text]
-    versions = {name: version(name).partition("+")[0] for name in ("transformers", "peft", "torch")}
     notes: list[str] = []
     parts = [
-        HEAD.format(count=len(built), **versions),
+        HEAD.format(count=len(built), **found["versions"]),
         "## Models of text\n\n" + table(text, notes),
         "## Models that also see or hear\n\nText rows train the language part. Towers stay frozen and are whole in the "
         "merged folder; rows with pictures, films or sound are refused.\n\n" + table(towers, notes),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import peft
@@ -138,5 +140,7 @@ def with_peft(folder: Path, adapter: Path) -> str:
 
 def first_line(text: str) -> str:
     """The first line that says something, without places on this machine."""
-    lines = (line.strip() for line in text.splitlines())
-    return next((line for line in lines if line and "Loading weights" not in line), "")[:160]
+    lines = (re.sub(r"/\S*/base\b", "the folder", line.strip()) for line in text.splitlines())
+    return shorten(
+        next((line for line in lines if line and "Loading weights" not in line), ""), 200, placeholder=" ..."
+    )
