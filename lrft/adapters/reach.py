@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lrft.errors import LrftError
 from lrft.model import linear
 from lrft.model.fake_kernels import imagined_kernels
+from lrft.model.layers import logits_of_text
 
 # Some layers act on long rows only: those that compress tokens which lie far back. The long pass is made where the
 # short one leaves a question open.
@@ -119,24 +119,14 @@ def make_pass(model: Any, tokens: int) -> Tensor | None:
     with torch.enable_grad(), nothing, torch.random.fork_rng(devices=gpu):
         ids = torch.zeros(1, tokens, dtype=torch.long, device=first.device)
         if not (first.is_meta or isinstance(first, FakeTensor)):
-            try:
-                return logits_of(model(input_ids=ids, use_cache=False))
-            except (TypeError, ValueError) as error:
-                raise LrftError(
-                    f"{type(model).__name__} does not answer text alone: {str(error).strip().splitlines()[0]}",
-                    "lrft trains causal language models on rows of text.",
-                ) from error
+            return logits_of_text(model, ids)
         # Some models look into the mask to make theirs; one of four dimensions is handed on as it is.
-        mask = ids.new_ones(1, 1, tokens, tokens, dtype=torch.bool)
-        for more in ({"attention_mask": mask}, {}):
+        # Sparse attention chooses by a mask of all pairs.
+        pairs = ids.new_ones(1, 1, tokens, tokens, dtype=torch.bool)
+        for more in ({"attention_mask": ids.new_zeros(1, 1, 1, 1)}, {"attention_mask": pairs}, {}):
             with imagined_kernels(model), contextlib.suppress(Exception):  # whatever a model's code may raise
-                return logits_of(model(input_ids=ids, **more, use_cache=False))
+                return logits_of_text(model, ids, **more)
     return None
-
-
-def logits_of(answer: Any) -> Tensor:
-    found: Tensor = getattr(answer, "logits", answer)
-    return found
 
 
 def is_passed_over(model: nn.Module, name: str, called: set[str]) -> bool:

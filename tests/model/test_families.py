@@ -183,6 +183,19 @@ def test_an_expert_that_these_tokens_do_not_choose_is_no_layer_without_use() -> 
     assert uncalled(Routed()) == {"others.0": UNCALLED, "read": UNCALLED, "never": UNCALLED, "chooses": UNLED}
 
 
+def test_sparse_attention_answers_as_stock_transformers_does(tmp_path: Path) -> None:
+    """Its code makes the choice of tokens a mask where the attention is called sdpa, and none under another name."""
+    sparse = {**LATENT, "num_key_value_heads": 4, "index_topk": 2, "index_n_heads": 2, "index_head_dim": 8}
+    folder = saved("deepseek_v32", sparse, tmp_path)
+    ids = torch.arange(5, 45)[None]
+    stock = transformers.DeepseekV32ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert torch.allclose(tiny.logits(load_model(folder, dtype=torch.float32), ids), tiny.logits(stock, ids), atol=1e-5)
+    assert (
+        load_model(saved("llama", SMALL, tmp_path / "llama"), dtype=torch.float32).config._attn_implementation
+        == "rowwise_sdpa"
+    )
+
+
 class Seeing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +206,7 @@ class Seeing(nn.Module):
 
 
 def test_a_model_that_wants_a_picture_with_each_text_is_refused_by_name() -> None:
-    with pytest.raises(LrftError, match=r"^Seeing does not answer text alone: .*missing.*pixel_values"):
+    with pytest.raises(LrftError, match=r"^Seeing cannot answer text alone: .*missing.*pixel_values"):
         uncalled(Seeing())
 
 
