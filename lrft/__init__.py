@@ -36,16 +36,20 @@ def attach(
 
     `adapter` has the keys of a recipe's `adapter` section: {"method": "lora", "rank": 8, "target_modules": ["q_proj"]}.
     Adapters are float32 whatever the base's dtype, float64 over a float64 base. Random values depend on `seed` and the
-    layers' names only. Raises RecipeError with every mistake in `adapter`. Layers of bitsandbytes give their codes to
-    `lrft.model.quantized.QuantizedLinear`, which stays in the model.
+    layers' names only. Raises RecipeError with every mistake in `adapter`. "all-linear" leaves out what cannot carry an
+    adapter, and what a language model of transformers does not train when it reads text (found by a few tokens): the
+    result's `left_out` says which and why. A layer that a pattern names is not asked for that. Layers of bitsandbytes
+    give their codes to `lrft.model.quantized.QuantizedLinear`, which stays in the model.
 
     batches     calibration data for methods that need it: inputs of a causal language model of transformers,
                 with "labels" (B, T); all of them are looked at
     """
     from lrft import recipe
+    from lrft.adapters import targets
     from lrft.adapters.attach import attach_adapter, prune_base
     from lrft.adapters.calibration import CalibrationContext
     from lrft.adapters.compose import compose_section
+    from lrft.adapters.reach import uncalled_by_text
     from lrft.errors import LrftError
     from lrft.model.pruned import whole_again
     from lrft.model.quantized import take_over
@@ -60,11 +64,16 @@ def attach(
         context = CalibrationContext(
             model, batches=lambda rows: batches, loss=TokenLoss(model), tokens=trained_tokens, seed=seed
         )
+    presets = set(section.target_modules) <= set(targets.PRESETS)
+    passed_over = uncalled_by_text(model) if presets else {}
     try:
-        return attach_adapter(model, section, seed=seed, context=context)[0]
+        left_out = targets.choose(model, section, lambda key: key, passed_over).left_out
+        attached, _ = attach_adapter(model, section, seed=seed, context=context, uncalled=passed_over)
     except LrftError:
         whole_again(model)
         raise
+    attached.left_out = left_out
+    return attached
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
@@ -78,7 +87,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Attached:
 
 
 def merge(adapter: str | Path, out: str | Path, **options: Any) -> Any:
-    """Write base + adapter as a plain model folder. See `lrft.export.merge.merge` for the options and the result."""
+    """Write base + adapter as a plain model folder. `lrft.export.merge.merge_adapter` documents options and result."""
     from lrft.export.merge import merge_adapter as run
 
     return run(adapter, out, **options)

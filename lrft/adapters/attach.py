@@ -6,7 +6,7 @@ The order for one site is fixed here, not by the list in the recipe: build -> st
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -66,11 +66,11 @@ def select_sites(
     adapter: Any,
     composition: Composition,
     where: targets.Where,
-    uncalled: Collection[str] = frozenset(),
+    uncalled: Mapping[str, str] = {},
 ) -> list[Site]:
     """The sites of a recipe's adapter section on `model`, with their ranks and factors. Raises RecipeError.
 
-    uncalled: names of layers that are known not to be called, as of `lrft.adapters.reach.uncalled`
+    uncalled: names of layers that text is known not to reach -> why, as of `lrft.adapters.reach.uncalled`
     """
     refuse_adapted(model)
     if is_quantized(model):
@@ -238,7 +238,7 @@ def attach_adapter(
     seed: int,
     where: targets.Where = lambda key: key,
     context: CalibrationContext | None = None,
-    uncalled: Collection[str] = frozenset(),
+    uncalled: Mapping[str, str] = {},
 ) -> tuple[Attached, Composition]:
     """Attach what a recipe's adapter section describes."""
     composition = compose((entry.name, entry.options) for entry in adapter.method)

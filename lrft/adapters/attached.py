@@ -26,6 +26,7 @@ class Attached:
     sites     the sites, with rank and factor
     methods   the recipe's words for what was attached: [{"name": ..., "options": {...}}, ...]
     shared    what all adapters have in common, or None
+    left_out  targeted layers that got no adapter -> the reason; told by `lrft.attach`
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Attached:
         self.methods = methods
         self.sites = sites
         self.shared = shared
+        self.left_out: Mapping[str, str] = {}
 
     def layers(self) -> dict[str, AdapterLinear]:
         """site name -> the layer that holds base and adapter."""

@@ -1,61 +1,132 @@
-"""Find the linear layers that a text-only forward pass calls, by running a few tokens."""
+"""Find the linear layers that text reaches, by running a few tokens: called, with a gradient from the logits."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lrft.model import linear
 from lrft.model.fake_kernels import imagined_kernels
+from lrft.model.layers import logits_of_text
 
-TOKENS = 8
+# Some layers act on long rows only: those that compress tokens which lie far back. The long pass is made where the
+# short one leaves a question open.
+TOKENS, MANY_TOKENS = 8, 1024
+UNCALLED = "not called in a forward pass over text"
+UNLED = "no gradient leads from the logits to its output in a pass over text"
 
 
-def uncalled(model: Any) -> frozenset[str]:
-    """Names of the linear layers that a training pass over text does not call, of a language model of transformers.
+def uncalled(model: Any) -> dict[str, str]:
+    """Names of the linear layers that a training pass over text cannot train -> why, of a language model.
 
-    Such are those of the towers of a model that also sees or hears, of cross-attention to what they make, and layers
-    whose weight the model reads without calling them. `model` may be real, fake or on the meta device, and is left as
-    it was. Empty where a model without content cannot make the pass: what it computes depends on the content.
+    Such are those of the towers of a model that also sees or hears, of cross-attention to what they make, layers whose
+    weight the model reads without calling them, and those whose output only decides a choice, as that of the indexers
+    of sparse attention. `model` (of transformers) may be real, fake or on the meta device, and is left as it was. Empty
+    where a model without content cannot make the pass: what it computes depends on the content.
+    """
+    called, unled = in_a_pass(model, TOKENS)
+    if unled and (longer := in_a_pass(model, longest(model)))[0]:
+        called, unled = longer
+    return {
+        name: UNLED if name in unled else UNCALLED
+        for name, _ in linear.named_linears(model)
+        if called and is_passed_over(model, name, called - unled)
+    }
+
+
+def longest(model: Any) -> int:
+    """How many tokens the long pass has."""
+    return min(MANY_TOKENS, getattr(getattr(model, "config", None), "max_position_embeddings", None) or MANY_TOKENS)
+
+
+def in_a_pass(model: Any, tokens: int) -> tuple[set[str], set[str]]:
+    """Names of the modules that a pass calls, and of the linear layers among them to which no gradient leads.
+
+    Both are empty where a model without content cannot make the pass.
     """
     called: set[str] = set()
+    probes: list[tuple[str, Tensor]] = []
+
+    def probed(name: str, output: Any) -> Any:
+        """The output with a zero added, which is found again in the graph of the logits."""
+        if not (isinstance(output, Tensor) and output.is_floating_point()):
+            return output
+        probe = output.new_zeros((), requires_grad=True)
+        probes.append((name, probe))
+        return output + probe
+
     hooks = [
         module.register_forward_pre_hook(lambda _, __, name=name: called.add(name))
         for name, module in model.named_modules(remove_duplicate=False)
     ]
+    hooks += [
+        module.register_forward_hook(lambda _, __, output, name=name: probed(name, output))
+        for name, module in linear.named_linears(model)
+    ]
     modes = [(module, module.training) for module in model.modules()]
     model.train()
     try:
-        passed = make_pass(model)
+        logits = make_pass(model, tokens)
     finally:
         for hook in hooks:
             hook.remove()
         for module, training in modes:
             module.training = training
-    if not passed:
-        return frozenset()
-    return frozenset(name for name, _ in linear.named_linears(model) if is_passed_over(model, name, called))
+    if logits is None:
+        return set(), set()
+    if logits.grad_fn is None:
+        return called, set()
+    found = {id(leaf) for leaf in leaves(logits.grad_fn)}
+    led = {name for name, probe in probes if id(probe) in found}
+    return called, {name for name, _ in probes} - led
 
 
-def make_pass(model: Any) -> bool:
-    """Answer a few tokens. False where a model without content raises on the way."""
+def leaves(root: Any) -> Iterator[Tensor]:
+    """The tensors that the graph of autograd behind a node ends in."""
+    waiting, seen = [root], {root}
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            yield node.variable
+        for before, _ in node.next_functions:
+            if before is not None and before not in seen:
+                seen.add(before)
+                waiting.append(before)
+
+
+def uncalled_by_text(model: Any) -> dict[str, str]:
+    """`uncalled` of any module. Empty for what is not a language model, or does not take text alone."""
+    decoder = getattr(model, "main_input_name", None) == "input_ids" and not model.config.is_encoder_decoder
+    if not (decoder and model.can_generate()):
+        return {}
+    try:
+        return uncalled(model)
+    except Exception:  # whatever a model's code raises that wants more than text
+        return {}
+
+
+def make_pass(model: Any, tokens: int) -> Tensor | None:
+    """Logits of a row. None where a model without content raises on the way."""
     first = next(model.parameters())
     gpu = [first.device] if first.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices=gpu):
-        ids = torch.zeros(1, TOKENS, dtype=torch.long, device=first.device)
+    # The graph is only walked: what its backward pass would need is not kept.
+    nothing = torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda kept: kept)
+    with torch.enable_grad(), nothing, torch.random.fork_rng(devices=gpu):
+        ids = torch.zeros(1, tokens, dtype=torch.long, device=first.device)
         if not (first.is_meta or isinstance(first, FakeTensor)):
-            model(input_ids=ids, use_cache=False)
-            return True
+            return logits_of_text(model, ids)
         # Some models look into the mask to make theirs; one of four dimensions is handed on as it is.
-        for mask in ({"attention_mask": ids.new_zeros(1, 1, 1, 1)}, {}):
+        # Sparse attention chooses by a mask of all pairs.
+        pairs = ids.new_ones(1, 1, tokens, tokens, dtype=torch.bool)
+        for more in ({"attention_mask": ids.new_zeros(1, 1, 1, 1)}, {"attention_mask": pairs}, {}):
             with imagined_kernels(model), contextlib.suppress(Exception):  # whatever a model's code may raise
-                model(input_ids=ids, **mask, use_cache=False)
-                return True
-    return False
+                return logits_of_text(model, ids, **more)
+    return None
 
 
 def is_passed_over(model: nn.Module, name: str, called: set[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -68,17 +68,17 @@ class Choice:
 
 
 def chosen_linears(
-    model: nn.Module, adapter: Any, where: Where, uncalled: Collection[str] = frozenset()
+    model: nn.Module, adapter: Any, where: Where, uncalled: Mapping[str, str] = {}
 ) -> dict[str, nn.Module]:
     """What `choose` has found."""
     return choose(model, adapter, where, uncalled).found
 
 
-def choose(model: nn.Module, adapter: Any, where: Where, uncalled: Collection[str] = frozenset()) -> Choice:
+def choose(model: nn.Module, adapter: Any, where: Where, uncalled: Mapping[str, str] = {}) -> Choice:
     """The linear layers that `adapter` (a recipe's adapter section) targets.
 
     A layer that cannot carry an adapter is left out where all-linear means it, or a pattern that means others too.
-    uncalled: names of layers that are known not to be called, as of `lrft.adapters.reach.uncalled`.
+    uncalled: names of layers that text is known not to reach -> why, as of `lrft.adapters.reach.uncalled`.
     Raises RecipeError with every pattern that matches nothing, or nothing that can carry an adapter, and every layer
     index outside the model.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -10,21 +10,20 @@ from torch.func import functional_call
 
 from lrft.model import linear
 
-UNCALLED = "not called in a forward pass over text"
 UNLIKE = "its output is more than a matrix product with its weight"
 SHARED = "weight shared with another layer, so an adapter could not be merged"
 
 
-def unfit(model: nn.Module, linears: Mapping[str, nn.Module], uncalled: Collection[str]) -> dict[str, str]:
+def unfit(model: nn.Module, linears: Mapping[str, nn.Module], uncalled: Mapping[str, str]) -> dict[str, str]:
     """Name of each linear layer of `model` that cannot carry an adapter -> the reason.
 
-    uncalled: those that are known not to be called, as of `lrft.adapters.reach.uncalled`
+    uncalled: those that text is known not to reach -> why, as of `lrft.adapters.reach.uncalled`
     """
     shared = sharing(model)
     found: dict[str, str] = {}
     for name, module in linears.items():
         if name in uncalled:
-            found[name] = UNCALLED
+            found[name] = uncalled[name]
         elif not returns_product(module):
             found[name] = UNLIKE
         elif name in shared:

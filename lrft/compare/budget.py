@@ -5,7 +5,7 @@ Counted on the real model's layers, without its weights: the adapters of each sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Counter:
 
     def __init__(self) -> None:
         self._skeletons: dict[tuple[str, str | None], Any] = {}
-        self._uncalled: dict[tuple[str, str | None], Collection[str]] = {}
+        self._uncalled: dict[tuple[str, str | None], Mapping[str, str]] = {}
 
     def count(self, recipe: Recipe, rank: int, options: dict[str, dict[str, Any]] | None = None) -> int:
         """At a rank. options: by method, in place of the recipe's. Raises RecipeError."""

@@ -40,7 +40,7 @@ def imagined_kernels(model: Any) -> Iterator[None]:
             model.set_experts_implementation(chosen)
 
 
-def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
+def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
     """q (B, heads, T, size), k, v (B, key heads, T, ...) -> (B, T, heads, size of v), None."""
     return _Kept.apply(q, k, v), None
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from lrft.errors import LrftError
 
 
 def blocks_of(model: Any) -> list[Any]:
@@ -48,3 +50,19 @@ def makes_chosen_logits(model: nn.Module) -> bool:
 def holds(module: nn.Module, part: nn.Module | None) -> bool:
     """Whether `part` is somewhere in `module`."""
     return part is not None and any(found is part for found in module.modules())
+
+
+def logits_of_text(model: nn.Module, ids: Tensor, **more: Any) -> Tensor:
+    """Logits of token ids (B, T): (B, T, vocabulary). `more` is handed to the model as it is.
+
+    Raises LrftError for a model that wants more than text.
+    """
+    try:
+        answer = model(input_ids=ids, **more, use_cache=False)
+    except (TypeError, ValueError) as error:
+        raise LrftError(
+            f"{type(model).__name__} cannot answer text alone: {str(error).strip().partition(chr(10))[0]}",
+            "lrft trains causal language models on rows of text.",
+        ) from error
+    found: Tensor = getattr(answer, "logits", answer)
+    return found

@@ -8,6 +8,9 @@ to transformers' own SDPA, so generation and padded batches are untouched.
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 NAME = "rowwise_sdpa"
+# Code that does something else under another name: sparse attention makes its choice of tokens a mask for SDPA only.
+ASKS = re.compile(r"""_attn_implementation\s*(==|!=|in|not in)\s[^\n]*["']sdpa["']""")
 
 
 def use_rowwise(model: Any) -> None:
@@ -24,8 +29,26 @@ def use_rowwise(model: Any) -> None:
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
+    if (
+        model.config._attn_implementation == "sdpa"
+        and model._can_set_attn_implementation()
+        and not asks_for_sdpa(model)
+    ):
         model.set_attn_implementation(NAME)
+
+
+def asks_for_sdpa(model: nn.Module) -> bool:
+    """Whether the model's own code compares the name of its attention with SDPA's."""
+    files = {type(module).__module__ for module in model.modules()}
+    return any(ASKS.search(source_of(name)) for name in files if not name.startswith("torch."))
+
+
+@lru_cache(maxsize=64)
+def source_of(module: str) -> str:
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):  # made by code, or without a file
+        return ""
 
 
 def attention(

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lrft.data import Rows
 from lrft.data.collate import Form, ends_mask
 from lrft.errors import CheckFailed
-from lrft.model.layers import decoder_of, head_of
+from lrft.model.layers import decoder_of, head_of, logits_of_text
 from lrft.model.modes import evaluation_mode
 
 # Largest difference of logits over the largest logit.
@@ -32,7 +32,7 @@ TIMES_PADDED = 2.0
 ROWS = 2
 ROWWISE = "rowwise_sdpa"
 # Beyond these numbers of its configuration a model may treat a long row otherwise than a short one.
-BORDERS = ("window", "chunk", "original_max_position")
+BORDERS = ("window", "chunk", "original_max_position", "index_topk")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | N
     """
     ids = [torch.from_numpy(longest_of(rows, i)).to(model.device) for i in telling_rows(rows, model.config)]
     with evaluation_mode(model):
-        alone = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in ids])
+        alone = torch.cat([logits_of_text(model, row[None])[0] for row in ids])
         tolerance = TOLERANCE[compute or ("fp32" if model.dtype.itemsize > 2 else "bf16")]
         refuse_looking_ahead(model, ids, alone[: len(ids[0])], tolerance)
         direct = share(direct_logits(model, ids), alone) <= tolerance

@@ -109,7 +109,7 @@ def kept_in_pass(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, d
         torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
     ):
         try:
-            hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = hidden_states(model, ids, kept)
         except Exception as error:  # whatever a model's code may raise where tensors have no content
             said = str(error).strip().partition("\n")[0]
             raise LrftError(
@@ -119,6 +119,18 @@ def kept_in_pass(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, d
     if trained and not hidden.requires_grad:
         raise ValueError("no gradient reaches an adapter")
     return hidden, kept
+
+
+def hidden_states(model: Any, ids: Tensor, kept: dict[int, Tensor]) -> Tensor:
+    """The last ones, (1, T, width). kept: emptied where the pass has to begin anew."""
+    decoder = decoder_of(model)
+    try:
+        found: Tensor = decoder(input_ids=ids, use_cache=False).last_hidden_state
+    except TypeError:  # sparse attention looks into the mask, which kernels of attention do without
+        kept.clear()
+        mask = ids.new_ones(1, 1, *2 * ids.shape[1:], dtype=torch.bool)
+        found = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return found
 
 
 @contextmanager

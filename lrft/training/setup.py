@@ -6,7 +6,7 @@ Nothing is written to the run folder here, so a failed set-up leaves no files.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def adapt(recipe: Recipe, source: Path, base: Base, context: CalibrationContext,
 
 
 def resumed_sites(
-    recipe: Recipe, model: Any, composition: compose.Composition, checkpoint: Path, passed_over: Collection[str]
+    recipe: Recipe, model: Any, composition: compose.Composition, checkpoint: Path, passed_over: Mapping[str, str]
 ) -> Sequence[Site]:
     """The sites of a run that is resumed. It does not calibrate again: what calibration decided is in the checkpoint's
     ranks."""

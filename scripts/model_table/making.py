@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from model_table.families import FAMILIES, TOWERS, VOCABULARY
+from model_table.others import class_of, is_text
+from model_table.shrinking import shrunk
+
+MOST_PARAMETERS = 6_000_000
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
@@ -31,14 +35,16 @@ ROWS = [
 
 def make_model(family: str, folder: Path) -> Any:
     """A model with random weights in which every one matters, saved in `folder`."""
-    kind, words = FAMILIES[family]
-    config = AutoConfig.for_model(kind, **words)
+    config, auto = configuration(family)
     for part in (config, config.get_text_config()):
         for key, value in part.to_dict().items():
             if "drop" in key and isinstance(value, float):
                 setattr(part, key, 0.0)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
+    if size > MOST_PARAMETERS:
+        raise ValueError(f"{size:,} parameters at the least that its configuration was brought to")
     torch.manual_seed(0)
-    auto = AutoModelForImageTextToText if family in TOWERS else AutoModelForCausalLM
     model = auto.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -46,6 +52,19 @@ def make_model(family: str, folder: Path) -> Any:
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return model
+
+
+def configuration(family: str) -> tuple[Any, Any]:
+    """The configuration of a tiny model, and the Auto class that builds it."""
+    if family not in FAMILIES:
+        return CONFIG_MAPPING[family].from_dict(shrunk(family)), class_of(family)
+    kind, words = FAMILIES[family]
+    auto = AutoModelForImageTextToText if family in TOWERS else class_of(kind)
+    return AutoConfig.for_model(kind, **words), auto
+
+
+def knows_text_alone(family: str) -> bool:
+    return family not in TOWERS and (family in FAMILIES or is_text(family))
 
 
 def spread(name: str, parameter: torch.Tensor) -> None:

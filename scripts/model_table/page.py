@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
+from typing import Any
 
-from model_table.families import TOWERS
 from model_table.trying import YES, Tried
 
 HEAD = """\
@@ -22,23 +21,35 @@ other packages (mamba-ssm, flash-linear-attention) were not installed.
 - **forecast**: whether `lrft plan` says what a run takes.
 - **not adapted**: what `all-linear` leaves out, beside the output head, and why. The start of a run says it as well.
 
+Names without a capital are transformers' model types. Encoders (BERT and its like) and encoder-decoders (T5, BART,
+Whisper) are no causal language models: they are refused, and not in the table.
+
+"""
+NOT_BUILT = """\
+## Not tried
+
+No tiny model could be built, for the reason that transformers gave:
+
 """
 COLUMNS = ("family", "class", "trains", "rows", "merges", "PEFT", "forecast", "not adapted")
 
 
-def page(tried: Sequence[Tried]) -> str:
-    text = [one for one in tried if one.family not in TOWERS]
-    towers = [one for one in tried if one.family in TOWERS]
-    versions = {name: version(name).partition("+")[0] for name in ("transformers", "peft", "torch")}
+def page(found: dict[str, Any]) -> str:
+    """found: what docs/models.json holds."""
+    tried = [Tried(**one) for one in found["families"].values()]
+    built = [one for one in tried if not one.not_built]
+    text, towers = [one for one in built if one.text], [one for one in built if not one.text]
     notes: list[str] = []
     parts = [
-        HEAD.format(count=len(tried), **versions),
+        HEAD.format(count=len(built), **found["versions"]),
         "## Models of text\n\n" + table(text, notes),
         "## Models that also see or hear\n\nText rows train the language part. Towers stay frozen and are whole in the "
         "merged folder; rows with pictures, films or sound are refused.\n\n" + table(towers, notes),
     ]
     if notes:
         parts.append("## What does not work\n\n" + "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1)))
+    if missing := [one for one in tried if one.not_built]:
+        parts.append(NOT_BUILT + "".join(f"- {one.family}: {one.not_built}\n" for one in missing))
     return "\n".join(parts)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import peft
@@ -17,11 +19,13 @@ import transformers
 
 from lrft import recipe
 from lrft.adapters import targets
+from lrft.adapters.peft_export import PEFT_TENSORS
+from lrft.adapters.peft_names import peft_names
 from lrft.adapters.reach import uncalled
 from lrft.adapters.storage import load_adapter
 from lrft.cli.main import run_command
 from lrft.model.load import load_model, load_skeleton
-from model_table.making import make_model
+from model_table.making import knows_text_alone, make_model
 
 RECIPE = """\
 model: {folder}
@@ -44,6 +48,10 @@ class Tried:
 
     family: str
     model: str = ""
+    text: bool = True
+    """whether it knows text alone"""
+    not_built: str = ""
+    """why no tiny model could be made"""
     trains: str = ""
     rows: str = ""
     merges: str = ""
@@ -56,10 +64,12 @@ class Tried:
 def attempt(family: str, place: Path, rows: Path) -> Tried:
     """Make, plan, train, merge and load with PEFT. What fails is said in its column, and what needs it is left out."""
     folder, out = place / "base", place / "run"
+    tried = Tried(family, text=knows_text_alone(family))
     try:
-        tried = Tried(family, type(make_model(family, folder)).__name__)
-    except Exception as error:  # a family of another version of transformers, or one that needs a package
-        return Tried(family, trains=f"not built: {first_line(str(error))}")
+        tried.model = type(make_model(family, folder)).__name__
+    except Exception as error:  # whatever a model's code may raise at a size that it was not made for
+        tried.not_built = first_line(str(error))
+        return tried
     written = place / "recipe.yaml"
     written.write_text(RECIPE.format(folder=folder, rows=rows, out=out))
     tried.forecast = command("plan", str(written))
@@ -112,7 +122,10 @@ def with_peft(folder: Path, adapter: Path) -> str:
 
     ours = load_model(folder, dtype=torch.float32)
     untouched = logits(ours)
-    load_adapter(ours, adapter)
+    attached = load_adapter(ours, adapter)
+    if not (adapter / PEFT_TENSORS).exists():
+        forms = {name: module.peft() for name, module in attached.modules.items()}
+        return f"{NO}: {peft_names(attached, forms).refused}, so the adapter has lrft's own format"
     expected = logits(ours)
     stock = getattr(transformers, ours.config.architectures[0])
     try:
@@ -127,5 +140,7 @@ def with_peft(folder: Path, adapter: Path) -> str:
 
 def first_line(text: str) -> str:
     """The first line that says something, without places on this machine."""
-    lines = (line.strip() for line in text.splitlines())
-    return next((line for line in lines if line and "Loading weights" not in line), "")[:160]
+    lines = (re.sub(r"/\S*/base\b", "the folder", line.strip()) for line in text.splitlines())
+    return shorten(
+        next((line for line in lines if line and "Loading weights" not in line), ""), 200, placeholder=" ..."
+    )

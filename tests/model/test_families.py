@@ -20,7 +20,7 @@ import lrft
 from lrft import recipe
 from lrft.adapters import compose, targets, unfit
 from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings
-from lrft.adapters.reach import uncalled
+from lrft.adapters.reach import UNCALLED, UNLED, uncalled
 from lrft.cli.main import run_command
 from lrft.data import pictures
 from lrft.data.records import BadRow
@@ -162,20 +162,52 @@ def test_layers_that_a_pass_does_not_call_are_found_with_and_without_content(
 
 
 class Routed(nn.Module):
-    """Tokens go to the first of three experts; `never` is not called, and the weight of `read` is only read."""
+    """Tokens go to the first of three experts; `never` is not called, the weight of `read` is only read, `chooses` only
+    says which numbers go on, and `compresses` acts on each 100 tokens."""
 
     def __init__(self) -> None:
         super().__init__()
         self.experts = nn.ModuleList([nn.Sequential(nn.Linear(3, 3)) for _ in range(3)])
         self.others = nn.ModuleList([nn.Linear(3, 3)])
-        self.read, self.never = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.read, self.never, self.chooses = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.compresses = nn.Linear(3, 3)
 
     def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
-        return self.experts[0](input_ids[..., None].float().expand(-1, -1, 3)) @ self.read.weight
+        x = input_ids[..., None].float().expand(-1, -1, 3)
+        whole = self.compresses(x)[:, : x.shape[1] // 100 * 100].unflatten(1, (-1, 100)).mean(2)
+        x = torch.cat([whole, x], dim=1) if whole.shape[1] else x
+        return (self.experts[0](x) @ self.read.weight).gather(-1, self.chooses(x).topk(2).indices)
 
 
 def test_an_expert_that_these_tokens_do_not_choose_is_no_layer_without_use() -> None:
-    assert uncalled(Routed()) == {"others.0", "read", "never"}
+    assert uncalled(Routed()) == {"others.0": UNCALLED, "read": UNCALLED, "never": UNCALLED, "chooses": UNLED}
+
+
+def test_sparse_attention_answers_as_stock_transformers_does(tmp_path: Path) -> None:
+    """Its code makes the choice of tokens a mask where the attention is called sdpa, and none under another name."""
+    sparse = {**LATENT, "num_key_value_heads": 4, "index_topk": 2, "index_n_heads": 2, "index_head_dim": 8}
+    folder = saved("deepseek_v32", sparse, tmp_path)
+    ids = torch.arange(5, 45)[None]
+    stock = transformers.DeepseekV32ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert torch.allclose(tiny.logits(load_model(folder, dtype=torch.float32), ids), tiny.logits(stock, ids), atol=1e-5)
+    assert (
+        load_model(saved("llama", SMALL, tmp_path / "llama"), dtype=torch.float32).config._attn_implementation
+        == "rowwise_sdpa"
+    )
+
+
+class Seeing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Linear(3, 3)
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor, use_cache: bool) -> Tensor:
+        return self.read(pixel_values)
+
+
+def test_a_model_that_wants_a_picture_with_each_text_is_refused_by_name() -> None:
+    with pytest.raises(LrftError, match=r"^Seeing cannot answer text alone: .*missing.*pixel_values"):
+        uncalled(Seeing())
 
 
 def test_a_pattern_takes_the_layers_that_text_reaches_and_one_that_means_no_other_is_refused() -> None:
@@ -187,6 +219,32 @@ def test_a_pattern_takes_the_layers_that_text_reaches_and_one_that_means_no_othe
         chosen(model, target_modules=["q_proj", "fc1"])
     # A loop of one's own may have pictures: nothing is known of what is called there.
     assert lrft.attach(model, {"rank": 2, "target_modules": ["fc1"]}).sites
+
+
+@pytest.mark.parametrize(("kind", "words"), [("mamba", MAMBA), ("mllama", CROSS)])
+def test_attach_leaves_out_what_training_leaves_out_and_says_it(kind: str, words: dict[str, Any]) -> None:
+    expected = chosen(model_of(kind, words))
+    assert UNCALLED in expected.left_out.values()
+    attached = lrft.attach(model_of(kind, words), {"rank": 2})
+    assert list(attached.modules) == list(expected.found)
+    assert attached.left_out == expected.left_out
+
+
+def test_attach_takes_what_is_no_language_model_as_it_is() -> None:
+    class Blind(nn.Module):  # wants more than text
+        main_input_name, config = "input_ids", transformers.LlamaConfig()
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.Linear(4, 4)
+
+        def can_generate(self) -> bool:
+            return True
+
+    for model in (nn.Sequential(nn.Linear(4, 4)), Blind()):
+        attached = lrft.attach(model, {"rank": 2})
+        assert len(attached.modules) == 1
+        assert attached.left_out == {}
 
 
 # --- layers that cannot carry an adapter
