@@ -46,24 +46,32 @@ def attach(
     """
     from lrft import recipe
     from lrft.adapters import targets
-    from lrft.adapters.attach import attach_adapter
+    from lrft.adapters.attach import attach_adapter, prune_base
     from lrft.adapters.calibration import CalibrationContext
+    from lrft.adapters.compose import compose_section
     from lrft.adapters.reach import uncalled_by_text
+    from lrft.errors import LrftError
+    from lrft.model.pruned import whole_again
     from lrft.model.quantized import take_over
     from lrft.objectives.cross_entropy import trained_tokens
     from lrft.objectives.sft import TokenLoss
 
     section = recipe.parse_adapter(adapter)
     take_over(model)
+    prune_base(model, compose_section(section))
     context = None
     if batches is not None:
         context = CalibrationContext(
             model, batches=lambda rows: batches, loss=TokenLoss(model), tokens=trained_tokens, seed=seed
         )
-    presets = set(section.target_modules) <= set(targets.PRESETS)
-    passed_over = uncalled_by_text(model) if presets else {}
-    left_out = targets.choose(model, section, lambda key: key, passed_over).left_out
-    attached, _ = attach_adapter(model, section, seed=seed, context=context, uncalled=passed_over)
+    try:
+        presets = set(section.target_modules) <= set(targets.PRESETS)
+        passed_over = uncalled_by_text(model) if presets else {}
+        left_out = targets.choose(model, section, lambda key: key, passed_over).left_out
+        attached, _ = attach_adapter(model, section, seed=seed, context=context, uncalled=passed_over)
+    except LrftError:
+        whole_again(model)
+        raise
     attached.left_out = left_out
     return attached
 

@@ -33,6 +33,32 @@ DEFAULT_METHOD = "lora"
 DEFAULT_RATE = 2e-4
 """the learning rate of a method that declares none"""
 
+
+@dataclass(frozen=True)
+class RowKind:
+    """A kind of rows that objectives take: the formats that give such rows, and what they are, in words."""
+
+    formats: tuple[str, ...]
+    words: str
+    parts: tuple[str, ...] = ()
+    """names of the token sequences of a row, where it has several"""
+    answers_only: bool = False
+    """only answers can be trained: data.train_on: all is refused"""
+
+
+# What the class variable `rows` of an objective may name.
+ROWS: dict[str, RowKind] = {
+    "tokens": RowKind(
+        ("messages", "sharegpt", "alpaca", "completion", "text"),
+        "conversations, prompts with completions, or documents",
+    ),
+    "preference": RowKind(
+        ("preference",), "pairs of a chosen and a rejected answer to one prompt", ("chosen", "rejected"), True
+    ),
+    "kto": RowKind(("kto",), "answers with a label of true or false", answers_only=True),
+}
+DEFAULT_ROWS = "tokens"
+
 # What two owners would both do. A declaration that names another slot is refused: a typo would hide one.
 SLOTS: dict[str, str] = {
     "update": "build the update",
@@ -50,6 +76,7 @@ SLOTS: dict[str, str] = {
     "copies": "average several predictions",
     "steps": "set the step length",
     "placement": "choose the target modules",
+    "base": "prune the base",
 }
 
 # What one entry provides and another requires, as the end of "X needs ..." and of "Y has no ...".
@@ -172,6 +199,26 @@ class Declaration:
     knobs: tuple[Knob, ...]
     facts: dict[str, Any]
     """every class variable of the declaration"""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Defaults of other keys of a recipe, by dotted key, where it names this and gives them no value."""
+        return dict(self.facts.get("defaults", {}))
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Options that a recipe has to give: their default stands for none."""
+        return tuple(self.facts.get("required", ()))
+
+    @property
+    def only_with(self) -> dict[str, tuple[str, tuple[Any, ...]]]:
+        """option -> (another option, its values beside which the first means something)."""
+        return dict(self.facts.get("only_with", {}))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Options that name a model or an adapter which is to answer beside the trained model."""
+        return tuple(self.facts.get("models", ()))
 
     @cached_property
     def model(self) -> type[BaseModel]:
@@ -304,6 +351,21 @@ def methods(folder: Path = FOLDER) -> dict[str, MethodCard]:
             _add(found, read_card(source))
     ordered = sorted(found.values(), key=lambda card: (not card.builds, card.name))
     return {card.name: card for card in ordered}
+
+
+def rows_of(objective: str) -> str:
+    """The kind of rows that an objective takes. Raises LrftError where an installed package names none of `ROWS`."""
+    card = declared("objectives")[objective]
+    kind: str = card.facts.get("rows", DEFAULT_ROWS)
+    if kind not in ROWS:
+        text = f"{card.file}: {card.class_name}.rows is {kind!r}, not one of {', '.join(ROWS)}"
+        raise fault_of(card.package, text) if card.package else ValueError(text)
+    return kind
+
+
+def objectives_for(kind: str) -> list[str]:
+    """The names of the objectives that take rows of this kind."""
+    return [name for name in sorted(declared("objectives")) if rows_of(name) == kind]
 
 
 def _add(found: dict[str, Any], card: Declaration) -> None:

@@ -249,6 +249,11 @@ CASES: dict[str, tuple[Any, Count]] = {
     "lte": ({"lte": {"heads": 2, "merge": 1}}, lambda d, k, r: 2 * pair(d, k, r)),
     "diffora": ("diffora", lambda d, k, r: pair(d, k, r) + 1),
     "finegates": ("finegates", lambda d, k, r: pair(d, k, r) + d + k),
+    "loram": ("loram", pair),
+    "loraprune": ("loraprune", pair),
+    "loraprune+rslora+lora+": ([{"loraprune": {"every": 1, "spare": True}}, "rslora", "lora+"], pair),
+    "dress": ("dress", lambda d, k, r: d * k),
+    "dress+lora": (["lora", {"dress": {"norm": "l1"}}], pair),
     "sara": ("sara", lambda d, k, r: int(0.05 * d * k)),
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
@@ -260,6 +265,7 @@ NOT_A_LORA = (
     "dct-adamw",
     "denselora",
     "dota",
+    "dress",
     "finegates",
     "fira",
     "flora",
@@ -272,6 +278,7 @@ NOT_A_LORA = (
     "gradnormlorp",
     "hra",
     "lora-ensemble",
+    "loraprune",
     "lorma",
     "lors",
     "mora",
@@ -295,9 +302,11 @@ def first_of_each_method() -> list[str]:
     return list(dict.fromkeys(found.values()))
 
 
+# What prunes blocks of which GPT-2 has none.
+NOT_ON_GPT2 = ("dress", "loram", "loraprune")
 # How a base stores its weights concerns an adapter's class and init, not each way to combine them: GPT-2, whose linear
 # layers are stored (k, d), has a case for each method, and those whose options choose another class.
-ON_GPT2 = [*first_of_each_method(), "mora-1", "lorma-pi"]
+ON_GPT2 = [*(case for case in first_of_each_method() if case not in NOT_ON_GPT2), "mora-1", "lorma-pi"]
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 EVERY_BASE = pytest.mark.parametrize(
     ("case", "model_name"), [*((case, "llama") for case in CASES), *((case, "gpt2") for case in ON_GPT2)]

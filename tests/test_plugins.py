@@ -21,7 +21,7 @@ import lrft
 from lrft import registry
 from lrft.adapters.storage import read_adapter
 from lrft.cli.main import run_command
-from lrft.errors import LrftError, MissingError, RecipeError
+from lrft.errors import DataError, LrftError, MissingError, RecipeError
 from lrft.objectives.sft import Sft
 from lrft.utils import files
 
@@ -119,6 +119,7 @@ def test_a_run_with_all_of_them_resumes_exactly_and_is_exported(package: Path, p
     table = (straight / "loss.csv").read_text().splitlines()
     assert table == ["step,loss", *(f"{record['step']},{record['loss']}" for record in records)]
     assert len(records) == runs.STEPS
+    assert all(0 <= record["figures"]["accuracy"] <= 1 for record in records)
     stopped = runs.cut(straight, 3, place.root / "stopped")
     place.train(*ALL, "checkpoint.every=3", out="stopped", resume="last")
     assert runs.differing(runs.tensors(straight), runs.tensors(stopped)) == []
@@ -165,13 +166,18 @@ def test_the_example_of_an_objective_is_its_formula(package: Path) -> None:
     with torch.no_grad():
         logits = model(batch["input_ids"]).logits[:, 3:-1].flatten(0, 1)
         p = logits.softmax(-1).gather(1, labels[:, 4:].reshape(-1, 1))
-        assert torch.allclose(focal(gamma=2.0).module(model)(batch), (-((1 - p) ** 2) * p.log()).sum())
+        module, right = focal(gamma=2.0).module(model), logits.argmax(-1) == labels[:, 4:].flatten()
+        assert torch.allclose(module(batch), (-((1 - p) ** 2) * p.log()).sum())
+        assert focal().figures(module.sums) == {"accuracy": pytest.approx(right.double().mean().item())}
         assert torch.allclose(focal(gamma=0.0).module(model)(batch), Sft().module(model)(batch))
 
 
 def test_a_method_that_adds_to_the_loss_is_refused_beside_an_objective_that_drops_it(
     package: Path, place: Place
 ) -> None:
+    runs.write_rows(place.root / "weighted.jsonl", [{**row, "weight": 2} for row in runs.rows(4)])
+    with pytest.raises(DataError, match=r"column weight, which training\.objective: focal does not count"):
+        place.train(f"data.train={place.root}/weighted.jsonl", "training.objective=focal")
     with pytest.raises(RecipeError, match=r"adds to the loss, which training\.objective: focal does not take up"):
         place.train("adapter.method=[lora, ba-lora]", "training.objective=focal")
 

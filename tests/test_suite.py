@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,3 +32,13 @@ def test_every_module_has_a_name_of_its_own() -> None:
     """They are imported by their bare names; a second one of the same name would be the first."""
     names = Counter(path.stem for path in MODULES if path.stem != "conftest")
     assert [name for name, n in names.items() if n > 1] == []
+
+
+@pytest.fixture(scope="module")
+def shared() -> None:
+    """Nothing: its scope is what counts."""
+
+
+def test_one_worker_runs_what_shares_a_fixture(request: pytest.FixtureRequest, shared: None) -> None:
+    """xdist knows a group by the end of a test's name, and says nothing where it cannot write it there."""
+    assert request.node.nodeid.endswith("@test_suite") == ("PYTEST_XDIST_WORKER" in os.environ)

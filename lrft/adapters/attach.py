@@ -48,6 +48,19 @@ def refuse_quantized(composition: Composition, where: targets.Where) -> None:
         raise RecipeError(problems)
 
 
+def prune_base(model: nn.Module, composition: Composition, where: targets.Where = lambda key: key) -> None:
+    """Let the parts prune the base that is to be trained on, in place, before it has adapters. Raises RecipeError."""
+    refuse_adapted(model)
+    if is_quantized(model):
+        refuse_quantized(composition, where)
+    for part in composition.parts:
+        try:
+            part.prune_base(model)
+        except ValueError as error:
+            text = f"adapter.method: {part.name}: {error}"
+            raise RecipeError([Problem(where("adapter.method"), text)]) from error
+
+
 def select_sites(
     model: nn.Module,
     adapter: Any,

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lrft.adapters.adapter import Adapter, AdapterLinear, Delta, Site, load_tensors
 from lrft.model import linear
+from lrft.model.modes import evaluation_mode
+from lrft.model.pruned import whole_again
 
 # What the first adapted layer calls the module that all adapters have in common; in files, the first word of the
 # names of its tensors.
@@ -92,9 +94,16 @@ class Attached:
             for layer, enabled in zip(layers, before, strict=True):
                 layer.enabled = enabled
 
+    @contextmanager
+    def as_base(self, model: nn.Module) -> Iterator[None]:
+        """Inside, `model`, which holds these adapters, is the untouched base in evaluation mode, without gradients."""
+        with evaluation_mode(model), self.disabled():
+            yield
+
     def detach(self) -> nn.Module:
         """Put the base layers back and return the model, as it was before, still frozen."""
         for name, layer in self.layers().items():
             parent, _, word = name.rpartition(".")
             setattr(self.model.get_submodule(parent), word, layer.base)
+        whole_again(self.model)
         return self.model

@@ -39,8 +39,8 @@ class CalibrationContext:
     """micro-batches of this process's share of the first n rows: the same ones whenever they are asked for"""
     loss: Callable[[Batch], Tensor] = no_rows
     """sum of the cross-entropy over a batch's trained tokens"""
-    tokens: Callable[[Batch], int] = no_rows
-    """number of trained tokens in a batch"""
+    tokens: Callable[[Batch], float] = no_rows
+    """number of trained tokens in a batch, each with its weight"""
     reduce: Callable[[Tensor], Tensor] = lambda t: t
     """sum over all processes"""
     agree: Callable[[Any], Any] = lambda value: value
@@ -131,7 +131,7 @@ class CalibrationContext:
 
             out.register_hook(add)
 
-        tokens = 0
+        tokens = 0.0
         reached: list[float] = []
         embedding: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
         with frozen_evaluation(self.model), torch.enable_grad(), ExitStack() as hooks:

@@ -6,8 +6,8 @@ declaration: they are literals, read from the source without importing it, so th
 
 The training loop calls the hooks at fixed places and knows no method by name:
 
-    once             calibrate, assign_ranks, assign_ranks_from; shared; build -> initialize, initialize_from ->
-                     (offset from init) -> wrap, for every site
+    once             prune_base; calibrate, assign_ranks, assign_ranks_from; shared; build -> initialize,
+                     initialize_from -> (offset from init) -> wrap, for every site
     every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
                      compose_gradient (gradients reduced), after_backward (gradients clipped, too), after_step
     checkpoints      state, load_state
@@ -134,6 +134,11 @@ class Part:
     """name suffixes of trainable tensors that may not change in the first two steps (gated, or unfrozen later)"""
 
     # once
+    def prune_base(self, model: nn.Module) -> None:
+        """The slot "base": let layers of the base train with a part of their weights, in place
+        (`lrft.model.pruning`). At each start of a run, before there are adapters; not where a saved adapter is loaded.
+        Raises ValueError with the reason when the model does not allow it."""
+
     def alpha(self, rank: int) -> float:
         """The slot "scale": alpha when the recipe leaves it to us."""
         raise NotImplementedError("abstract: a part that fills the slot scale must implement this")

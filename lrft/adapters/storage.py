@@ -202,6 +202,21 @@ def load_saved(model: nn.Module, saved: SavedAdapter) -> Attached:
     return attached
 
 
+def rename_base(folder: Path, name: str) -> None:
+    """Give the base of the adapter in `folder` another name, in every file that has it. Where it lies on one machine is
+    no business of another."""
+    config, own = folder / "adapter_config.json", folder / "lrft.json"
+    if config.is_file():
+        files.write_json(config, files.read_json(config) | {"base_model_name_or_path": name})
+    if own.is_file():
+        info = files.read_json(own)
+        del info["checksum"]
+        info["base"]["name"] = name
+        if config.name in info["sha256"]:
+            info["sha256"][config.name] = files.sha256(config)
+        files.write_json(own, info | {"checksum": _checksum(info)})
+
+
 def _checksum(info: Mapping[str, Any]) -> str:
     """sha256 of what lrft.json says, whatever its spacing and order."""
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()

@@ -23,6 +23,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Override keys of the recipe: adapter.rank=8, ~data.validation."),
 ]
+TargetPath = Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="Run, adapter or model.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Allow the model's own Python code to run.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; higher is more random.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Draw only from the likeliest tokens with this share.")]
+Seed = Annotated[int, typer.Option(help="Of the drawing; the same seed gives the same answers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Base = Annotated[str | None, typer.Option(help="Path of the base model, if it has moved since training.")]
 
@@ -70,15 +76,29 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
 
 
 def refuse_missing(recipe: Recipe) -> None:
-    """Raises MissingError for a package that the recipe needs and that is not installed, before anything is loaded."""
+    """Raises MissingError for a package that the recipe needs and that is not installed, and RecipeError for rows that
+    its objective does not take, before anything is loaded."""
+    from lrft import registry
+    from lrft.data.suggest import refuse_unfit
     from lrft.model import load
 
     load.refuse_missing(recipe.model.quantization, recipe.where("model.quantization"))
+    refuse_unfit(recipe.data, registry.rows_of(recipe.training.objective.name), recipe.where)
 
 
 def typed() -> str:
     """The command that is running, as it can be pasted into a shell."""
     return shlex.join(["lrft", *sys.argv[1:]])
+
+
+def adapter_in(target: str) -> Path | None:
+    """The adapter folder that is meant by a run or an adapter; None for a model. Raises UsageError."""
+    from lrft.adapters.peft_import import is_peft_folder
+    from lrft.loading.saved import adapter_folder
+
+    path = Path(target)
+    ours = (path / "run.json").is_file() or (path / "lrft.json").is_file() or is_peft_folder(path)
+    return adapter_folder(path) if ours else None
 
 
 def tell_choice(source: Path, adapter: Path) -> None:

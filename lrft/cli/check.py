@@ -42,6 +42,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
         from lrft.export.merge import names_in, unmergeable
         from lrft.loading.from_recipe import find_base, load_data
         from lrft.loading.no_effect import refuse_without_effect
+        from lrft.loading.others import find_others
         from lrft.model import linear
         from lrft.model.load import load_skeleton
         from lrft.model.stored import Stored
@@ -57,8 +58,9 @@ def check_all(recipe: Recipe, path: Path) -> None:
     trained = count_trained(sites, composition, recipe.where)
     weights = weight_files(source)
     reason = unmergeable(sites, Stored(skeleton, names_in(weights)), weights)
-    _, prepared = load_data(recipe, source)
+    tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
+    others = find_others(recipe, source, tokenizer, prepared.train)
     everything = sum(p.numel() for p in skeleton.parameters())
     linears = sum(1 for _ in linear.named_linears(skeleton))
     modules = " ".join(targets.module_names(site.name for site in sites))
@@ -71,6 +73,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
         reporter.table(
             [
                 ("model", [recipe.masked(recipe.model.name), f"{everything / 1e6:,.1f} M parameters"]),
+                *((other.option, [other.name]) for other in others),
                 ("adapter", adapter),
                 ("data", prepared.report.lines()),
             ]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrft.cli.arguments import AsJson, Base, loading, tell_choice, typed
+from lrft.cli.arguments import AsJson, Base, adapter_in, loading, tell_choice, typed
 from lrft.errors import UsageError
-from lrft.utils.text import Row, count
+from lrft.utils.text import Row, count, decimals
 
 if TYPE_CHECKING:
     from lrft import data
@@ -48,11 +48,13 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure token-exact loss and perplexity, and exact match of greedy answers.
+    """Measure the loss and the figures of the run's objective, perplexity, and exact match of greedy answers.
 
     Example: lrft eval runs/first --data test.jsonl
     """
     with loading():
+        from lrft import registry
+        from lrft.evaluation.loss import counted_as
         from lrft.loading.saved import load_target
         from lrft.model.end_tokens import add_stops
         from lrft.runs.after import noted
@@ -73,18 +75,22 @@ def evaluate(
                     f"--{next(iter(reading))} requires --data: without it the run's own rows are read as in its recipe"
                 )
             config = found.model.config
-            rows, report = rows_for(target, rows_path, reading, found.section, found.tokenizer, found.folder, config)
+            kind = registry.rows_of(found.objective.name)
+            rows, report = rows_for(
+                target, rows_path, reading, found.section, found.tokenizer, found.folder, config, kind
+            )
             # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
             add_stops(found.model, found.tokenizer.convert_tokens_to_ids(report.end_tokens))
             if limit is not None:
                 rows = rows.slice(range(min(limit, len(rows))))
             longest = 0 if no_generate else max_new_tokens
             result = {"target": target, **measure(found, rows, reporter, longest, batch_size, samples)}
-            kept |= figures(result, rows_path)
+            counted = count(result[counted_as(found.objective)], found.objective.unit)
+            kept |= figures(result, counted, rows_path)
         if as_json:
             print(json.dumps(result, indent=1))  # ASCII: answers may hold control characters
         else:
-            reporter.table(evaluation_rows(result, report))
+            reporter.table(evaluation_rows(result, counted, report))
 
 
 def measure(
@@ -93,11 +99,19 @@ def measure(
     """Loss of `rows`, and exact match of the answers to those with a prompt; longest: of an answer, 0 for none."""
     from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
     from lrft.evaluation.loss import loss_of
+    from lrft.loading.others import others_of
     from lrft.loading.saved import answering
 
     result: dict[str, Any] = {"rows": len(rows), "samples": []}
-    losses, layout = answering(found.model, rows)
-    result |= loss_of(losses, rows, micro=batch_size, pad_id=pad_token(found.tokenizer), form=layout.form)
+    losses, layout = answering(found.model, rows, found.objective, found.attached, others_of(found, rows))
+    result |= loss_of(
+        losses,
+        rows,
+        micro=batch_size,
+        pad_id=pad_token(found.tokenizer),
+        objective=found.objective,
+        form=layout.form,
+    )
     asked = with_prompts(rows) if longest else rows.slice([])
     if len(asked):
         answers = answer_rows(
@@ -114,26 +128,24 @@ def measure(
     return result
 
 
-def adapter_in(target: str) -> Path | None:
-    """The adapter folder that is meant by a run or an adapter; None for a model. Raises UsageError."""
-    from lrft.adapters.peft_import import is_peft_folder
-    from lrft.loading.saved import adapter_folder
-
-    path = Path(target)
-    ours = (path / "run.json").is_file() or (path / "lrft.json").is_file() or is_peft_folder(path)
-    return adapter_folder(path) if ours else None
-
-
-def figures(result: dict[str, Any], rows_path: str | None) -> dict[str, str]:
+def figures(result: dict[str, Any], counted: str, rows_path: str | None) -> dict[str, str]:
     """What is kept of a measurement beside the run."""
     source = rows_path or "the run's validation rows"
     kept = {
-        "rows": f"{count(result['rows'], 'row')}, {count(result['tokens'], 'trained token')}: {source}",
-        "loss": f"{result['loss']:.4f} (perplexity {result['perplexity']:.3f})",
+        "rows": f"{count(result['rows'], 'row')}, {counted}: {source}",
+        "loss": f"{result['loss']:.4f}"
+        + (f" (perplexity {result['perplexity']:.3f})" if "perplexity" in result else ""),
     }
+    if "figures" in result:
+        kept["figures"] = ", ".join(figures_in_words(result["figures"]))
     if "exact_match" in result:
         kept["answers"] = f"exact match {result['exact_match']:.2%} of {count(result['answered'], 'row')}"
     return kept
+
+
+def figures_in_words(found: Mapping[str, float]) -> list[str]:
+    """The objective's figures, each with its name."""
+    return [f"{name} {decimals(value, 4)}" for name, value in found.items()]
 
 
 def telling(reporter: Reporter, total: int) -> Callable[[int], None]:
@@ -151,7 +163,7 @@ def telling(reporter: Reporter, total: int) -> Callable[[int], None]:
     return progress
 
 
-def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row]:
+def evaluation_rows(result: dict[str, Any], counted: str, report: data.DataReport) -> list[Row]:
     """The table that is printed."""
     rows: list[Row] = [
         ("measured", [str(result["target"]), count(result["rows"], "row")]),
@@ -160,10 +172,11 @@ def evaluation_rows(result: dict[str, Any], report: data.DataReport) -> list[Row
             "loss",
             [
                 f"{result['loss']:.4f}",
-                f"perplexity {result['perplexity']:.3f}",
-                count(result["tokens"], "trained token"),
+                *([f"perplexity {result['perplexity']:.3f}"] if "perplexity" in result else []),
+                counted,
             ],
         ),
+        *([("figures", figures_in_words(result["figures"]))] if "figures" in result else []),
     ]
     if "exact_match" in result:
         rows.append(
@@ -188,10 +201,11 @@ def rows_for(
     tokenizer: Any,
     folder: Path,
     config: Any,
+    kind: str,
 ) -> tuple[data.Rows, data.DataReport]:
     """The rows to measure on: the file given, else the run's own validation rows. Raises UsageError.
 
-    reading: keys of an entry of data.train for that file. config: the model's.
+    reading: keys of an entry of data.train for that file. config: the model's. kind: of rows, for the objective.
     """
     from lrft import data
     from lrft import recipe as recipes
@@ -204,17 +218,21 @@ def rows_for(
     cache = cache_dir()
     if path is not None:
         # The template that trained is the tokenizer's own by now, wherever the run's recipe had it from.
+        read_as = data.reading(section) if section else {}
+        if "format" in reading:  # the run's prompts are of another
+            read_as = {key: value for key, value in read_as.items() if key not in ("prompt", "completion", "tools")}
         settings = (section or DataSection(train=(DataEntry(path=path),))).model_copy(
             update={"chat_template": "tokenizer"}
         )
         rows, report = data.prepare_file(
-            recipes.parse_entry(path, data.reading(settings), reading) if reading else path,
+            recipes.parse_entry(path, read_as, reading) if reading else path,
             settings,
             tokenizer,
             seed=0,
             limit=position_limit(config),
             where=lambda key: "default",
             cache=cache,
+            kind=kind,
         )
         data.refuse_missing_rows([rows], embedding_rows(config), tokenizer)
         return rows, report

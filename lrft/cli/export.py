@@ -20,7 +20,9 @@ def export(
     source: Annotated[
         Path, typer.Argument(metavar="RUN|ADAPTER", help="A run (its best adapter) or an adapter folder.")
     ],
-    to: Annotated[str, typer.Option("--to", help="merged, peft, or the exporter of an installed package.")],
+    to: Annotated[
+        str, typer.Option("--to", help="merged, peft, lora, gguf, ollama, or the exporter of an installed package.")
+    ],
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...", help="Options of the exporter.")
     ] = None,
@@ -37,9 +39,12 @@ def export(
     values = read_options(card, f"--to {to}", options or [])
     with loading():
         from lrft.adapters.peft_import import read_any
+        from lrft.export.gguf import FILE
         from lrft.loading.saved import adapter_folder, base_of
         from lrft.runs.locate import run_of
         from lrft.tracking.console import Reporter
+        from lrft.verification.adapter import verify_adapter
+        from lrft.verification.gguf import verify_gguf
         from lrft.verification.merge import verify_merge
 
     adapter = adapter_folder(source)
@@ -54,6 +59,12 @@ def export(
     rows: list[Row] = [("exported", [str(out), *facts])]
     if writer.writes_model:
         rows.append(("checked", checked(verify_merge(out, adapter, base_folder=folder))))
+    if writer.writes_adapter:
+        found = verify_adapter(out, adapter, base_folder=folder, tolerance=writer.tolerance)
+        share = f"mean difference {found.mean / found.mean_changed:.2%} of what the adapter changes"
+        rows.append(("checked", [*checked(found), share]))
+    if writer.writes_gguf:
+        rows.append(("checked", checked(verify_gguf(out / FILE, adapter, base_folder=folder, dtype=writer.dtype))))
     with Reporter(None) as reporter:
         reporter.table(rows)
 

@@ -15,18 +15,23 @@ import typer
 from typer.core import TyperGroup
 
 from lrft.cli import errors
+from lrft.cli.chat import chat
 from lrft.cli.check import check
 from lrft.cli.compare import compare
+from lrft.cli.data import data
 from lrft.cli.eval import evaluate
 from lrft.cli.export import export
+from lrft.cli.generate import generate
 from lrft.cli.init import init
 from lrft.cli.inspect import inspect
 from lrft.cli.merge import merge
 from lrft.cli.methods import methods
 from lrft.cli.plan import plan
 from lrft.cli.preview import preview
+from lrft.cli.push import push
 from lrft.cli.report import report
 from lrft.cli.schema import schema
+from lrft.cli.serve import serve
 from lrft.cli.show import show
 from lrft.cli.train import train
 from lrft.cli.verify import verify
@@ -35,9 +40,17 @@ from lrft.version import __version__
 
 # In the order of use: `lrft --help` shows them like this.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Start": {"init": init, "check": check, "preview": preview, "plan": plan},
+    "Start": {"init": init, "check": check, "data": data, "preview": preview, "plan": plan},
     "Train": {"train": train, "compare": compare},
-    "Use": {"merge": merge, "eval": evaluate, "export": export},
+    "Use": {
+        "merge": merge,
+        "eval": evaluate,
+        "generate": generate,
+        "chat": chat,
+        "serve": serve,
+        "export": export,
+        "push": push,
+    },
     "Look": {"report": report, "inspect": inspect, "verify": verify},
     "Reference": {"methods": methods, "show": show, "schema": schema},
 }

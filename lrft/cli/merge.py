@@ -104,7 +104,8 @@ def tell(out: Path, result: MergeResult, difference: Difference | None) -> None:
     """Print what was merged, what was lost, and what to do next."""
     from lrft.tracking.console import Reporter
 
-    rows = [*merge_rows(out, result), *(check_rows(difference) if difference else [])]
+    smaller: list[Row] = [("smaller", result.shrunk.lines)] if result.shrunk else []
+    rows = [*merge_rows(out, result), *smaller, *(check_rows(difference) if difference else [])]
     rows.append(("next", [command("lrft", "eval", out, "--data", "test.jsonl")]))
     with Reporter(None) as reporter:
         reporter.table(rows)

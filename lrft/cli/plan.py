@@ -26,15 +26,17 @@ def plan(
     with loading():
         from lrft.loading.from_recipe import find_base, load_data
         from lrft.loading.no_effect import refuse_without_effect
+        from lrft.loading.others import find_others
         from lrft.planning import render
         from lrft.planning.plan import make_plan
         from lrft.tracking.console import Reporter
 
     with as_written(loaded):
         source = find_base(loaded)
-        _, prepared = load_data(loaded, source)
+        tokenizer, prepared = load_data(loaded, source)
         refuse_without_effect(loaded, prepared)
-        made = make_plan(loaded, source, prepared, devices * nodes, nodes=nodes)
+        others = find_others(loaded, source, tokenizer, prepared.train)
+        made = make_plan(loaded, source, prepared, devices * nodes, nodes=nodes, others=others)
     if as_json:
         print(json.dumps(render.to_dict(made), indent=1))
         return

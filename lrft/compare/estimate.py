@@ -9,6 +9,7 @@ from lrft.compare.budget import Choice
 from lrft.compare.config import Comparison
 from lrft.compare.jobs import Job
 from lrft.loading.from_recipe import find_base, load_data
+from lrft.loading.others import locate_others
 from lrft.planning.plan import make_plan
 from lrft.utils.text import Row, count, duration
 
@@ -75,6 +76,6 @@ def planned_seconds(job: Job) -> float | None:
     source = find_base(recipe)
     _, prepared = load_data(recipe, source)
     try:
-        return make_plan(recipe, source, prepared, 1).seconds
+        return make_plan(recipe, source, prepared, 1, others=locate_others(recipe, source)).seconds
     except RuntimeError:  # a method that looks at its tensors when it is built cannot be planned without any
         return None

@@ -12,6 +12,7 @@ from lrft.compare.jobs import Job
 from lrft.data.config import inputs
 from lrft.errors import LrftError, UsageError
 from lrft.loading.from_recipe import find_base
+from lrft.loading.others import locate_others
 from lrft.model.weights import fingerprint, remembered
 from lrft.recipe import Recipe
 from lrft.utils.files import sha256
@@ -24,14 +25,15 @@ Contents = dict[str, str]
 
 
 class Hashes:
-    """Of recipes; runs of one comparison have most files in common."""
+    """Hashes of recipes; runs of one comparison have most files in common."""
 
     def __init__(self) -> None:
         self._known: dict[str, Contents] = {}
 
     def of(self, recipe: Recipe) -> Contents:
-        """Of local files of data, and of the base. Empty where these cannot be read: the run itself says why."""
-        key = f"{recipe.model!r} {recipe.data!r}"
+        """Hashes of local data files, of the base, and of other models that the objective names. Empty where these
+        cannot be read: the run itself says why."""
+        key = f"{recipe.model!r} {recipe.data!r} {recipe.training.objective!r}"
         if key not in self._known:
             try:
                 self._known[key] = contents(recipe)
@@ -45,7 +47,8 @@ def contents(recipe: Recipe) -> Contents:
     paths = [Path(source.path) for item in inputs(recipe.data, where=recipe.where) for source in item.sources]
     folder = find_base(recipe)
     hashes = {str(path): digest(path) for path in paths if path.is_file()}
-    return {**hashes, f"the base {recipe.model.name}": fingerprint(folder)}
+    others = {f"{other.option} {other.name}": other.fingerprint for other in locate_others(recipe, folder)}
+    return {**hashes, f"the base {recipe.model.name}": fingerprint(folder), **others}
 
 
 def digest(path: Path) -> str:

@@ -85,7 +85,7 @@ class Job:
 
     @property
     def arguments(self) -> list[str]:
-        """Of `lrft`, to begin this run or to go on with it."""
+        """Arguments of `lrft` that begin this run or resume it."""
         resume = ["--resume=last"] if (self.folder / "run.json").is_file() else []
         return ["train", str(self.beside(".yaml")), *resume, "--quiet"]
 

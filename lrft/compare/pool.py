@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Any
+from typing import Any
 
+from lrft.compare.warm import WarmProcess
 from lrft.distributed.watchdog import LAUNCHER
 from lrft.errors import Stopped
 
@@ -38,7 +39,7 @@ class Task:
 @dataclass
 class _Running:
     task: Task
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | WarmProcess
     slot: int
     began: float
 
@@ -46,12 +47,14 @@ class _Running:
 class Pool:
     """Runs tasks, at most `jobs` at a time. Inside the context a signal ends all of them, after a checkpoint each.
 
-    gpus: the devices that are dealt out, one to a task, when several tasks run at a time.
+    gpus: the devices that are dealt out, one to a task, when several tasks run at a time. Without any, processes are
+    forks of one that has imported everything.
     """
 
     def __init__(self, jobs: int, gpus: Sequence[str] = ()) -> None:
         self.jobs = jobs
         self.gpus = list(gpus) if jobs > 1 else []
+        self.warm = not gpus
         self.received = 0
         self._running: list[_Running] = []
         self._before: dict[int, Any] = {}
@@ -86,24 +89,29 @@ class Pool:
         slot = min(set(range(self.jobs)) - {one.slot for one in self._running})
         task.log.parent.mkdir(parents=True, exist_ok=True)
         task.begins()
-        with task.log.open("wb") as log:
-            out: IO[bytes] = log if task.out is None else task.out.open("wb")
-            process = subprocess.Popen(
-                [sys.executable, "-m", task.module, *task.arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
-                env=self._surroundings(slot),
-                start_new_session=True,  # a terminal's Ctrl-C comes here, and from here to each once
-            )
-            out.close()
+        process = self._process(task, self._surroundings(slot))
         self._running.append(_Running(task, process, slot, time.monotonic()))
         if self.received:  # it came while the process was being made
             process.send_signal(signal.SIGTERM)
 
+    def _process(self, task: Task, environment: dict[str, str]) -> subprocess.Popen[bytes] | WarmProcess:
+        with task.log.open("wb") as log, (task.out or task.log).open("wb") as out:
+            if self.warm:
+                return WarmProcess(
+                    task.module, task.arguments, out=task.out or task.log, log=task.log, environment=environment
+                )
+            return subprocess.Popen(
+                [sys.executable, "-m", task.module, *task.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log if task.out is None else out,
+                stderr=log,
+                env=environment | {LAUNCHER: str(os.getpid())},
+                start_new_session=True,  # a terminal's Ctrl-C comes here, and from here to each once
+            )
+
     def _surroundings(self, slot: int) -> dict[str, str]:
         """The environment of a task: its share of the cores, and a GPU of its own."""
-        given = {LAUNCHER: str(os.getpid())}
+        given = {}
         if self.gpus:
             given["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         elif self.jobs > 1:
@@ -115,7 +123,7 @@ class Pool:
         """Take leave of the processes that have ended."""
         for one in [one for one in self._running if one.process.poll() is not None]:
             self._running.remove(one)
-            one.task.ended(one.process.returncode, time.monotonic() - one.began)
+            one.task.ended(one.process.wait(), time.monotonic() - one.began)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.received:

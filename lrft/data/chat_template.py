@@ -25,17 +25,41 @@ generation.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lrft.data.format import Sample
 from lrft.data.records import BadRow
 from lrft.data.report import NO_TOKEN
+from lrft.data.sample import Sample
+from lrft.data.tools import CALLS, Tool, changed, texts_in, with_text_arguments
 from lrft.data.turns import Message
 from lrft.errors import DataError
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""What templates call the thoughts of a turn; transformers gives them under the first two"""
+Spelling = Callable[[Message], Message]
+# Ways to spell calls, the usual one first: some templates need a content, and some join arguments to text.
+SPELLINGS: tuple[Spelling, ...] = (
+    lambda message: message,
+    lambda message: {"content": "", **message},
+    with_text_arguments,
+    lambda message: {"content": "", **with_text_arguments(message)},
+)
+_ASKED: Message = {"role": "user", "content": "x"}
+_CALLED = ("probed_tool", "probed_key")
+_FUNCTION = {"name": _CALLED[0], "arguments": {_CALLED[1]: "y"}}
+_CALLING: Message = {
+    "role": "assistant",
+    "tool_calls": [{"type": "function", "id": "call00000", "function": _FUNCTION}],
+}
+_PARAMETERS = {"type": "object", "properties": {}}
+_DEFINED = ({"type": "function", "function": {"name": "other", "description": "x", "parameters": _PARAMETERS}},)
+
+_GIVEN = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now", "namespace", "dict", "range")
 
 # Noncharacters of Unicode: legal in strings, never meant for exchange.
 _MARKS = [chr(c) for c in range(0xFDD0, 0xFDF0)]
@@ -88,11 +112,15 @@ class Rendered:
 class Renderer:
     """Turns samples into pieces.
 
-    template: the jinja text, or None for a tokenizer without one. train_on: as in the recipe.
+    template: the jinja text, or None for a tokenizer without one. train_on, options (data.template_options): as in the
+    recipe.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None, train_on: str) -> None:
+    def __init__(
+        self, tokenizer: Any, template: str | None, train_on: str, options: Mapping[str, Any] | None = None
+    ) -> None:
         self._tokenizer, self._template, self._train_on = tokenizer, template, train_on
+        self._options = dict(options or {})
         added = tokenizer.added_tokens_decoder.values()
         self._closing = _any_of(token.content for token in added)
         special = {token.content for token in added if token.special}
@@ -111,7 +139,7 @@ class Renderer:
 
     def special_in(self, sample: Sample) -> list[str]:
         """The special tokens whose text a sample holds, each once."""
-        texts = [m["content"] for m in sample.messages] + [sample.prompt, sample.answer, sample.document or ""]
+        texts = [text for each in sample.sequences for text in each.texts]
         return list(dict.fromkeys(token for text in texts for token in self._special.findall(text)))
 
     @cached_property
@@ -126,28 +154,37 @@ class Renderer:
             return ""
         return written if written.strip() else ""
 
-    @cached_property
-    def _before_all(self) -> str:
-        return self._before_answer([])
-
-    def _before_answer(self, messages: Sequence[Message]) -> str:
+    def _before_answer(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """What stands before an answer that follows `messages`, as the template writes it. Raises BadRow."""
-        one, two = (self._render([*messages, {"role": "assistant", "content": text}]) for text in ("A", "B"))
+        one, two = (self._render([*messages, {"role": "assistant", "content": text}], tools) for text in ("A", "B"))
         return one[: _agree(one, two)]
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
+    @cached_property
+    def _calls(self) -> Spelling | None:
+        """How this template wants calls to be spelt; None when it writes none."""
+        for spelling in SPELLINGS:
+            try:
+                written = self._written([_ASKED, spelling(_CALLING)], _DEFINED, prompt=False)
+            except BadRow:
+                continue
+            # Python's own quotes are those of a map that was joined to text as it is.
+            if all(word in written for word in _CALLED) and f"'{_CALLED[1]}'" not in written:
+                return spelling
+        return None
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[Piece, ...]:
         """The pieces that generation of the next answer starts from. Raises BadRow.
 
         Earlier answers are cut out as in training, so that the ids are those of a trained row.
         """
         messages = self._known_roles(messages)
-        turns, marks = self._mark(messages)
-        full = self._render(turns, prompt=True)
-        self._without_marks(full, marks, messages, prompt=True)
+        turns, known, marks = self._mark(messages, tools)
+        full = self._render(turns, known, prompt=True)
+        self._without_marks(full, marks, messages, tools, prompt=True)
         full += self.opening
         answers = [i for i, m in enumerate(turns[:-1]) if m["role"] == "assistant"]
         try:
-            bounds = [self._bounds(turns, i, full) for i in answers]
+            bounds = [self._bounds(turns, known, i, full) for i in answers]
         except DataError:
             # The template rewrites earlier answers: training was with last-assistant, which cuts none of them.
             bounds = []
@@ -188,35 +225,55 @@ class Renderer:
         return Rendered(tuple(pieces), (Span(first, first + 1, answer[:stop]),), add_eos=not end, end=end or self._eos)
 
     def _chat(self, sample: Sample) -> Rendered:
-        messages = self._known_roles(sample.messages)
-        if not self._tools and any(m["role"] == "tool" for m in messages):
-            raise BadRow("unknown role", "the chat template has no tool turns")
-        turns, marks = (messages, None) if sample.tokens else self._mark(messages)
-        full = self._render(turns)
-        clean = self._without_marks(full, marks, messages)
+        messages, tools = self._known_roles(sample.messages), sample.tools
+        self._refuse_unwritten(messages)
+        turns, known, marks = (messages, tools, None) if sample.tokens else self._mark(messages, tools)
+        full = self._render(turns, known)
+        clean = self._without_marks(full, marks, messages, tools)
         answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i not in sample.untrained]
         if not answers:
             raise BadRow(NO_TOKEN, "no trained tokens: no answer has weight 1")
         chosen = answers[-1:] if self._train_on == "last-assistant" else answers
-        bounds = [self._bounds(turns, i, full) for i in chosen]
+        bounds = [self._bounds(turns, known, i, full) for i in chosen]
         # No end-of-turn token: the row stops at the answer's last character and eos comes right there.
         start, stop = bounds[-1]
-        end = self._closes(full[start:stop], turns[chosen[-1]]["content"])
+        end = self._closes(full[start:stop], _content(turns[chosen[-1]]))
         add_eos = not end and chosen[-1] == len(turns) - 1
         pieces, places = _cut(full[:stop] if add_eos else full, bounds, marks, self.opening)
         if self._train_on == "all":
             pieces = [replace(piece, trained=True) for piece in pieces]
-        spans = [Span(*place, messages[i]["content"]) for place, i in zip(places, chosen, strict=True)]
-        altered = any(m["content"].strip() not in clean for m in messages)
+        references = [
+            self._reference(messages[i], pieces[slice(*place)]) for i, place in zip(chosen, places, strict=True)
+        ]
+        spans = [Span(*place, text) for place, text in zip(places, references, strict=True)]
+        altered = any(not _holds(clean, m) for m in messages)
         return Rendered(tuple(pieces), tuple(spans), add_eos, end or self._eos * add_eos, altered, templated=True)
 
-    def _bounds(self, turns: Sequence[Message], i: int, full: str) -> tuple[int, int]:
+    def _refuse_unwritten(self, messages: Sequence[Message]) -> None:
+        """Raise BadRow for what the template has no words for: it would leave it out, and nobody would know."""
+        if not self._tools and any(m["role"] == "tool" for m in messages):
+            raise BadRow("unknown role", "the chat template has no tool turns")
+        if any("tool_calls" in m for m in messages) and self._calls is None:
+            raise BadRow(CALLS, "the chat template writes no tool calls")
+        thoughts = any("reasoning_content" in m for m in messages)
+        if thoughts and not any(name in (self._template or "") for name in REASONING):
+            raise BadRow("reasoning", f"the chat template reads none of {', '.join(REASONING)}")
+
+    def _reference(self, message: Message, pieces: Sequence[Piece]) -> str:
+        """What a generated answer is compared with: the content, or calls as the template writes them."""
+        if "tool_calls" not in message:
+            return _content(message)
+        return self._special.sub("", "".join(piece.text for piece in pieces)).strip()
+
+    def _bounds(self, turns: Sequence[Message], tools: Sequence[Tool], i: int, full: str) -> tuple[int, int]:
         """Where the trained text of answer i starts and ends in `full`."""
-        head = self._render(turns[:i], prompt=True) if i else self._before_all
-        end = full if i == len(turns) - 1 else self._render(turns[: i + 1])
-        if not end.startswith(head) or not full.startswith(head):
-            raise _unstable(i, "the turns before the answer", head, full if end.startswith(head) else end)
-        written = turns[i]["content"]
+        head = self._render(turns[:i], tools, prompt=True) if i else self._before_answer([], tools)
+        end = full if i == len(turns) - 1 else self._render(turns[: i + 1], tools)
+        if not end.startswith(head):
+            raise _otherwise_prompted(i, head, end, last=i == len(turns) - 1)
+        if not full.startswith(head):
+            raise _unstable(i, "the turns before the answer", head, full)
+        written = _content(turns[i])
         if not full.startswith(end):
             # Some templates close every conversation with one more end token, not there between turns.
             shorter = end[: end.rfind(self._last_token(end.rstrip()))]
@@ -242,39 +299,76 @@ class Renderer:
         """The added token that `text` ends with; "" for none."""
         return next((m[0] for m in self._closing.finditer(text) if m.end() == len(text)), "")
 
-    def _mark(self, messages: Sequence[Message]) -> tuple[Sequence[Message], tuple[str, str] | None]:
-        """The messages with the text of special tokens between marks, and the marks (None: no such text)."""
-        texts = [m["content"] for m in messages]
+    def _mark(
+        self, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> tuple[Sequence[Message], Sequence[Tool], tuple[str, str] | None]:
+        """The messages and tools with the text of special tokens between marks, and the marks (None: no such text)."""
+        texts = list(texts_in((messages, tools)))
         if not any(self._special.search(text) for text in texts):
-            return messages, None
+            return messages, tools, None
         opening, closing = _free_marks(texts)
-        turns = [
-            {**m, "content": self._special.sub(lambda found: f"{opening}{found[0]}{closing}", m["content"])}
-            for m in messages
-        ]
-        return turns, (opening, closing)
+
+        def marked(text: str) -> str:
+            return self._special.sub(lambda found: f"{opening}{found[0]}{closing}", text)
+
+        return changed(list(messages), marked), changed(list(tools), marked), (opening, closing)
 
     def _without_marks(
-        self, full: str, marks: tuple[str, str] | None, messages: Sequence[Message], prompt: bool = False
+        self,
+        full: str,
+        marks: tuple[str, str] | None,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        prompt: bool = False,
     ) -> str:
         """`full` without its marks. Raises BadRow when they are not around whole tokens, or changed the text."""
         if marks is None:
             return full
         opening, closing = marks
         clean = re.sub(f"{opening}({self._special.pattern}){closing}", r"\1", full)
-        if opening in clean or closing in clean or clean != self._render(messages, prompt):
+        if opening in clean or closing in clean or clean != self._render(messages, tools, prompt):
             raise BadRow("special token in the text", "the chat template splits its text")
         return clean
 
-    def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), prompt: bool = False) -> str:
+        spell = self._calls if any("tool_calls" in m for m in messages) else None
+        return self._written([spell(m) for m in messages] if spell else messages, tools, prompt)
+
+    def _written(self, messages: Sequence[Message], tools: Sequence[Tool], prompt: bool) -> str:
+        """As stock transformers renders it. Raises BadRow."""
         from jinja2.exceptions import TemplateError
 
         try:
             return self._tokenizer.apply_chat_template(
-                list(messages), chat_template=self._template, tokenize=False, add_generation_prompt=prompt
+                list(messages),
+                tools=list(tools) or None,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **self._options,
             )
-        except TemplateError as error:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+        ) as error:  # a template joins what it gets
             raise BadRow("rejected by the chat template", f"the chat template rejects it: {error}") from error
+
+
+def template_names(template: str) -> set[str]:
+    """The values that a chat template reads beside the conversation, its tools and the tokenizer's tokens."""
+    from jinja2 import Environment, meta
+
+    # A tag of transformers, which says nothing of values.
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+    found = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain))
+    return {name for name in found if name not in _GIVEN and not name.endswith("_token")}
+
+
+def writes_tools(template: str) -> bool:
+    return "tools" in template
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
@@ -294,12 +388,38 @@ def _agree(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
+def _content(message: Message) -> str:
+    """ "" for a turn of calls alone."""
+    return str(message.get("content") or "")
+
+
+def _holds(written: str, message: Message) -> bool:
+    """Whether the template wrote all that a turn says, where it says it as it is or within JSON."""
+    calls = message.get("tool_calls", ())
+    texts = [_content(message), message.get("reasoning_content", ""), *(call["function"]["name"] for call in calls)]
+    return all(
+        text.strip() in written or json.dumps(text.strip(), ensure_ascii=False)[1:-1] in written for text in texts
+    )
+
+
 def _unstable(i: int, what: str, alone: str, whole: str) -> DataError:
     at = _agree(alone, whole)
     return DataError(
         f"the chat template writes {what} (turn {i + 1}) differently once more turns follow: "
         f"{alone[at : at + 40]!r} became {whole[at : at + 40]!r}",
         "Set data.train_on: last-assistant, or set another data.chat_template.",
+    )
+
+
+def _otherwise_prompted(i: int, prompt: str, written: str, last: bool) -> DataError:
+    at = _agree(prompt, written)
+    return DataError(
+        f"generation of turn {i + 1} starts from {prompt[at : at + 40]!r}, where the chat template writes "
+        f"{written[at : at + 40]!r} for the answer itself: what is trained would not be what is generated",
+        "Set data.template_options so that both agree, leave thoughts out of earlier turns, or set another "
+        "data.chat_template."
+        if last
+        else "Set data.train_on: last-assistant, data.template_options, or another data.chat_template.",
     )
 
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lrft.data.chat_template import template_names
 from lrft.data.format import COLUMNS, LEFT_OUT
 from lrft.data.readers import find, has_splits
-from lrft.data.records import Source
+from lrft.data.records import BadRow, Source
+from lrft.data.tools import tools_of
 from lrft.errors import Problem, RecipeError, nearest
+from lrft.registry import DEFAULT_ROWS
 
 Where = Callable[[str], str]
 
 
 @dataclass(frozen=True)
 class Input:
-    """One entry of data.train, or the validation data. `key`: of the recipe, such as data.train.0, or --data."""
+    """One entry of data.train, or the validation data. `key`: of the recipe, such as data.train.0, or --data.
+
+    prompt, completion: as in the recipe. tools: for rows that bring none of their own.
+    """
 
     key: str
     role: str
@@ -29,6 +35,21 @@ class Input:
     columns: dict[str, str]
     limit: int | None
     special_tokens: str = "auto"
+    prompt: str | None = None
+    completion: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def number(self) -> int:
+        """Of the entry of data.train; 0 for other data."""
+        last = self.key.rsplit(".", 1)[-1]
+        return int(last) if last.isdigit() else 0
+
+    @property
+    def wordings(self) -> dict[str, str]:
+        """{prompt or completion: text with columns of the file in braces} (`lrft.data.wording`)."""
+        found = {"prompt": self.prompt, "completion": self.completion}
+        return {key: text for key, text in found.items() if text is not None}
 
     def advice(self, **keys: Any) -> str:
         """How to set keys of this entry, as they are written on the command line."""
@@ -52,18 +73,23 @@ def _name(text: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """max_length: in tokens; `max_from` says who set it. template: jinja text, None without one."""
+    """max_length: in tokens; `max_from` says who set it. template: jinja text, None without one, which is given
+    `template_options`. kind: of rows, one of `registry.ROWS`."""
 
     template: str | None
+    template_options: dict[str, Any]
     train_on: str
     max_length: int
     max_from: str
     too_long: str
     on_bad_row: str
     seed: int
+    kind: str = DEFAULT_ROWS
 
 
-def settings(section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where) -> Settings:
+def settings(
+    section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where, kind: str = DEFAULT_ROWS
+) -> Settings:
     """limit: positions of the model. Raises RecipeError."""
     length, origin = section.max_length, "data.max_length"
     if limit is not None and limit < length:
@@ -72,15 +98,33 @@ def settings(section: Any, tokenizer: Any, *, seed: int, limit: int | None, wher
         length, origin = limit, "the model"
     if length < 2:
         refuse(where, "data.max_length", "is 1: a row of one token has nothing to predict. Minimum: 2")
+    template = resolve_chat_template(section, tokenizer, where=where)
+    options = dict(section.template_options)
+    _require_options(options, template, where)
     return Settings(
-        template=resolve_chat_template(section, tokenizer, where=where),
+        template=template,
+        template_options=options,
         train_on=section.train_on,
         max_length=length,
         max_from=origin,
         too_long=section.too_long,
         on_bad_row=section.on_bad_row,
         seed=seed,
+        kind=kind,
     )
+
+
+def _require_options(options: Mapping[str, Any], template: str | None, where: Where) -> None:
+    """Raise RecipeError for a value that the chat template does not read."""
+    for name in options:
+        key = f"data.template_options.{name}"
+        if template is None:
+            refuse(where, key, "there is no chat template that could read it")
+        names = template_names(template)
+        if name not in names:
+            close = nearest(name, names)
+            hint = f" Did you mean {close[0]}?" if close else f" It reads {', '.join(sorted(names)) or 'no such value'}"
+            refuse(where, key, f"the chat template does not read it.{hint}")
 
 
 def resolve_chat_template(section: Any, tokenizer: Any, *, where: Where) -> str | None:
@@ -139,15 +183,21 @@ def inputs(section: Any, *, where: Where) -> list[Input]:
 
 def validation_input(path: str, section: Any, *, where: Where) -> Input:
     """Other data, read as the train entries are when these agree on format and columns, else by itself."""
-    sources = tuple(find(path, "validation"))
-    return Input("data.validation", "validation", sources, limit=None, **reading(section))
+    made = Input("data.validation", "validation", tuple(find(path, "validation")), limit=None, **reading(section))
+    return replace(made, tools=tools_of(list(made.tools), "data.train.tools"))
+
+
+SHARED: Mapping[str, Any] = {
+    **{"format": "auto", "columns": {}, "special_tokens": "auto"},
+    **{"prompt": None, "completion": None, "tools": ()},
+}
+"""The keys of an entry that say how its rows are read, with their defaults"""
 
 
 def reading(section: Any) -> dict[str, Any]:
     """How other data are read: the keys that all train entries share, else those of an entry that says nothing."""
-    keys = {"format": "auto", "columns": {}, "special_tokens": "auto"}
-    found = [{key: getattr(entry, key) for key in keys} for entry in section.train]
-    return found[0] if all(each == found[0] for each in found) else keys
+    found = [{key: getattr(entry, key) for key in SHARED} for entry in section.train]
+    return dict(found[0] if all(each == found[0] for each in found) else SHARED)
 
 
 def read_input(entry: Any, key: str, role: str, *, where: Where) -> Input:
@@ -166,10 +216,20 @@ def read_input(entry: Any, key: str, role: str, *, where: Where) -> Input:
     renamed = [ours for ours in columns.values() if ours != LEFT_OUT]
     if twice := [ours for ours in renamed if renamed.count(ours) > 1]:
         refuse(where, f"{key}.columns", f"two columns are renamed to {twice[0]}")
+    made = Input(key, role, (), limit=entry.limit, **{name: getattr(entry, name) for name in SHARED})
+    wordings = made.wordings
+    if wordings and entry.format not in ("auto", "completion"):
+        given = next(iter(wordings))
+        refuse(where, f"{key}.{given}", f"is for format completion, not {entry.format}: remove one of them")
+    if taken := [ours for ours in renamed if ours in wordings]:
+        refuse(where, f"{key}.columns", f"a column is renamed to {taken[0]}, which {key}.{taken[0]} writes: keep one")
     if entry.split != "train" and not has_splits(entry.path):
         refuse(where, f"{key}.split", f"{entry.path} has no splits: only hub datasets and folders of save_to_disk do")
-    sources = tuple(find(entry.path, entry.split))
-    return Input(key, role, sources, entry.format, columns, entry.limit, entry.special_tokens)
+    try:
+        tools = tools_of(list(entry.tools), "")
+    except BadRow as bad:
+        refuse(where, f"{key}.tools", f"{bad.field}: {bad.detail}")
+    return replace(made, sources=tuple(find(entry.path, entry.split)), tools=tools)
 
 
 def refuse(where: Where, key: str, text: str) -> NoReturn:

@@ -1,27 +1,36 @@
-"""A tokenised set: flat arrays with offsets, in memory or mapped from a safetensors file."""
+"""A tokenised set: flat arrays with offsets, in memory or mapped from a safetensors file.
+
+A row is what is sampled, split and counted: one token sequence, or several that belong together, such as two answers
+to one prompt. It may carry numbers, such as a label.
+"""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-_DTYPES = {"I32": np.int32, "I64": np.int64, "U8": np.uint8, "BOOL": np.bool_}
+_DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64, "U8": np.uint8, "BOOL": np.bool_}
+_NUMBERS = "numbers."
 
 
 @dataclass(frozen=True)
 class Row:
     """One tokenised sample on its way into a set.
 
-    tokens: int32 (n,). trained: bool (n,). prompt_end: index of the first token of the last trained span.
-    answer: reference text of that span. file, number: where it came from. cut: tokens cut off at the right.
+    tokens: int32 (n,). trained: bool (n,). prompt_end: index of the first token of the last trained span of its first
+    sequence. answer: reference text of that span. file, number: where it came from. cut: tokens cut off at the right.
     digest: first 8 bytes of a hash of the sample's content, for splitting. Not kept in the set.
+    parts: tokens of each of its sequences, which lie end to end in `tokens`; empty where there is one.
+    numbers: float64 (m,) by name; all rows of a set have the same names.
+    entry: number of the entry of data.train. weight: of each of its tokens in the loss, above 0.
     """
 
     tokens: np.ndarray
@@ -32,22 +41,35 @@ class Row:
     number: int
     cut: int = 0
     digest: int = 0
+    entry: int = 0
+    weight: float = 1.0
+    parts: tuple[int, ...] = ()
+    numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        """Tokens of each of its sequences."""
+        return self.parts or (len(self.tokens),)
 
 
 class Rows:
     """A set of N tokenised samples. Read only.
 
-    lengths: int64 (N,), tokens of each row. Files with lines are named as file:line, others as file#record.
+    lengths: int64 (N,), tokens of each row, all its sequences together. longest: int64 (N,), those of its longest
+    sequence. Files with lines are named as file:line, others as file#record.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], files: Sequence[str]) -> None:
         self._arrays, self._files = arrays, tuple(files)
         self._offsets = arrays["offsets"]
         self.lengths: np.ndarray = np.diff(self._offsets)
+        self.longest: np.ndarray = (
+            np.maximum.reduceat(arrays["parts"], arrays["part_offsets"][:-1]) if len(self.lengths) else self.lengths
+        )
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Rows:
-        """Lay the rows out flat. The first token of a row is never trained: nothing stands before it."""
+        """Lay the rows out flat. The first token of a sequence is never trained: nothing stands before it."""
         files = {name: k for k, name in enumerate(dict.fromkeys(r.file for r in rows))}
         answers = [r.answer.encode() for r in rows]
         arrays = {
@@ -60,8 +82,14 @@ class Rows:
             "cuts": np.array([r.cut for r in rows], dtype=np.int64),
             "file": np.array([files[r.file] for r in rows], dtype=np.int32),
             "number": np.array([r.number for r in rows], dtype=np.int64),
+            "parts": np.array([n for r in rows for n in r.sequences], dtype=np.int64),
+            "part_offsets": _offsets([len(r.sequences) for r in rows]),
+            "entry": np.array([r.entry for r in rows], dtype=np.int32),
+            "weight": np.array([r.weight for r in rows], dtype=np.float32),
         }
-        first = arrays["offsets"][:-1]
+        for name in dict.fromkeys(name for r in rows for name in r.numbers):
+            arrays |= _numbers(name, [r.numbers[name] for r in rows])
+        first = _offsets(arrays["parts"].tolist())[:-1]
         arrays["trained"][first[first < len(arrays["trained"])]] = False
         return cls(arrays, tuple(files))
 
@@ -73,8 +101,31 @@ class Rows:
             raise IndexError(f"row {i} is outside 0..{len(self) - 1}")
         return slice(int(self._offsets[i]), int(self._offsets[i + 1]))
 
+    def sequences(self, i: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(tokens, trained) of each sequence of row i: int32 (n,) and bool (n,)."""
+        self._span(i)
+        at = self._arrays["part_offsets"]
+        edges = np.cumsum(self._arrays["parts"][int(at[i]) : int(at[i + 1])])[:-1]
+        return list(zip(np.split(self.tokens(i), edges), np.split(self.trained(i), edges), strict=True))
+
+    def numbers(self, name: str, i: int) -> np.ndarray:
+        """What row i carries under this name: float64 (m,). Raises KeyError where the set has no such numbers."""
+        self._span(i)
+        at = self._arrays[f"{_NUMBERS}{name}.offsets"]
+        return self._arrays[f"{_NUMBERS}{name}"][int(at[i]) : int(at[i + 1])]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the numbers that its rows carry."""
+        named = [name for name in self._arrays if name.startswith(_NUMBERS) and not name.endswith(".offsets")]
+        return tuple(name.removeprefix(_NUMBERS) for name in named)
+
+    def with_numbers(self, name: str, values: Sequence[np.ndarray]) -> Rows:
+        """The same rows, each with its `values` under this name."""
+        return Rows({**self._arrays, **_numbers(name, values)}, self._files)
+
     def tokens(self, i: int) -> np.ndarray:
-        """Token ids of row i: int32 (n,)."""
+        """Token ids of row i, its sequences end to end: int32 (n,)."""
         return self._arrays["tokens"][self._span(i)]
 
     def trained(self, i: int) -> np.ndarray:
@@ -101,6 +152,21 @@ class Rows:
         self._span(i)
         return int(self._arrays["cuts"][i])
 
+    @property
+    def entries(self) -> np.ndarray:
+        """The entry of data.train that each row is from: int32 (N,)."""
+        return self._arrays["entry"]
+
+    def weight(self, i: int) -> float:
+        """What each trained token of row i counts in the loss: 1, an int, unless the row says otherwise."""
+        weight = float(self._arrays["weight"][i])
+        return 1 if weight == 1 else weight
+
+    @cached_property
+    def weighted(self) -> bool:
+        """Whether some row has a weight other than 1."""
+        return bool((self._arrays["weight"] != 1).any())
+
     def largest_token(self) -> int:
         """The highest token id of the whole set; -1 for an empty one."""
         return int(self._arrays["tokens"].max(initial=-1))
@@ -113,8 +179,10 @@ class Rows:
         """A new set of the rows `indices`, in that order."""
         at = np.asarray(indices, dtype=np.int64)
         old = self._arrays
-        arrays = {name: old[name][at] for name in ("prompt_ends", "cuts", "file", "number")}
-        for flat, offsets in (("tokens", "offsets"), ("trained", "offsets"), ("answers", "answer_offsets")):
+        arrays = {name: old[name][at] for name in ("prompt_ends", "cuts", "file", "number", "entry", "weight")}
+        offsets_of = {"tokens": "offsets", "trained": "offsets", "answers": "answer_offsets", "parts": "part_offsets"}
+        named = {f"{_NUMBERS}{name}": f"{_NUMBERS}{name}.offsets" for name in self.names}
+        for flat, offsets in (offsets_of | named).items():
             parts = [old[flat][int(old[offsets][i]) : int(old[offsets][i + 1])] for i in at]
             arrays[flat] = _flat(parts, old[flat].dtype)
             arrays[offsets] = _offsets([len(p) for p in parts])
@@ -147,6 +215,13 @@ def _flat(parts: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
 
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def _numbers(name: str, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        f"{_NUMBERS}{name}": _flat(values, np.float64),
+        f"{_NUMBERS}{name}.offsets": _offsets([len(v) for v in values]),
+    }
 
 
 def _map(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,12 +19,12 @@ from lrft.data.tokenize import Encoded, Encoder
 from lrft.errors import DataError
 
 CHUNK = 512
-Item = tuple[Found, Rendered, Encoded]
-Begun = tuple[list[tuple[Found, Rendered | BadRow]], "Future[list[Encoded | BadRow]]"]
+Item = tuple[Found, list[Rendered], list[Encoded]]
+Begun = tuple[list[tuple[Found, list[Rendered] | BadRow]], "Future[list[Encoded | BadRow]]"]
 
 
 def tokenise(samples: Sequence[Found], renderer: Renderer, encoder: Encoder) -> Iterator[Item]:
-    """Samples with their tokens, in order. A bad row is counted and left out.
+    """Samples with the texts and the tokens of their sequences, in order. A bad row is counted and left out.
 
     Rendering is Python and encoding is Rust, which does not hold Python's lock: one chunk is encoded while the next
     is rendered. Raises DataError with the sample's place when its answers cannot be told from its questions.
@@ -31,13 +32,16 @@ def tokenise(samples: Sequence[Found], renderer: Renderer, encoder: Encoder) -> 
     with ThreadPoolExecutor(max_workers=1) as beside:
         for rendered, encoding in _one_ahead(_begin(chunk, renderer, encoder, beside) for chunk in _chunks(samples)):
             encoded = iter(encoding.result())
-            for item, text in rendered:
-                if isinstance(text, BadRow):
-                    _leave_out(item, text)
-                elif isinstance(ids := next(encoded), BadRow):
-                    _leave_out(item, ids)
+            for item, texts in rendered:
+                if isinstance(texts, BadRow):
+                    _leave_out(item, texts)
+                    continue
+                ids = [next(encoded) for _ in texts]
+                good = [each for each in ids if not isinstance(each, BadRow)]
+                if bad := next((each for each in ids if isinstance(each, BadRow)), None):
+                    _leave_out(item, bad)
                 else:
-                    yield item, text, ids
+                    yield item, texts, good
 
 
 def _chunks(samples: Sequence[Found]) -> Iterator[Sequence[Found]]:
@@ -47,7 +51,7 @@ def _chunks(samples: Sequence[Found]) -> Iterator[Sequence[Found]]:
 def _begin(chunk: Sequence[Found], renderer: Renderer, encoder: Encoder, beside: Executor) -> Begun:
     """Render `chunk` and have it encoded: each sample with its text or what is wrong, and the ids of those texts."""
     rendered = [(item, _render(item, renderer)) for item in chunk]
-    good = [(item.source, text) for item, text in rendered if not isinstance(text, BadRow)]
+    good = [(item.source, text) for item, texts in rendered if not isinstance(texts, BadRow) for text in texts]
     return rendered, beside.submit(encoder, [text for _, text in good], [source for source, _ in good])
 
 
@@ -60,9 +64,9 @@ def _one_ahead(items: Iterator[Begun]) -> Iterator[Begun]:
     yield from last
 
 
-def _render(item: Found, renderer: Renderer) -> Rendered | BadRow:
+def _render(item: Found, renderer: Renderer) -> list[Rendered] | BadRow:
     try:
-        return renderer(item.sample)
+        return [renderer(sample) for sample in item.sample.sequences]
     except BadRow as bad:
         return bad
     except DataError as error:
@@ -86,8 +90,8 @@ def measure(
     long: list[tuple[str, int]] = []
     ends: dict[str, None] = {}
     open_end = False
-    for item, text, encoded in tokenise(samples, renderer, encoder):
-        n = len(encoded.tokens)
+    for item, texts, encoded in tokenise(samples, renderer, encoder):
+        n = max(len(each.tokens) for each in encoded)
         lengths.append(n)
         if n > settings.max_length and settings.too_long == "error":
             long.append((item.source, n))
@@ -96,15 +100,18 @@ def measure(
         if isinstance(made, BadRow):
             _leave_out(item, made)
             continue
-        special = text.marked or (item.sample.tokens and bool(renderer.special_in(item.sample)))
+        marked = any(text.marked for text in texts)
+        special = marked or (item.sample.tokens and bool(renderer.special_in(item.sample)))
         item.report.special_text += special
         report.special_text += special and not item.sample.tokens
         report.special_read += special and item.sample.tokens
-        report.altered += text.altered
-        ends |= dict.fromkeys([text.end] if text.end else [])
-        open_end = open_end or not text.end
+        report.altered += any(text.altered for text in texts)
+        ends |= dict.fromkeys(text.end for text in texts if text.end)
+        open_end = open_end or not all(text.end for text in texts)
         item.report.truncated += made[-1].cut > 0
         item.report.rows += len(made)
+        if item.sample.label:
+            report.labels[item.sample.label] = report.labels.get(item.sample.label, 0) + 1
         rows += [(item.report.role, row) for row in made]
     if settings.on_bad_row == "error":
         refuse_bad(report.sources)
@@ -135,34 +142,42 @@ def _ask_about_special(samples: Sequence[Found], renderer: Renderer) -> None:
         )
 
 
-def _fit(item: Found, encoded: Encoded, settings: Settings, encoder: Encoder) -> list[Row] | BadRow:
+def _fit(item: Found, encoded: Sequence[Encoded], settings: Settings, encoder: Encoder) -> list[Row] | BadRow:
     """The rows of one sample under the length policy (not `error`): one, or several with `split`."""
-    n = len(encoded.tokens)
+    n = max(len(each.tokens) for each in encoded)
     if n > settings.max_length and settings.too_long == "drop":
         return BadRow(TOO_LONG, f"{n:,} tokens, max_length is {settings.max_length:,}")
     if n > settings.max_length and settings.too_long == "split":
-        return _split(item, encoded, settings.max_length, encoder)
-    row = _row(item, encoded, settings.max_length)
-    if not row.trained.any():
-        cut = f": the whole answer is beyond token {settings.max_length:,}" if row.cut else ""
+        return _split(item, encoded[0], settings.max_length, encoder)
+    most = settings.max_length
+    row = _row(item, encoded, most)
+    if not all(each.trained[:most].any() for each in encoded):
+        cut = f": the whole answer is beyond token {most:,}" if row.cut else ""
         return BadRow(NO_TOKEN, f"no trained tokens{cut}")
+    if row.cut and len({each.tokens[:most].tobytes() for each in encoded}) < len(encoded):
+        return BadRow(TOO_LONG, f"what its {len(encoded)} sequences differ in is beyond token {most:,}")
     return [row]
 
 
-def _row(item: Found, encoded: Encoded, most: int) -> Row:
-    """One row of at most `most` tokens, cut at the right."""
-    inside = [span for span in encoded.spans if span[0] < most] or encoded.spans[:1]
+def _row(item: Found, encoded: Sequence[Encoded], most: int) -> Row:
+    """One row of sequences of at most `most` tokens each, cut at the right."""
+    first = encoded[0]
+    inside = [span for span in first.spans if span[0] < most] or first.spans[:1]
     start, _, answer = inside[-1]
     return Row(
-        tokens=encoded.tokens[:most],
-        trained=encoded.trained[:most],
+        tokens=np.concatenate([each.tokens[:most] for each in encoded]),
+        trained=np.concatenate([each.trained[:most] for each in encoded]),
         # Nothing stands before the first token of a document: generation starts from that token.
         prompt_end=max(start, 1),
         answer=answer,
         file=item.file,
         number=item.number,
-        cut=max(0, len(encoded.tokens) - most),
+        cut=sum(max(0, len(each.tokens) - most) for each in encoded),
         digest=item.sample.digest(),
+        parts=tuple(min(len(each.tokens), most) for each in encoded) if len(encoded) > 1 else (),
+        numbers={name: np.array(values, dtype=np.float64) for name, values in item.sample.numbers.items()},
+        entry=item.item.number,
+        weight=item.sample.weight,
     )
 
 
@@ -179,7 +194,8 @@ def _split(item: Found, encoded: Encoded, most: int, encoder: Encoder) -> list[R
         trained = np.arange(len(part)) > 0
         digest = int.from_bytes(hashlib.sha256(part.tobytes()).digest()[:8])
         text = encoder.text(part[1:])
-        rows.append(Row(part, trained, 1, text, item.file, item.number, digest=digest))
+        row = Row(part, trained, 1, text, item.file, item.number, digest=digest)
+        rows.append(replace(row, entry=item.item.number, weight=item.sample.weight))
     return rows
 
 

@@ -1,26 +1,33 @@
 """From a raw record to a conversation, a prompt with its completion, or a document.
 
 messages    {"messages": [{"role": "user" | "assistant" | "system" | "tool", "content": text}, ...]}
+            with tool_calls, tool_call_id and reasoning_content in turns, and a column "tools" (`lrft.data.tools`)
 sharegpt    {"conversations": [{"from": "human" | "gpt" | "system" | "tool", "value": text}, ...]}
-            the turns of either may be written as the other's; both may have a column "system"
+            the turns of either may be written as the other's; both may have the columns "system" and "tools"
 alpaca      {"instruction": text, "input": text (may be missing), "output": text}
             with "system": text and "history": [[question, answer], ...] where rows have them
 completion  {"prompt": text, "completion": text}, or both a list of turns
 text        {"text": text}
+            Each may have a column "weight": what a trained token of the row counts in the loss, 1 where there is none.
+preference, kto: `lrft.data.preference`
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lrft.data import pictures
+from lrft.data.preference import kto, preference
 from lrft.data.records import BadRow, kind_of
+from lrft.data.report import NO_TOKEN
+from lrft.data.sample import NO_TEMPLATE, Sample, is_filled, system_turn, with_system
+from lrft.data.tools import Tool, tools_of
 from lrft.data.turns import Message, answer, filled, messages_of, require_answers, string
 from lrft.errors import nearest
+from lrft.registry import DEFAULT_ROWS, ROWS, objectives_for
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -28,18 +35,23 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "completion": ("prompt", "completion"),
     "text": ("text",),
+    "preference": ("chosen", "rejected"),
+    "kto": ("label",),
 }
 OPTIONAL: dict[str, tuple[str, ...]] = {
-    "messages": ("system",),
-    "sharegpt": ("system",),
-    "alpaca": ("input", "system", "history"),
+    "messages": ("system", "tools", "weight"),
+    "sharegpt": ("system", "tools", "weight"),
+    "alpaca": ("input", "system", "history", "weight"),
+    "completion": ("tools", "weight"),
+    "text": ("weight",),
+    "preference": ("prompt", "conversations", "system", "tools"),
+    "kto": ("prompt", "completion", "messages", "conversations", "system", "tools"),
 }
 COLUMNS = tuple(dict.fromkeys(c for names in (*REQUIRED.values(), *OPTIONAL.values()) for c in names))
 # Columns that change the conversation: where one is filled and not used, another conversation would be trained.
 TELLING = ("system", "history", "tools", "functions", "images", "videos", "audios")
 LEFT_OUT = "none"
 """Renames a column out of the rows"""
-NO_TEMPLATE, TWO_SYSTEMS = "no chat template", "two system prompts"
 # What other data sets call our columns: only used to suggest a renaming, never to guess one.
 ALSO_CALLED: dict[str, tuple[str, ...]] = {
     "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
@@ -47,6 +59,9 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     "prompt": ("question", "query", "source", "mr", "problem", "user", "context", "input", "instruction"),
     "completion": ("answer", "response", "target", "ref", "solution", "label", "reply", "assistant", "output"),
     "text": ("content", "document", "story", "body"),
+    "chosen": ("chosen_response", "preferred", "accepted"),
+    "rejected": ("rejected_response", "dispreferred"),
+    "label": ("kto_tag", "desirable", "thumbs_up"),
 }
 
 CLASSIC_INPUT = (
@@ -61,64 +76,55 @@ CLASSIC = (
 )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Exactly one of the three is given: `messages`, (`prompt`, `answer`), or `document`.
-
-    untrained: the numbers of messages that are answers and are not trained. tokens: the text of special tokens stands
-    for these tokens.
-    """
-
-    messages: tuple[Message, ...] = ()
-    prompt: str = ""
-    answer: str = ""
-    document: str | None = None
-    untrained: frozenset[int] = frozenset()
-    tokens: bool = False
-
-    def digest(self) -> int:
-        """First 8 bytes of the sha256 of the content, as an unsigned number."""
-        content: list[Any] = [self.messages, self.prompt, self.answer, self.document]
-        content += [sorted(self.untrained)] if self.untrained else []
-        return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8])
+def required(kind: str) -> dict[str, tuple[str, ...]]:
+    """The columns that the formats of a kind of rows need, by format."""
+    return {name: REQUIRED[name] for name in ROWS[kind].formats}
 
 
-def detect(columns: Iterable[str]) -> str | None:
-    """The one format that fits these columns, or None when none or several do."""
+def detect(columns: Iterable[str], kind: str = DEFAULT_ROWS) -> str | None:
+    """The one format of this kind that fits these columns, or None when none or several do."""
     found = set(columns)
-    fits = [name for name, wanted in REQUIRED.items() if found.issuperset(wanted)]
+    fits = [name for name, wanted in required(kind).items() if found.issuperset(wanted)]
     return fits[0] if len(fits) == 1 else None
 
 
-def unclear(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def other_kind(record: Mapping[str, Any], kind: str) -> str:
+    """What a record is and which objectives take it, where its columns fit another kind of rows alone; else ""."""
+    fits = [one for one in ROWS if any(record.keys() >= set(wanted) for wanted in required(one).values())]
+    if not fits or kind in fits:
+        return ""
+    theirs = objectives_for(fits[0])
+    way = f"; training.objective: {' or '.join(theirs)} takes those" if theirs else ""
+    return f"the columns {', '.join(record)} are {ROWS[fits[0]].words}{way}"
+
+
+def unclear(record: Mapping[str, Any], kind: str = DEFAULT_ROWS) -> tuple[str, dict[str, Any]]:
     """Why `detect` found nothing in the columns of a record, and the keys of the data entry that would help."""
-    listed = ", ".join(record) or "none"
-    fits = [name for name, wanted in REQUIRED.items() if record.keys() >= set(wanted)]
+    listed, formats = ", ".join(record) or "none", required(kind)
+    fits = [name for name, wanted in formats.items() if record.keys() >= set(wanted)]
     if fits:
         return f"the columns {listed} fit {' and '.join(fits)}", {"format": fits[0]}
-    if {"chosen", "rejected"} <= record.keys():
+    if {"chosen", "rejected"} <= record.keys() and (other := other_kind(record, kind)):
         ours = "messages" if isinstance(record["chosen"], list) else "completion"
-        return f"the columns {listed} are preference pairs; preference tuning is not supported in this version", (
-            _entry_keys(record, ours_of={"chosen": ours})
-        )
-    message = f"the columns {listed} match no format ({formats_in_words()})"
-    close = [_renaming(wanted, list(record)) for wanted in REQUIRED.values()]
-    whole = [found for found, wanted in zip(close, REQUIRED.values(), strict=True) if len(found) == len(wanted)]
+        return other, _entry_keys(record, {"chosen": ours}, kind)
+    message = f"the columns {listed} match no format ({formats_in_words(kind)})"
+    close = [_renaming(wanted, list(record)) for wanted in formats.values()]
+    whole = [found for found, wanted in zip(close, formats.values(), strict=True) if len(found) == len(wanted)]
     if not whole:
         return message, {}
     best = max(whole, key=lambda found: (sum(ours == theirs for ours, theirs in found.items()), len(found)))
-    return message, _entry_keys(record, {theirs: ours for ours, theirs in best.items() if ours != theirs})
+    return message, _entry_keys(record, {theirs: ours for ours, theirs in best.items() if ours != theirs}, kind)
 
 
-def formats_in_words() -> str:
+def formats_in_words(kind: str = DEFAULT_ROWS) -> str:
     """`messages: messages; alpaca: instruction and output; ...`"""
-    return "; ".join(f"{name}: {' and '.join(wanted)}" for name, wanted in REQUIRED.items())
+    return "; ".join(f"{name}: {' and '.join(wanted)}" for name, wanted in required(kind).items())
 
 
-def _entry_keys(record: Mapping[str, Any], ours_of: Mapping[str, str]) -> dict[str, Any]:
+def _entry_keys(record: Mapping[str, Any], ours_of: Mapping[str, str], kind: str) -> dict[str, Any]:
     """`columns` for this renaming, and `format` where the renamed columns would fit several."""
     after = [ours_of.get(name, name) for name in record]
-    fits = [name for name, wanted in REQUIRED.items() if set(after).issuperset(wanted)]
+    fits = [name for name, wanted in required(kind).items() if set(after).issuperset(wanted)]
     meant = [name for name in fits if set(ours_of.values()) & set(REQUIRED[name])]
     return {"columns": dict(ours_of), **({"format": meant[0]} if len(fits) > 1 and meant else {})}
 
@@ -150,7 +156,8 @@ def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
 
 def is_optional(ours: str) -> bool:
     """Whether rows may lack the column."""
-    return ours == LEFT_OUT or any(ours in names for names in OPTIONAL.values())
+    needed = any(ours in names for names in REQUIRED.values())
+    return ours == LEFT_OUT or (not needed and any(ours in names for names in OPTIONAL.values()))
 
 
 def unused(record: Mapping[str, Any], name: str) -> list[str]:
@@ -159,25 +166,54 @@ def unused(record: Mapping[str, Any], name: str) -> list[str]:
     return [column for column in record if column not in used]
 
 
-def is_filled(value: Any) -> bool:
-    """Whether a column says anything in a row."""
-    return value not in (None, "", [], {})
+@dataclass(frozen=True)
+class Reading:
+    """How the records of a source become samples.
 
-
-def sample(record: Mapping[str, Any], name: str, *, chat: bool, tokens: bool = False) -> Sample:
-    """The sample that `record` is under the format `name`. Raises BadRow.
-
-    chat: the tokenizer has a chat template. Alpaca rows become a user turn and an answer with it, and the
-    classic alpaca text without it. tokens: the text of special tokens stands for these tokens.
+    chat: the tokenizer has a chat template. Alpaca rows become a user turn and an answer with it, and the classic
+    alpaca text without it. tokens: the text of special tokens stands for these tokens. writes_tools: the template
+    writes definitions of tools; `tools` are for rows without their own.
     """
+
+    chat: bool
+    tokens: bool = False
+    writes_tools: bool = False
+    tools: tuple[Tool, ...] = ()
+
+
+def sample(record: Mapping[str, Any], name: str, reading: Reading) -> Sample:
+    """The sample that `record` is under the format `name`. Raises BadRow."""
     pictures.refuse(record)
     for column in REQUIRED[name]:
         if column not in record:
             raise BadRow("missing key", f"no '{column}'; there are {', '.join(record) or 'none'}", column)
-    made = replace(_SAMPLES[name](record, chat), tokens=tokens)
-    if name != "text":  # a document has been put together by whoever wrote it
-        _refuse_telling(record, name)
-    return made
+    made = _SAMPLES[name](record, reading.chat).with_tokens(reading.tokens)
+    if "weight" in OPTIONAL.get(name, ()) and is_filled(record.get("weight")):
+        made = replace(made, weight=_weight(record["weight"]))
+    if name == "text":  # a document has been put together by whoever wrote it
+        return made
+    _refuse_telling(record, name)
+    own = record.get("tools") if "tools" in OPTIONAL.get(name, ()) else None
+    if is_filled(own) and not made.messages:
+        raise BadRow("column tools", "is not empty, and only conversations have tools", "tools")
+    if not made.messages or not (is_filled(own) or reading.tools):
+        return made
+    if not reading.writes_tools:
+        raise BadRow("column tools", "is not empty, and the chat template writes no tools", "tools")
+    return made.with_tools(tools_of(own, "tools") if is_filled(own) else reading.tools)
+
+
+def _weight(value: Any) -> float:
+    """What each trained token of a row counts, above 0. Raises BadRow."""
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise BadRow("weight", f"must be a number of at least 0, this is {value!r}", "weight")
+    if weight == 0:
+        raise BadRow(NO_TOKEN, "weight 0: no token counts", "weight")
+    return weight
 
 
 def _refuse_telling(record: Mapping[str, Any], name: str) -> None:
@@ -197,18 +233,7 @@ def _sharegpt(record: Mapping[str, Any], chat: bool) -> Sample:
 def _conversation(record: Mapping[str, Any], field: str) -> Sample:
     messages, untrained = messages_of(record[field], field)
     require_answers(messages, field)
-    system = _system(record)
-    if not system or messages[0] == system[0]:
-        return Sample(messages=messages, untrained=untrained)
-    if messages[0]["role"] in ("system", "developer"):
-        raise BadRow(TWO_SYSTEMS, f"is not empty, and {field} begins with another system turn", "system")
-    return Sample(messages=(*system, *messages), untrained=frozenset(i + 1 for i in untrained))
-
-
-def _system(record: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The system turn of the column of this name, where it is filled."""
-    value = record.get("system")
-    return ({"role": "system", "content": string(value, "system")},) if is_filled(value) else ()
+    return with_system(Sample(messages=messages, untrained=untrained), system_turn(record), field)
 
 
 def _completion(record: Mapping[str, Any], chat: bool) -> Sample:
@@ -233,7 +258,7 @@ def _alpaca(record: Mapping[str, Any], chat: bool) -> Sample:
     extra = record.get("input")
     given = "" if extra is None else string(extra, "input")
     output = answer(record["output"], "output")
-    before = (*_system(record), *_history(record))
+    before = (*system_turn(record), *_history(record))
     if chat:
         content = f"{instruction}\n\n{given}" if given else instruction
         turn = {"role": "user", "content": content}
@@ -267,4 +292,6 @@ _SAMPLES: Mapping[str, Callable[[Mapping[str, Any], bool], Sample]] = {
     "alpaca": _alpaca,
     "completion": _completion,
     "text": _text,
+    "preference": preference,
+    "kto": kto,
 }

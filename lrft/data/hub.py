@@ -5,19 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from lrft.data.records import Record, Source, as_object, head
+from lrft.data.records import Record, Source, head, of_table
 from lrft.errors import DataError
 from lrft.utils.hub_connection import unreachable
 
 
+class HubName(NamedTuple):
+    """What `hub:OWNER/NAME/CONFIGURATION@REVISION` names; the last two are optional."""
+
+    name: str
+    config: str | None
+    revision: str | None
+
+
+def hub_name(path: str) -> HubName:
+    """Raises DataError."""
+    place, at, revision = path.removeprefix("hub:").partition("@")
+    parts = place.split("/")
+    if len(parts) not in (2, 3) or not all(parts) or bool(at) != bool(revision):
+        raise DataError(
+            f"{path}: expected hub:OWNER/NAME, hub:OWNER/NAME/CONFIGURATION, or either with @REVISION behind it"
+        )
+    return HubName("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, revision or None)
+
+
 def hub_source(path: str, split: str) -> Source:
-    """The data set `hub:OWNER/NAME` or `hub:OWNER/NAME/CONFIGURATION`. Raises DataError."""
-    parts = path.removeprefix("hub:").split("/")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise DataError(f"{path}: expected hub:OWNER/NAME, or hub:OWNER/NAME/CONFIGURATION")
-    rows = _download(path, "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split)
+    """The data set that `path` names. Raises DataError."""
+    rows = _download(path, hub_name(path), split)
 
     def digest() -> str:
         found = hashlib.sha256()
@@ -27,12 +43,12 @@ def hub_source(path: str, split: str) -> Source:
 
     def records() -> Iterator[Record]:
         for number, row in enumerate(rows, 1):
-            yield Record(number, as_object(row), head(row))
+            yield Record(number, of_table(row), head(row))
 
     return Source(f"{path}#", "hub", digest, records)
 
 
-def _download(path: str, name: str, config: str | None, split: str) -> Any:
+def _download(path: str, wanted: HubName, split: str) -> Any:
     if (reason := _unreachable()) is not None:
         raise DataError(
             f"{path}: the hub cannot be reached ({reason})",
@@ -42,7 +58,7 @@ def _download(path: str, name: str, config: str | None, split: str) -> Any:
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(name, config, split=split)
+        return datasets.load_dataset(wanted.name, wanted.config, split=split, revision=wanted.revision)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise DataError(f"{path}, split {split}: {str(error).splitlines()[0] if str(error) else error}") from error
 

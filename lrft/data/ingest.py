@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from lrft.data.chat_template import writes_tools
 from lrft.data.config import Input, Settings, Where, refuse
 from lrft.data.format import (
     LEFT_OUT,
-    NO_TEMPLATE,
+    OPTIONAL,
     TELLING,
-    TWO_SYSTEMS,
-    Sample,
+    Reading,
     detect,
-    is_filled,
+    formats_in_words,
     is_optional,
+    other_kind,
     rename,
     sample,
     unclear,
@@ -25,7 +26,10 @@ from lrft.data.format import (
 )
 from lrft.data.records import BadRow, Source
 from lrft.data.report import CHOSEN, EXAMPLES, NOT_DRAWN, SourceReport
+from lrft.data.sample import NO_TEMPLATE, TWO_SYSTEMS, Sample, is_filled
+from lrft.data.wording import columns_of, fill
 from lrft.errors import DataError, nearest
+from lrft.registry import DEFAULT_ROWS, ROWS
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def _read(item: Input, source: Source, report: SourceReport, settings: Settings,
             seen |= dict.fromkeys(record.value)
             if make is None:
                 make = _maker(item, source, record.value, report, settings, where)
-            _count_unused(rename(record.value, item.columns), report)
+            _count_unused(record.value, item, report)
             found.append(Found(item, make(record.value), source.name, record.number, record.head, report))
         except BadRow as bad:
             drop(
@@ -111,9 +115,23 @@ def _read(item: Input, source: Source, report: SourceReport, settings: Settings,
     return found
 
 
-def _count_unused(record: dict[str, Any], report: SourceReport) -> None:
-    for column in unused(record, report.format):
-        report.ignored[column] = report.ignored.get(column, 0) + is_filled(record[column])
+def _count_unused(record: dict[str, Any], item: Input, report: SourceReport) -> None:
+    left = _left_over(record, item)
+    written = [column for column in left if column in item.wordings]  # there is one of this name, and another is made
+    for column in (*unused(left, report.format), *written):
+        report.ignored[column] = report.ignored.get(column, 0) + is_filled(left[column])
+
+
+def _left_over(record: dict[str, Any], item: Input) -> dict[str, Any]:
+    """The columns under our names, without those that a wording names."""
+    named = {column for wording in item.wordings.values() for column in columns_of(wording)}
+    return {name: value for name, value in rename(record, item.columns).items() if name not in named}
+
+
+def _shaped(record: dict[str, Any], item: Input) -> dict[str, Any]:
+    """The record under our names, with the texts that wordings make of it. Raises BadRow."""
+    made = {ours: fill(text, record, f"{item.key}.{ours}") for ours, text in item.wordings.items()}
+    return {**(_left_over(record, item) if made else rename(record, item.columns)), **made}
 
 
 def _with_way_out(bad: BadRow, record: Any, item: Input, name: str) -> BadRow:
@@ -126,6 +144,17 @@ def _with_way_out(bad: BadRow, record: Any, item: Input, name: str) -> BadRow:
     out = {ours.get(c, c): LEFT_OUT for c in TELLING if c in useless and is_filled(renamed.get(c))}
     way = item.advice(columns={**item.columns, **out})
     return BadRow(bad.reason, f"{bad.detail}. Without: {way}", bad.field)
+
+
+def _require_worded(record: dict[str, Any], item: Input, source: Source, where: Where) -> None:
+    """Raise RecipeError for a column in a wording that the first record does not have."""
+    for ours, text in item.wordings.items():
+        for column in columns_of(text):
+            if column not in record:
+                close = nearest(column, record)
+                hint = f" Did you mean {close[0]}?" if close else ""
+                has = ", ".join(record)
+                refuse(where, f"{item.key}.{ours}", f"{source.path} has no column {column}.{hint} It has {has}")
 
 
 def _require(columns: set[str], seen: Collection[str], item: Input, source: Source, where: Where) -> None:
@@ -159,9 +188,9 @@ def _maker(
                 f"{item.key}.columns",
                 f"{source.path} already has a column {ours}; {theirs} cannot be renamed to it",
             )
-    renamed = rename(first, item.columns)
-    name = _format(item, source, renamed, where)
-    given = source.kind == ".txt" or item.format != "auto"
+    _require_worded(first, item, source, where)
+    name = _format(item, source, first, settings.kind, where)
+    given = source.kind == ".txt" or item.format != "auto" or bool(item.wordings)
     report.format = name
     report.decided = ("file type" if source.kind == ".txt" else "given") if given else "found"
     if name in ("messages", "sharegpt") and settings.template is None:
@@ -176,11 +205,22 @@ def _maker(
             f"split is for format text; {source.path} is {name}, and the second half of "
             "an answer without its question teaches nothing. Choose error, truncate or drop",
         )
-    chat, tokens = settings.template is not None, item.special_tokens == "tokens"
-    return lambda value: sample(rename(value, item.columns), name, chat=chat, tokens=tokens)
+    writes = settings.template is not None and writes_tools(settings.template)
+    if item.tools and (not writes or "tools" not in OPTIONAL.get(name, ())):
+        why = f"format {name} has none" if writes else "the chat template writes no tools"
+        refuse(where, f"{item.key}.tools", f"{why}: remove the key, or give data.chat_template another")
+    reading = Reading(settings.template is not None, item.special_tokens == "tokens", writes, item.tools)
+    return lambda value: sample(_shaped(value, item), name, reading)
 
 
-def _format(item: Input, source: Source, record: dict[str, Any], where: Where) -> str:
+def _format(item: Input, source: Source, first: dict[str, Any], kind: str, where: Where) -> str:
+    record = rename(first, item.columns)
+    refuse_other_kind(item, source, record, kind, where)
+    if item.wordings:
+        if "completion" not in ROWS[kind].formats:
+            given = next(iter(item.wordings))
+            refuse(where, f"{item.key}.{given}", f"is for format completion; the objective takes {ROWS[kind].words}")
+        return "completion"
     if source.kind == ".txt":
         if item.format not in ("auto", "text"):
             refuse(
@@ -191,13 +231,28 @@ def _format(item: Input, source: Source, record: dict[str, Any], where: Where) -
         return "text"
     if item.format != "auto":
         return item.format
-    name = detect(record)
+    name = detect(record, kind)
     if name is None:
-        message, keys = unclear(record)
+        message, keys = unclear(record, kind)
         keys |= {"columns": {**item.columns, **keys["columns"]}} if "columns" in keys else {}
         hint = f"Try {item.advice(**keys)}" if keys else "Rename the columns to match one format."
         raise DataError(f"{source.path}: {message}", hint)
     return name
+
+
+def refuse_other_kind(item: Input, source: Source, record: dict[str, Any], kind: str, where: Where) -> None:
+    """Raise RecipeError for rows that the objective does not take. record: the source's first, its columns renamed.
+
+    Rows of tokens can be made of any columns by renaming: what `unclear` says then helps more.
+    """
+    given = "text" if source.kind == ".txt" else item.format
+    if given != "auto" and given not in ROWS[kind].formats:
+        key = "training.objective" if item.format == "auto" else f"{item.key}.format"
+        wanted = f"the objective takes {ROWS[kind].words} ({formats_in_words(kind)}); {source.path} is read as {given}"
+        refuse(where, key, wanted)
+    if given == "auto" and kind != DEFAULT_ROWS and (text := other_kind(record, kind)):
+        wanted = f"takes {ROWS[kind].words} ({formats_in_words(kind)})"
+        refuse(where, "training.objective", f"{wanted}, but in {source.path} {text}")
 
 
 def _draw(found: list[Found], limit: int | None, seed: Sequence[int]) -> list[Found]:

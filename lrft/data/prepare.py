@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lrft.data.report import DataReport, histogram, quantiles
 from lrft.data.split import set_apart, split, split_by_default
 from lrft.data.tokenize import Encoder, require_usable
 from lrft.errors import DataError
+from lrft.registry import DEFAULT_ROWS, ROWS
 from lrft.utils.seeds import seed_of
 
 
@@ -48,17 +50,27 @@ class Prepared:
                 rows.rename(change)
 
 
-def prepare(section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where, cache: Path) -> Prepared:
+def prepare(
+    section: Any,
+    tokenizer: Any,
+    *,
+    seed: int,
+    limit: int | None,
+    where: Where,
+    cache: Path,
+    kind: str = DEFAULT_ROWS,
+) -> Prepared:
     """Read, render, tokenise, measure and split the data of a recipe.
 
     section: the recipe's data section. limit: the model's number of positions. where: place of a key in the
-    recipe. cache: folder below which data/<key>/ is kept, unless section.cache is false.
+    recipe. cache: folder below which data/<key>/ is kept, unless section.cache is false. kind: of rows, that the
+    objective takes.
 
     Raises:
         DataError: nothing to read, bad rows, long rows, an empty side of the split.
         RecipeError: a key of the data section does not fit the data, the tokenizer or the model.
     """
-    chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where)
+    chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where, kind=kind)
     found = inputs(section, where=where)
     share = "none" if found[-1].role == "validation" else section.validation
     by_default = "validation" not in section.model_fields_set
@@ -82,13 +94,14 @@ def prepare_file(
     limit: int | None,
     where: Where,
     cache: Path | None = None,
+    kind: str = DEFAULT_ROWS,
 ) -> tuple[Rows, DataReport]:
     """One set without a split, by the same rules. entry: a path, or an entry of data.train.
 
     A path is read in the format and with the columns of the section's train entries, when these agree.
     Raises as `prepare` does.
     """
-    chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where)
+    chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where, kind=kind)
     if isinstance(entry, str | Path):
         found = replace(validation_input(str(entry), section, where=where), key="--data", role="train")
     else:
@@ -114,7 +127,7 @@ def _prepare(
             train, validation, report = kept
             report.hit = True
             return Prepared(train, validation, report, key, cached=True)
-        renderer = Renderer(tokenizer, chosen.template, chosen.train_on)
+        renderer = Renderer(tokenizer, chosen.template, chosen.train_on, chosen.template_options)
         with _young_garbage_only():
             train, validation, report = _build(found, chosen, renderer, Encoder(tokenizer), share, where, by_default)
         report.key, report.hit = key, None if folder is None else False
@@ -144,6 +157,8 @@ def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str
             "columns": item.columns,
             "limit": item.limit,
             "special_tokens": item.special_tokens,
+            "wordings": item.wordings,
+            "tools": item.tools,
         }
         for item in found
     ]
@@ -162,7 +177,12 @@ def _build(
     by_default: bool,
 ) -> tuple[Rows, Rows | None, DataReport]:
     samples, reports = collect(found, chosen, where)
-    report = DataReport(sources=reports, max_length=chosen.max_length, max_length_from=chosen.max_from)
+    report = DataReport(
+        sources=reports,
+        max_length=chosen.max_length,
+        max_length_from=chosen.max_from,
+        parts=list(ROWS[chosen.kind].parts),
+    )
     made = measure(samples, renderer, encoder, chosen, report)
     train = [row for role, row in made if role == "train"]
     validation = [row for role, row in made if role == "validation"]
@@ -196,12 +216,15 @@ def _total(report: DataReport, train: Sequence[Row], validation: Sequence[Row]) 
     report.train_rows, report.validation_rows = len(train), len(validation)
     report.tokens, report.trained_tokens = _tokens(train)
     report.validation_tokens, report.validation_trained_tokens = _tokens(validation)
-    lengths = [len(row.tokens) for row in (*train, *validation)]
+    lengths = [n for row in (*train, *validation) for n in row.sequences]
+    weights = [row.weight for row in (*train, *validation) if row.weight != 1]
+    report.weights = {"rows": len(weights), "least": min(weights), "most": max(weights)} if weights else {}
     report.lengths, report.by_length = quantiles(lengths), histogram(lengths)
     known = {row.digest for row in train}
     report.repeated = sum(row.digest in known for row in validation)
 
 
 def _tokens(rows: Sequence[Row]) -> tuple[int, int]:
-    # The first token of a row is never trained: see Rows.of.
-    return sum(len(r.tokens) for r in rows), sum(int(np.count_nonzero(r.trained[1:])) for r in rows)
+    # The first token of a sequence is never trained: see Rows.of.
+    firsts = sum(bool(r.trained[at]) for r in rows for at in accumulate((0, *r.sequences[:-1])))
+    return sum(len(r.tokens) for r in rows), sum(int(np.count_nonzero(r.trained)) for r in rows) - firsts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,11 @@ def render(rows: Rows, report: DataReport, tokenizer: Any, *, n: int = 5, colour
     for i in places.tolist():
         trained, total = int(rows.trained(i).sum()), count(len(rows.tokens(i)), "token")
         title = f"row {i + 1:,} of {len(rows):,}   {visible(rows.source(i))}   {total}, {trained:,} trained"
+        title += f", weight {rows.weight(i):g}" if rows.weight(i) != 1 else ""
         out.append(title + "\n", TITLE if colour else "")
-        out.append_text(row_text(rows, i, tokenizer, colour=colour))
-        out.append("\n\n")
+        for name, part in zip_longest(report.parts, parts_text(rows, i, tokenizer, colour=colour), fillvalue=""):
+            out.append(f"{name}\n" if name else "", TITLE if colour else "").append(part).append("\n")
+        out.append("\n")
     for line in report.lines():
         out.append(visible(line) + "\n")
     for line in dropped_lines(report):
@@ -61,9 +63,17 @@ def dropped_lines(report: DataReport) -> list[str]:
     return lines
 
 
-def row_text(rows: Rows, i: int, tokenizer: Any, *, colour: bool) -> Text:
-    """Row i as text, its stretches marked by whether they are trained."""
-    tokens, trained = rows.tokens(i), rows.trained(i)
+def parts_text(rows: Rows, i: int, tokenizer: Any, *, colour: bool) -> list[Text]:
+    """The sequences of row i as text; behind the last stands how much is cut off."""
+    parts = [sequence_text(*sequence, tokenizer, colour=colour) for sequence in rows.sequences(i)]
+    if cut := rows.cut(i):
+        words = f"{count(cut, 'token')} cut off"
+        parts[-1].append(f" {words}" if colour else f"{{{{{words}}}}}", CUT if colour else "")
+    return parts
+
+
+def sequence_text(tokens: np.ndarray, trained: np.ndarray, tokenizer: Any, *, colour: bool) -> Text:
+    """A sequence as text, its stretches marked by whether they are trained."""
     edges = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(tokens)]
     out, done = Text(), ""
     for start, stop in pairwise(edges):
@@ -74,7 +84,4 @@ def row_text(rows: Rows, i: int, tokenizer: Any, *, colour: bool) -> Text:
             out.append(part, TRAINED if trained[start] else UNTRAINED)
         else:
             out.append(f"[[{part}]]" if trained[start] else part)
-    if cut := rows.cut(i):
-        words = f"{count(cut, 'token')} cut off"
-        out.append(f" {words}" if colour else f"{{{{{words}}}}}", CUT if colour else "")
     return out

@@ -1,7 +1,7 @@
 """From files, folders and hub data sets to raw records, each with its place.
 
-A record is one JSON object: a line of .jsonl, an element of the array of a .json file, a row of .csv or
-.parquet. A .txt file is one record with the column `text`.
+A record is one JSON object: a line of .jsonl, an element of the array of a .json file, a row of .csv, .parquet or
+.arrow. A .txt file is one record with the column `text`. Files of text may be compressed: .jsonl.gz, .csv.zst.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lrft.data.files import COMPRESSED, DataFile, fetch, is_remote, kind_of_file
 from lrft.data.hub import hub_source
-from lrft.data.records import BadRow, Record, Source, as_object, head, kind_of
+from lrft.data.records import BadRow, Record, Source, as_object, head, kind_of, of_table
 from lrft.data.saved import SPLITS, STATE, is_saved, is_saved_splits, saved_source
 from lrft.errors import DataError, nearest
 
@@ -25,25 +27,27 @@ _HELD_OUT = re.compile(r"(test|valid|validation|dev|eval)(?![a-z])", re.IGNORECA
 
 
 def find(path: str, split: str = "train") -> list[Source]:
-    """The sources of one path of the recipe: a file, the files of a folder (sorted), hub:OWNER/NAME, or a folder that
-    `save_to_disk` of the datasets library made.
+    """The sources of one path of the recipe: a file, the files of a folder (sorted), hub:OWNER/NAME, a folder that
+    `save_to_disk` of the datasets library made, or the address of a file.
 
-    split: of what has splits. Raises DataError when there is none.
+    split: of what has splits. Raises DataError when there is none, MissingError for an address without its driver.
     """
     if path.startswith("hub:"):
         return [hub_source(path, split)]
+    if is_remote(path):
+        _require_known(path)
+        return [_file(fetch(path))]
     place = Path(path).expanduser()
     if is_saved(place):
         return [saved_source(place, split)]
     if place.is_dir():
-        return [_file(file) for file in _folder(place)]
+        return [_file(DataFile(str(file), file)) for file in _folder(place)]
     if not place.is_file():
         close = nearest(place.name, (f.name for f in place.parent.iterdir())) if place.parent.is_dir() else []
         hint = f"Close: {place.parent / close[0]}" if close else "For a hub dataset write hub:OWNER/NAME."
         raise DataError(f"{path}: no such file or folder", hint)
-    if place.suffix.lower() not in READERS:
-        raise DataError(f"{path}: {place.suffix or 'a file without suffix'} is not a supported data file", _KINDS)
-    return [_file(place)]
+    _require_known(path)
+    return [_file(DataFile(str(place), place))]
 
 
 def has_splits(path: str) -> bool:
@@ -51,13 +55,23 @@ def has_splits(path: str) -> bool:
     return path.startswith("hub:") or is_saved_splits(Path(path).expanduser())
 
 
+def _require_known(name: str) -> None:
+    """Raise DataError for a file of a kind that has no reader."""
+    if not _is_known(name):
+        ending = "".join(Path(name).suffixes[-2:]) if kind_of_file(name) in READERS else Path(name).suffix
+        raise DataError(f"{name}: {ending or 'a file without suffix'} is not a supported data file", _KINDS)
+
+
+def _is_known(name: str) -> bool:
+    kind = kind_of_file(name)
+    return kind in READERS and (kind in _TEXT or DataFile(name, Path(name)).compression is None)
+
+
 def _folder(folder: Path) -> list[Path]:
     files = sorted(
         f
         for f in folder.rglob("*")
-        if f.is_file()
-        and f.suffix.lower() in READERS
-        and not any(part.startswith(".") for part in f.relative_to(folder).parts)
+        if f.is_file() and _is_known(f.name) and not any(part.startswith(".") for part in f.relative_to(folder).parts)
     )
     if not files:
         raise DataError(f"{folder}: the folder holds no data file", _KINDS)
@@ -74,8 +88,8 @@ def _folder(folder: Path) -> list[Path]:
     return files
 
 
-def _file(path: Path) -> Source:
-    kind = path.suffix.lower()
+def _file(file: DataFile) -> Source:
+    kind, path = kind_of_file(file.name), file.path
     seen: list[tuple[int, int]] = []
 
     def stamp() -> tuple[int, int]:
@@ -83,33 +97,34 @@ def _file(path: Path) -> Source:
         return status.st_size, status.st_mtime_ns
 
     def digest() -> str:
-        seen[:] = [stamp()]
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with _plainly(file):
+            seen[:] = [stamp()]
+            with path.open("rb") as raw:
+                return hashlib.file_digest(raw, "sha256").hexdigest()
 
     def records() -> Iterator[Record]:
-        yield from READERS[kind](path)
-        if seen and seen[0] != stamp():
-            raise DataError(f"{path}: the file changed while it was read", "Run the same command again.")
+        with _plainly(file):
+            yield from READERS[kind](file)
+            if seen and seen[0] != stamp():
+                raise DataError(f"{file}: the file changed while it was read", "Run the same command again.")
 
-    return Source(f"{path}{'#' if kind in ('.json', '.parquet') else ':'}", kind, _plainly(digest, path), records)
+    return Source(f"{file}{':' if kind in _BY_LINE else '#'}", kind, digest, records)
 
 
-def _plainly(call: Callable[[], str], path: Path) -> Callable[[], str]:
-    def guarded() -> str:
-        try:
-            return call()
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror or error}") from error
-
-    return guarded
+@contextmanager
+def _plainly(file: DataFile) -> Iterator[None]:
+    """An OSError as a DataError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
 
 
 # --- kinds of files --------------------------------------------------------------------------------
 
 
-def _jsonl(path: Path) -> Iterator[Record]:
-    with path.open("rb") as file:
+def _jsonl(path: DataFile) -> Iterator[Record]:
+    with path.open() as file:
         # A binary file is split at \n only; splitlines would also split at U+2028 inside a string.
         for number, raw in enumerate(file, 1):
             line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
@@ -149,7 +164,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _json(path: Path) -> Iterator[Record]:
+def _json(path: DataFile) -> Iterator[Record]:
     text = _text(path)
     try:
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
@@ -175,9 +190,9 @@ def _json(path: Path) -> Iterator[Record]:
         yield Record(number, as_object(item), head(item))
 
 
-def _csv(path: Path) -> Iterator[Record]:
+def _csv(path: DataFile) -> Iterator[Record]:
     # Bytes that are not UTF-8 travel as lone surrogates, so that only their own row is bad.
-    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    text = path.read().decode("utf-8-sig", errors="surrogateescape")
     csv.field_size_limit(sys.maxsize)
     # strict: otherwise an unclosed quote swallows the rest of the file as one field.
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -204,28 +219,50 @@ def _csv_row(header: list[str], fields: list[str]) -> dict[str, Any] | BadRow:
     return dict(zip(header, fields, strict=True))
 
 
-def _parquet(path: Path) -> Iterator[Record]:
+def _parquet(path: DataFile) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        number = 0
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches():
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Record(number, value, head(value))
+        with pq.ParquetFile(path.path) as table:
+            yield from _of_batches(table.iter_batches())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as parquet: {error}") from error
 
 
-def _txt(path: Path) -> Iterator[Record]:
+def _arrow(path: DataFile) -> Iterator[Record]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path.path)) as source:
+            start = source.read(6)
+            source.seek(0)
+            # A file of batches begins with this; else it is a stream of them, as the datasets library writes.
+            if start == b"ARROW1":
+                table = pa.ipc.open_file(source)
+                yield from _of_batches(table.get_batch(k) for k in range(table.num_record_batches))
+            else:
+                yield from _of_batches(pa.ipc.open_stream(source))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as arrow: {error}") from error
+
+
+def _of_batches(batches: Iterable[Any]) -> Iterator[Record]:
+    """The rows of pyarrow's record batches."""
+    number = 0
+    for batch in batches:
+        for value in batch.to_pylist():
+            number += 1
+            yield Record(number, of_table(value), head(value))
+
+
+def _txt(path: DataFile) -> Iterator[Record]:
     text = _text(path)
     yield Record(1, {"text": text}, head(text))
 
 
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
+def _text(path: DataFile) -> str:
+    raw = path.read()
     _refuse_utf16(path, raw)
     try:
         return raw.decode("utf-8-sig")
@@ -234,16 +271,22 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}:{line}: invalid UTF-8 at byte {error.start + 1} of the file") from error
 
 
-def _refuse_utf16(path: Path, raw: bytes) -> None:
+def _refuse_utf16(path: DataFile, raw: bytes) -> None:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path}: the file is UTF-16", "Save it as UTF-8.")
 
 
-READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+READERS: dict[str, Callable[[DataFile], Iterator[Record]]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
+    ".arrow": _arrow,
     ".txt": _txt,
 }
-_KINDS = f"Data files end in {', '.join(READERS)}."
+_TEXT = (".jsonl", ".json", ".csv", ".txt")
+_BY_LINE = (".jsonl", ".csv", ".txt")
+_KINDS = (
+    f"Data files end in {', '.join(READERS)}; {', '.join(_TEXT)} may be compressed, with {' or '.join(COMPRESSED)} "
+    "at the end."
+)

@@ -55,6 +55,19 @@ def as_object(value: Any) -> dict[str, Any] | BadRow:
     return BadRow("not an object", f"a row must be an object with columns, this is {kind_of(value)}")
 
 
+def of_table(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a file with columns, where every object of a column has the keys of all others, null if need be."""
+    return {column: _without_filled(value) for column, value in row.items()}
+
+
+def _without_filled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_filled(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_filled(item) for key, item in value.items() if item is not None}
+    return value
+
+
 def kind_of(value: Any) -> str:
     """What a JSON value is, in words."""
     words = {str: "text", bool: "true or false", type(None): "null", list: "a list", dict: "an object"}

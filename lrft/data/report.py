@@ -55,7 +55,8 @@ class DataReport:
     """The whole of one preparation.
 
     tokens, trained_tokens: of the train rows; validation_*: of the validation rows.
-    lengths: {"5", "50", "95", "max"} tokens per row over both, after too_long was applied.
+    lengths: {"5", "50", "95", "max"} tokens per row (per sequence where rows have several) over both, after too_long
+    was applied.
     by_length: the histogram of the same lengths, [{"up_to": tokens, "rows": rows}].
     max_length_from: "data.max_length", or "the model" when the model's positions are fewer.
     end_tokens: the tokens that close answers. end_token_trained: every row that was not cut ends in one.
@@ -63,7 +64,9 @@ class DataReport:
     stands for the token. altered: rows of which the chat template left out or rewrote some content. repeated:
     validation rows that also are train rows. opening: what the template writes before an answer and is trained with
     it, because the template has no generation prompt. held_out: how the default of data.validation was meant here.
-    key: of the cache. hit: found there (None: the cache is off).
+    weights: {"rows" with a weight other than 1, "least" and "most" of these}; empty where there is none.
+    labels: {label: rows that have it}, of rows that carry one. parts: names of the sequences of each row, where there
+    are several. key: of the cache. hit: found there (None: the cache is off).
     """
 
     sources: list[SourceReport] = field(default_factory=list)
@@ -85,6 +88,9 @@ class DataReport:
     repeated: int = 0
     opening: str = ""
     held_out: str = ""
+    weights: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
     key: str = ""
     hit: bool | None = None
 
@@ -131,7 +137,16 @@ class DataReport:
             f"{count(self.train_rows, 'train row')}, {count(self.tokens, 'token')}, "
             f"{self.trained_tokens:,} of them trained ({share:.0%}); {count(self.validation_rows, 'validation row')}"
         )
-        out.append(f"tokens per row: {quantile_words(self.lengths)} (limit {self.max_length:,})")
+        each = f"sequence ({' and '.join(self.parts)})" if self.parts else "row"
+        out.append(f"tokens per {each}: {quantile_words(self.lengths)} (limit {self.max_length:,})")
+        if self.weights:
+            rows, least, most = (self.weights[key] for key in ("rows", "least", "most"))
+            out.append(
+                f"{count(int(rows), 'row')} with a weight, {least:g} to {most:g}: so much a token of theirs counts"
+            )
+        if self.labels:
+            only = ": there is no other label" * (len(self.labels) == 1)
+            out.append(f"labels: {', '.join(f'{label} in {n:,}' for label, n in self.labels.items())}{only}")
         trained = "is trained" if self.end_token_trained else "is NOT trained in every row"
         out.append(f"end token {' '.join(self.end_tokens) or '(none)'} {trained}")
         if self.special_text:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lrft.data.records import Record, Source, as_object, head
+from lrft.data.records import Record, Source, head, of_table
 from lrft.errors import DataError
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -37,7 +37,7 @@ def saved_source(folder: Path, split: str) -> Source:
 
     def records() -> Iterator[Record]:
         for number, row in enumerate(_load(folder), 1):
-            yield Record(number, as_object(row), head(row))
+            yield Record(number, of_table(row), head(row))
 
     return Source(f"{folder}#", "save_to_disk", digest, records)
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from lrft.data.format import detect, unclear
+from lrft.data.config import Where, read_input
+from lrft.data.format import detect, rename, unclear
+from lrft.data.ingest import refuse_other_kind
 from lrft.data.readers import find
 from lrft.data.records import BadRow, Record
+from lrft.errors import DataError
+from lrft.registry import ROWS, objectives_for
 
 ROWS_SEEN = 500
 
@@ -41,12 +46,34 @@ def suggest(path: str) -> Suggestion | None:
     found = detect(good)
     if found is not None:
         return Suggestion(too_long=of_format(found))
+    for kind in ROWS:
+        if detect(good, kind) and (names := objectives_for(kind)):
+            text = f"{path}: {ROWS[kind].words}, which the default objective does not take"
+            return Suggestion(problem=(text, f"Set training.objective: {' or '.join(names)}."))
     message, keys = unclear(good)
     columns = keys.get("columns", {})
-    if not keys or {"chosen", "rejected"} & columns.keys():
+    if not keys:
         return Suggestion(problem=(message, "Name a format or rename columns: data.train.0.format, .columns."))
     meant = keys.get("format") or next(iter(columns.values()))
     return Suggestion(keys.get("format"), columns or None, of_format(meant))
+
+
+def refuse_unfit(section: Any, kind: str, where: Where) -> None:
+    """Raise RecipeError where the first row of a local file is of a kind that the objective does not take.
+
+    section: the recipe's data section. What else is wrong with the data is told when they are read whole.
+    """
+    for k, entry in enumerate(section.train):
+        if entry.path.startswith("hub:"):
+            continue
+        try:
+            item = read_input(entry, f"data.train.{k}", "train", where=where)
+            for source in item.sources:
+                first = next(iter(source.records()), None)
+                if first is not None and not isinstance(first.value, BadRow):
+                    refuse_other_kind(item, source, rename(first.value, item.columns), kind, where)
+        except (DataError, BadRow):
+            continue
 
 
 def of_format(name: str) -> str | None:

@@ -11,7 +11,7 @@ for every row.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from lrft.data.chat_template import Piece, Rendered, Renderer
 from lrft.data.records import BadRow
+from lrft.data.tools import Tool
 from lrft.data.turns import Message
 from lrft.errors import DataError
 
@@ -218,17 +219,24 @@ class _Backend:
         return self._tokenizer.decode_batch(rows, skip_special_tokens=skip_special)
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str | None = None) -> np.ndarray:
+def encode_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    template: str | None = None,
+    *,
+    tools: Sequence[Tool] = (),
+    options: Mapping[str, Any] | None = None,
+) -> np.ndarray:
     """The ids that generation of the next answer starts from, as in training: int32 (n,).
 
-    template: jinja text; None takes the tokenizer's own. Raises DataError when there is none, or when the
-    template refuses the messages.
+    template: jinja text; None takes the tokenizer's own. tools: definitions (`lrft.data.tools`). options: as
+    data.template_options. Raises DataError when there is no template, or when it refuses the messages.
     """
     text = template or (tokenizer.get_chat_template() if tokenizer.chat_template else None)
     if text is None:
         raise DataError("the tokenizer has no chat template", "Give data.chat_template a .jinja file.")
     try:
-        pieces = Renderer(tokenizer, text, "assistant").prompt(messages)
+        pieces = Renderer(tokenizer, text, "assistant", options).prompt(messages, tools)
     except BadRow as bad:
         raise DataError(str(bad)) from bad
     return Encoder(tokenizer).prompt(pieces)

@@ -45,7 +45,7 @@ class Strategy:
         """What is left to exchange when all passes of a step are made."""
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Of every trained tensor that has one, with its name, between `after_passes` and `step`. Each process asks."""
+        """Name and gradient of every trained tensor with one, between `after_passes` and `step`. Each process asks."""
         return ((name, p.grad) for name, p in self.attached.trained().items() if p.grad is not None)
 
     def step(self, limit: float | None, clipped: Callable[[float], None]) -> tuple[float, bool]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, StoppingCriteria
 
 from lrft.model.end_tokens import stop_ids
 from lrft.model.modes import evaluation_mode
@@ -37,38 +37,67 @@ def generate(
     probabilities.
     """
     inner: Any = getattr(model, "module", model)
-    device = next(inner.parameters()).device
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     with evaluation_mode(inner):
         many = copies()
         for at in range(0, len(order), batch_size):
             chosen = order[at : at + batch_size]
-            width = max(len(prompts[i]) for i in chosen)
-            ids = torch.full((len(chosen), width), pad_id, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(chosen):
-                ids[row, width - len(prompts[i]) :] = torch.from_numpy(prompts[i].astype("int64"))
-                mask[row, width - len(prompts[i]) :] = 1
-            out = inner.generate(
-                input_ids=ids.to(device).repeat(many, 1),
-                attention_mask=mask.to(device).repeat(many, 1),
-                logits_processor=[MeanOfCopies(many)] if many > 1 else [],
+            made = answer_batch(
+                inner,
+                [prompts[i] for i in chosen],
+                pad_id=pad_id,
+                stop_ids=stop_ids,
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                pad_token_id=pad_id,
-                eos_token_id=list(stop_ids) or None,
+                copies=many,
             )
-            for row, i in enumerate(chosen):  # of the first copy: the others have the same
-                answers[i] = until_stop(out[row, width:].tolist(), stop_ids)
+            for i, ids in zip(chosen, made, strict=True):
+                answers[i] = until_stop(ids, stop_ids)
             progress(at + len(chosen))
     return answers
+
+
+def answer_batch(
+    model: Any,
+    prompts: Sequence[np.ndarray],
+    *,
+    pad_id: int,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    copies: int = 1,
+    draw: LogitsProcessor | None = None,
+    watch: StoppingCriteria | None = None,
+) -> list[list[int]]:
+    """The new token ids of each prompt, in one batch: up to and with its stop token, and padding behind it.
+
+    draw   chooses the tokens in the place of the likeliest ones; it sees (copies rows, vocabulary)
+    watch  sees (copies rows, tokens) after each step, and says which rows end there
+    The model is in evaluation mode. With copies, the answer is that of the mean of their probabilities.
+    """
+    device = next(model.parameters()).device
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype("int64"))
+        mask[row, width - len(prompt) :] = 1
+    out = model.generate(
+        input_ids=ids.to(device).repeat(copies, 1),
+        attention_mask=mask.to(device).repeat(copies, 1),
+        logits_processor=[*([MeanOfCopies(copies)] if copies > 1 else []), *([draw] if draw else [])],
+        stopping_criteria=[watch] if watch else [],
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        pad_token_id=pad_id,
+        eos_token_id=list(stop_ids) or None,
+    )
+    return out[: len(prompts), width:].tolist()  # of the first copy: the others have the same
 
 
 class MeanOfCopies(LogitsProcessor):

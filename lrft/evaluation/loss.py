@@ -1,4 +1,4 @@
-"""Token-exact evaluation loss."""
+"""Exact evaluation loss, and the objective's figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrft.data.collate import Form, micro_batches
 from lrft.model.modes import evaluation_mode
-from lrft.objectives.base import Objective
+from lrft.objectives.base import Objective, added_up, look_ahead
 from lrft.objectives.sft import Sft
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ def loss_of(
     rank: int = 0,
     world: int = 1,
     reduce: Callable[[Tensor], Tensor] = lambda t: t,
-) -> dict[str, float]:
-    """{"loss", "perplexity", "tokens"}: mean over all that counts in `rows`, whatever the batch and rank counts.
+) -> dict[str, Any]:
+    """{"loss", "tokens" or what else the objective counts, "perplexity" where it is one, "figures" where there
+    are any}:
+    means over all that counts in `rows`, whatever the batch and rank counts.
 
     model      a `LossModule`, or a distributed wrapper around one
     objective  how rows become batches and what counts in them; None: supervised fine-tuning, whose tokens count
@@ -42,13 +44,31 @@ def loss_of(
     asked = [i for i in range(len(rows)) if objective.weight(rows, [i])]
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     losses: Any = getattr(model, "module", model)
+    noted: dict[str, Tensor] = {}
+    micros = micro_batches(asked, rows.lengths, micro=micro, rank=rank, world=world)
+
+    def batch(ids: list[int]) -> dict[str, Tensor]:
+        # A rank without rows left goes through the motions: those that share a divided base wait for it.
+        given = objective.collate(rows, (ids or asked[:1]) * losses.copies(), pad_id=pad_id, form=form)
+        return {k: v.to(device) for k, v in given.items()}
+
     with evaluation_mode(model):
-        for ids in micro_batches(asked, rows.lengths, micro=micro, rank=rank, world=world):
-            # A rank without rows left goes through the motions: those that share a divided base wait for it.
-            given = objective.collate(rows, (ids or asked[:1]) * losses.copies(), pad_id=pad_id, form=form)
-            loss = losses({k: v.to(device) for k, v in given.items()}).double()
+        look_ahead(losses, ((batch(ids), bool(ids)) for ids in micros), reduce)
+        for ids in micros:
+            loss = losses(batch(ids)).double()
             sums[0] += loss if ids else 0.0
             sums[1] += objective.weight(rows, ids)
-    total, tokens = reduce(sums).tolist()
-    mean = total / tokens if tokens else math.nan
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": int(tokens)}
+            noted = added_up(noted, losses.sums, float(bool(ids)))
+    losses.ahead = None
+    total, counted = reduce(sums).tolist()
+    mean = total / counted if counted else math.nan
+    found: dict[str, Any] = {"loss": mean, counted_as(objective): int(counted) if counted.is_integer() else counted}
+    if objective.perplexity:
+        found["perplexity"] = math.exp(min(mean, 700.0))
+    figures = objective.figures({name: reduce(value) for name, value in noted.items()})
+    return found | ({"figures": figures} if figures else {})
+
+
+def counted_as(objective: Objective) -> str:
+    """The key of what the loss is a mean over: tokens, pairs, ..."""
+    return f"{objective.unit.split()[-1]}s"

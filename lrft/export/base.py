@@ -15,6 +15,12 @@ class Exporter:
     name: ClassVar[str]
     writes_model: ClassVar[bool] = False
     """whether `out` is a transformers model folder; its logits are then compared with the adapter's"""
+    writes_adapter: ClassVar[bool] = False
+    """whether `out` is a LoRA folder of PEFT that approximates the adapter; its logits are then compared with the
+    adapter's, and `tolerance`, an option, is what they may differ by as a share of what the adapter changes"""
+    writes_gguf: ClassVar[bool] = False
+    """whether `out` holds model.gguf of the stored dtype `dtype`, an option; transformers then reads it back, and its
+    logits and tokens are compared with the adapter's"""
 
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
         """Write the new folder `out`. base: the base model's folder. Returns facts for the user.

@@ -27,6 +27,7 @@ from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed, UsageError
 from lrft.export.merge_shards import Change, TrainedOn, merge_file, refuse_unfit, workers_for
 from lrft.export.model_card import model_card
+from lrft.export.shrink import Shrunk, masked, shrink
 from lrft.loading.saved import base_of, load_as_trained, refuse_other_base
 from lrft.model import linear
 from lrft.model.load import load_skeleton
@@ -65,6 +66,8 @@ class MergeResult:
     """norm of the part of the update lost to rounding to the stored dtype"""
     worst_site: str = ""
     worst_share: float = 0.0
+    shrunk: Shrunk | None = None
+    """what of the base was cut out, where the adapter masks heads or channels"""
 
     def add(self, changes: Mapping[str, Change]) -> None:
         for site, change in changes.items():
@@ -113,7 +116,8 @@ def merge_adapter(
     weights = weight_files(source)
     skeleton = load_skeleton(source, trust_remote_code)
     saved = placed(saved, skeleton)
-    keys = tensor_keys(saved, skeleton, weights)
+    stored = Stored(skeleton, names_in(weights))
+    keys = tensor_keys(saved, stored)
     trained_on = dequantized(saved, source, weights, trust_remote_code) if into == "dequantized" else TrainedOn()
     result = MergeResult(out, source, len(saved.sites), dtype or "as stored")
 
@@ -126,6 +130,11 @@ def merge_adapter(
         if not result.update_norm:
             raise CheckFailed("the adapter's update is zero everywhere, so merging would change nothing")
         complete_folder(temporary, source, saved, dtype)
+        kept = masked(saved)
+        if kept:
+            result.shrunk = shrink(temporary, kept, skeleton, stored)
+        if (dtype or result.shrunk) and (temporary / INDEX).exists():
+            count_again(temporary)
         with ThreadPoolExecutor() as pool:  # the disk brings many files home in the time of one
             list(pool.map(files.sync, temporary.iterdir()))
         if out.exists():
@@ -145,14 +154,14 @@ def refuse_unmergeable(saved: SavedAdapter) -> None:
         )
 
 
-def tensor_keys(saved: SavedAdapter, model: Any, weights: list[Path]) -> dict[str, Site]:
+def tensor_keys(saved: SavedAdapter, stored: Stored) -> dict[str, Site]:
     """Name of each target's tensor in the files -> its site. Raises CheckFailed for a site without a tensor."""
-    keys = weight_keys([site.name for site in saved.sites], Stored(model, names_in(weights)))
+    keys = weight_keys([site.name for site in saved.sites], stored)
     return {keys[site.name]: site for site in saved.sites}
 
 
 def names_in(weights: list[Path]) -> set[str]:
-    """Of all tensors in the files."""
+    """Names of all tensors in the files."""
     names: set[str] = set()
     for path in weights:
         with TensorReader(path) as reader:
@@ -203,10 +212,6 @@ def complete_folder(out: Path, source: Path, saved: SavedAdapter, dtype: str | N
         config = files.read_json(out / "config.json")
         config.pop("torch_dtype", None)
         files.write_json(out / "config.json", config | {"dtype": dtype})
-        if (out / INDEX).exists():
-            index = files.read_json(out / INDEX)
-            index.setdefault("metadata", {})["total_size"] = total_size(out)
-            files.write_json(out / INDEX, index)
     files.write_text(out / "README.md", model_card(saved))
 
 
@@ -214,6 +219,13 @@ def goes_along(path: Path) -> bool:
     """Whether a file beside the weights belongs into the merged folder."""
     hidden = path.name.startswith(".")
     return path.is_file() and path.suffix not in NOT_COPIED and not hidden and path.name != "README.md"
+
+
+def count_again(folder: Path) -> None:
+    """Write into the index how many bytes the tensors have."""
+    index = files.read_json(folder / INDEX)
+    index.setdefault("metadata", {})["total_size"] = total_size(folder)
+    files.write_json(folder / INDEX, index)
 
 
 def total_size(folder: Path) -> int:

@@ -21,12 +21,13 @@ from lrft.adapters.adapter import Adapter, Delta, Factors, Site
 from lrft.adapters.peft_import import is_peft_folder, placed, read_peft
 from lrft.adapters.storage import read_adapter
 from lrft.errors import CheckFailed
-from lrft.export.merge import refuse_unmergeable, tensor_keys
+from lrft.export.merge import names_in, refuse_unmergeable, tensor_keys
 from lrft.export.merge_shards import finite, refuse_unfit, thin, together, workers_for
 from lrft.inspection import intruders, krylov, spectra
 from lrft.loading.saved import base_of, refuse_other_base
 from lrft.model.linear import as_rows
 from lrft.model.load import load_skeleton
+from lrft.model.stored import Stored
 from lrft.model.weights import weight_files
 from lrft.runs.locate import trusts_remote_code
 from lrft.utils import hardware
@@ -190,7 +191,7 @@ def inspect_adapter(
     weights = weight_files(source)
     skeleton = load_skeleton(source, trusts_remote_code(adapter))
     saved = placed(saved, skeleton)
-    keys = tensor_keys(saved, skeleton, weights)
+    keys = tensor_keys(saved, Stored(skeleton, names_in(weights)))
     found: dict[str, ModuleReport] = {}
     lock = Lock()
 

@@ -17,7 +17,7 @@ NULL = 1e-3 * NOTHING  # image of a direction, over the largest singular value, 
 
 
 def nearest(W: Tensor, known: Decomposition, directions: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Of each column of `directions` (d, t): the largest |cosine| with any of W's left vectors, from below and above.
+    """Bounds, lower and upper, of each `directions` column's (d, t) largest |cosine| with any left vector of W.
 
     The two are equal, or else on the same side of epsilon. What cannot be told so takes a full decomposition of W.
     """
@@ -70,7 +70,7 @@ def bounds(W: Tensor, largest: float, rest: Tensor, low: Tensor, epsilon: float)
 
 
 def bounds_by(T: Tensor, basis: Tensor, W: Tensor, largest: float) -> Tensor:
-    """Of unit vectors z (t, d), with T (t, s, s) and basis (t, s, d) of s Lanczos steps from each."""
+    """Bounds for unit vectors z (t, d), from T (t, s, s) and basis (t, s, d) of s Lanczos steps from each."""
     vectors = torch.linalg.eigh(T).eigenvectors
     weights = vectors[:, 0] ** 2
     lowest = torch.einsum("ts,tsd->td", vectors[:, :, 0], basis)

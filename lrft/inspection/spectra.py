@@ -81,7 +81,7 @@ def used_rank(values: Tensor, noise: float = 0.0) -> int:
 
 
 def cosines(base: Tensor, changed: Tensor) -> Tensor:
-    """Of each column of `changed` (d, m): the largest |cosine| with a column of `base` (d, n)."""
+    """Largest |cosine| of each column of `changed` (d, m) with a column of `base` (d, n): (m,)."""
     if not base.shape[1]:
         return changed.new_zeros(changed.shape[1])
     return (base.T @ changed).abs().amax(dim=0)

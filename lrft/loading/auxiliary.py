@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lrft import data
+from lrft import data, registry
 from lrft.adapters.compose import compose_section
 from lrft.adapters.part import Part
 from lrft.errors import Problem, RecipeError
@@ -34,6 +34,7 @@ def with_auxiliary(prepared: data.Prepared, recipe: Recipe, source: Path, tokeni
         limit=position_limit(config),
         where=recipe.where,
         cache=cache_dir() if recipe.data.cache else None,
+        kind=registry.rows_of(recipe.training.objective.name),
     )
     data.refuse_missing_rows((rows,), embedding_rows(config), tokenizer)
     rows.rename(recipe.masked)

@@ -42,7 +42,7 @@ def evaluations(recipe: Recipe, prepared: Prepared, schedule: BatchSchedule) -> 
 
 
 def evaluation_cost(recipe: Recipe, rows: Rows) -> int:
-    """Of one evaluation, in passes of one token forward."""
+    """Cost of one evaluation, in forward passes of one token."""
     return int(rows.lengths.sum()) + GENERATED * answer_tokens(recipe, rows)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lrft import data
+from lrft import data, registry
+from lrft.errors import DataError
 from lrft.loading.auxiliary import with_auxiliary
 from lrft.model import load
 from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, position_limit
 from lrft.model.weights import cache_dir
-from lrft.recipe import Recipe
+from lrft.objectives.base import Objective
+from lrft.recipe import Named, Recipe
 from lrft.utils import hardware
 
 
@@ -19,6 +21,17 @@ def base_name(recipe: Recipe) -> str:
     """The base as files name it: a path as the recipe writes it, with ${NAME}. A hub id is public."""
     name = recipe.model.name
     return recipe.masked(name) if Path(name).expanduser().exists() else name
+
+
+def made(named: Named, kind: str) -> Any:
+    """What a recipe names of a registry, with its options."""
+    return registry.declared(kind)[named.name].load()(**named.options)
+
+
+def objective_of(recipe: Recipe) -> Objective:
+    """The recipe's objective, with its options."""
+    objective: Objective = made(recipe.training.objective, "objectives")
+    return objective
 
 
 def find_base(recipe: Recipe) -> Path:
@@ -52,10 +65,23 @@ def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
         limit=position_limit(config),
         where=recipe.where,
         cache=cache_dir(),
+        kind=registry.rows_of(recipe.training.objective.name),
     )
     prepared.rename(recipe.masked)
     data.refuse_missing_rows((prepared.train, prepared.validation), embedding_rows(config), tokenizer)
+    refuse_unread_weights(prepared, recipe.training.objective.name)
     return prepared
+
+
+def refuse_unread_weights(prepared: data.Prepared, objective: str) -> None:
+    """Raise DataError for rows with weights under an objective that does not look at them."""
+    if registry.declared("objectives")[objective].facts.get("weighs_rows", False):
+        return
+    if any(rows is not None and rows.weighted for rows in (prepared.train, prepared.validation)):
+        raise DataError(
+            f"rows have a column weight, which training.objective: {objective} does not count",
+            "Leave it out with data.train[].columns: {weight: none}, or take training.objective: sft.",
+        )
 
 
 def load_recipe_model(recipe: Recipe, source: Path, dtype: str) -> Any:

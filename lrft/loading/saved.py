@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from lrft.adapters.peft_import import is_peft_folder, placed, read_any
 from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data import Rows
 from lrft.errors import CheckFailed, MissingError, UsageError
+from lrft.loading.from_recipe import objective_of
 from lrft.model.hub import find_model
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.weights import fingerprint
-from lrft.objectives.base import LossModule
+from lrft.objectives.base import LossModule, Objective, OtherModel, common_layout
 from lrft.objectives.packing import Layout, find_layout
 from lrft.objectives.sft import Sft
-from lrft.recipe import DataSection
+from lrft.recipe import DataSection, Recipe
 from lrft.runs.locate import adapter_of, recipe_of, trusts_remote_code
 from lrft.utils.hardware import DTYPES, device
 
@@ -71,6 +73,10 @@ class Target:
     """handle on the adapters; None for a plain model"""
     section: DataSection | None
     """the data section of the run's recipe"""
+    objective: Objective
+    """the run's; supervised fine-tuning for what is no run"""
+    recipe: Recipe | None = None
+    """the run's"""
 
 
 def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
@@ -90,20 +96,37 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
         recipe = recipe_of(adapter)
         section = None if recipe is None else recipe.data
         own = (adapter / "tokenizer_config.json").is_file()
-        return Target(base, load_tokenizer(adapter if own else folder, trusted), folder, attached, section)
+        objective = Sft() if recipe is None else objective_of(recipe)
+        tokenizer = load_tokenizer(adapter if own else folder, trusted)
+        return Target(base, tokenizer, folder, attached, section, objective, recipe)
     if base_model:
         raise UsageError(f"--base is only for a run or an adapter; {target} is a full model")
     folder = find_model(target, where="the model")
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     model: Any = load_model(folder, dtype=dtype, trust_remote_code=trusted)
-    return Target(model.to(device()), load_tokenizer(folder, trusted), folder, None, None)
+    return Target(model.to(device()), load_tokenizer(folder, trusted), folder, None, None, Sft())
 
 
-def answering(model: Any, rows: Rows) -> tuple[LossModule, Layout]:
-    """(what answers batches of `rows` with their loss, how they share a batch), for evaluation."""
+def answering(
+    model: Any,
+    rows: Rows,
+    objective: Objective | None = None,
+    attached: Attached | None = None,
+    others: Mapping[str, OtherModel] | None = None,
+) -> tuple[LossModule, Layout]:
+    """(what answers batches of `rows` with their loss, how they share a batch), for evaluation.
+
+    objective: None is supervised fine-tuning. attached: for an objective that asks the base too. others: for one whose
+    options name models, of `lrft.loading.others`.
+    """
     layout = find_layout(model, rows, packing="auto")
-    losses = Sft().module(model, direct=layout.direct)
-    losses.copies = copying(model)
+    losses = (objective or Sft()).module(model, direct=layout.direct)
+    losses.others = others or {}
+    layout = common_layout(layout, losses.others.values(), packing="auto")
+    if losses.mixes_copies:
+        losses.copies = copying(model)
+    if attached is not None:
+        losses.as_base = lambda: attached.as_base(model)
     return losses, layout
 
 

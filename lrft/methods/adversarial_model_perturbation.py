@@ -39,7 +39,7 @@ class AdversarialModelPerturbation(Part):
     ascent: Literal["gradient", "normalized"] = "gradient"
     """A step uphill: `ascent_rate` times the gradient, or times eps along it."""
     ascent_rate: Annotated[float, Field(gt=0)] = 1.0
-    """Of the ascent. The authors' inner_lr."""
+    """Learning rate of the ascent. The authors' inner_lr."""
     ball: Literal["tensor", "all"] = "tensor"
     """Whose length the radius bounds: each tensor's by itself, as in the authors' code, or that of all together."""
 
@@ -54,7 +54,7 @@ class AdversarialModelPerturbation(Part):
         return gradient
 
     def length(self, gradient: Gradients) -> float:
-        """Of the step uphill, over the gradient."""
+        """Length of the step uphill, over that of the gradient."""
         return self.ascent_rate if self.ascent == "gradient" else self.ascent_rate * self.eps / (norm(gradient) + TINY)
 
     def inside(self, change: Gradients) -> Gradients:

@@ -43,7 +43,7 @@ class Autolora(Method):
     conflicts: ClassVar[tuple[str, ...]] = ("optimizer",)
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Of the training rows, for the selection variables alone. The authors' script."""
+    """Share of the training rows that train the selection variables alone. The authors' script."""
 
     @property
     def auxiliary_rows(self) -> float:

@@ -40,7 +40,7 @@ class Bilora(Method):
     conflicts: ClassVar[tuple[str, ...]] = ("optimizer",)
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Of the training rows, for the gate alone. A reconstruction."""
+    """Share of the training rows that train the gate alone. A reconstruction."""
     orthogonality: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the penalty, averaged over all A and B. That of AdaLoRA's authors' scripts."""
 

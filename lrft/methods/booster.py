@@ -38,7 +38,7 @@ class Booster(Part):
     lam: Annotated[float, Field(ge=0)] = 5.0
     """Weight of the term. The authors' script; the paper's lambda."""
     length: Annotated[float, Field(gt=0)] = 0.1
-    """Of the step towards the harmful rows, over all trained tensors. The authors' script; the paper's alpha."""
+    """Length of the step towards the harmful rows, over all trained tensors. The authors' script; the paper's alpha."""
 
     @property
     def auxiliary_rows(self) -> str:

@@ -53,7 +53,7 @@ class Corda(Part):
     normalise: Literal["rms", "max"] = "rms"
     """rms: inputs over their root mean square (ours); max: over the largest entry of each micro-batch, as the code."""
     svd: Literal["randomized", "exact"] = "randomized"
-    """Of ipm; randomized: within 2 % of the leading energy; exact: the full decomposition, as kpm always needs."""
+    """How ipm decomposes. randomized: within 2 % of the leading energy; exact: in full, as kpm always needs."""
 
     def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         """For each site "A" (r, k) and "B" (d, r) of the factor s = 1."""

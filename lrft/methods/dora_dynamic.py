@@ -51,7 +51,7 @@ class DoraDynamic(Method):
     every: Annotated[float, Field(gt=0)] = 0.01
     """Steps between two decisions, or a share of the run when below 1. The released script: 100 steps."""
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of the moving average of the scores."""
+    """Decay of the moving average of the scores."""
     spread: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the penalty: the mean variance inside rows of A and columns of B, until the components stay."""
 

@@ -128,7 +128,7 @@ def contracted(cores: list[Tensor], x: Tensor) -> Tensor:
 
 
 def shapes(d: int, k: int, n: int, rank: int) -> Iterator[tuple[int, int, int, int]]:
-    """Of the cores. A bond is no larger than what lies on either side of it."""
+    """Shapes of the cores. A bond is no larger than what lies on either side of it."""
     pairs = list(zip(evenly(d, n), reversed(evenly(k, n)), strict=True))
     before = 1
     for m, (i, j) in enumerate(pairs):

@@ -125,7 +125,9 @@ class Elalora(Method):
 
     def rows(self, run: Run, site: str, slot: int) -> Iterator[Tensor]:
         """Everything that belongs to one component: its numbers, their moments and their sensitivities."""
-        for word, p in run.adapters[site].tensors().items():
+        tensors = run.adapters[site].tensors()
+        for word in ("A", "gate", "B"):  # not those of wrappers
+            p = tensors[word]
             moments = [m for m in run.optimizer.state.get(p, {}).values() if m.shape == p.shape]
             smooth = [self.memory[f"{kind}/{site}.{word}"] for kind in ("mean", "spread")]
             for tensor in (p, *moments, *smooth):

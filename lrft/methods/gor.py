@@ -61,7 +61,7 @@ class Gor(Part):
         return self.strength * torch.stack([self.distance(F) for F in factors]).sum()
 
     def distance(self, F: Tensor) -> Tensor:
-        """Of a factor (rows, n), summed over its groups."""
+        """Distance of a factor (rows, n), summed over its groups."""
         n = self.count(len(F))
         groups = F.reshape(n, len(F) // n, -1)
         if self.mode == "intra" and groups.shape[1] > 1:  # groups of one row: all rows are one set, as released

@@ -95,7 +95,7 @@ class MaskedAdapter(Adapter):
         return Factors(B * m_out, A * m_in, s * self.in_training)
 
     def factors(self) -> Factors:
-        """Of the update without masks."""
+        """Factors of the update without masks."""
         factors = self.inner.factors()
         if factors is None:
             raise TypeError(f"{self.site.name}: the update has no factors")

@@ -43,7 +43,7 @@ class Lors(Method):
     quantization_conflict: ClassVar[str] = "preserves the zeros of a pruned weight, which quantisation changes"
 
     gradient: Literal["exact", "released"] = "exact"
-    """Of A and B; released: without the mask and the factor, cheaper and not the loss's own."""
+    """Gradients of A and B; released: without the mask and the factor, cheaper and not the loss's own."""
 
     def alpha(self, rank: int) -> float:
         return 2.0 * rank

@@ -50,7 +50,7 @@ class Lte(Method):
     merge: Annotated[int, Field(ge=1)] = 10
     """Steps of each head from one merge to the next."""
     init: Literal["lora", "orthogonal"] = "lora"
-    """Of A. orthogonal: as released, rows of length sqrt(k / r), which want a far lower learning rate."""
+    """Init of A. orthogonal: as released, rows of length sqrt(k / r), which want a far lower learning rate."""
 
     @cached_property
     def resting(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class NuclearNorm(Part):
 
 
 def factors_of(adapter: Adapter) -> Factors:
-    """Of the outermost update that is added to the weight, whatever is around it."""
+    """Factors of the outermost update that is added to the weight, whatever wraps it."""
     delta = next(module for module in adapter.modules() if isinstance(module, Delta))
     factors = delta.factors()
     if factors is None:

@@ -46,7 +46,7 @@ class OrthonormalConstraint(Part):
 
 
 def singular_values(factors: Factors) -> Tensor:
-    """Those of s B A, with gradients u_i v_i': none goes through the decomposition, where equal values have none."""
+    """Singular values of s B A, with gradients u_i v_i': the decomposition's own do not exist at equal values."""
     B, A, s = factors
     with torch.no_grad():
         Q, R = torch.linalg.qr(B)

@@ -75,7 +75,7 @@ class SaltAdapter(Delta):
         nn.init.kaiming_uniform_(self.X, a=math.sqrt(20))
 
     def change(self) -> Tensor:
-        """Of the leading singular values, (n,)."""
+        """Change of the leading singular values, (n,)."""
         return (self.a * self.sigma + self.b).relu() - self.sigma
 
     def delta_weight(self) -> Tensor:

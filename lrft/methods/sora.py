@@ -38,7 +38,7 @@ class Sora(Method):
     rule: Literal["soft", "released"] = "soft"
     """soft: the paper's threshold, strength times the learning rate; released: that of the authors' code."""
     strength: Annotated[float, Field(ge=0)] | None = None
-    """Of the threshold; none is 0.375 for soft and 3e-4 for released, which are one threshold at the authors' rate of
+    """Strength of the threshold; none is 0.375 for soft and 3e-4 for released, one threshold at the authors' rate of
     8e-4. Gates start near 1: a run of few steps at a low rate reaches zero only with a higher gate_ratio."""
     gate_ratio: Annotated[float, Field(gt=0)] = 1.0
     """Learning rate of the gates relative to A and B; also scales the threshold of rule: soft."""

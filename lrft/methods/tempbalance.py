@@ -39,7 +39,7 @@ class TempBalance(Part):
     highest: Annotated[float, Field(ge=1)] = 1.5
     """linear: largest learning rate of a layer over the scheduled one."""
     strength: Annotated[float, Field(gt=0)] = 1.0
-    """Of the sigmoid, whose rates lie within 10^(-strength/2) and 10^(strength/2). The authors search per task."""
+    """Slope of the sigmoid, whose rates lie within 10^(-strength/2) and 10^(strength/2). Searched per task."""
     tail: Annotated[float, Field(gt=1)] = 2.0
     """The eigenvalues above the share 1/tail of all are the tail: 2 is above the median. The authors take 1.5 to 2."""
     every: Annotated[float, Field(ge=0)] = 0.0

@@ -45,8 +45,11 @@ def converted(gguf: Path, where: str) -> Path:
     return folder
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    """Writes weights (float32), configuration, generation configuration and tokenizer of `gguf`."""
+def read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """(model in float32, tokenizer) of a file, on the CPU.
+
+    Raises MissingError when the package gguf is not installed, LrftError when transformers cannot read it.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import is_gguf_available
@@ -63,6 +66,12 @@ def _convert(gguf: Path, folder: Path) -> None:
             )
     except Exception as error:  # the reader raises whatever a damaged or unknown file makes it stumble over
         raise LrftError(f"transformers cannot read {gguf}: {type(error).__name__}: {error}") from error
+    return model, tokenizer
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Writes weights (float32), configuration, generation configuration and tokenizer of `gguf`."""
+    model, tokenizer = read_gguf(gguf)
     folder.mkdir()
     # transformers imports DeepSpeed here where that is installed, and it speaks: not into what a command prints.
     with quiet(), contextlib.redirect_stdout(io.StringIO()):

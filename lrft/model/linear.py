@@ -2,7 +2,7 @@
 
 `nn.Linear` stores (d, k). GPT-2's `Conv1D` stores the transpose (k, d): reading it as (d, k) unnoticed merges a
 square layer silently wrong, so every read goes through these functions. A `QuantizedLinear` stores codes, and makes W
-when it is asked.
+when it is asked. A `PrunedLinear` trains with a part of W, and W is all of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lrft.model import pruned
+from lrft.model.pruned import PrunedLinear
 from lrft.model.quantized import QuantizedLinear
 
 
@@ -25,7 +27,7 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | QuantizedLinear) or is_transposed(module)
+    return isinstance(module, nn.Linear | QuantizedLinear | PrunedLinear) or is_transposed(module)
 
 
 def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -38,7 +40,7 @@ def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def shape(module: Any) -> tuple[int, int]:
     """(d, k): outputs, inputs."""
-    if isinstance(module, QuantizedLinear):
+    if isinstance(module, QuantizedLinear | PrunedLinear):
         return module.shape
     rows, columns = module.weight.shape
     return (columns, rows) if is_transposed(module) else (rows, columns)
@@ -50,7 +52,7 @@ def as_rows(weight: Tensor, transposed: bool) -> Tensor:
 
 
 def dtype(module: Any) -> torch.dtype:
-    """Of the numbers that the layer computes with."""
+    """The dtype in which the layer computes."""
     found: torch.dtype = module.like.dtype if isinstance(module, QuantizedLinear) else module.weight.dtype
     return found
 
@@ -62,6 +64,8 @@ def stored_transposed(module: Any) -> bool:
 
 def rows(module: Any) -> Tensor:
     """W as (d, k) in the layer's own dtype: its own memory, or made anew where the layer is quantised."""
+    if isinstance(module, PrunedLinear):
+        return module.whole.weight.to(module.weight.device)
     return as_rows(module.weight, is_transposed(module))
 
 
@@ -72,6 +76,8 @@ def dense(module: Any) -> Tensor:
     """
     if isinstance(module, QuantizedLinear):
         return module.made(torch.promote_types(dtype(module), torch.float32))
+    if isinstance(module, PrunedLinear):
+        return pruned.dense(module)
     weight = rows(module).detach()
     if isinstance(weight, DTensor):
         weight = weight.full_tensor()
@@ -79,5 +85,8 @@ def dense(module: Any) -> Tensor:
 
 
 def product(module: Any, x: Tensor) -> Tensor:
-    """W x for x (..., k), without the bias, in the layer's own precision; a quantised layer's is that of x."""
-    return module.product(x) if isinstance(module, QuantizedLinear) else nn.functional.linear(x, rows(module))
+    """W x for x (..., k), without the bias, in the layer's own precision; a quantised layer's is that of x. A pruned
+    layer's is that of its part in training."""
+    if isinstance(module, QuantizedLinear | PrunedLinear):
+        return module.product(x)
+    return nn.functional.linear(x, rows(module))

@@ -1,21 +1,59 @@
 """Base class of training objectives. One file each in this folder, or an entry point of `lrft.objectives`.
 
-An objective says how rows become a batch, how much a row counts (the divisor of the step), how much a batch counts,
-and which module answers a batch with its summed loss. The loop, evaluation, calibration and checks know no more of it.
+An objective says which kind of rows it takes, how rows become a batch, how much a row counts (the divisor of the step),
+how much a batch counts, and which module answers a batch with its summed loss. That module may note sums beside the
+loss, from which the objective makes figures. The loop, evaluation, calibration and checks know no more of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lrft.data import Rows
 from lrft.data.collate import Form
+from lrft.errors import CheckFailed
+from lrft.model.modes import evaluation_mode
+from lrft.objectives.packing import Layout
 
 Context = Callable[[], AbstractContextManager[Any]]
+Reduce = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """A frozen model that answers beside the trained one (`lrft.loading.others`), on the same device."""
+
+    model: nn.Module
+    """the trained model itself where `is_base`"""
+    layout: Layout
+    """how rows lie for it; where `is_base`, as for the trained model"""
+    is_base: bool = False
+    """it is the trained model without its adapters, inside of `around`"""
+    around: Context = nullcontext
+    fingerprint: str = ""
+    """of what it was read from: a resumed run must find the same"""
+    said: str = ""
+    """what it is, for the user"""
+
+
+def common_layout(own: Layout, others: Iterable[OtherModel], *, packing: bool | str) -> Layout:
+    """How rows lie for several models that answer the same batches: padded, unless all take them packed alike.
+
+    own: of the trained model; `direct` stays its own. Raises CheckFailed when packing is true but not possible.
+    """
+    layouts = [other.layout for other in others if not other.is_base]
+    if all(layout.form == own.form for layout in layouts):
+        return own
+    if packing is True:
+        raise CheckFailed("the models of this run do not take packed rows alike", "Set data.packing: false.")
+    warning = next((layout.warning for layout in layouts if layout.warning), own.warning)
+    return replace(own, form="padded", said="", warning=warning)
 
 
 class LossModule(nn.Module):
@@ -29,10 +67,20 @@ class LossModule(nn.Module):
     as_base    the context in which `model` is the untouched base: a reference model free of charge
     copies     in how many copies rows are to come (`lrft.adapters.ensemble`)
     computing  the context in which it answers: of a precision
+    sums       what `sum_of` has noted of the last batch, float64, whatever its shape
+    ahead      what `look` has found in all batches of the step or of an evaluation, added up; None: not looked at
+    others     the models that the objective's options name (`Declaration.models`), by option; they are no submodules:
+               not trained, not wrapped, not saved
     """
 
     adds_extra: ClassVar[bool] = False
     """Whether `sum_of` adds `extra`. Methods that need it are refused beside an objective that does not."""
+    mixes_copies: ClassVar[bool] = False
+    """Whether `sum_of` knows rows in copies. Methods with copies are refused beside an objective that does not."""
+    looks_ahead: bool = False
+    """whether `look` has to see all batches of a step before the first of them is answered"""
+    constant: tuple[str, ...] = ()
+    """names of the numbers that `constants` gives, which do not change in training"""
 
     def __init__(self, model: nn.Module, *, as_base: Context | None = None) -> None:
         super().__init__()
@@ -42,13 +90,42 @@ class LossModule(nn.Module):
         self.copies: Callable[[], int] = lambda: 1
         self.last_extra: Tensor | None = None
         self.computing: Context = nullcontext
+        self.sums: dict[str, Tensor] = {}
+        self.ahead: Tensor | None = None
+        self.others: Mapping[str, OtherModel] = {}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        self.sums = {}
         with self.computing():
             return self.sum_of(batch)
 
+    def note(self, name: str, values: Tensor) -> None:
+        """A figure of this batch by its sum and its count: the mean of all `values` of the step is reported."""
+        self.note_sum(name, torch.stack([values.detach().double().sum(), values.new_tensor(values.numel()).double()]))
+
+    def note_sum(self, name: str, value: Tensor) -> None:
+        """What adds up over micro-batches and processes, such as a confusion matrix. Every batch must note the
+        same names in the same shapes, also when nothing of it counts."""
+        self.sums[name] = value.detach().double()
+
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError("abstract")
+
+    def look(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Sums that the loss of every batch of the step depends on, float64. Asked without gradients."""
+        raise NotImplementedError("abstract")
+
+    def constants(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """(rows, m) of the batch by name: what the untouched base says of it. Asked once, of the base."""
+        raise NotImplementedError("abstract")
+
+    @contextmanager
+    def asking(self, option: str) -> Iterator[OtherModel]:
+        """Inside, the other model of an option answers as itself: in evaluation mode and without gradients."""
+        other = self.others[option]
+        as_base = self.as_base if other.is_base and self.as_base is not None else nullcontext
+        with evaluation_mode(other.model), as_base(), other.around():
+            yield other
 
     def take_extra(self) -> Tensor | float:
         """What the extra term has added to the last answer."""
@@ -56,22 +133,59 @@ class LossModule(nn.Module):
         return 0.0 if taken is None else taken
 
 
+def look_ahead(losses: LossModule, batches: Iterable[tuple[Mapping[str, Tensor], bool]], reduce: Reduce) -> None:
+    """Let `losses` see all batches of a step, those of this process; reduce: sum over processes.
+
+    batches: each with whether it counts; one that does not is only passed, since other processes wait for it.
+    """
+    losses.ahead = None
+    if not losses.looks_ahead:
+        return
+    with evaluation_mode(losses), losses.computing():
+        found = [losses.look(batch) * (1.0 if counts else 0.0) for batch, counts in batches]
+    losses.ahead = reduce(torch.stack(found).sum(dim=0))
+
+
+def added_up(before: Mapping[str, Tensor], more: Mapping[str, Tensor], counts: float) -> dict[str, Tensor]:
+    """`before` and `more`, or zeros in the shapes of `more` for a batch that does not count (`counts` 0)."""
+    taken = {name: value if counts else torch.zeros_like(value) for name, value in more.items()}
+    return {name: before[name] + value if name in before else value for name, value in taken.items()}
+
+
 class Objective:
-    """Abstract. A subclass is a frozen dataclass: its name in `training.objective`, its options, and these four."""
+    """Abstract. A subclass is a frozen dataclass: its name in `training.objective`, its options, and the methods here,
+    of which `figures` has an answer. Class variables are literals in the class itself: `rows` is read without import.
+    """
 
     name: ClassVar[str]
+    rows: ClassVar[str] = "tokens"
+    """the kind of rows that it takes (`lrft.registry.ROWS`)"""
+    unit: ClassVar[str] = "trained token"
+    """what `weight` counts, and the loss is a mean over, as one of them is called"""
+    perplexity: ClassVar[bool] = False
+    """whether e to the power of the loss is a perplexity"""
 
-    def weight(self, rows: Rows, ids: Iterable[int]) -> int:
+    weighs_rows: ClassVar[bool] = False
+    """whether rows count by their weights (batches have them beside the labels); else rows with weights are refused"""
+
+    def weight(self, rows: Rows, ids: Iterable[int]) -> float:
         """How much the rows `ids` count: the divisor of a step that has them."""
         raise NotImplementedError("abstract")
 
-    def batch_weight(self, batch: Mapping[str, Tensor]) -> int:
+    def batch_weight(self, batch: Mapping[str, Tensor]) -> float:
         """The same of a collated batch."""
         raise NotImplementedError("abstract")
 
     def collate(self, rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[str, Tensor]:
         """The batch of the rows `ids`, on the CPU. form: padded, or packed as the model has been found to take it."""
         raise NotImplementedError("abstract")
+
+    def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Figures beside the loss, from what the module has noted, added up over the step or the validation rows.
+
+        The order is that in which they are shown, the most telling first. Here: means, of what `LossModule.note` noted.
+        """
+        return {name: (total / count).item() for name, (total, count) in sums.items() if count}
 
     def module(self, model: nn.Module, *, direct: bool = False) -> LossModule:
         """What answers such a batch with its summed loss.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lrft.data.collate import IGNORE_INDEX
+from lrft.data.collate import IGNORE_INDEX, WEIGHTS
 from lrft.model.layers import decoder_of, makes_chosen_logits
 
 # Logits at once. On a CPU few enough to stay near its caches; a GPU wants larger products.
@@ -43,44 +43,56 @@ def logits_before_labels(model: nn.Module, inputs: Mapping[str, Tensor], labels:
     return logits, labels[:, before + 1]
 
 
-def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The definition: logits (..., vocabulary), targets (...) -> sum over targets that are not ignored."""
-    return cross_entropy(wide(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+def summed_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The definition: logits (..., vocabulary), targets (...) -> sum over targets that are not ignored, each times its
+    weight (...)."""
+    flat = wide(logits).flatten(0, -2), targets.flatten()
+    if weights is None:
+        return cross_entropy(*flat, ignore_index=IGNORE_INDEX, reduction="sum")
+    return (cross_entropy(*flat, ignore_index=IGNORE_INDEX, reduction="none") * weights.flatten()).sum()
 
 
-def mixed_cross_entropy(logits: Tensor, targets: Tensor, copies: int) -> Tensor:
-    """Of the mean of the copies' probabilities. logits (copies n, vocabulary), targets (copies n): all rows, again."""
+def mixed_cross_entropy(logits: Tensor, targets: Tensor, copies: int, weights: Tensor | None = None) -> Tensor:
+    """Of the mean of the copies' probabilities. logits (copies n, vocabulary), targets, weights (copies n): all rows,
+    again."""
     logs = logits.log_softmax(-1).gather(1, targets[:, None]).view(copies, -1)
-    return -(logs.logsumexp(dim=0) - math.log(copies)).sum()
+    losses = math.log(copies) - logs.logsumexp(dim=0)
+    return (losses if weights is None else losses * weights[: len(losses)]).sum()
 
 
-def chunked_cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """`summed_cross_entropy(head(hidden), targets)` for hidden (n, width), some rows at a time.
+def chunked_cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """`summed_cross_entropy(head(hidden), targets, weights)` for hidden (n, width), some rows at a time.
 
     Where a gradient is wanted, each part's is made at once with its logits: they are never made again.
     """
     if not torch.is_grad_enabled():
-        losses = [summed_cross_entropy(head(part), t) for part, t in chunks(head, hidden, targets)]
+        parts = _weighted_chunks(head, hidden, targets, weights)
+        losses = [summed_cross_entropy(head(part), target, weight) for part, target, weight in parts]
         return torch.stack(losses).sum() if losses else hidden.new_zeros(())
     trained = [p for p in head.parameters() if p.requires_grad]
-    return _ChunkedCrossEntropy.apply(head, hidden, targets, *trained)
+    return _ChunkedCrossEntropy.apply(head, hidden, targets, weights, *trained)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, head: nn.Module, hidden: Tensor, targets: Tensor, *trained: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None, *trained: Tensor
+    ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         gradient = torch.empty_like(hidden)
         gradients = [torch.zeros_like(p) for p in trained]
         done = 0
-        for part, target in chunks(head, hidden, targets):
+        for part, target, weight in _weighted_chunks(head, hidden, targets, weights):
             part = part.detach().requires_grad_()
             with torch.enable_grad():
                 logits = head(part)
             logs = logits.detach().to(total.dtype).log_softmax(-1)
-            total -= logs.gather(1, target[:, None]).sum()
+            losses = logs.gather(1, target[:, None])
+            total -= (losses if weight is None else losses * weight[:, None]).sum()
             slope = logs.exp_()  # the derivative of the loss by the logits is softmax - one at the target
             slope.scatter_add_(1, target[:, None], -torch.ones_like(target[:, None], dtype=slope.dtype))
+            if weight is not None:
+                slope *= weight[:, None]
             of_part, *of_trained = torch.autograd.grad(logits, [part, *trained], slope.to(logits.dtype))
             gradient[done : done + len(part)] = of_part
             for own, more in zip(gradients, of_trained, strict=True):
@@ -92,15 +104,33 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
         gradient, *gradients = ctx.saved_tensors
-        return None, gradient * slope.to(gradient.dtype), None, *(g * slope for g in gradients)
+        return None, gradient * slope.to(gradient.dtype), None, None, *(g * slope for g in gradients)
 
 
-def chunks(head: nn.Module, hidden: Tensor, targets: Tensor) -> Any:
-    """(hidden, targets) in pieces whose logits are few enough."""
-    vocabulary = max(1, head.weight.shape[0] if isinstance(head.weight, Tensor) else 1)
-    most = LOGITS_AT_ONCE.get(hidden.device.type, MORE_LOGITS_AT_ONCE)
-    size = max(64, most // vocabulary)
-    return zip(hidden.split(size), targets.split(size), strict=True) if len(hidden) else ()
+def chunks(head: nn.Module, hidden: Tensor, *others: Tensor) -> Any:
+    """(hidden, *others) in pieces whose logits are few enough."""
+    size = rows_at_once(head.weight.shape[0] if isinstance(head.weight, Tensor) else 1, hidden.device.type)
+    return zip(*(tensor.split(size) for tensor in (hidden, *others)), strict=True) if len(hidden) else ()
+
+
+def _weighted_chunks(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Any:
+    """(hidden, targets, weights or None) in such pieces."""
+    if weights is not None:
+        return chunks(head, hidden, targets, weights)
+    return ((part, target, None) for part, target in chunks(head, hidden, targets))
+
+
+def weight_of(batch: Mapping[str, Tensor]) -> float:
+    """What the trained tokens of a batch count: their number, or the sum of their weights."""
+    trained = batch["labels"][:, 1:] != IGNORE_INDEX
+    if WEIGHTS not in batch:
+        return int(trained.sum())
+    return float(batch[WEIGHTS][:, 1:][trained].double().sum())
+
+
+def rows_at_once(vocabulary: int, device: str) -> int:
+    """Of how many tokens logits are made at once. device: cpu or cuda."""
+    return max(64, LOGITS_AT_ONCE.get(device, MORE_LOGITS_AT_ONCE) // max(1, vocabulary))
 
 
 def trained_tokens(batch: Mapping[str, Tensor]) -> int:

@@ -84,7 +84,7 @@ def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | N
     packing  true, false or auto
     compute  fp32, bf16 or fp16, in which the model computes; None: as its weights are
     """
-    ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(model.device) for i in telling_rows(rows, model.config)]
+    ids = [torch.from_numpy(longest_of(rows, i)).to(model.device) for i in telling_rows(rows, model.config)]
     with evaluation_mode(model):
         alone = torch.cat([logits_of_text(model, row[None])[0] for row in ids])
         tolerance = TOLERANCE[compute or ("fp32" if model.dtype.itemsize > 2 else "bf16")]
@@ -215,9 +215,14 @@ def share(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
+def longest_of(rows: Rows, i: int) -> np.ndarray:
+    """The longest token sequence of row i: int64 (n,)."""
+    return max((tokens for tokens, _ in rows.sequences(i)), key=len).astype(np.int64)
+
+
 def telling_rows(rows: Rows, config: Any) -> list[int]:
     """Ids of the shortest rows, and of the longest where it passes a border of the model's configuration."""
-    by_length = np.argsort(rows.lengths, kind="stable")
+    by_length = np.argsort(rows.longest, kind="stable")
     chosen = [int(i) for i in by_length[:ROWS]]
     longest = int(by_length[-1])
     text = config.get_text_config()
@@ -231,6 +236,6 @@ def telling_rows(rows: Rows, config: Any) -> list[int]:
         for key, value in (getattr(text, "rope_parameters", None) or {}).items()
         if any(word in key for word in BORDERS) and isinstance(value, int)
     ]
-    if any(int(rows.lengths[longest]) > border for border in borders) and longest not in chosen:
+    if any(int(rows.longest[longest]) > border for border in borders) and longest not in chosen:
         chosen.append(longest)
     return chosen

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.data import Rows
-from lrft.data.collate import Form, collate
+from lrft.data.collate import WEIGHTS, Form, collate
 from lrft.model.layers import head_of
 from lrft.objectives.base import Context, LossModule, Objective
 from lrft.objectives.cross_entropy import (
@@ -23,7 +23,7 @@ from lrft.objectives.cross_entropy import (
     logits_before_labels,
     mixed_cross_entropy,
     summed_cross_entropy,
-    trained_tokens,
+    weight_of,
     wide,
 )
 
@@ -53,20 +53,22 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Sft(Objective):
-    """Supervised fine-tuning: the next-token loss of the answers' tokens."""
+    """Supervised fine-tuning: the next-token loss of the answers' tokens, each counted with the weight of its row."""
 
     name: ClassVar[str] = "sft"
+    perplexity: ClassVar[bool] = True
+    weighs_rows: ClassVar[bool] = True
 
-    def weight(self, rows: Rows, ids: Iterable[int]) -> int:
-        return sum(int(rows.trained(int(i)).sum()) for i in ids)
+    def weight(self, rows: Rows, ids: Iterable[int]) -> float:
+        return sum(rows.weight(int(i)) * int(rows.trained(int(i)).sum()) for i in ids)
 
-    def batch_weight(self, batch: Mapping[str, Tensor]) -> int:
-        return trained_tokens(batch)
+    def batch_weight(self, batch: Mapping[str, Tensor]) -> float:
+        return weight_of(batch)
 
     def collate(self, rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[str, Tensor]:
         return collate(rows, ids, pad_id=pad_id, form=form)
 
-    def module(self, model: nn.Module, *, direct: bool = False) -> TokenLoss:
+    def module(self, model: nn.Module, *, direct: bool = False) -> LossModule:
         return TokenLoss(model, direct=direct)
 
 
@@ -80,6 +82,7 @@ class TokenLoss(LossModule):
     """
 
     adds_extra: ClassVar[bool] = True
+    mixes_copies: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, *, direct: bool = False, as_base: Context | None = None) -> None:
         super().__init__(model, as_base=as_base)
@@ -87,32 +90,41 @@ class TokenLoss(LossModule):
 
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         targets, logits, loss = self.answer(batch)
-        copies = self.copies()
+        weights, copies = self.weights(batch), self.copies()
         if not self.training:
-            return loss() if copies == 1 else mixed_cross_entropy(logits(), targets, copies)
+            return loss() if copies == 1 else mixed_cross_entropy(logits(), targets, copies, weights)
         if self.extra is None or not len(targets):
             return loss() / copies
         outputs = Outputs(targets, logits, lambda: self.base_answer(batch))
         term = self.extra(outputs)
         # Who has asked for the logits has them whole: then they serve the token loss too.
-        total = loss() if outputs.made is None else summed_cross_entropy(outputs.made, targets)
+        total = loss() if outputs.made is None else summed_cross_entropy(outputs.made, targets, weights)
         if term is None:
             return total / copies
-        added = len(targets) * term / copies
+        added = (len(targets) if weights is None else weights.sum()) * term / copies
         self.last_extra = added.detach()
         return total / copies + added
 
     def answer(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Callable[[], Tensor], Callable[[], Tensor]]:
         """The n trained tokens, and what makes the logits (n, vocabulary) before them and the sum of their losses."""
-        labels = batch["labels"]
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        labels, weights = batch["labels"], self.weights(batch)
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", WEIGHTS)}
         if self.direct:
             head = head_of(self.model)
             hidden, targets = hidden_before_labels(self.model, inputs, labels)
-            return targets, lambda: wide(head(hidden)), lambda: chunked_cross_entropy(head, hidden, targets)
+            return targets, lambda: wide(head(hidden)), lambda: chunked_cross_entropy(head, hidden, targets, weights)
         logits, after = logits_before_labels(self.model, inputs, labels)
         chosen = after != IGNORE_INDEX
-        return after[chosen], lambda: wide(logits[chosen]), lambda: summed_cross_entropy(logits, after)
+        if weights is None:
+            return after[chosen], lambda: wide(logits[chosen]), lambda: summed_cross_entropy(logits, after)
+        made = logits[chosen]
+        return after[chosen], lambda: wide(made), lambda: summed_cross_entropy(made, after[chosen], weights)
+
+    @staticmethod
+    def weights(batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The weights (n,) of the trained tokens; None where all are 1."""
+        trained = batch["labels"][:, 1:] != IGNORE_INDEX
+        return batch[WEIGHTS][:, 1:][trained] if WEIGHTS in batch else None
 
     @torch.no_grad()
     def base_answer(self, batch: Mapping[str, Tensor]) -> Tensor:

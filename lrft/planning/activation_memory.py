@@ -39,7 +39,7 @@ class Activations:
 
 
 def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, device: str) -> Activations:
-    """Of one micro-batch of `tokens` tokens laid end to end, on a fake `model` with its adapters.
+    """Activations of one micro-batch of `tokens` tokens laid end to end, on a fake `model` with its adapters.
 
     kind     gradient checkpointing: none, light, medium or full
     dtype    in which activations are computed

@@ -33,6 +33,8 @@ class Memory:
     logits: int
     moment: int
     """temporary, in the backward pass"""
+    others: int = 0
+    """frozen models that answer beside the trained one; never divided"""
 
     @property
     def at_the_end(self) -> int:
@@ -193,11 +195,14 @@ def efficiency(compute: float, behind: float, after: float) -> float:
 
 
 def operations(tokens: int, matrix: int, trained: int, kind: str) -> float:
-    """Of linear layers: two for each weight and token forward, as many backward for the inputs, as many again for the
-    weights that are trained, and what checkpointing computes again. Attention's own products are left out."""
+    """Operations of linear layers, without attention's own products.
+
+    Two for each weight and token forward, as many backward for the inputs, as many again for the weights that are
+    trained, and what checkpointing computes again.
+    """
     return tokens * ((4.0 + AGAIN[kind]) * matrix + 2.0 * trained)
 
 
 def nf4_bytes(numbers: int) -> int:
-    """Of so many weights in nf4 with its scales quantised as well."""
+    """Bytes of so many weights in nf4, with double quantisation of the scales."""
     return math.ceil(numbers * NF4_BITS / 8)

@@ -21,6 +21,7 @@ from lrft.errors import Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.loading.from_recipe import find_base, load_data
 from lrft.loading.no_effect import refuse_without_effect
+from lrft.loading.others import find_others
 from lrft.model.weights import cache_dir
 from lrft.optim import lr_schedule
 from lrft.planning.plan import imagined, rows_of_a_pass
@@ -53,8 +54,9 @@ def dry_run(recipe: Recipe, processes: Sequence[Process], *, fresh: bool) -> Non
         RunFolder.refuse(Path(recipe.output_dir), resume=False, fresh=fresh)
     zero2.refuse(recipe, processes[0].world)
     source = find_base(recipe)
-    _, prepared = load_data(recipe, source)
+    tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
+    find_others(recipe, source, tokenizer, prepared.train)
     sharers = sharing(recipe, source, processes[0])
     said: list[Row] = []
     if processes[0].rank == 0:
@@ -132,7 +134,7 @@ def files_of(prepared: data.Prepared) -> list[str]:
 
 
 def starter(processes: Sequence[Process]) -> str:
-    """Who starts them."""
+    """The launcher that starts the processes."""
     if len(processes) < processes[0].world:
         return "started by a launcher; each process reports itself"
     return "started by lrft" if len(processes) > 1 else "this one"

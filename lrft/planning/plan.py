@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,14 @@ from torch import nn
 from lrft import data
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, AdapterLinear
-from lrft.adapters.attach import attach_sites, select_sites
+from lrft.adapters.attach import attach_sites, prune_base, select_sites
 from lrft.adapters.reach import uncalled
 from lrft.data.collate import micro_batches
 from lrft.data.sampler import batch_schedule, tokens_of
 from lrft.distributed import fsdp, processes, zero2
 from lrft.errors import Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
+from lrft.loading.others import Found
 from lrft.model import linear
 from lrft.model.layers import blocks_of, decoder_of
 from lrft.model.load import imagine_quantized
@@ -81,7 +83,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run."""
+        """Seconds of the whole run."""
         return self.time.total
 
     @property
@@ -136,11 +138,18 @@ class Imagined:
 
 
 def make_plan(
-    recipe: Recipe, source: Path, prepared: data.Prepared, devices: int, micro: int | None = None, nodes: int = 1
+    recipe: Recipe,
+    source: Path,
+    prepared: data.Prepared,
+    devices: int,
+    micro: int | None = None,
+    nodes: int = 1,
+    others: Sequence[Found] = (),
 ) -> Plan:
     """The plan of a recipe whose data are prepared. Raises RecipeError.
 
     devices: of all `nodes` together. micro: rows of a pass, where the recipe leaves them open and they have been found.
+    others: the models that the objective's options name.
     """
     t = recipe.training
     compute = hardware.computation(t.precision)
@@ -159,7 +168,11 @@ def make_plan(
     longest = largest_batch(recipe, prepared.train, schedule, devices, micro)
     found = imagine_adapted(recipe, source, composition, longest, micro, active)
     kept, weights = found.kept, found.weights
-    whole = Memory(process, weights, found.adapter, found.trained * 4, found.state, kept.kept, kept.logits, kept.moment)
+    beside = [weigh(recipe, other, found.matrix) for other in others]
+    held = sum(size for size, _ in beside)
+    whole = Memory(
+        process, weights, found.adapter, found.trained * 4, found.state, kept.kept, kept.logits, kept.moment, held
+    )
     tokens = found.copies * tokens_of(prepared.train, schedule)
     passes = -(-t.global_batch_size // (micro * devices))
     divided = (found.blocks, found.outside, devices, nodes)
@@ -169,6 +182,7 @@ def make_plan(
         rings.pop("zero2", None)
     strategy, why = chosen(recipe, weights, list(memory))
     flops = communication.operations(tokens, found.matrix, found.trained, t.gradient_checkpointing)
+    flops += 2.0 * tokens * sum(matrix for _, matrix in beside)  # forward alone
     sizes = Sizes(found.matrix, found.blocks, weights, found.adapter + found.state, found.copies)
     speeds = Speeds(speed * EFFICIENCY * devices, seconds_of_a_weight(active))
     return Plan(
@@ -205,6 +219,7 @@ def imagine_adapted(
     """
     with imagined(recipe, source) as model:
         parameters = count(model)
+        prune_base(model, composition, recipe.where)
         within = fsdp.within_blocks(model)
         outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
         passed_over = uncalled(model)
@@ -236,6 +251,20 @@ def imagine_adapted(
             largest=copies * longest,
             kept=kept,
         )
+
+
+def weigh(recipe: Recipe, other: Found, matrix: int) -> tuple[int, int]:
+    """(bytes of a model that answers beside the trained one and was not loaded for it, weights of its linear layers).
+
+    matrix: the latter of the recipe's base
+    """
+    if other.is_base:
+        tensors = [t for named in other.saved.tensors.values() for t in named.values()] if other.saved else []
+        return sum(t.numel() * t.element_size() for t in tensors), matrix
+    plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": "none"})})
+    with imagined(plain, other.folder) as model:
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        return size, sum(d * k for d, k in (linear.shape(module) for _, module in linear.named_linears(model)))
 
 
 def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:

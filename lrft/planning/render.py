@@ -32,6 +32,7 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
     parts = [
         ("process", held.process, "Python, libraries, tokenizer, data"),
         ("weights", held.weights, f"frozen{quantized_words(recipe)}{divided_words(plan, plan.strategy)}"),
+        ("others", held.others, f"frozen, for the objective {recipe.training.objective.name}"),
         ("adapter", held.adapter, ""),
         ("gradients", held.gradients, ""),
         ("optimizer", held.optimizer, ""),
@@ -78,7 +79,7 @@ def divided_words(plan: Plan, name: str) -> str:
 
 
 def shares(least: float, most: float) -> str:
-    """Of the time, between nothing and all of the communication behind the computation."""
+    """Communication's share of the step, from fully overlapped with computation to not at all."""
     low, high = f"{least:.0%}", f"{most:.0%}"
     return low if low == high else f"{low} to {high}"
 

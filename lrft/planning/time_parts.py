@@ -20,7 +20,7 @@ EACH_BLOCK = 5e-4
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the adapted model."""
+    """Sizes of the adapted model."""
 
     matrix: int
     """weights of its linear layers"""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -51,6 +52,8 @@ def all_of(root: Node, problems: Problems) -> Node:
                 training = training.with_child(key, _registered(node, f"training.{key}", kind, problems))
         _other_optimizer(root, training, problems)
         root = root.with_child("training", training)
+    _rows(root, problems)
+    _shares(root, problems)
     logging = root.child("logging")
     reports = logging.child("report_to") if logging is not None else None
     if logging is not None and reports is not None:
@@ -58,6 +61,49 @@ def all_of(root: Node, problems: Problems) -> Node:
         root = root.with_child("logging", logging.with_child("report_to", replace(reports, value=entries)))
     no_effect.refuse(root, problems)
     return adapter(root, problems)
+
+
+def _rows(root: Node, problems: Problems) -> None:
+    """Formats of data.train that the objective does not take, and what is trained on in its rows."""
+    named = root.at(("training", "objective", "name"))
+    objective = named.value if named is not None else REGISTERED["objective"][1]
+    if objective not in registry.declared("objectives"):
+        return
+    kind = registry.rows_of(objective)
+    train = root.at(("data", "train"))
+    entries = train.value if train is not None and isinstance(train.value, list) else []
+    for k, entry in enumerate(entries):
+        node = entry.child("format")
+        known = [name for row in registry.ROWS.values() for name in row.formats]
+        if node is None or node.value not in known or node.value in registry.ROWS[kind].formats:
+            continue
+        theirs = next(other for other, row in registry.ROWS.items() if node.value in row.formats)
+        way = "".join(f". training.objective: {name} takes this format" for name in registry.objectives_for(theirs)[:1])
+        text = f"{objective} takes {registry.ROWS[kind].words} ({', '.join(registry.ROWS[kind].formats)})"
+        problems.add(node.place, f"data.train.{k}.format: got {node.value}, but training.objective: {text}{way}")
+    on = root.at(("data", "train_on"))
+    if on is not None and on.value == "all" and registry.ROWS[kind].answers_only:
+        text = f"data.train_on: {objective} compares answers: expected assistant or last-assistant; got all"
+        problems.add(on.place, text)
+
+
+def _shares(root: Node, problems: Problems) -> None:
+    """Weights of entries of data.train: all or none, and of several; stop is for them."""
+    data = root.child("data")
+    train = data.child("train") if data is not None else None
+    entries = train.value if train is not None and isinstance(train.value, list) else []
+    weights = [entry.child("weight") for entry in entries if isinstance(entry.value, dict)]
+    given = [node for node in weights if node is not None]
+    stop = data.child("stop") if data is not None else None
+    if given and len(entries) == 1:
+        problems.add(given[0].place, "data.train.0.weight has no effect: there is one entry. Remove it")
+    elif given and len(given) < len(entries):
+        k = weights.index(None)
+        problems.add(entries[k].place, f"data.train.{k} has no weight, but others have: give all a weight, or none")
+    if stop is not None and stop.value != "first" and not given:
+        problems.add(
+            stop.place, "data.stop has no effect: no entry of data.train has a weight. Remove it, or give them"
+        )
 
 
 def _registered(entry: Node, key: str, kind: str, problems: Problems) -> Node:
@@ -184,9 +230,28 @@ def _with_options(entry: Node, key: str, card: registry.Declaration, problems: P
     except ValidationError as error:
         messages.add_option_errors(error, key, card.name, given, [knob.name for knob in card.knobs], problems)
         return entry
+    _together(entry, key, card, values, problems)
     nodes = {key: replace(given.child(key) or Node(None, DEFAULT), value=value) for key, value in values.items()}
     keys = {key: given.keys.get(key, DEFAULT) for key in nodes}
     return entry.with_child("options", Node(nodes, given.place, keys))
+
+
+def _together(entry: Node, key: str, card: registry.Declaration, values: Mapping[str, Any], problems: Problems) -> None:
+    """Adds what is wrong with options that are right by themselves: one that lacks, or that does nothing."""
+    given = entry.value["options"]
+    for option in card.required:
+        if not values[option]:
+            place = entry.place if given.child(option) is None else given.child(option).place
+            problems.add(place, f"{key}: {card.name} requires {option}, as in {{{card.name}: {{{option}: ...}}}}")
+    for option, (other, useful) in card.only_with.items():
+        node, default = given.child(option), next(knob.default for knob in card.knobs if knob.name == option)
+        if node is not None and values[option] != default and values[other] not in useful:
+            wanted = " or ".join(map(str, useful))
+            problems.add(
+                node.place,
+                f"{key}: {card.name}.{option} is only for {other}: {wanted}; {other} is {values[other]}. Remove it, "
+                f"or change that",
+            )
 
 
 def _has_validation(root: Node) -> bool:

@@ -51,6 +51,10 @@ KEYS: Mapping[str, str] = {
     "train_on_completions": "data.train_on: assistant",
     **dict.fromkeys(("val_set_size", "val_size", "split_dataset_ratio", "test_split_size"), "data.validation"),
     **dict.fromkeys(("valid_split", "validation_dataset", "eval_dataset"), "data.validation"),
+    **dict.fromkeys(("interleave_probs", "interleave_prob", "sampling_weights"), "data.train.weight, of each entry"),
+    **dict.fromkeys(("stopping_strategy", "mix_strategy"), "data.stop: first, last or all, with weights of data.train"),
+    **dict.fromkeys(("chat_template_kwargs",), "data.template_options"),
+    "enable_thinking": "data.template_options: {enable_thinking: false}",
     "template": "data.chat_template, which is optional: the tokenizer's own template is the default",
     **dict.fromkeys(("per_device_train_batch_size", "local_batch_size"), "training.micro_batch_size"),
     **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "evaluation.micro_batch_size"),
@@ -64,6 +68,9 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("num_warmup_steps", "lr_warmup_steps"), "training.warmup_steps"),
     "warmup_fraction": "training.warmup_ratio",
     "optim": "training.optimizer",
+    **dict.fromkeys(("teacher_model", "teacher_model_name_or_path"), "training.objective: {distill: {teacher: ...}}"),
+    **dict.fromkeys(("kd_alpha", "kd_ratio"), "training.objective: {distill: {alpha: ...}}"),
+    "kd_temperature": "training.objective: {distill: {temperature: ...}}",
     **dict.fromkeys(("clip_grad_norm", "gradient_clipping", "max_norm"), "training.max_grad_norm"),
     "bf16": "training.precision: bf16",
     "fp16": "training.precision: fp16",
@@ -137,7 +144,6 @@ ABSENT: frozenset[str] = frozenset(
         "report_to",
         "streaming",
         "task",
-        "weight",
     }
 )
 

@@ -221,7 +221,7 @@ def describe(key: str) -> str:
     """What one key is for, what it may hold, its default; for a section, its keys. Raises UsageError."""
     schema = json_schema()
     known = _all_keys(schema)
-    name = ".".join(part for part in key.split(".") if not part.isdigit())
+    name = ".".join(part.removesuffix("[]") for part in key.split(".") if not part.isdigit())
     if name not in known:
         close = nearest(name, known)
         raise UsageError(f"{key} is not a key of a recipe", f"Did you mean {close[0]}?" if close else None)

@@ -9,7 +9,7 @@ from typing import Any
 from lrft import registry
 from lrft.recipe.nodes import DEFAULT, Node, Path, Place, Source, dotted, mapping, plain
 from lrft.recipe.problems import Problems
-from lrft.recipe.schema import CHOICE_OPTIONS, REGISTERED
+from lrft.recipe.schema import CHOICE_OPTIONS, REGISTERED, Recipe
 from lrft.registry import DEFAULT_METHOD, PRESETS
 
 
@@ -71,7 +71,7 @@ def normalise(root: Node, problems: Problems) -> Node:
                 )
         if training.child("max_steps") is not None and training.child("epochs") is None:
             training = training.with_child("epochs", Node(None, DEFAULT))
-        root = root.with_child("training", training)
+        root = with_declared(root.with_child("training", training))
     logging = root.child("logging")
     reports = logging.child("report_to") if logging is not None else None
     if logging is not None and reports is not None:
@@ -94,6 +94,22 @@ def with_rate(root: Node, adapter: Node) -> Node:
     of = f"default of {rate.owner}" + (f", {rate.source}" if rate.source else "")
     node = Node(rate.value, Place(Source(of)))
     return root.with_child("training", training.with_child("learning_rate", node))
+
+
+def with_declared(root: Node) -> Node:
+    """The tree with the defaults of other keys that the entries of `REGISTERED` declare, where it gives none."""
+    for key, (kind, _) in REGISTERED.items():
+        node = root.at(("training", key, "name"))
+        card = registry.declared(kind).get(node.value) if node is not None and isinstance(node.value, str) else None
+        for wanted, value in ({} if card is None else card.defaults).items():
+            section, word = wanted.split(".")
+            if root.child(section) is None and Recipe.model_fields[section].is_required():
+                continue  # refused later
+            holder = root.child(section) or mapping({}, DEFAULT)
+            if isinstance(holder.value, dict) and holder.child(word) is None and card is not None:
+                place = Place(Source(f"default of {card.name}"))
+                root = root.with_child(section, holder.with_child(word, Node(value, place)))
+    return root
 
 
 def _words(adapter: Node) -> list[Any]:

@@ -7,6 +7,7 @@ The models hold the normal form: short forms (`adapter: lora`) are expanded befo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -38,7 +39,10 @@ from lrft.recipe.types import (
     Positive,
     Share,
     Text,
+    Tools,
     Validation,
+    Values,
+    Wording,
 )
 
 
@@ -138,12 +142,28 @@ class AdapterSection(Section):
 
 
 class DataEntry(Section):
-    path: Text = Field(description="A file or folder, or hub:OWNER/NAME.")
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text"] = Field(
-        default="auto", description="Format of the rows; auto detects and reports it."
+    path: Text = Field(
+        description="A file (.jsonl, .json, .csv, .parquet, .arrow, .txt; text also as .gz or .zst), a folder, an "
+        "address (https://, s3://, gs://), or hub:OWNER/NAME, with /CONFIGURATION and @REVISION where wanted."
+    )
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text", "preference", "kto"] = Field(
+        default="auto", description="Format of the rows; auto detects one that the objective takes, and reports it."
     )
     columns: dict[str, Text] = Field(
         default={}, description="Renames columns, {column in the file: column of lrft}; none drops a column."
+    )
+    prompt: Wording | None = Field(
+        default=None,
+        description="The prompt, with columns of the file in braces: 'Facts: {facts}'. The format is completion then.",
+    )
+    completion: Wording | None = Field(
+        default=None,
+        description="The completion, with columns in braces: ' {label}'. Default: the column completion.",
+    )
+    tools: Tools = Field(
+        default=(),
+        description="Tools of all conversations that have no column tools: a list of definitions as transformers takes "
+        "them, or JSON text of one.",
     )
     special_tokens: Literal["auto", "text", "tokens"] = Field(
         default="auto",
@@ -152,11 +172,21 @@ class DataEntry(Section):
     )
     split: Text = Field(default="train", description="Split of a hub data set, or of a folder that save_to_disk made.")
     limit: Count | None = Field(default=None, description="Uses this many rows, sampled with training.seed.")
+    weight: Positive | None = Field(
+        default=None,
+        description="Share of the rows of every step, relative to the weights of the other entries; all have one, or "
+        "none. Default: each row once an epoch.",
+    )
 
 
 class DataSection(Section):
     train: Annotated[tuple[DataEntry, ...], Field(min_length=1)] = Field(
         description="A path, a list of paths, or a list of entries."
+    )
+    stop: Literal["first", "last", "all"] = Field(
+        default="first",
+        description="With weights, when an epoch ends. first: when an entry has run out; all: when each has run out, "
+        "where others begin again; last: when all rows have come once.",
     )
     validation: Validation = Field(
         default=0.02,
@@ -167,6 +197,11 @@ class DataSection(Section):
     chat_template: Text = Field(
         default="tokenizer",
         description="tokenizer, the name of one of the tokenizer's templates, or the path of a .jinja file.",
+    )
+    template_options: Values = Field(
+        default={},
+        description="Values that the chat template reads, such as {enable_thinking: false} or documents: the same for "
+        "all rows, and for the prompts of generated answers.",
     )
     train_on: Literal["assistant", "last-assistant", "all"] = Field(
         default="assistant", description="Which tokens are trained (count in the loss)."
@@ -343,6 +378,11 @@ class Recipe(Section):
     def where(self, key: str) -> str:
         """Where the value of a dotted key was written: recipe.yaml:7:3, argument 2, or default."""
         return self._places.get(key, "default")
+
+    def declared(self) -> dict[str, tuple[Any, str]]:
+        """key -> (value, "default of OWNER") of keys that the recipe does not give and one of its names declares."""
+        places = {key: place for key, place in self._places.items() if place.startswith("default of ")}
+        return {key: (attrgetter(key)(self), place) for key, place in places.items()}
 
     def reference(self, key: str) -> str | None:
         """The text with ${NAME} that a key's value was made from, or None."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from lrft.recipe.yaml_scalars import looks_like_number
@@ -103,6 +105,42 @@ def _pattern(value: Any) -> Any:
     return value
 
 
+def _wording(value: Any) -> Any:
+    """A text with names of columns in braces; {{ and }} are braces themselves."""
+    if not isinstance(value, str):
+        raise refuse(f"expected a text with columns in braces, such as 'Facts: {{facts}}'; got {said(value)}")
+    try:
+        parts = list(Formatter().parse(value))
+    except ValueError as error:
+        raise refuse(f"{error}. A brace that is no column is written twice: {{{{ or }}}}") from None
+    columns = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+    if not columns:
+        raise refuse("names no column, so all rows would have the same text: write the column in braces, as in {text}")
+    if wrong := next((column for column in columns if not column[0] or column[1] or column[2]), None):
+        name = wrong[0] or "no name"
+        raise refuse(f"in braces stands the name of a column and nothing else; got {name} in one that does not")
+    return value
+
+
+def _tools(value: Any) -> tuple[dict[str, Any], ...]:
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise refuse(f"expected a list of tools, or JSON text of one; the text is not JSON: {error}") from None
+    if not isinstance(found, list | tuple) or not all(isinstance(tool, dict) for tool in found):
+        raise refuse(f"expected a list of tools, each a map, or JSON text of one; got {said(value)}")
+    return tuple(_lists(tool) for tool in found)
+
+
+def _lists(value: Any) -> Any:
+    """A value as JSON has it: the tree of a recipe has tuples for its lists."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -141,5 +179,10 @@ Layers = Annotated[
     Literal["all"] | tuple[int, ...], PlainValidator(_layers), _any_of({"const": "all"}, _RANGE, _INDICES)
 ]
 Pattern = Annotated[str, Field(min_length=1), BeforeValidator(_pattern)]
+Wording = Annotated[str, PlainValidator(_wording), WithJsonSchema(_TEXT)]
+Values = Annotated[dict[str, Any], AfterValidator(_lists)]
+Tools = Annotated[
+    tuple[dict[str, Any], ...], PlainValidator(_tools), _any_of({"type": "array", "items": {"type": "object"}}, _TEXT)
+]
 Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(_as_tuple), _any_of(_TEXT, {"type": "array", "items": _TEXT})]
 GradNorm = Annotated[Positive | None, BeforeValidator(_no_clipping), _any_of(_POSITIVE, {"const": "none"})]

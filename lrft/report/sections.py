@@ -239,11 +239,21 @@ def evaluations(records: Sequence[dict[str, Any]]) -> list[Section]:
     if not evals:
         return []
     best = best_of(evals)
+    names = list(dict.fromkeys(name for r in evals for name in r.get("figures", {})))
+    sources = list(dict.fromkeys(name for r in evals for name in r.get("sources", {})))
+    known = any(r.get("perplexity") is not None for r in evals)
     rows = [
-        [Cell(f"{r['step']:,}"), *(Cell(score) for score in scores(r)), Cell("best" if r is best else "")]
+        [
+            Cell(f"{r['step']:,}"),
+            *(Cell(score) for score in scores(r)[: 1 + known]),
+            *(Cell(figure(r.get("figures", {}).get(name))) for name in names),
+            *(Cell(figure(r.get("sources", {}).get(name))) for name in sources),
+            Cell("best" if r is best else ""),
+        ]
         for r in evals
     ]
-    return [Section("Evaluations", [Table(["step", "loss", "perplexity", ""], rows)])]
+    head = ["step", "loss", *(["perplexity"] if known else []), *names, *sources, ""]
+    return [Section("Evaluations", [Table(head, rows)])]
 
 
 def samples(records: Sequence[dict[str, Any]], *, every: bool = False) -> list[Section]:
@@ -272,6 +282,11 @@ def scores(record: Mapping[str, Any]) -> list[str]:
         "not finite" if loss is None else decimals(loss, 4),
         "–" if perplexity is None else decimals(perplexity, 2),
     ]
+
+
+def figure(value: float | None) -> str:
+    """A figure of an objective; a dash where it is not known or not finite."""
+    return "–" if value is None else decimals(value, 4)
 
 
 def _sample(text: str | None) -> Cell:

@@ -24,7 +24,8 @@ class Tracker:
 
     def log(self, kind: str, record: Mapping[str, Any], *, shown: bool = True) -> None:
         """kind "step": step, epoch, loss, lr, grad_norm, tokens, seconds, ...; kind "eval": step, loss, perplexity,
-        samples, ... shown: a step that is due by `logging.every`."""
+        samples, ... Both: figures, a dict by name, where the objective has any.
+        shown: a step that is due by `logging.every`."""
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """After the last step, with run.json as it then is."""

@@ -29,7 +29,13 @@ BAR_WIDTH = 60
 SMOOTHING = 0.9  # weight of the past in the smoothed loss of the live block
 RECENT = 51  # steps in the moving median that predicts the time left
 REDRAW_SECONDS = 0.1
+FIGURES = 2  # of the objective, in the line of a step
 PROGRESS_SECONDS = 5.0  # between two plain lines about other work than steps
+
+
+def figures_in_words(record: Mapping[str, Any], most: int | None = None) -> list[str]:
+    """The figures of the objective that a record has, each with its name; the first `most` of them."""
+    return [f"{name} {decimals(value, 4)}" for name, value in list(record.get("figures", {}).items())[:most]]
 
 
 class Progress:
@@ -62,14 +68,15 @@ class Progress:
         return min(self.step / self.total, 1.0) if self.total else 0.0
 
     def _facts(self) -> list[str]:
-        """Learning rate, gradient norm, speed and memory, as far as the last record has them."""
+        """The first figures, learning rate, gradient norm, speed and memory, as far as the last record has them."""
         shown = {
             "lr": lambda value: f"lr {value:.1e}",
             "grad_norm": lambda value: f"grad {decimals(value, 2)}",
             "tokens_per_second": lambda value: f"{value:,.0f} tokens/s",
             "memory_gb": lambda value: f"{value:.1f} GB",
         }
-        return [form(self._record[key]) for key, form in shown.items() if self._record.get(key) is not None]
+        facts = [form(self._record[key]) for key, form in shown.items() if self._record.get(key) is not None]
+        return [*figures_in_words(self._record, FIGURES), *facts]
 
     def plain(self) -> str:
         """One line about the last record, for a pipe or a log."""
@@ -187,9 +194,10 @@ class Reporter(Tracker):
     def log(self, kind: str, record: Mapping[str, Any], *, shown: bool = True) -> None:
         """A step: step (from 1), loss, lr, grad_norm, seconds (one step's: the time left comes from them),
         tokens_per_second and memory_gb are shown, all but `step` optional. An evaluation: step, loss, perplexity,
-        best (bool)."""
+        best (bool). Either may have figures {name: value}."""
         if kind == "eval":
-            self._say(f"eval at step {record['step']}  {self._verdict(record)}")
+            by_source = "".join(f"  {name} {decimals(loss, 4)}" for name, loss in record.get("sources", {}).items())
+            self._say(f"eval at step {record['step']}  {self._verdict(record)}{visible(by_source)}")
             return
         self._progress.update(record)
         if shown:
@@ -204,7 +212,7 @@ class Reporter(Tracker):
         self.table([*(row for row in rows if row[0] != "next"), *warnings, *tail])
 
     def recall(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Of a resumed run: the best evaluation among its earlier records."""
+        """Take the best evaluation from a resumed run's earlier records."""
         self._best = None
         for record in records:
             if record.get("kind") == "eval":
@@ -224,7 +232,8 @@ class Reporter(Tracker):
             when = f"at step {before[0]}" if before[0] else "before training"
             text += f" (best {decimals(before[1], 4)} {when})"
         perplexity = record.get("perplexity")
-        return text if perplexity is None else f"{text}  perplexity {decimals(perplexity, 2)}"
+        text += "" if perplexity is None else f"  perplexity {decimals(perplexity, 2)}"
+        return "  ".join([text, *figures_in_words(record)])
 
     def _say(self, text: str, *, printed: bool = True) -> None:
         if printed:

@@ -17,6 +17,7 @@ def step_record(
     tokens_seen: int,
     memory_gb: float,
     regularisation: float | None = None,
+    figures: dict[str, float] | None = None,
     adapters: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """step counts from 1; tokens are those of the run so far, tokens_seen those of this step, prompts included.
@@ -25,6 +26,7 @@ def step_record(
     grad_norm       before clipping
     memory_gb       peak so far
     regularisation  what parts have added to the loss
+    figures         those of the objective beside its loss, by name
     adapters        {"gradient": norm by role, "update": update over weight by layer}, of a step that is shown
     """
     record: dict[str, Any] = {
@@ -40,4 +42,6 @@ def step_record(
     }
     if regularisation is not None:
         record["regularisation"] = regularisation
+    if figures:
+        record["figures"] = figures
     return record | (adapters or {})

@@ -77,6 +77,7 @@ def write_checkpoint(session: Session, optimizer: Mapping[str, Tensor], path: Pa
             "progress": vars(session.progress),
             "data": session.inputs.prepared.key,
             "base": session.base.info,
+            "others": {option: other.fingerprint for option, other in session.engine.losses.others.items()},
             "optimizer": with_state(optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
         },
@@ -152,6 +153,11 @@ def refuse_changes(session: Session, path: Path, saved: dict[str, Any]) -> None:
     for what, then, now in [
         ("the data", saved["data"], session.inputs.prepared.key),
         ("the base model", saved["base"]["fingerprint"], session.base.info["fingerprint"]),
+        *(
+            (f"training.objective.{option}", then, session.engine.losses.others[option].fingerprint)
+            for option, then in saved.get("others", {}).items()
+            if option in session.engine.losses.others
+        ),
     ]:
         if then != now:
             changed.append(f"{what}: was {then[:16]}, is now {now[:16]} (hashes of the content and how it is read)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from lrft.adapters.gradients import Gradients
 from lrft.adapters.part import Run
 from lrft.data import Rows
 from lrft.data.collate import micro_batches
+from lrft.objectives.base import added_up, look_ahead
 from lrft.training.engine import Engine
 from lrft.training.signals import StopSignals
 from lrft.training.state import Session
@@ -31,6 +32,23 @@ class Passes:
     """mean of what parts have added; None when no part adds anything"""
     signal: int
     """the largest signal number that some process has received, or 0"""
+    figures: dict[str, float]
+    """those of the objective beside its loss"""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the passes of a step add up to, on one rank or over all."""
+
+    values: Tensor
+    """of losses and of what parts have added to them, then of the noted sums end to end: float64 (2 + n,)"""
+    shapes: dict[str, torch.Size]
+    """of the noted sums, in their order: the same on every rank"""
+
+    @property
+    def noted(self) -> dict[str, Tensor]:
+        parts = self.values[2:].split([shape.numel() for shape in self.shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
 def forward_backward(session: Session, run: Run, ids: np.ndarray, signals: StopSignals) -> Passes:
@@ -39,16 +57,17 @@ def forward_backward(session: Session, run: Run, ids: np.ndarray, signals: StopS
     engine, owner = session.engine, session.adapted.composition.gradient_owner
     weight = engine.objective.weight(session.inputs.train, ids)
     sums, penalty = passes_and_penalties(session, run, ids, weight)
-    (loss, added), signal = over_ranks(engine, sums, signals.received)
+    values, signal = over_ranks(engine, sums.values, signals.received)
+    (loss, added), figures = values[:2].tolist(), engine.objective.figures(replace(sums, values=values).noted)
     if owner is not None:
         passes = PassesOfStep(session, run, ids)
         passes.put(owner.compose_gradient(run, passes.take(), passes))
     if penalty is None and engine.losses.extra is None:
-        return Passes(loss / weight, None, signal)
-    return Passes(loss / weight, added / weight + (0.0 if penalty is None else penalty), signal)
+        return Passes(loss / weight, None, signal, figures)
+    return Passes(loss / weight, added / weight + (0.0 if penalty is None else penalty), signal, figures)
 
 
-def passes_and_penalties(session: Session, run: Run, ids: np.ndarray, weight: int) -> tuple[Tensor, float | None]:
+def passes_and_penalties(session: Session, run: Run, ids: np.ndarray, weight: float) -> tuple[Sums, float | None]:
     """`passes_of_rank` over the step's own rows, and the backward pass of the parts' penalties: their sum, or None."""
     engine = session.engine
     sums = passes_of_rank(engine, session.inputs.train, ids, weight, seed=run.seed, step=run.step)
@@ -61,22 +80,24 @@ def passes_and_penalties(session: Session, run: Run, ids: np.ndarray, weight: in
 
 
 def passes_of_rank(
-    engine: Engine, rows: Rows, ids: np.ndarray, weight: int, *, seed: int, step: int, purpose: str = "dropout"
-) -> Tensor:
+    engine: Engine, rows: Rows, ids: np.ndarray, weight: float, *, seed: int, step: int, purpose: str = "dropout"
+) -> Sums:
     """Forward and backward over this process's micro-batches of the rows `ids`, which count `weight` in all.
 
-    Returns the sums over this process of losses and of what parts have added to them, float64 (2,).
-    purpose: of the random numbers that are drawn in the passes.
+    Returns the sums over this process. purpose: of the random numbers that are drawn in the passes.
     """
     micros = micro_batches(ids, rows.lengths, micro=engine.micro, rank=engine.rank, world=engine.world)
     losses, added = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    for n, micro in enumerate(micros):
+    noted: dict[str, Tensor] = {}
+    # A rank without rows left goes through the motions with weight zero: the others wait for it.
+    given = [(micro or [int(ids[0])], bool(micro)) for micro in micros]
+    look_ahead(engine.losses, ((engine.batch(rows, some), counts) for some, counts in given), engine.reduce)
+    for n, (micro, counting) in enumerate(given):
         last = n == len(micros) - 1
         # Dropout is a function of (seed, step, rank, micro-batch): a resumed run has nothing to restore.
         torch.manual_seed(seeds.seed_of(seed, purpose, step, engine.rank, n))
-        # A rank without rows left goes through the motions with weight zero: the others wait for it.
-        counts = 1.0 if micro else 0.0
-        batch = engine.batch(rows, micro or [int(ids[0])])
+        counts = 1.0 if counting else 0.0
+        batch = engine.batch(rows, micro)
         with engine.strategy.of_pass(last=last):
             engine.watchdog.at(f"pass {n + 1} of {len(micros)}{', gradients at its end' * last}")
             loss = engine.answer(batch) * counts
@@ -84,21 +105,23 @@ def passes_of_rank(
         extra = engine.losses.take_extra() * counts
         added += extra
         losses += loss.detach().double() - extra
+        noted = added_up(noted, engine.losses.sums, counts)
     engine.watchdog.at("exchanging gradients")
     engine.strategy.after_passes()
-    return torch.stack([losses, added])
+    values = torch.cat([torch.stack([losses, added]), *(value.flatten() for value in noted.values())])
+    return Sums(values, {name: value.shape for name, value in noted.items()})
 
 
-def over_ranks(engine: Engine, local: Tensor, signal: int) -> tuple[list[float], int]:
+def over_ranks(engine: Engine, local: Tensor, signal: int) -> tuple[Tensor, int]:
     """(`local` summed over ranks, the largest signal number that any rank has received): the same on every rank."""
     size = len(local)
     if engine.world == 1:
-        return local.tolist(), signal
+        return local, signal
     sums = torch.zeros(size + engine.world, dtype=torch.float64, device=local.device)
     sums[:size] = local
     sums[size + engine.rank] = signal
     sums = engine.reduce(sums)
-    return sums[:size].tolist(), int(sums[size:].max().item())
+    return sums[:size], int(sums[size:].max().item())
 
 
 class PassesOfStep:

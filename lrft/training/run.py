@@ -88,7 +88,7 @@ def where_memory_went(session: Session) -> str:
     try:
         nodes = world // processes.local_world_size()
         inputs, micro = session.inputs, session.engine.micro
-        made = make_plan(decided, inputs.source, inputs.prepared, world, micro=micro, nodes=nodes)
+        made = make_plan(decided, inputs.source, inputs.prepared, world, micro=micro, nodes=nodes, others=inputs.others)
     except (LrftError, RuntimeError, ValueError, TypeError):
         return ""
     return f"\nEstimated memory of a step: {plan_render.parts_line(made)}"

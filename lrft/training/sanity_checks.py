@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import torch
@@ -109,15 +108,8 @@ class MovementCheck:
                 hook.remove()
 
 
-@contextmanager
-def as_base(attached: Attached, model: nn.Module) -> Iterator[None]:
-    """Inside, the model is the untouched base, in evaluation mode and without gradients."""
-    with evaluation_mode(model), attached.disabled():
-        yield
-
-
 def init_against_base(
-    attached: Attached, model: nn.Module, batch: Mapping[str, Tensor], weight: int
+    attached: Attached, model: nn.Module, batch: Mapping[str, Tensor], weight: float
 ) -> tuple[float, float]:
     """(mean loss of the adapted model, of the base) on one batch, without dropout. model: a `LossModule`.
 
@@ -125,7 +117,7 @@ def init_against_base(
     """
     with evaluation_mode(model):
         adapted = model(batch).item() / weight
-    with as_base(attached, model):
+    with attached.as_base(model):
         base = model(batch).item() / weight
     return adapted, base
 

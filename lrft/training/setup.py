@@ -17,10 +17,10 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lrft import data, registry
+from lrft import data
 from lrft.adapters import compose, gradient_checkpointing, targets
 from lrft.adapters.adapter import Site
-from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, select_sites
+from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, prune_base, select_sites
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.ensemble import copying
@@ -33,20 +33,22 @@ from lrft.distributed.strategy import Divided, Strategy
 from lrft.errors import Problem, RecipeError
 from lrft.evaluation.generate import pad_token
 from lrft.export.merge import names_in, unmergeable
-from lrft.loading.from_recipe import base_name, find_base, load_data, load_recipe_model
+from lrft.loading.from_recipe import base_name, find_base, load_data, load_recipe_model, made, objective_of
 from lrft.loading.no_effect import refuse_without_effect
+from lrft.loading.others import find_others, load_others
 from lrft.model.compile import compile_blocks
 from lrft.model.end_tokens import add_stops
 from lrft.model.modes import evaluation_mode
 from lrft.model.stored import Stored
 from lrft.model.weights import fingerprint, weight_files
-from lrft.objectives.base import LossModule, Objective
+from lrft.objectives.base import LossModule, Objective, common_layout
 from lrft.objectives.packing import Layout, find_layout
 from lrft.optim.optimizer import grouped
-from lrft.recipe import Named, Recipe
+from lrft.recipe import Recipe
 from lrft.runs.folder import RunFolder
 from lrft.training import sanity_checks
 from lrft.training.checkpoint import resume_point
+from lrft.training.constants import with_constants
 from lrft.training.engine import Engine
 from lrft.training.find_batch_size import largest_that_fits
 from lrft.training.state import Adapted, Base, Inputs, Notes, Options, Session
@@ -71,13 +73,19 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     base = load_base(recipe, inputs.source, compute)
     # Generation stops at the tokens that are trained to end a turn, whatever the base stops at.
     add_stops(base.model, inputs.tokenizer.convert_tokens_to_ids(inputs.prepared.report.end_tokens))
-    objective: Objective = made(recipe.training.objective, "objectives")
+    objective = objective_of(recipe)
     layout = find_layout(base.model, inputs.train, packing=recipe.data.packing, compute=compute)
     losses = objective.module(base.model, direct=layout.direct)
+    losses.others = load_others(recipe, inputs.others, base.model, compute, inputs.train)
+    layout = common_layout(layout, losses.others.values(), packing=recipe.data.packing)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
     adapted = adapt(recipe, inputs.source, base, context, resume_point(folder, options))
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
+    inputs = with_constants(recipe, inputs, base, engine)
     note_composition(recipe, base, adapted, layout, notes)
+    if repeated := inputs.prepared.report.repeated:
+        text = f"{count(repeated, 'validation row')} also in the training rows, so the validation loss flatters the run"
+        notes.warnings.append(f"{text}; lrft data lists them")
     if inputs.auxiliary is not None:
         notes.checks["auxiliary rows"] = f"{len(inputs.auxiliary):,} beside the {len(inputs.train):,} to train on"
     session = Session(recipe, options, inputs, base, adapted, engine, notes, folder=folder)
@@ -95,7 +103,8 @@ def load_inputs(recipe: Recipe) -> Inputs:
     refuse_without_effect(recipe, prepared)
     batches = batch_schedule(recipe, prepared.train)
     auxiliary = auxiliary_schedule(recipe, prepared.auxiliary, batches.total_steps)
-    return Inputs(source, tokenizer, prepared, batches, auxiliary)
+    others = find_others(recipe, source, tokenizer, prepared.train)
+    return Inputs(source, tokenizer, prepared, batches, auxiliary, others)
 
 
 def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
@@ -104,6 +113,7 @@ def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
     model = load_recipe_model(recipe, source, dtype)
     # Asked while the modules have the names and classes that transformers knows.
     stored = Stored(model, names_in(weight_files(source)))
+    prune_base(model, compose.compose_section(recipe.adapter), recipe.where)  # before any device holds it
     accelerator = processes.make_accelerator(compute)
     strategy = divide(recipe, model, accelerator)
     model.to(accelerator.device)
@@ -158,8 +168,12 @@ def start_engine(
     if adapted.composition.looks_at_outputs and not losses.adds_extra:
         text = f"adapter.method: adds to the loss, which training.objective: {objective.name} does not take up"
         raise RecipeError([Problem(recipe.where("adapter.method"), text)])
-    losses.copies = copying(model)
-    losses.as_base = lambda: sanity_checks.as_base(adapted.attached, model)
+    if not losses.mixes_copies and any("copies" in part.slots for part in adapted.composition.parts):
+        text = f"adapter.method: answers in copies, which training.objective: {objective.name} does not know"
+        raise RecipeError([Problem(recipe.where("adapter.method"), text)])
+    if losses.mixes_copies:
+        losses.copies = copying(model)
+    losses.as_base = lambda: adapted.attached.as_base(model)
     if t.gradient_checkpointing != "none":
         checkpoint_blocks(recipe, model)
     if t.compile and not compile_blocks(model):
@@ -185,11 +199,6 @@ def checkpoint_blocks(recipe: Recipe, model: Any) -> None:
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         text = f"training.gradient_checkpointing: {type(model).__name__} does not support it ({error}); set it to none"
         raise RecipeError([Problem(recipe.where("training.gradient_checkpointing"), text)]) from error
-
-
-def made(named: Named, kind: str) -> Any:
-    """What a recipe names of a registry, with its options."""
-    return registry.declared(kind)[named.name].load()(**named.options)
 
 
 def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:

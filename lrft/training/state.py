@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from lrft.adapters.compose import Composition
 from lrft.data import BatchSchedule, Prepared, Rows
 from lrft.distributed.watchdog import Watchdog
 from lrft.loading.evaluation_interval import evaluation_interval
+from lrft.loading.others import Found
 from lrft.model.stored import Stored
 from lrft.objectives.packing import ROWWISE
 from lrft.runs.folder import RunFolder
@@ -46,6 +48,8 @@ class Inputs:
     """the rows of each optimiser step"""
     auxiliary_batches: BatchSchedule | None = None
     """the auxiliary rows of each optimiser step"""
+    others: Sequence[Found] = ()
+    """the models that the objective's options name"""
 
     @property
     def train(self) -> Rows:

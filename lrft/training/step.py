@@ -93,6 +93,7 @@ def train_step(
         tokens_seen=seen,
         memory_gb=hardware.memory_gb(engine.device),
         regularisation=passes.regularisation,
+        figures=passes.figures,
         adapters=adapters,
     )
     session.trackers.log("step", record, shown=shown)

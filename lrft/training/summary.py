@@ -14,6 +14,7 @@ from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
 from lrft.runs.verdict import BEST, LAST, START, worse_than_base
+from lrft.training import sources
 from lrft.utils import threads
 from lrft.utils.text import Row, command, count
 
@@ -28,8 +29,9 @@ def start(session: Session) -> list[Row]:
     return [
         ("run", [output_dir(session.recipe), *([checks["resumed"]] if "resumed" in checks else [])]),
         ("model", model_line(session.base, session.adapted.attached)),
+        *((option, [other.said]) for option, other in session.engine.losses.others.items()),
         ("adapter", adapter_lines(session.adapted, session.base.info["quantization"])),
-        ("data", session.inputs.prepared.report.lines()),
+        ("data", [*session.inputs.prepared.report.lines(), *sources.lines(session.recipe, session.inputs)]),
         ("training", training_lines(session.recipe, session.inputs, session.base, session.engine)),
         ("checks", check_lines(session)),
     ]
@@ -137,16 +139,19 @@ def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
         f"{count(world, 'process', 'processes')}{divided}",
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {base.compute}   seed {t.seed}"
         f"{'   packed' if engine.layout.packed else ''}{checkpointing}",
-        *rate_lines(recipe),
+        *default_lines(recipe),
         *([threads.note()] if threads.note() else []),
         *evaluation_lines(recipe, inputs),
     ]
 
 
-def rate_lines(recipe: Recipe) -> list[str]:
-    """Where a learning rate comes from that the recipe does not give."""
-    origin = recipe.where("training.learning_rate")
-    return [f"the learning rate is the {origin}"] if origin.startswith("default of ") else []
+def default_lines(recipe: Recipe) -> list[str]:
+    """Where values come from that the recipe does not give, and a method or an objective declares."""
+    rate = "training.learning_rate"
+    return [
+        f"the learning rate is the {origin}" if key == rate else f"{key} is {value}, the {origin}"
+        for key, (value, origin) in recipe.declared().items()
+    ]
 
 
 def evaluation_lines(recipe: Recipe, inputs: Inputs) -> list[str]:
@@ -193,12 +198,14 @@ def facts(session: Session) -> dict[str, Any]:
         "data": session.inputs.prepared.report.to_dict(),
         "training": {
             "objective": recipe.training.objective.name,
+            **{option: other.said for option, other in session.engine.losses.others.items()},
             "steps": session.inputs.batches.total_steps,
             "global batch size": recipe.training.global_batch_size,
             "learning rate": recipe.training.learning_rate,
             "scheduler": recipe.training.lr_scheduler.name,
             "seed": recipe.training.seed,
             "processes": session.engine.world,
+            **({"sources": drawn} if (drawn := sources.drawn(recipe, session.inputs)) else {}),
         },
         "checks": session.notes.checks,
         "result": result(p),

@@ -8,8 +8,9 @@ from typing import Any
 from lrft.data import Rows
 from lrft.errors import NonFinite
 from lrft.evaluation.generate import answer_rows, with_prompts
-from lrft.evaluation.loss import loss_of
+from lrft.evaluation.loss import counted_as, loss_of
 from lrft.recipe import EarlyStopping
+from lrft.training import sources
 from lrft.training.engine import Engine
 from lrft.training.state import Progress, Session
 
@@ -25,7 +26,7 @@ def validate(session: Session) -> bool:
     session.trackers.console.doing("evaluating")
     session.watchdog.at("evaluating")
     micro = recipe.evaluation.micro_batch_size or engine.micro
-    record: dict[str, Any] = {"step": progress.step} | validation_loss(engine, rows, micro)
+    record: dict[str, Any] = {"step": progress.step} | validation_losses(session, rows, micro)
     asked = with_prompts(rows)
     shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
     if len(shown) and (engine.strategy.together or engine.accelerator.is_main_process):
@@ -47,7 +48,7 @@ def validate(session: Session) -> bool:
     return improved
 
 
-def validation_loss(engine: Engine, rows: Rows, micro: int) -> dict[str, float]:
+def validation_loss(engine: Engine, rows: Rows, micro: int) -> dict[str, Any]:
     """`evaluation.loss_of` for the model as it is now, over all processes. micro: rows of a pass."""
     return loss_of(
         engine.model,
@@ -62,6 +63,23 @@ def validation_loss(engine: Engine, rows: Rows, micro: int) -> dict[str, float]:
     )
 
 
+def validation_losses(session: Session, rows: Rows, micro: int) -> dict[str, Any]:
+    """`validation_loss`; where entries of data.train have shares, also "sources": {entry: its loss}."""
+    members = sources.members(session.recipe, session.inputs)
+    if not members:
+        return dict(validation_loss(session.engine, rows, micro))
+    engine = session.engine
+    found = {name: validation_loss(engine, rows.slice(ids), micro) for name, ids in members.items()}
+    by_source = {"sources": {name: one["loss"] for name, one in found.items()}}
+    if any("figures" in one for one in found.values()):  # which need not be means
+        return validation_loss(engine, rows, micro) | by_source
+    counted = {name: engine.objective.weight(rows, ids) for name, ids in members.items()}
+    total = sum(counted.values())
+    mean = sum(found[name]["loss"] * n for name, n in counted.items() if n) / total if total else math.nan
+    whole = {"loss": mean, counted_as(engine.objective): total}
+    return whole | ({"perplexity": math.exp(min(mean, 700.0))} if engine.objective.perplexity else {}) | by_source
+
+
 def held_out_loss(session: Session) -> float | None:
     """Loss on the first few validation rows, over all processes; None without any."""
     rows = session.inputs.validation
@@ -69,7 +87,8 @@ def held_out_loss(session: Session) -> float | None:
         return None
     few = rows.slice(range(min(len(rows), HELD_OUT_ROWS)))
     micro = session.recipe.evaluation.micro_batch_size or session.engine.micro
-    return validation_loss(session.engine, few, micro)["loss"]
+    loss: float = validation_loss(session.engine, few, micro)["loss"]
+    return loss
 
 
 def note_loss(progress: Progress, loss: float, stopping: EarlyStopping | str) -> bool:

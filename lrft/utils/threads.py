@@ -1,8 +1,9 @@
 """How torch's threads wait for each other, chosen before torch is loaded.
 
 The threads of OpenMP spin while they wait. On an idle machine that is fastest; beside other busy processes a spinning
-thread takes the core that the thread it waits for would need, and a run is several times slower. libgomp reads the
-environment when it is loaded, so the choice is made once, from the load of the machine at start.
+thread takes the core that the thread it waits for would need, and a run is several times slower. A short spin and then
+sleep is nearly as fast as either in its own case (docs/performance.md), whatever the machine does later in the run.
+libgomp reads the environment when it is loaded, so the choice is made once, before.
 """
 
 from __future__ import annotations
@@ -12,26 +13,22 @@ from collections.abc import MutableMapping
 
 # A user who has set one of these has chosen.
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
-# Share of the cores that other processes keep busy from which threads no longer spin. `scripts/threads` measures it.
-BUSY = 0.5
+# Rounds of a waiting loop; libgomp's own number is 300,000 (scripts/performance/threads.py measures).
+SPINS = "3000"
 NOTE = "LRFT_THREADS"
 
 
-def choose(environment: MutableMapping[str, str], load: float, cores: int) -> None:
-    """Set OMP_WAIT_POLICY=passive in `environment` when the machine is busy and the user has chosen nothing.
-
-    load: processes that ran or waited for a core in the last minute
-    """
-    if cores < 2 or any(name in environment for name in CHOSEN) or load < BUSY * cores:
+def choose(environment: MutableMapping[str, str], cores: int) -> None:
+    """Set GOMP_SPINCOUNT in `environment` where several threads may run and the user has chosen nothing."""
+    if cores < 2 or any(name in environment for name in CHOSEN):
         return
-    environment["OMP_WAIT_POLICY"] = "passive"
-    environment[NOTE] = f"threads wait passively: the load was {load:.1f} on {cores} cores at the start"
+    environment["GOMP_SPINCOUNT"] = SPINS
+    environment[NOTE] = f"threads spin briefly while they wait (GOMP_SPINCOUNT={SPINS})"
 
 
 def settle() -> None:
     """Choose for this process and those that it starts. Has an effect before torch is loaded only."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    choose(os.environ, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, cores)
+    choose(os.environ, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def note() -> str:

@@ -24,15 +24,14 @@ from lrft import data
 from lrft import recipe as recipes
 from lrft.adapters.attached import Attached
 from lrft.adapters.storage import load_adapter, read_adapter
-from lrft.data.collate import collate
 from lrft.errors import CheckFailed
 from lrft.export.merge import merge_adapter
-from lrft.loading.from_recipe import load_data
+from lrft.loading.from_recipe import load_data, objective_of
+from lrft.loading.others import find_others, load_others
 from lrft.loading.saved import load_as_trained
 from lrft.model.hub import find_model
-from lrft.objectives.cross_entropy import trained_tokens
+from lrft.objectives.base import LossModule, Objective, look_ahead
 from lrft.objectives.packing import kept_apart, packed_form
-from lrft.objectives.sft import TokenLoss
 from lrft.recipe import EvaluationSection, Recipe
 from lrft.runs.locate import trusts_remote_code
 from lrft.training.run import train
@@ -69,14 +68,14 @@ def verify_run(run: Path, adapter: Path, *, tell: Callable[[Finding], None] = la
     """Test all four. Raises CheckFailed, with the figures, after the last one when any does not hold."""
     recipe = recipes.load(run / "resolved.yaml")
     source = find_model(recipe.model.name, recipe.model.revision)
-    _, prepared = load_data(recipe, source)
+    tokenizer, prepared = load_data(recipe, source)
     rows = prepared.train.slice(np.argsort(prepared.train.lengths, kind="stable")[:ROWS])
     findings = []
     with scratch(run) as folder:
         # One after the other, so that no two hold a model at the same time.
         for test in (
             lambda: packed(recipe, source, adapter, rows),
-            lambda: accumulation(recipe, source, adapter, rows),
+            lambda: accumulation(recipe, source, adapter, rows, tokenizer),
             lambda: merged(run, adapter, source, folder),
             lambda: resumed(recipe, folder),
         ):
@@ -114,7 +113,8 @@ def packed(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Find
         return Finding("packed", 0.0, ROUNDING, "skipped: this run does not use packing", True)
     model, _ = adapted(recipe, source, adapter)
     form = packed_form(model)
-    ids = [torch.from_numpy(rows.tokens(i).astype(np.int64)).to(model.device) for i in range(len(rows))]
+    sequences = [tokens for i in range(len(rows)) for tokens, _ in rows.sequences(i)]
+    ids = [torch.from_numpy(tokens.astype(np.int64)).to(model.device) for tokens in sequences]
     apart = kept_apart(model, ids, form)
     text = (
         f"{count(len(ids), 'row')} packed vs. single rows: logits differ by {apart.difference:.1e} of the largest, "
@@ -125,10 +125,15 @@ def packed(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Find
     return Finding("packed", apart.difference, ROUNDING, text)
 
 
-def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -> Finding:
+def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows, tokenizer: Any) -> Finding:
     model, attached = adapted(recipe, source, adapter)
-    together = gradient(model, attached, rows, micro=len(rows))
-    apart = gradient(model, attached, rows, micro=1)
+    objective = objective_of(recipe)
+    losses = objective.module(model)
+    losses.as_base = lambda: attached.as_base(model)
+    found = find_others(recipe, source, tokenizer, rows)
+    losses.others = load_others(recipe, found, model, hardware.computation(recipe.training.precision), rows)
+    together = gradient(losses, attached, objective, rows, micro=len(rows))
+    apart = gradient(losses, attached, objective, rows, micro=1)
     difference = (norm(together - apart) / norm(together)) if norm(together) else math.nan
     return Finding(
         "accumulation",
@@ -138,19 +143,20 @@ def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows) -
     )
 
 
-def gradient(model: Any, attached: Attached, rows: data.Rows, micro: int) -> Tensor:
-    """The gradient of the mean token loss over all rows, all trained tensors end to end."""
+def gradient(losses: LossModule, attached: Attached, objective: Objective, rows: data.Rows, micro: int) -> Tensor:
+    """The gradient of the objective's mean loss over all rows, all trained tensors end to end."""
     trained = list(attached.trained().values())
     for parameter in trained:
         parameter.grad = None
-    model.eval()  # without dropout, whose masks would differ
+    losses.model.eval()  # without dropout, whose masks would differ
     batches = [
-        {k: v.to(model.device) for k, v in collate(rows, ids, pad_id=0, form="padded").items()}
+        {k: v.to(trained[0].device) for k, v in objective.collate(rows, ids, pad_id=0, form="padded").items()}
         for ids in (list(range(len(rows)))[at : at + micro] for at in range(0, len(rows), micro))
     ]
-    tokens = sum(map(trained_tokens, batches))
+    weight = sum(map(objective.batch_weight, batches))
+    look_ahead(losses, ((batch, True) for batch in batches), lambda sums: sums)
     for batch in batches:
-        (TokenLoss(model)(batch) / tokens).backward()
+        (losses(batch) / weight).backward()
     return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in trained])
 
 
@@ -159,7 +165,7 @@ def norm(vector: Tensor) -> float:
 
 
 def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
-    """Of the run's merged folder when there is one, else of one made for the purpose."""
+    """Check the run's merged folder, or one made for the check where there is none."""
     saved = read_adapter(adapter)
     if not all(saved.build(site).mergeable for site in saved.sites):
         return Finding("merged", 0.0, 0.0, "skipped: this adapter is not mergeable", True)

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lrft.utils import threads
+
 SETTINGS: dict[str, dict[str, str]] = {
     "as torch has it": {"GOMP_SPINCOUNT": ""},
     "lrft's choice": {},
@@ -42,14 +44,14 @@ def tiny(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {chr(97 + i): i for i in range(26)} | {" ": 26, "<eos>": 27}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    vocabulary = {chr(97 + i): i for i in range(26)} | {" ": 26, "<eos>": 27, "<unk>": 28}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token=" ").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
     torch.manual_seed(0)
     LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=28, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=29, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, bos_token_id=27, eos_token_id=27,
         )
     ).save_pretrained(folder)  # fmt: skip
@@ -62,8 +64,6 @@ def company(processes: int) -> Iterator[None]:
     """Processes that compute without end beside what is measured."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
-        if busy:
-            time.sleep(60)  # the load of the machine is a mean over about a minute
         yield
     finally:
         for process in busy:
@@ -72,7 +72,7 @@ def company(processes: int) -> Iterator[None]:
 
 
 def seconds(recipe: Path, out: Path, setting: dict[str, str]) -> float:
-    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
+    environment = {k: v for k, v in os.environ.items() if k not in threads.CHOSEN}
     environment |= {name: value for name, value in setting.items() if value}
     if "GOMP_SPINCOUNT" in setting and not setting["GOMP_SPINCOUNT"]:
         environment["KMP_BLOCKTIME"] = "200"  # libgomp does not read it: lrft takes it for the user's choice

@@ -45,6 +45,10 @@ def recipe(tmp_path: Path) -> Path:
         ["preview", "no-such-file.yaml", "--split", "test"],
         ["init"],
         ["init", "--model", "a/b"],
+        ["chat"],
+        ["serve"],
+        ["generate", "run"],
+        ["push", "run", "--to", "no-owner"],
         ["init", "--model", "a/b", "--data", "d.jsonl", "--method", "mroa"],
         ["init", "no-such-folder/recipe.yaml", "--model", "a/b", "--data", "d.jsonl"],
     ],
@@ -213,7 +217,7 @@ def test_what_is_imported_is_never_looked_at_for_garbage(recipe: Path) -> None:
 def test_an_unknown_command_is_answered_with_a_near_one_or_with_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["trian"]) == 2
     assert "Did you mean train?" in capsys.readouterr().err
-    assert run_command(["chat"]) == 2
+    assert run_command(["xyzzy"]) == 2
     said = capsys.readouterr().err
     assert "Did you mean" not in said
     assert "Commands: init, check" in said

@@ -123,7 +123,7 @@ def test_a_terminal_is_asked(tmp_path: Path) -> None:
     [
         (None, "does not exist yet"),
         ([{"foo": "a", "bar": "b"}], "the columns foo, bar match no format"),
-        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "preference pairs"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "pairs of a chosen and a rejected answer"),
         ([], "the file holds no rows"),
         (["no object"], "no valid row"),
     ],

@@ -22,9 +22,11 @@ from lrft.distributed import strategy
 from lrft.evaluation import generate as evaluation_generate
 from lrft.evaluation.generate import stop_tokens
 from lrft.objectives import packing
+from lrft.objectives.cross_entropy import trained_tokens
+from lrft.objectives.sft import TokenLoss
 from lrft.training.setup import set_up
 from lrft.training.state import Options
-from lrft.verification.run import CheckFailed, Finding, TokenLoss, trained_tokens, verify_run
+from lrft.verification.run import CheckFailed, Finding, verify_run
 
 
 @pytest.fixture(scope="module")

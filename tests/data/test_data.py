@@ -6,9 +6,13 @@ import contextlib
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +24,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prepared import CHAT, PAIR, answers, check_conservation, lines, prepare, section, texts
 
-from lrft import data
+from lrft import data, registry
 from lrft.data import encode as data_encode
 from lrft.data import preview
 from lrft.data.cache import locked
 from lrft.data.chat_template import Piece, Rendered
 from lrft.data.config import Input
 from lrft.data.encode import tokenise
-from lrft.data.format import CLASSIC, REQUIRED, Sample, detect
+from lrft.data.format import CLASSIC, REQUIRED, detect
+from lrft.data.hub import hub_name
 from lrft.data.ingest import Found
 from lrft.data.records import BadRow
 from lrft.data.report import SourceReport
+from lrft.data.sample import Sample
 from lrft.data.split import split
-from lrft.errors import DataError, LrftError, RecipeError
+from lrft.errors import DataError, LrftError, MissingError, RecipeError
 from lrft.recipe import DataEntry
 
 # --- kinds of files ---
@@ -46,7 +52,14 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "o.json").write_text(json.dumps({"version": 1, "data": rows}))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
     lines(tmp_path / "l.jsonl", *rows)
+    packed = {"l.jsonl.gz": ("gzip", "l.jsonl"), "C.CSV.ZST": ("zstd", "c.csv"), "j.json.zst": ("zstd", "j.json")}
+    for name, (codec, plain) in packed.items():
+        (tmp_path / name).write_bytes(pa.compress((tmp_path / plain).read_bytes(), codec=codec, asbytes=True))
+    for name, make in {"f.arrow": pa.ipc.new_file, "s.arrow": pa.ipc.new_stream}.items():
+        with make(tmp_path / name, pa.Table.from_pylist(rows).schema) as file:
+            file.write_table(pa.Table.from_pylist(rows))
     wanted = {"c.csv": ":2", "j.json": "#1", "o.json": "#1", "p.parquet": "#1", "l.jsonl": ":1"}
+    wanted |= {"l.jsonl.gz": ":1", "C.CSV.ZST": ":2", "j.json.zst": "#1", "f.arrow": "#1", "s.arrow": "#1"}
     for name, first in wanted.items():
         prepared = prepare(tmp_path, tmp_path / name)
         assert answers(prepared.train) == [row["text"] for row in rows], name
@@ -96,6 +109,12 @@ def test_csv_rows_of_several_lines(tmp_path: Path) -> None:
         ("a.csv", b'text\nok\n"open\nmore\n', "a.csv:4"),
         ("a.parquet", b"PAR1 or not", "parquet"),
         ("a.xlsx", b"x", "not a supported data file"),
+        ("a.parquet.gz", b"x", r"\.parquet\.gz is not a supported"),
+        ("a.gz", b"x", r"a\.gz: \.gz is not a supported"),
+        ("a.arrow", b"", "not readable as arrow"),
+        ("a.arrow", b"ARROW1 or not", "not readable as arrow"),
+        ("a.jsonl.gz", b'{"text": "a"}', "zlib"),
+        ("a.jsonl.zst", pa.compress(b'{"text": "a"}' * 99, codec="zstd", asbytes=True)[:-4], "Truncated"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -123,6 +142,80 @@ def test_the_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path, monkeypa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(DataError, match="the hub cannot be reached"):
         prepare(tmp_path, DataEntry(path="hub:owner/name"))
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of a server of the folder `served`; what it was asked for stands in `asked`."""
+    (tmp_path / "served").mkdir()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *args: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_data_at_an_address(tmp_path: Path, address: str) -> None:
+    pytest.importorskip("aiohttp")
+    plain = lines(tmp_path / "rows.jsonl", *texts(3)).read_bytes()
+    (tmp_path / "served" / "rows.jsonl.gz").write_bytes(pa.compress(plain, codec="gzip", asbytes=True))
+    url = f"{address}/rows.jsonl.gz?key=7"
+    prepared = prepare(tmp_path, DataEntry(path=url), validation=url)
+    assert answers(prepared.train) == answers(prepared.validation) == [row["text"] for row in texts(3)]
+    assert prepared.train.source(1) == f"{url}:2"
+    with pytest.raises(DataError, match=r"absent\.jsonl: no such file"):
+        prepare(tmp_path, DataEntry(path=f"{address}/absent.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "says", "hint"),
+    [
+        ("s3://bucket/rows.jsonl", MissingError, "reads s3:// is not installed", "pip install s3fs"),
+        ("gs://bucket/rows.jsonl", MissingError, "reads gs:// is not installed", "pip install gcsfs"),
+        ("https://host/rows.jsonl", MissingError, "reads https://", r"pip install 'lrft\[https\]'"),
+        ("abfs://box/rows.jsonl", MissingError, "reads abfs://", "Install adlfs"),
+        ("s4://bucket/rows.jsonl", DataError, "s4:// is not known", "None"),
+        ("s3://bucket/folder", DataError, "a file without suffix is not a supported", "Data files end in"),
+        ("memory://rows.jsonl", DataError, "no such file", "None"),
+    ],
+)
+def test_addresses_that_cannot_be_read(
+    tmp_path: Path, path: str, error: type, says: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for driver in ("s3fs", "gcsfs", "adlfs", "fsspec.implementations.http"):
+        monkeypatch.setitem(sys.modules, driver, None)
+    with pytest.raises(error, match=says) as caught:
+        prepare(tmp_path, DataEntry(path=path))
+    assert re.search(hint, str(caught.value.hint))
+
+
+def test_names_of_hub_data_sets() -> None:
+    assert hub_name("hub:owner/name") == ("owner/name", None, None)
+    assert hub_name("hub:owner/name/part@v1.0/x") == ("owner/name", "part", "v1.0/x")
+    for wrong in ("hub:name", "hub:owner/name@", "hub:a/b/c/d", "hub:/b"):
+        with pytest.raises(DataError, match="@REVISION"):
+            hub_name(wrong)
+
+
+def test_a_configuration_and_a_revision_reach_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("lrft.data.hub._unreachable", lambda: None)
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *args, **keys: [asked.append((args, keys)), datasets.Dataset.from_list(texts(2))][1],
+    )
+    prepared = prepare(tmp_path, DataEntry(path="hub:owner/name/part@v1", split="dev"))
+    assert asked == [(("owner/name", "part"), {"split": "dev", "revision": "v1"})]
+    assert prepared.train.source(1) == "hub:owner/name/part@v1#2"
 
 
 def test_folders(tmp_path: Path) -> None:
@@ -171,8 +264,9 @@ def test_formats_are_found_and_said(tmp_path: Path, row: dict, name: str, answer
 
 @given(st.sets(st.sampled_from([c for names in REQUIRED.values() for c in names] + ["id", "question"])))
 def test_a_format_is_found_only_when_one_fits(columns: set[str]) -> None:
-    fits = [name for name, wanted in REQUIRED.items() if columns.issuperset(wanted)]
-    assert detect(columns) == (fits[0] if len(fits) == 1 else None)
+    for kind, row in registry.ROWS.items():
+        fits = [name for name in row.formats if columns.issuperset(REQUIRED[name])]
+        assert detect(columns, kind) == (fits[0] if len(fits) == 1 else None)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +275,7 @@ def test_a_format_is_found_only_when_one_fits(columns: set[str]) -> None:
         ({"question": "a", "answer": "b"}, "question, answer", "{question: prompt, answer: completion}"),
         ({"instrution": "a", "output": "b"}, "instrution", "{instrution: instruction}"),
         ({"text": "a", **PAIR}, "completion and text", "data.train.0.format=completion"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "chosen: completion"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "a chosen and a rejected answer", "chosen: completion"),
         ({}, "none match no format", "Rename"),
     ],
 )
@@ -257,7 +351,7 @@ BAD: list[tuple[Any, str]] = [
         "tool calls",
     ),
     (
-        {"messages": [*CHAT["messages"], {"role": "assistant", "content": "x", "reasoning": "hm"}]},
+        {"messages": [*CHAT["messages"], {"role": "assistant", "content": "x", "refusal": "hm"}]},
         "unknown key in a turn",
     ),
     (
@@ -359,7 +453,10 @@ def test_read_is_used_plus_dropped(tmp_path: Path, rows: list[Any], too_long: st
     assert max(prepared.train.lengths) <= most
 
 
-@given(st.binary(max_size=200), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet"]))
+@given(
+    st.binary(max_size=200),
+    st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet", "a.arrow", "a.json.gz"]),
+)
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_give_rows_or_a_plain_error(tmp_path: Path, raw: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(b'{"text": "a"}\n' * (name == "a.jsonl") + raw)
@@ -613,7 +710,7 @@ def test_rows_come_in_order_and_are_counted_in_order_whatever_the_chunks(
 
     found = list(tokenise(samples, render, encode))
     left = [k for k in range(20) if k % 3 and k % 5]
-    assert [(item.number, int(text.text), ids) for item, text, ids in found] == [(k, k, k) for k in left]
+    assert [(item.number, int(text.text), ids) for item, (text,), (ids,) in found] == [(k, k, k) for k in left]
     assert [example["source"] for example in report.examples] == [f"f:{k}" for k in range(20) if k not in left]
     assert report.dropped == {"three": 7, "five": 2}
     assert report.used == len(left)
@@ -632,7 +729,7 @@ def test_a_chunk_is_encoded_while_the_next_one_is_rendered(monkeypatch: pytest.M
         assert following == 6 or reached[following].wait(600), "the next chunk is rendered only afterwards"
         return [int(text.text) for text in texts]
 
-    assert [ids for _, _, ids in tokenise(numbered(6)[0], render, encode)] == list(range(6))
+    assert [ids for _, _, (ids,) in tokenise(numbered(6)[0], render, encode)] == list(range(6))
 
 
 def test_an_error_of_the_encoder_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from prepared import CHAT, PAIR, answers, lines, prepare, texts
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lrft import data, recipe
+from lrft.data import preview
 from lrft.data.format import TELLING
 from lrft.data.split import split_by_default
 from lrft.errors import DataError, RecipeError
@@ -105,6 +106,27 @@ def test_weights_choose_the_answers(tmp_path: Path) -> None:
         read(tmp_path, {"messages": [USER, {**ASSISTANT, "weight": 0}]})
 
 
+def test_rows_have_weights(tmp_path: Path) -> None:
+    rows = [{**CHAT, "weight": w} for w in (0.25, None, 3, "2", 1, 0)]
+    _, prepared = read(tmp_path, *rows)
+    assert [prepared.train.weight(i) for i in range(5)] == [0.25, 1, 3.0, 2.0, 1]
+    assert prepared.report.dropped == {"no trained token": 1}
+    assert "3 rows with a weight, 0.25 to 3" in "\n".join(prepared.report.lines())
+    assert prepared.train.slice([2]).weight(0) == 3.0
+    shown = preview.render(prepared.train, prepared.report, tiny.chatml(), colour=False).plain
+    assert shown.count("trained, weight ") == 3
+    assert "trained, weight 0.25\n" in shown
+    assert not read(tmp_path, CHAT, {**CHAT, "weight": 1})[1].train.weighted
+    # Pieces of a document have its weight, and another name may be the weight.
+    document = entry(lines(tmp_path / "a.jsonl", {"text": "Once upon a time " * 9, "w": 2}), columns={"w": "weight"})
+    split = prepare(tmp_path, document, max_length=13, too_long="split").train
+    assert len(split) > 1
+    assert {split.weight(i) for i in range(len(split))} == {2.0}
+    for wrong in (-1, "much", True, [1], float("inf")):
+        with pytest.raises(DataError, match=r"weight: must be a number of at least 0|Infinity"):
+            read(tmp_path, {**CHAT, "weight": wrong})
+
+
 def test_a_developer_is_the_system_where_the_template_knows_none(tmp_path: Path) -> None:
     row = {"messages": [{"role": "developer", "content": "s"}, USER, ASSISTANT]}
     assert read(tmp_path, row)[0] == [turn("system", "s") + turn("user", "who?") + turn("assistant", "Tom.")]
@@ -113,11 +135,11 @@ def test_a_developer_is_the_system_where_the_template_knows_none(tmp_path: Path)
 
 
 def test_tool_calls_are_refused_without_the_advice_to_drop_every_row(tmp_path: Path) -> None:
+    """By a template that writes none."""
     called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "w"}}]}
     row = {"messages": [USER, called, {"role": "tool", "content": "sun"}, ASSISTANT]}
-    with pytest.raises(DataError, match="tool calls are not supported") as caught:
-        read(tmp_path, row, row | {"tools": [{"type": "function"}]})
-    assert "Without" not in caught.value.message
+    with pytest.raises(DataError, match="the chat template has no tool turns") as caught:
+        read(tmp_path, row, row)
     assert "on_bad_row" not in str(caught.value.hint)
     with pytest.raises(DataError, match="holds image: only text is trained"):
         read(tmp_path, {"messages": [{**USER, "content": [{"type": "image", "image": "x.png"}]}, ASSISTANT]})
@@ -192,6 +214,62 @@ def test_columns_that_begin_late_are_reported_whatever_the_order(tmp_path: Path)
     assert read(tmp_path, *late, columns={"persona": "system"})[0][1].startswith(turn("system", "s"))
     with pytest.raises(RecipeError, match=r"no column persna\. Did you mean persona"):
         read(tmp_path, *late, columns={"persna": "system"})
+
+
+# --- texts put together from columns ---
+
+
+def test_prompts_and_completions_are_put_together_from_columns(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('facts,label,prompt,id\n"name {label}, a",1,other,7\nb,2.50,,\n')
+    keys = {"prompt": "Facts: {facts}\n{{Sentence}}: ", "completion": " {label}"}
+    prepared = prepare(tmp_path, entry(path, **keys))
+    rows, source = prepared.train, prepared.report.sources[0]
+    assert [tiny.chatml().decode(rows.prompt(i)) for i in range(2)] == [
+        "Facts: name {label}, a\n{Sentence}: ",
+        "Facts: b\n{Sentence}: ",
+    ]
+    assert answers(rows) == [" 1", " 2.50"]
+    assert (source.format, source.decided, source.ignored) == ("completion", "given", {"prompt": 1, "id": 1})
+    # A wording beside a renamed column; validation data are read in the same way.
+    one = entry(path, prompt=keys["prompt"], columns={"label": "completion"})
+    again = prepare(tmp_path, one, validation=str(path))
+    assert answers(again.validation) == answers(again.train) == ["1", "2.50"]
+    assert again.key != prepared.key
+    lines(tmp_path / "rows.jsonl", {"a": 1, "b": 2.5}, {"a": None, "b": "x"}, {"a": [1], "b": "x"}, {"b": "x"})
+    report = prepare(tmp_path, entry(tmp_path / "rows.jsonl", prompt="{a}", completion="{b}"), on_bad_row="skip").report
+    assert report.dropped == {"null": 1, "wrong type": 1, "missing key": 1}
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"prompt": "{fact}"}, r"data\.train\.0\.prompt: .*no column fact\. Did you mean facts\?"),
+        ({"prompt": "{facts}", "format": "alpaca"}, "is for format completion, not alpaca"),
+        ({"prompt": "{facts}", "columns": {"label": "prompt"}}, "writes: keep one"),
+    ],
+)
+def test_wordings_that_do_not_fit(tmp_path: Path, keys: dict[str, Any], says: str) -> None:
+    path = lines(tmp_path / "rows.jsonl", {"facts": "a", "label": "b", "completion": "c"})
+    with pytest.raises(RecipeError, match=says):
+        prepare(tmp_path, entry(path, **keys))
+
+
+@pytest.mark.parametrize(
+    ("wording", "says"),
+    [
+        ("Facts: ", "names no column"),
+        ("{facts", "expected '}'"),
+        ("{}", "the name of a column and nothing else"),
+        ("{facts:>3}", "the name of a column and nothing else"),
+        ("[facts]", "expected a text with columns in braces"),
+    ],
+)
+def test_wordings_that_are_none(tmp_path: Path, wording: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=rf"data\.train\.0\.prompt.*{says}"):
+        prepare_with(
+            tmp_path, tmp_path / "rows.jsonl", f"data.train.0.prompt={wording if wording[0] == '[' else repr(wording)}"
+        )
 
 
 # --- advice works when obeyed ---

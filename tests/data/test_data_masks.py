@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from lrft.data import encode_prompt
 from lrft.data.chat_template import Renderer
-from lrft.data.format import Message, Sample
 from lrft.data.records import BadRow
+from lrft.data.sample import Sample
 from lrft.data.tokenize import Encoded, Encoder
+from lrft.data.turns import Message
 from lrft.errors import DataError
 
 SPECIAL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<s>", "</s>"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -11,10 +12,11 @@ from runs import Place
 from transformers import AutoModelForCausalLM
 
 from lrft import registry
-from lrft.adapters.storage import load_adapter
+from lrft.adapters.storage import load_adapter, read_adapter
 from lrft.cli.main import run_command
 from lrft.model.load import load_model
 from lrft.runs.probe import probe
+from lrft.utils import files
 from lrft.verification.merge import logits
 
 
@@ -37,7 +39,7 @@ def distance(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
 
 
 def test_each_exporter_of_the_folder_is_known_by_name() -> None:
-    assert {"merged", "peft"} <= registry.declared("exporters").keys()
+    assert {"merged", "peft", "lora"} <= registry.declared("exporters").keys()
 
 
 def test_the_peft_folder_is_loaded_by_stock_peft(place: Place) -> None:
@@ -61,6 +63,30 @@ def test_the_merged_folder_is_loaded_by_transformers_and_was_compared(
     assert distance(logits(model, rows), expected(place, "mora")) < 1e-4
 
 
+def test_any_update_becomes_a_lora_of_stock_peft_as_near_as_its_rank_allows(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, out = read_adapter(place.root / "mora" / "best"), tmp_path / "lora"
+    run, base = str(place.root / "mora"), place.root / "base"
+    assert run_command(["export", run, "--to", "lora", "energy=1", "-o", str(tmp_path / "all")]) == 0
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "all")
+    rows = probe(place.root / "mora" / "best", base)
+    assert distance(logits(model.base_model.model, rows), expected(place, "mora")) < 1e-4
+
+    assert run_command(["export", run, "--to", "lora", "rank=2", "tolerance=5", "-o", str(out)]) == 0
+    assert "of what the adapter changes" in capsys.readouterr().out
+    errors, tensors = files.read_json(out / "conversion.json"), files.read_tensors(out / "adapter_model.safetensors")
+    for site in saved.sites:
+        exact = saved.build(site).delta_weight().detach().double().numpy()
+        A, B = (tensors[f"base_model.model.{site.name}.lora_{part}.weight"].double().numpy() for part in "AB")
+        S = np.linalg.svd(exact, compute_uv=False)
+        best = np.sqrt((S[2:] ** 2).sum() / (S**2).sum())
+        assert np.linalg.norm(exact - B @ A) / np.linalg.norm(exact) == pytest.approx(best, rel=1e-4)
+        assert errors[site.name] == {"rank": 2, "relative error": pytest.approx(best, rel=1e-4)}
+    assert run_command(["export", run, "--to", "lora", "rank=1", "tolerance=0.01", "-o", str(tmp_path / "one")]) == 4
+    assert "Use a higher rank" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("run", "words", "message"),
     [
@@ -69,6 +95,9 @@ def test_the_merged_folder_is_loaded_by_transformers_and_was_compared(
         ("lora", ["--to", "merged", "dtipe=float32"], "Did you mean dtype=...?"),
         ("lora", ["--to", "merged", "dtype=int8"], "dtype: input should be 'float32', 'bfloat16' or 'float16'"),
         ("lora", ["--to", "peft", "x=1"], "It takes no options."),
+        ("lora", ["--to", "lora", "rank=2", "energy=0.9"], "rank and energy exclude each other"),
+        ("lora", ["--to", "lora", "rank=0"], "rank must be at least 1 (got 0)"),
+        ("lora", ["--to", "lora", "energy=2"], "energy must be above 0 and at most 1 (got 2"),
     ],
 )
 def test_a_wrong_call_is_answered(

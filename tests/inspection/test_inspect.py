@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from cases import CASES, EVERY_CASE, NOT_MERGEABLE, attach, late
+from cases import CASES, EVERY_BASE, NOT_MERGEABLE, attach, late
 from memory import Synthetic, run, used
 from on_disk import save_adapter, save_base, tensors
 from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
@@ -124,10 +124,9 @@ def made(saved: Path, name: str, case: str) -> tuple[Path, Any]:
     return folder, attached
 
 
-@EVERY_CASE
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_the_norm_is_that_of_weight_minus_base(case: str, name: str, saved: Path) -> None:
-    folder, attached = made(saved, name, case)
+@EVERY_BASE
+def test_the_norm_is_that_of_weight_minus_base(case: str, model_name: str, saved: Path) -> None:
+    folder, attached = made(saved, model_name, case)
     if case.startswith(NOT_MERGEABLE):
         with pytest.raises(UsageError, match="not mergeable"):
             inspect_adapter(folder)

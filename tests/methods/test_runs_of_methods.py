@@ -44,6 +44,7 @@ TOLERANCE = 1e-4
 WIDER = {
     **{"singlora+rslora": 1e-2, "corda": 1e-2, "gora+lora+": 1e-2, "fast-forward+dora": 2e-2},
     **{"lora-pro": 1e-3, "lora-one+rslora+preconditioned": 1e-3, "loft": 1e-2, "galore-plus": 1e-3},
+    "loraprune+rslora+lora+": 1e-2,
 }
 # What depends on how a batch is cut into passes: masks and noise drawn in each pass, singular values of its logits,
 # correlations over its rows, inputs scaled by the largest of each pass.

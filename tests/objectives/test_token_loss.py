@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import tiny
 import torch
 from torch import Tensor, nn
 
 import lrft
+from lrft.data import Row, Rows
 from lrft.objectives.cross_entropy import LOGITS_AT_ONCE, chunked_cross_entropy, summed_cross_entropy
-from lrft.objectives.sft import TokenLoss
+from lrft.objectives.sft import Sft, TokenLoss
 
 
 def gradients(value: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -31,6 +35,37 @@ def test_chunked_equals_stock_with_gradients(rows: int, monkeypatch: pytest.Monk
         assert torch.allclose(got, wanted, rtol=1e-10, atol=1e-12)
     with torch.no_grad():
         assert torch.allclose(chunked_cross_entropy(head, hidden, targets), stock, rtol=1e-12)
+
+
+def test_weights_multiply_each_tokens_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks, and in batches of every form, against the sum written out."""
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 1)
+    torch.manual_seed(0)
+    head, hidden = nn.Linear(16, 50).double(), torch.randn(130, 16, dtype=torch.float64, requires_grad=True)
+    targets, weights = torch.randint(0, 50, (130,)), torch.rand(130)
+    dense = -(head(hidden).log_softmax(-1)[torch.arange(130), targets] * weights.double()).sum()
+    found = chunked_cross_entropy(head, hidden, targets, weights)
+    assert torch.allclose(found, dense, rtol=1e-10)
+    for got, wanted in zip(gradients(found, hidden, head.bias), gradients(dense, hidden, head.bias), strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        assert torch.allclose(chunked_cross_entropy(head, hidden, targets, weights), dense, rtol=1e-10)
+    model = tiny.make("llama").double()
+    lengths, shares = (5, 9), (0.25, 3.0)
+    made = [
+        Row(np.arange(3, 3 + n, dtype=np.int32), np.arange(n) > 1, 2, "", "f:", 1, weight=weight)
+        for n, weight in zip(lengths, shares, strict=True)
+    ]
+    rows, sft = Rows.of(made), Sft()
+    alone = [TokenLoss(model)(sft.collate(Rows.of([each]), [0], pad_id=0, form="padded")).item() for each in made]
+    one = [TokenLoss(model)(sft.collate(Rows.of([replace(r, weight=1.0)]), [0], pad_id=0, form="padded")) for r in made]
+    assert alone == pytest.approx([w * loss.item() for w, loss in zip(shares, one, strict=True)], rel=1e-9)
+    for form in ("padded", "packed"):
+        batch = sft.collate(rows, [1, 0], pad_id=0, form=form)
+        assert sft.batch_weight(batch) == sft.weight(rows, [0, 1]) == 0.25 * 3 + 3.0 * 7
+        if form == "padded":
+            for direct in (True, False):
+                assert TokenLoss(model, direct=direct)(batch).item() == pytest.approx(sum(alone), rel=1e-9)
 
 
 def test_no_trained_token_is_a_loss_of_zero_with_gradients_of_zero() -> None:

@@ -162,7 +162,7 @@ def here(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "dylora"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.all), "dylora"])
 def test_an_adapter_is_cut_to_its_first_components(here: Path, method: str, tmp_path: Path) -> None:
     """Against the adapter's own weight, with its other components set to zero or its gate to the lower rank."""
     saved = read_adapter(here / method / "best")

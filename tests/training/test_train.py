@@ -81,7 +81,8 @@ def test_gradient_is_that_of_the_mean_over_all_trained_tokens(place: Place, micr
         loss, expected = reference(session, ids)
         session.engine.optimizer.zero_grad()
         tokens = sum(int(session.inputs.train.trained(int(i)).sum()) for i in ids)
-        got = passes_of_rank(session.engine, session.inputs.train, ids, tokens, seed=0, step=step)[0].item() / tokens
+        sums = passes_of_rank(session.engine, session.inputs.train, ids, tokens, seed=0, step=step)
+        got = sums.values[0].item() / tokens
         assert got == pytest.approx(loss, rel=1e-6)
         grads = {name: p.grad for name, p in session.adapted.attached.trained().items()}
         assert runs.distance(grads, expected) < 1e-5
@@ -118,6 +119,7 @@ def test_gradient_checkpointing_changes_no_weight(place: Place) -> None:
         assert runs.distance(without, checkpointed, "adapter") < 1e-5, kind
 
 
+@pytest.mark.all  # the compiler takes a minute
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about its own parts
 @pytest.mark.parametrize("kind", ["none", "full"])
@@ -384,6 +386,44 @@ def test_last_adapter_gives_the_last_validation_loss(place: Place) -> None:
     load_adapter(model, run / "last")
     again = loss_of(TokenLoss(model), session.inputs.validation, micro=2, pad_id=0)
     assert again["loss"] == pytest.approx(measured["loss"], rel=1e-5)
+
+
+def test_a_row_of_weight_two_counts_as_two_rows(place: Place) -> None:
+    made = runs.rows(6)
+    keys = ("data.validation=none", "training.epochs=3", "training.global_batch_size=7", "training.warmup_steps=0")
+    found = []
+    for name, rows in {"twice": [*made, made[1]], "weighted": [*made[:1], {**made[1], "weight": 2}, *made[2:]]}.items():
+        runs.write_rows(place.root / f"{name}.jsonl", rows)
+        found.append(place.train(f"data.train={place.root / name}.jsonl", *keys, out=name))
+    assert runs.distance(*(runs.tensors(run) for run in found), "adapter") < 1e-4
+    assert json.loads((found[0] / "run.json").read_text())["warnings"] == []
+    known = place.train(f"data.validation={place.root}/train.jsonl", "training.max_steps=1", out="known")
+    assert "10 validation rows also in the training rows" in json.loads((known / "run.json").read_text())["warnings"][0]
+    losses = [[record["loss"] for record in runs.records(run)] for run in found]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_sources_with_shares_are_drawn_reported_and_resumed(place: Place) -> None:
+    runs.write_rows(place.root / "more.jsonl", runs.rows(30, seed=3))
+    entries = ", ".join(
+        f"{{path: {place.root / name}, weight: {weight}}}" for name, weight in (("train.jsonl", 1), ("more.jsonl", 3))
+    )
+    keys = (f"data.train=[{entries}]", "data.validation=0.3", "training.max_steps=7", "checkpoint.every=3")
+    keys = (*keys, "evaluation.every=7", "evaluation.at_start=true")
+    whole = place.train(*keys, out="mixed")
+    facts = json.loads((whole / "run.json").read_text())["training"]["sources"]
+    drawn = {name: fact["drawn"] for name, fact in facts.items()}
+    assert sum(drawn.values()) == 7 * 4
+    assert abs(drawn["train.jsonl"] - 7) <= 1
+    last = runs.records(whole, "eval")[-1]
+    low, high = sorted(last["sources"].values())
+    assert low < last["loss"] < high
+    assert f"more.jsonl {last['sources']['more.jsonl']:.4f}" in (whole / "log.txt").read_text()
+    assert "| step | loss | perplexity | train.jsonl | more.jsonl |" in (whole / "report.md").read_text()
+    part = runs.cut(whole, 3, place.root / "cut")
+    place.train(*keys, out=part.name, resume="last")
+    assert runs.differing(runs.tensors(whole), runs.tensors(part)) == []
+    assert runs.records(part) == runs.records(whole)
 
 
 def test_early_stopping_ends_the_run_and_a_resume_does_not_go_on(place: Place) -> None:

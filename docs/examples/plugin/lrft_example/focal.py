@@ -21,6 +21,8 @@ class Focal(Sft):
     """The next-token loss, weighted down where the model is already sure. Rows, batches and counts are those of sft."""
 
     name: ClassVar[str] = "focal"
+    perplexity: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = False
 
     gamma: Annotated[float, Field(ge=0)] = 2.0
     """Power of the missing probability; 0 is sft."""
@@ -41,4 +43,5 @@ class FocalLoss(LossModule):
         logits, labels = logits_before_labels(self.model, inputs, batch["labels"])
         trained = labels != IGNORE_INDEX
         losses = cross_entropy(wide(logits[trained]), labels[trained], reduction="none")
+        self.note("accuracy", (logits[trained].argmax(-1) == labels[trained]).double())
         return ((1 - (-losses).exp()) ** self.gamma * losses).sum()

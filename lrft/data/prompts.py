@@ -1,0 +1,139 @@
+"""Prompts to be answered, from the same files and formats as training rows: each is tokenised as training does it.
+
+A row need not have an answer. Where it has one (a last turn of the assistant, a completion, an output), the prompt is
+what stands before it. Prompts of plain text, `{"prompt": text}` and `{"text": text}`, are the turn of a user, or are
+continued as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from lrft.data.chat_template import Renderer
+from lrft.data.format import Sample, detect, rename, sample, unclear
+from lrft.data.readers import find
+from lrft.data.records import BadRow
+from lrft.data.tokenize import Encoder
+from lrft.errors import DataError, UsageError
+
+STAND_IN = "x"
+"""The answer of a row that has none: the prompt is what stands before it"""
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """row: the record as it was read. ids: int32 (n,), what generation starts from."""
+
+    place: str
+    row: dict[str, Any]
+    ids: np.ndarray
+
+
+class Asking:
+    """Makes prompts with a tokenizer. plain: prompts of plain text are continued as they are, without the template."""
+
+    def __init__(self, tokenizer: Any, *, plain: bool = False) -> None:
+        template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        self.chat, self.plain = template is not None, plain or template is None
+        self._render, self._encode = Renderer(tokenizer, template, "last-assistant"), Encoder(tokenizer)
+
+    @cached_property
+    def ends(self) -> tuple[str, ...]:
+        """The token that the template writes behind an answer, if any."""
+        if self.plain:
+            return ()
+        turns = {"role": "user", "content": STAND_IN}, {"role": "assistant", "content": STAND_IN}
+        try:
+            end = self._render(Sample(messages=turns)).end
+        except BadRow:  # it refuses the probe, not every conversation
+            return ()
+        return (end,) if end else ()
+
+    def ids(self, asked: Sample) -> np.ndarray:
+        """int32 (n,): what stands before the sample's answer. Raises BadRow."""
+        if not self.plain and asked.prompt:
+            turns = {"role": "user", "content": asked.prompt}, {"role": "assistant", "content": STAND_IN}
+            asked = Sample(messages=turns, tokens=asked.tokens)
+        encoded = self._encode([self._render(replace(asked, untrained=frozenset()))])[0]
+        if isinstance(encoded, BadRow):
+            raise encoded
+        return encoded.tokens[: encoded.spans[-1][0]]
+
+    def text(self, text: str, system: str | None = None) -> np.ndarray:
+        """The prompt of one text. Raises BadRow."""
+        if system is None or self.plain:
+            return self.ids(Sample(prompt=text, answer=STAND_IN))
+        turns = {"system": system, "user": text, "assistant": STAND_IN}
+        return self.ids(Sample(messages=tuple({"role": role, "content": said} for role, said in turns.items())))
+
+
+def read_prompts(
+    path: str, asking: Asking, *, form: str = "auto", columns: Mapping[str, str] | None = None, limit: int | None = None
+) -> list[Prompt]:
+    """Every row of the file or folder as a prompt, in order. form, columns: as in an entry of data.train.
+
+    Raises DataError for files that cannot be read, and for rows that are no prompts, with their places.
+    """
+    prompts: list[Prompt] = []
+    bad: list[str] = []
+    for place, value in islice(_records(path), limit):
+        try:
+            if isinstance(value, BadRow):
+                raise value
+            prompts.append(Prompt(place, value, asking.ids(_sample(value, form, columns or {}, asking.chat))))
+        except BadRow as error:
+            bad.append(f"{place}  {error.detail}")
+    if bad:
+        more = [f"... and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
+        raise DataError("\n".join([f"{path}: {len(bad):,} rows are no prompts", *bad[:SHOWN], *more]))
+    if not prompts:
+        raise DataError(f"{path}: no rows")
+    return prompts
+
+
+def _records(path: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    for source in find(path, "train"):
+        for record in source.records():
+            yield f"{source.name}{record.number}", record.value
+
+
+def _sample(record: Mapping[str, Any], form: str, columns: Mapping[str, str], chat: bool) -> Sample:
+    named = _answered(rename(record, columns))
+    found = detect(named) if form == "auto" else form
+    if found is None:
+        raise BadRow("unknown format", unclear(named)[0])
+    made = sample(named, found, chat=chat)
+    return made if made.document is None else Sample(prompt=made.document, answer=STAND_IN)
+
+
+def _answered(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with an answer, where it has none."""
+    turn = {"role": "assistant", "content": STAND_IN}
+    for field in ("messages", "conversations"):
+        turns = record.get(field)
+        if isinstance(turns, list) and turns and not _is_answer(turns[-1]):
+            return {**record, field: [*turns, turn]}
+    if "prompt" in record and record.get("completion") is None:
+        return {**record, "completion": [turn] if isinstance(record["prompt"], list) else STAND_IN}
+    if "instruction" in record and record.get("output") is None:
+        return {**record, "output": STAND_IN}
+    return record
+
+
+def _is_answer(turn: Any) -> bool:
+    return isinstance(turn, dict) and (turn.get("role") or turn.get("from")) in ("assistant", "gpt")
+
+
+def one_prompt(asking: Asking, text: str, system: str | None) -> np.ndarray:
+    """The prompt of one text. Raises UsageError when it cannot be one."""
+    try:
+        return asking.text(text, system)
+    except BadRow as error:
+        raise UsageError(f"the prompt {error.detail}") from error

@@ -1,0 +1,1 @@
+"""Publishing results on the hub: model card, what leaves, and the search for secrets in it."""

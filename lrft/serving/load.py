@@ -1,0 +1,72 @@
+"""From what a user names to what answers: a run, an adapter or a model, with the prompts that it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lrft.adapters.attached import Attached
+from lrft.data.prompts import Asking
+from lrft.errors import UsageError
+from lrft.loading.saved import adapter_folder, load_target
+from lrft.model.weights import fingerprint
+from lrft.runs.locate import run_of
+from lrft.serving.answerer import Answerer
+from lrft.utils import files
+
+PLAIN_FORMATS = {"completion", "text"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A loaded target, as it was trained and as its base."""
+
+    tokenizer: Any
+    folder: Path
+    """the base's"""
+    attached: Attached | None
+    """None for a plain model, and for adapters that are put into the model for each answer"""
+    asking: Asking
+    answerer: Answerer
+
+    @property
+    def base(self) -> Answerer:
+        """The base's answers, from the same weights. Raises UsageError for a plain model, which is its own base."""
+        if self.attached is None:
+            raise UsageError("this is a model without adapters: it is its own base")
+        return replace(self.answerer, copies=lambda: 1, placed=self.attached.disabled)
+
+
+def load(target: str, base: str | None = None, trusted: bool = False, put: str | None = None) -> Trained:
+    """put: chat or text, how a prompt of plain text is put; None: as the run's rows were."""
+    found = load_target(target, base, trusted)
+    asking = Asking(found.tokenizer, plain=was_plain(target) if put is None else put == "text")
+    if put == "chat" and not asking.chat:
+        raise UsageError(f"{target} has no chat template", "Use --as text to continue prompts as they are.")
+    answerer = Answerer.of(found).ending(*asking.ends)
+    return Trained(found.tokenizer, found.folder, found.attached, asking, answerer)
+
+
+def was_plain(target: str) -> bool:
+    """Whether the rows of a run were texts that no chat template has written."""
+    path = Path(target)
+    if not path.is_dir():
+        return False
+    run = path if (path / "run.json").is_file() else run_of(path)
+    if run is None or not (run / "run.json").is_file():
+        return False
+    written = files.read_json(run / "run.json")
+    sources = (written.get("data") or {}).get("sources", []) if isinstance(written, dict) else []
+    formats = {source.get("format") for source in sources if source.get("role") == "train"}
+    return bool(formats) and formats <= PLAIN_FORMATS
+
+
+def weights_digest(target: str, trained: Trained) -> str:
+    """sha256 of the weights that answer: the base's, and the adapter's."""
+    digest = hashlib.sha256(fingerprint(trained.folder).encode())
+    if trained.attached is not None:
+        for path in sorted(adapter_folder(Path(target)).glob("*.safetensors")):
+            digest.update(files.sha256(path).encode())
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""Training on a pruned base: against a smaller plain model; the factors are those of the whole base."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from smaller import CHANNELS, CONFIGS, GROUP, HEADS, SIZE, family, places, smaller
+
+import lrft
+from lrft.errors import RecipeError
+from lrft.model.pruned import PrunedLinear
+
+LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def attached_to(model: Any, **options: Any) -> Any:
+    attached = lrft.attach(model, {"method": {"loram": options}, "rank": 3})
+    torch.manual_seed(1)
+    with torch.no_grad():  # B is what the pruned base has trained: zero where no gradient comes
+        for name, p in attached.trained().items():
+            if name.endswith("B"):
+                layer = model.get_submodule(name.removesuffix(".B")).base
+                rows = slice(None) if layer.rows is None else layer.rows
+                p[rows] = 0.1 * torch.randn_like(p[rows])
+    return attached
+
+
+def kept_units(model: Any, width: int, layer: str) -> list[list[int]]:
+    """Of each block, by the rows that are left of a layer."""
+    parts = [module.base for name, module in model.named_modules() if name.endswith(layer)]
+    return [sorted({int(row) // width for row in part.rows}) for part in parts]
+
+
+def factors_of_smaller(model: Any, attached: Any, small: Any, heads: Any, channels: Any) -> Any:
+    """A plain LoRA on the smaller model with the rows and columns of `attached` that belong to it."""
+    copied = lrft.attach(small, {"method": "lora", "rank": 3})
+    with torch.no_grad():
+        for name, p in copied.trained().items():
+            site, word = name.rsplit(".", 1)
+            block = int(site.split(".")[2])
+            lanes = {"q_proj": places(heads[block], GROUP * SIZE), "o_proj": places(heads[block], GROUP * SIZE)}
+            lanes |= dict.fromkeys(("k_proj", "v_proj"), places(heads[block], SIZE))
+            mine = lanes.get(site.rsplit(".", 1)[1], channels[block])
+            whole, reads = attached.tensors()[name], site.endswith(("o_proj", "down_proj"))
+            if word == "B":
+                p.copy_(whole if reads else whole[mine])
+            else:
+                p.copy_(whole[:, mine] if reads else whole)
+    return copied
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_trains_what_a_lora_on_the_smaller_plain_model_trains(name: str) -> None:
+    model = family(name).double()
+    before = copy.deepcopy(model)
+    attached = attached_to(model, ratio=0.5, first=0.0, last=0.0)
+    heads, channels = kept_units(model, SIZE, "k_proj"), kept_units(model, 1, "gate_proj")
+    assert [len(units) for units in (*heads, *channels)] == [HEADS // 2] * 2 + [CHANNELS // 2] * 2
+    small = smaller(before, heads, channels)
+    copied = factors_of_smaller(model, attached, small, heads, channels)
+    ids = tiny.tokens()
+    model.train()
+    found, expected = (m(input_ids=ids, labels=ids).loss for m in (model, small.train()))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    found.backward()
+    expected.backward()
+    for key, p in attached.trained().items():
+        theirs = copied.trained()[key].grad
+        assert p.grad.norm().item() == pytest.approx(theirs.norm().item(), rel=1e-9), "zero wherever theirs has nothing"
+    # What is cut stays zero, exactly: by step and by decay.
+    optimizer = torch.optim.AdamW(attached.trained().values(), lr=0.1)
+    optimizer.step()
+    for site, layer in attached.layers().items():
+        if layer.base.rows is not None:
+            out = torch.ones(layer.base.shape[0], dtype=torch.bool)
+            out[layer.base.rows] = False
+            assert not layer.adapter.B[out].any(), site
+            assert layer.adapter.B[~out].any()
+        else:
+            out = torch.ones(layer.base.shape[1], dtype=torch.bool)
+            out[layer.base.columns] = False
+            assert not layer.adapter.A[:, out].any(), site
+
+
+def test_in_evaluation_it_is_the_whole_base_with_the_factors_and_detached_it_is_the_base_again() -> None:
+    model, ids = tiny.make("llama"), tiny.tokens()
+    whole, numbers = copy.deepcopy(model), sum(p.numel() for p in model.parameters())
+    before = tiny.logits(model, ids)
+    attached = attached_to(model, ratio=0.5)
+    left = sum(p.numel() for n, p in model.named_parameters() if ".adapter." not in n)
+    assert numbers - left == sum(layer.base.whole.weight.numel() for layer in attached.layers().values()) // 2
+    with torch.no_grad():
+        for name in attached.modules:
+            whole.get_submodule(name).weight += attached.delta(name)
+    assert torch.allclose(tiny.logits(model, ids), tiny.logits(whole, ids), atol=1e-4)
+    trained = tiny.logits(model.train(), ids)
+    assert not torch.allclose(trained, tiny.logits(whole, ids), atol=1e-2)
+    assert torch.equal(tiny.logits(attached.detach().eval(), ids), before)
+    assert not any(isinstance(module, PrunedLinear) for module in model.modules())
+
+
+def test_nothing_is_cut_at_ratio_zero_nor_in_blocks_that_are_spared() -> None:
+    model = tiny.make("llama")
+    lrft.attach(model, {"method": {"loram": {"ratio": 0.0}}})
+    assert not any(isinstance(module, PrunedLinear) for module in model.modules())
+    model = tiny.make("llama")
+    lrft.attach(model, {"method": {"loram": {"first": 0.5}}, "target_modules": ["q_proj", "v_proj"]})
+    cut = {name for name, module in model.named_modules() if isinstance(module, PrunedLinear)}
+    assert len(cut) == len(LAYERS)
+    assert all(".1." in name for name in cut), "layers without an adapter too"
+
+
+def test_the_least_is_cut_or_what_the_seed_draws() -> None:
+    model = tiny.make("llama")
+    with torch.no_grad():
+        for name in ("gate_proj", "up_proj"):
+            getattr(model.model.layers[0].mlp, name).weight[7] *= 1e-3
+        model.model.layers[0].mlp.down_proj.weight[:, 7] *= 1e-3
+    lrft.attach(model, {"method": {"loram": {"ratio": 0.03}}})
+    assert kept_units(model, 1, "layers.0.mlp.gate_proj") == [[i for i in range(44) if i != 7]]
+    drawn = []
+    for seed in (0, 0, 1):
+        model = tiny.make("llama")
+        lrft.attach(model, {"method": {"loram": {"select": "random", "pruning_seed": seed}}})
+        drawn.append(kept_units(model, 1, "gate_proj"))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0][0] != drawn[0][1]
+
+
+def test_other_families_are_refused_by_name_and_a_refused_model_is_left_whole() -> None:
+    with pytest.raises(RecipeError, match=r"loram: prunes blocks of llama, mistral, qwen2, qwen3, and .* gpt2"):
+        lrft.attach(tiny.make("gpt2"), {"method": "loram"})
+    model = tiny.make("llama")
+    with pytest.raises(RecipeError, match="nothing"):
+        lrft.attach(model, {"method": "loram", "target_modules": ["nothing"]})
+    assert not any(isinstance(module, PrunedLinear) for module in model.modules())
