@@ -64,9 +64,9 @@ def attach(
         context = CalibrationContext(
             model, batches=lambda rows: batches, loss=TokenLoss(model), tokens=trained_tokens, seed=seed
         )
-    presets = set(section.target_modules) <= set(targets.PRESETS)
-    passed_over = uncalled_by_text(model) if presets else {}
     try:
+        presets = set(section.target_modules) <= set(targets.PRESETS)
+        passed_over = uncalled_by_text(model) if presets else {}
         left_out = targets.choose(model, section, lambda key: key, passed_over).left_out
         attached, _ = attach_adapter(model, section, seed=seed, context=context, uncalled=passed_over)
     except LrftError:
