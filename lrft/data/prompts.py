@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lrft.data.chat_template import Renderer
-from lrft.data.format import Sample, detect, rename, sample, unclear
+from lrft.data.chat_template import Renderer, writes_tools
+from lrft.data.format import Reading, Sample, detect, rename, sample, unclear
 from lrft.data.readers import find
 from lrft.data.records import BadRow
 from lrft.data.tokenize import Encoder
@@ -37,12 +37,15 @@ class Prompt:
 
 
 class Asking:
-    """Makes prompts with a tokenizer. plain: prompts of plain text are continued as they are, without the template."""
+    """Makes prompts with a tokenizer. plain: prompts of plain text are continued as they are, without the template.
+    options: as data.template_options of the recipe that trained."""
 
-    def __init__(self, tokenizer: Any, *, plain: bool = False) -> None:
+    def __init__(self, tokenizer: Any, *, plain: bool = False, options: Mapping[str, Any] | None = None) -> None:
         template = tokenizer.get_chat_template() if tokenizer.chat_template else None
         self.chat, self.plain = template is not None, plain or template is None
-        self._render, self._encode = Renderer(tokenizer, template, "last-assistant"), Encoder(tokenizer)
+        self._render = Renderer(tokenizer, template, "last-assistant", options)
+        self._encode = Encoder(tokenizer)
+        self.reading = Reading(self.chat, writes_tools=template is not None and writes_tools(template))
 
     @cached_property
     def ends(self) -> tuple[str, ...]:
@@ -87,7 +90,7 @@ def read_prompts(
         try:
             if isinstance(value, BadRow):
                 raise value
-            prompts.append(Prompt(place, value, asking.ids(_sample(value, form, columns or {}, asking.chat))))
+            prompts.append(Prompt(place, value, asking.ids(_sample(value, form, columns or {}, asking.reading))))
         except BadRow as error:
             bad.append(f"{place}  {error.detail}")
     if bad:
@@ -104,12 +107,12 @@ def _records(path: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
             yield f"{source.name}{record.number}", record.value
 
 
-def _sample(record: Mapping[str, Any], form: str, columns: Mapping[str, str], chat: bool) -> Sample:
+def _sample(record: Mapping[str, Any], form: str, columns: Mapping[str, str], reading: Reading) -> Sample:
     named = _answered(rename(record, columns))
     found = detect(named) if form == "auto" else form
     if found is None:
         raise BadRow("unknown format", unclear(named)[0])
-    made = sample(named, found, chat=chat)
+    made = sample(named, found, reading)
     return made if made.document is None else Sample(prompt=made.document, answer=STAND_IN)
 
 

@@ -75,7 +75,7 @@ class Conversation:
             return True
 
         sampling = replace(self.sampling, seed=seed_of(self.sampling.seed, "answer", self.asked))
-        ids = encode_prompt(self.trained.tokenizer, turns)
+        ids = encode_prompt(self.trained.tokenizer, turns, options=self.trained.options)
         self.asked += 1
         try:
             answerer.answer([Request(ids, self.max_new_tokens, sampling, told=told)])

@@ -64,7 +64,9 @@ class Server(ThreadingHTTPServer):
     ) -> None:
         """port: 0 takes a free one. Raises UsageError when the address cannot be used."""
         self.shelf, self.key, self.limits, self.local = shelf, key, limits, host in LOOPBACK
-        self.plain = {name: Asking(trained.tokenizer, plain=True) for name, trained in shelf.items()}
+        self.plain = {
+            name: Asking(trained.tokenizer, plain=True, options=trained.options) for name, trained in shelf.items()
+        }
         self.free = threading.BoundedSemaphore(limits.connections)
         self.created = int(time.time())
         if ":" in host:
@@ -158,7 +160,8 @@ class Handler(BaseHTTPRequestHandler):
         if not trained.asking.chat:
             raise ApiError(400, f"{asked.model} has no chat template; use /v1/completions", "no_chat_template", "model")
         try:
-            ids = encode_prompt(trained.tokenizer, [turn.message() for turn in asked.messages])
+            turns = [turn.message() for turn in asked.messages]
+            ids = encode_prompt(trained.tokenizer, turns, options=trained.options)
         except DataError as error:
             raise ApiError(400, f"messages: {error.message}", "invalid_value", "messages") from error
         self.reply(asked, trained, [ids], "messages")

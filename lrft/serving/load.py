@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class Trained:
     """None for a plain model, and for adapters that are put into the model for each answer"""
     asking: Asking
     answerer: Answerer
+    options: Mapping[str, Any]
+    """data.template_options of the run's recipe: the template was trained with them"""
 
     @property
     def base(self) -> Answerer:
@@ -42,11 +45,13 @@ class Trained:
 def load(target: str, base: str | None = None, trusted: bool = False, put: str | None = None) -> Trained:
     """put: chat or text, how a prompt of plain text is put; None: as the run's rows were."""
     found = load_target(target, base, trusted)
-    asking = Asking(found.tokenizer, plain=was_plain(target) if put is None else put == "text")
+    options = {} if found.section is None else dict(found.section.template_options)
+    plain = was_plain(target) if put is None else put == "text"
+    asking = Asking(found.tokenizer, plain=plain, options=options)
     if put == "chat" and not asking.chat:
         raise UsageError(f"{target} has no chat template", "Use --as text to continue prompts as they are.")
     answerer = Answerer.of(found).ending(*asking.ends)
-    return Trained(found.tokenizer, found.folder, found.attached, asking, answerer)
+    return Trained(found.tokenizer, found.folder, found.attached, asking, answerer, options)
 
 
 def was_plain(target: str) -> bool:

@@ -17,7 +17,7 @@ from lrft.errors import UsageError
 from lrft.evaluation.generate import stop_tokens
 from lrft.loading.saved import adapter_folder, base_of, load_as_trained, refuse_other_base
 from lrft.model.load import load_tokenizer
-from lrft.runs.locate import run_of, trusts_remote_code
+from lrft.runs.locate import recipe_of, run_of, trusts_remote_code
 from lrft.serving.answerer import Answerer
 from lrft.serving.load import Trained, load, was_plain
 
@@ -79,7 +79,7 @@ def plain(model: Any, source: Path, trusted: bool) -> Trained:
     tokenizer = load_tokenizer(source, trusted)
     asking = Asking(tokenizer)
     ends = tuple(stop_tokens(model, tokenizer))
-    return Trained(tokenizer, source, None, asking, Answerer(model, tokenizer, ends).ending(*asking.ends))
+    return Trained(tokenizer, source, None, asking, Answerer(model, tokenizer, ends).ending(*asking.ends), {})
 
 
 def adapted(model: Any, source: Path, saved: SavedAdapter, target: str, trusted: bool) -> Trained:
@@ -92,9 +92,11 @@ def adapted(model: Any, source: Path, saved: SavedAdapter, target: str, trusted:
     model.generation_config.eos_token_id = stops  # what this adapter ends with is not what the others end with
     layers, copies = attached.layers(), copying(model)
     attached.detach()
-    asking = Asking(tokenizer, plain=was_plain(target))
+    recipe = recipe_of(saved.folder)
+    options = {} if recipe is None else dict(recipe.data.template_options)
+    asking = Asking(tokenizer, plain=was_plain(target), options=options)
     answerer = Answerer(model, tokenizer, ends, copies, partial(in_model, model, layers)).ending(*asking.ends)
-    return Trained(tokenizer, source, None, asking, answerer)
+    return Trained(tokenizer, source, None, asking, answerer, options)
 
 
 @contextmanager

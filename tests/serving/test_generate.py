@@ -47,6 +47,10 @@ def test_a_row_is_asked_as_training_and_a_conversation_ask_it_with_or_without_it
     found = read_prompts(str(path), Asking(tokenizer))
     assert [prompt.place.rpartition(":")[2] for prompt in found] == [str(n) for n in range(1, 10)]
     assert all(np.array_equal(prompt.ids, expected) for prompt in found)
+    thinking = "{% if not think %}be short {% endif %}" + tiny_tokenizers.CHATML
+    options = {"think": True}
+    trained = Asking(tiny_tokenizers.chatml(thinking), options=options)
+    assert np.array_equal(trained.text(asked["content"]), expected)
     plain = Asking(tokenizer, plain=True).text("hello")
     assert tokenizer.decode(plain) == "hello"
     assert Asking(tokenizer).ends == ("<|im_end|>",)
