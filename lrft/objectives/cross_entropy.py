@@ -65,7 +65,7 @@ def summed_cross_entropy(
     """The definition: logits (..., vocabulary), targets (...) -> sum over targets that are not ignored, each times its
     weight (...)."""
     flat, targets = wide(logits).flatten(0, -2), targets.flatten()
-    how = {"ignore_index": IGNORE_INDEX, "label_smoothing": terms.label_smoothing}
+    how: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "label_smoothing": terms.label_smoothing}
     if weights is None and not terms.z_loss:
         return cross_entropy(flat, targets, reduction="sum", **how)
     losses = cross_entropy(flat, targets, reduction="none", **how)
