@@ -1,4 +1,4 @@
-"""Methods, objectives, optimisers, trackers and exporters: what they declare, read from their source by `ast`.
+"""Methods, objectives, optimisers, trackers, metrics, exporters: what they declare, read from source by `ast`.
 
 Nothing is imported to be listed (they need torch, a recipe does not). A folder is a registry: each of its files may
 hold one class with a class variable `name`, its name in a recipe. Class variables are its declaration, annotated
@@ -20,7 +20,7 @@ from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -28,7 +28,15 @@ from lrft.errors import LrftError, MissingError
 
 FOLDER = Path(__file__).parent / "methods"
 # Where the classes of each kind lie, and the group of entry points by which an installed package adds to them.
-ROOMS = {"objectives": "objectives", "optimizers": "optim", "trackers": "tracking", "exporters": "export"}
+ROOMS = {
+    "objectives": "objectives",
+    "optimizers": "optim",
+    "trackers": "tracking",
+    "metrics": "metrics",
+    "exporters": "export",
+}
+# How a user's own function is named where a registry's name may stand: python:FILE:FUNCTION.
+PYTHON = "python:"
 DEFAULT_METHOD = "lora"
 DEFAULT_RATE = 2e-4
 """the learning rate of a method that declares none"""
@@ -325,7 +333,7 @@ def reading(source: Source) -> Iterator[None]:
 
 @cache
 def declared(kind: str) -> dict[str, Declaration]:
-    """Declarations of one of `ROOMS` by name: objectives, optimizers, trackers or exporters.
+    """Declarations of one of `ROOMS` by name: objectives, optimizers, trackers, metrics or exporters.
 
     A file without a class that has a `name` declares nothing. Raises ValueError for a broken declaration, and for a
     name that is declared twice; LrftError where an installed package does.
@@ -336,6 +344,23 @@ def declared(kind: str) -> dict[str, Declaration]:
             for node, values in _declaring(source.file):
                 _add(found, Declaration(**_declaration(source, node, values)))
     return found
+
+
+class Chosen(Protocol):
+    """What a recipe names of a registry."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def refuse_missing(key: str, chosen: Chosen, kind: str) -> None:
+    """Raises MissingError where the package that a declaration `needs` is not installed. Imports nothing."""
+    card = declared(kind).get(chosen.name)  # none: a user's own function
+    package = "" if card is None else card.facts.get("needs", "")
+    if package and find_spec(package.replace("-", "_")) is None:
+        raise MissingError(
+            f"{key}: {chosen.name} needs the package {package}, which is not installed", f"pip install {package}"
+        )
 
 
 @cache

@@ -21,7 +21,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     "errors version",
     "registry",
-    "utils optim recipe",
+    "utils optim recipe metrics",
     "data model",
     "adapters objectives runs",
     "methods distributed evaluation loading tracking report",
@@ -39,6 +39,7 @@ ONLY = {
     "registry": "errors",
     "recipe": "errors registry",
     "optim": "errors",
+    "metrics": "",
     "data": "errors registry utils",
     "model": "errors utils",
     "adapters": "errors registry model utils",

@@ -27,12 +27,13 @@ from lrft.utils import files
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "plugin"
 PROJECT = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-KINDS = ("methods", "objectives", "optimizers", "trackers", "exporters")
+KINDS = ("methods", "objectives", "optimizers", "trackers", "metrics", "exporters")
 ALL = (
     "adapter.method=group-mean",
     "training.objective={focal: {gamma: 1.5}}",
     "training.optimizer=radam",
     "logging.report_to=[loss-csv]",
+    "evaluation.metrics=[{answer-words: {floor: 2}}]",
 )
 
 
@@ -114,14 +115,18 @@ def test_the_list_of_methods_says_whose_each_is(package: Path, capsys: pytest.Ca
 
 
 def test_a_run_with_all_of_them_resumes_exactly_and_is_exported(package: Path, place: Place) -> None:
-    straight = place.train(*ALL, "checkpoint.every=3", out="straight")
+    keys = (*ALL, "checkpoint.every=3", "evaluation.every=3", "evaluation.max_new_tokens=3")
+    straight = place.train(*keys, out="straight")
+    scores = [record["figures"]["answer-words"] for record in runs.records(straight, "eval")]
+    assert len(scores) == 2
+    assert all(0 <= score < 1 for score in scores)  # three tokens are no whole answer
     records = runs.records(straight)
     table = (straight / "loss.csv").read_text().splitlines()
     assert table == ["step,loss", *(f"{record['step']},{record['loss']}" for record in records)]
     assert len(records) == runs.STEPS
     assert all(0 <= record["figures"]["accuracy"] <= 1 for record in records)
     stopped = runs.cut(straight, 3, place.root / "stopped")
-    place.train(*ALL, "checkpoint.every=3", out="stopped", resume="last")
+    place.train(*keys, out="stopped", resume="last")
     assert runs.differing(runs.tensors(straight), runs.tensors(stopped)) == []
     assert (stopped / "loss.csv").read_text().splitlines() == table
     state = {name.rpartition("/")[2] for name in runs.tensors(straight) if "optimizer" in name}

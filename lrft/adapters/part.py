@@ -61,8 +61,12 @@ class Run:
     def forget(self, parameter: Tensor) -> None:
         """The optimiser's state of a parameter as before the first step: running means, and the count of steps that
         corrects them."""
-        for tensor in self.optimizer.state.get(parameter, {}).values():
-            tensor.zero_()
+        state = self.optimizer.state.get(parameter, {})
+        if all(isinstance(value, Tensor) and value.is_floating_point() for value in state.values()):
+            for tensor in state.values():
+                tensor.zero_()
+        else:  # counts, codes of numbers: the optimiser makes them anew
+            self.optimizer.state.pop(parameter)
 
     def pairs(self) -> list[list[Any]]:
         """The modules that hold factors A and B with gradients, those of one rank together."""
@@ -124,6 +128,10 @@ class Part:
     """default of training.learning_rate; parts override their method, and the lowest of several parts wins"""
     rate_source: ClassVar[str] = ""
     """source of learning_rate; required together with it"""
+    edits_moments: ClassVar[bool] = False
+    """whether it changes single numbers of the optimiser's state, which one that keeps 8 bits for each does not have"""
+    needs_adamw: ClassVar[str] = ""
+    """what of AdamW it works with, when it works beside no other optimiser: the end of "NAME ..." """
     offset_from_init: ClassVar[bool] = False
     """`initialize` sets a nonzero product B A; the update is measured from that init"""
     natural_scale: ClassVar[float | None] = None

@@ -27,10 +27,12 @@ class Flags:
     fresh: bool
     accept_changes: bool
     quiet: bool
+    allow_code: bool
 
     def arguments(self) -> list[str]:
         """The flags on a command line."""
         given = {"--fresh": self.fresh, "--accept-changes": self.accept_changes, "--quiet": self.quiet}
+        given |= {"--allow-code": self.allow_code}
         resume = [f"--resume={self.resume}"] if self.resume else []
         return [*resume, *(flag for flag, on in given.items() if on)]
 
@@ -50,6 +52,9 @@ def train(
         typer.Option("--accept-changes", help="With --resume: continue even if recipe, data or base have changed."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings only.")] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run the Python functions that evaluation.metrics names.")
+    ] = False,
     devices: Annotated[
         int | None,
         typer.Option(min=1, help="Number of processes on this machine, one per device. Default: one per GPU."),
@@ -68,7 +73,7 @@ def train(
         raise UsageError("--resume and --dry-run cannot be used together", "A dry run with --fresh renames nothing.")
     loaded = read_recipe(recipe, overrides)
     refuse_missing(loaded)
-    flags = Flags(resume, fresh, accept_changes, quiet)
+    flags = Flags(resume, fresh, accept_changes, quiet, allow_code)
     with as_written(loaded):
         count, on_gpus = processes_to_start(devices)
         if dry_run:
@@ -131,6 +136,7 @@ def train_here(recipe: Recipe, source: Path, flags: Flags) -> None:
             flags.accept_changes,
             flags.quiet,
             source=None if source.is_dir() else source,
+            allow_code=flags.allow_code,
         ),
     )
     processes.leave()

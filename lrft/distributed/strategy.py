@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lrft.adapters.attached import Attached
@@ -54,10 +55,13 @@ class Strategy:
 
         clipped: told that norm once gradients are clipped; a step that it refuses is not taken.
         """
-        trained = self.attached.trained().values()
+        trained = list(self.attached.trained().values())
         norm = float(self.accelerator.clip_grad_norm_(trained, math.inf if limit is None else limit))
         clipped(norm)
         self.optimizer.step()
+        # An optimiser's own kernel may write where torch does not see it. Who keeps what was made of a tensor has to
+        # learn that it is stale.
+        torch.autograd.graph.increment_version(trained)
         return norm, not self.accelerator.optimizer_step_was_skipped
 
     def clear(self) -> None:

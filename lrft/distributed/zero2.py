@@ -113,7 +113,8 @@ class Zero2(Strategy):
         for group in own.param_groups:
             for flat in group["params"]:
                 state = {entry: torch.zeros_like(flat) for entry in MEANS}
-                own.optimizer.state[flat] = {**state, COUNT: torch.zeros(())}
+                where = flat.device if group.get("fused") else None
+                own.optimizer.state[flat] = {**state, COUNT: torch.zeros((), device=where)}
 
     def of_pass(self, *, last: bool) -> AbstractContextManager[Any]:
         self.engine.set_gradient_accumulation_boundary(last)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from lrft import registry
 from lrft.data import BatchSchedule, Prepared, Rows
 from lrft.data.sampler import tokens_of
 from lrft.optim import lr_schedule
@@ -42,10 +43,17 @@ def evaluations(recipe: Recipe, prepared: Prepared, schedule: BatchSchedule) -> 
 
 
 def evaluation_cost(recipe: Recipe, rows: Rows) -> int:
-    """Cost of one evaluation, in forward passes of one token."""
-    return int(rows.lengths.sum()) + GENERATED * answer_tokens(recipe, rows)
+    """Cost of one evaluation, in forward passes of one token. Further sets count as the first one does."""
+    return (1 + len(recipe.evaluation.sets)) * int(rows.lengths.sum()) + GENERATED * answer_tokens(recipe, rows)
 
 
 def answer_tokens(recipe: Recipe, rows: Rows) -> int:
     """At most generated in one evaluation."""
-    return min(recipe.evaluation.samples, len(rows)) * recipe.evaluation.max_new_tokens
+    return min(answered_rows(recipe), len(rows)) * recipe.evaluation.max_new_tokens
+
+
+def answered_rows(recipe: Recipe) -> int:
+    """Rows whose answers are shown, or that metrics look at: the larger."""
+    cards, e = registry.declared("metrics"), recipe.evaluation
+    of_rows = all(m.name in cards and cards[m.name].facts.get("of_rows", False) for m in e.metrics)
+    return max(e.samples, 0 if of_rows else e.answers)

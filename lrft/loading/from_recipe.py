@@ -84,6 +84,26 @@ def refuse_unread_weights(prepared: data.Prepared, objective: str) -> None:
         )
 
 
+def load_sets(recipe: Recipe, source: Path, tokenizer: Any) -> dict[str, data.Rows]:
+    """The rows of evaluation.sets, read as validation data are. Raises as `prepare_data` does."""
+    config = load_config(source, trust_remote_code=recipe.model.trust_remote_code)
+    found = {}
+    for name, path in recipe.evaluation.sets.items():
+        found[name], _ = data.prepare_file(
+            path,
+            recipe.data,
+            tokenizer,
+            seed=recipe.training.seed,
+            limit=position_limit(config),
+            where=recipe.where,
+            cache=cache_dir() if recipe.data.cache else None,
+            kind=registry.rows_of(recipe.training.objective.name),
+        )
+        found[name].rename(recipe.masked)
+    data.refuse_missing_rows(tuple(found.values()), embedding_rows(config), tokenizer)
+    return found
+
+
 def load_recipe_model(recipe: Recipe, source: Path, dtype: str) -> Any:
     return load.load_model(
         source,

@@ -38,6 +38,7 @@ class Elalora(Method):
     evidence: ClassVar[str] = "scores, schedule and reallocation compared with the formulas of the released code"
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "as adalora, whose form it has; the released scripts have 5e-4 and 1.2e-3"
+    edits_moments: ClassVar[bool] = True
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 

@@ -34,6 +34,7 @@ class FedSvd(Part):
     evidence: ClassVar[str] = (
         "factors compared with the SVD of the dense product, in float64; handling of moments is a reconstruction"
     )
+    needs_adamw: ClassVar[str] = "moves Adam's running means along"
     slots: ClassVar[tuple[str, ...]] = ("pair-rates",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     may_not_move: ClassVar[tuple[str, ...]] = ("A",)

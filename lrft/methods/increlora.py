@@ -43,6 +43,7 @@ class Increlora(Method):
     )
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "as adalora, whose form and start it has"
+    edits_moments: ClassVar[bool] = True
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
     conflicts: ClassVar[tuple[str, ...]] = ("gradient",)  # it sums up the gradients of all passes of a step

@@ -37,6 +37,7 @@ class LoraPro(Part):
     paper: ClassVar[str] = "arXiv 2407.18242"
     equation: ClassVar[str] = "min |s (B a + b A) - G| over the gradients a of A and b of B, then AdamW"
     evidence: ClassVar[str] = "least-squares reference of the paper's formula"
+    needs_adamw: ClassVar[str] = "makes Adam's step of the weight"
     slots: ClassVar[tuple[str, ...]] = ("pair-gradient",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("pair-rates", "magnitude")

@@ -33,6 +33,7 @@ class Relora(Part):
     evidence: ClassVar[str] = (
         "restart schedule compared with the released code; its no-op first cycle is not reproduced"
     )
+    edits_moments: ClassVar[bool] = True
     slots: ClassVar[tuple[str, ...]] = ("restart",)
     requires: ClassVar[tuple[str, ...]] = ("delta", "redrawable")
     conflicts: ClassVar[tuple[str, ...]] = ("init", "ranks", "entries")

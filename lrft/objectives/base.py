@@ -71,8 +71,11 @@ class LossModule(nn.Module):
     ahead      what `look` has found in all batches of the step or of an evaluation, added up; None: not looked at
     others     the models that the objective's options name (`Declaration.models`), by option; they are no submodules:
                not trained, not wrapped, not saved
+    wanted     figures that evaluation asks for beside those that are always noted: some of `offers`
     """
 
+    offers: ClassVar[tuple[str, ...]] = ()
+    """Figures that it notes in evaluation when they are `wanted`."""
     adds_extra: ClassVar[bool] = False
     """Whether `sum_of` adds `extra`. Methods that need it are refused beside an objective that does not."""
     mixes_copies: ClassVar[bool] = False
@@ -93,6 +96,7 @@ class LossModule(nn.Module):
         self.sums: dict[str, Tensor] = {}
         self.ahead: Tensor | None = None
         self.others: Mapping[str, OtherModel] = {}
+        self.wanted: frozenset[str] = frozenset()
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         self.sums = {}
@@ -126,6 +130,10 @@ class LossModule(nn.Module):
         as_base = self.as_base if other.is_base and self.as_base is not None else nullcontext
         with evaluation_mode(other.model), as_base(), other.around():
             yield other
+
+    def checks(self) -> dict[str, str]:
+        """What a user should know of this loss on this model, as sentences by subject."""
+        return {}
 
     def take_extra(self) -> Tensor | float:
         """What the extra term has added to the last answer."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,21 @@ from lrft.model.layers import decoder_of, makes_chosen_logits
 # Logits at once. On a CPU few enough to stay near its caches; a GPU wants larger products.
 LOGITS_AT_ONCE = {"cpu": 2**24}
 MORE_LOGITS_AT_ONCE = 2**26
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the loss of a token is beside its cross-entropy, of logits z (vocabulary V) and the target t.
+
+    (1 - label_smoothing) (-log p_t) + label_smoothing mean over the vocabulary (-log p) + z_loss (log sum exp z)^2:
+    Szegedy et al., arXiv 1512.00567, section 7; Chowdhery et al., arXiv 2204.02311, section 5.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+PLAIN = Terms()
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -43,13 +59,19 @@ def logits_before_labels(model: nn.Module, inputs: Mapping[str, Tensor], labels:
     return logits, labels[:, before + 1]
 
 
-def summed_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+def summed_cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, terms: Terms = PLAIN
+) -> Tensor:
     """The definition: logits (..., vocabulary), targets (...) -> sum over targets that are not ignored, each times its
     weight (...)."""
-    flat = wide(logits).flatten(0, -2), targets.flatten()
-    if weights is None:
-        return cross_entropy(*flat, ignore_index=IGNORE_INDEX, reduction="sum")
-    return (cross_entropy(*flat, ignore_index=IGNORE_INDEX, reduction="none") * weights.flatten()).sum()
+    flat, targets = wide(logits).flatten(0, -2), targets.flatten()
+    how: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "label_smoothing": terms.label_smoothing}
+    if weights is None and not terms.z_loss:
+        return cross_entropy(flat, targets, reduction="sum", **how)
+    losses = cross_entropy(flat, targets, reduction="none", **how)
+    if terms.z_loss:
+        losses = losses + terms.z_loss * flat.logsumexp(-1).square() * (targets != IGNORE_INDEX)
+    return (losses if weights is None else losses * weights.flatten()).sum()
 
 
 def mixed_cross_entropy(logits: Tensor, targets: Tensor, copies: int, weights: Tensor | None = None) -> Tensor:
@@ -60,23 +82,46 @@ def mixed_cross_entropy(logits: Tensor, targets: Tensor, copies: int, weights: T
     return (losses if weights is None else losses * weights[: len(losses)]).sum()
 
 
-def chunked_cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """`summed_cross_entropy(head(hidden), targets, weights)` for hidden (n, width), some rows at a time.
+def mixed(logits: Tensor, copies: int) -> Tensor:
+    """Logarithms (n, vocabulary) of the mean of the copies' probabilities, of logits (copies n, vocabulary)."""
+    return logits.log_softmax(-1).unflatten(0, (copies, -1)).logsumexp(dim=0) - math.log(copies)
 
-    Where a gradient is wanted, each part's is made at once with its logits: they are never made again.
+
+def chunked_cross_entropy(
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    terms: Terms = PLAIN,
+    look: Callable[[Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """`summed_cross_entropy(head(hidden), targets, weights, terms)` for hidden (n, width), some rows at a time.
+
+    Where a gradient is wanted, each part's is made at once with its logits: they are never made again. look: is given
+    the logits and targets of each part where none is wanted.
     """
     if not torch.is_grad_enabled():
-        parts = _weighted_chunks(head, hidden, targets, weights)
-        losses = [summed_cross_entropy(head(part), target, weight) for part, target, weight in parts]
+        losses = []
+        for part, t, w in _weighted_chunks(head, hidden, targets, weights):
+            logits = head(part)
+            losses.append(summed_cross_entropy(logits, t, w, terms))
+            if look is not None:
+                look(logits, t)
         return torch.stack(losses).sum() if losses else hidden.new_zeros(())
     trained = [p for p in head.parameters() if p.requires_grad]
-    return _ChunkedCrossEntropy.apply(head, hidden, targets, weights, *trained)
+    return _ChunkedCrossEntropy.apply(head, hidden, targets, weights, terms, *trained)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None, *trained: Tensor
+        ctx: Any,
+        head: nn.Module,
+        hidden: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        terms: Terms,
+        *trained: Tensor,
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         gradient = torch.empty_like(hidden)
@@ -86,13 +131,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = part.detach().requires_grad_()
             with torch.enable_grad():
                 logits = head(part)
-            logs = logits.detach().to(total.dtype).log_softmax(-1)
-            losses = logs.gather(1, target[:, None])
-            total -= (losses if weight is None else losses * weight[:, None]).sum()
-            slope = logs.exp_()  # the derivative of the loss by the logits is softmax - one at the target
-            slope.scatter_add_(1, target[:, None], -torch.ones_like(target[:, None], dtype=slope.dtype))
+            losses, slope = _with_slope(logits.detach().to(total.dtype), target, terms)
             if weight is not None:
-                slope *= weight[:, None]
+                losses, slope = losses * weight[:, None], slope.mul_(weight[:, None])
+            total += losses.sum()
             of_part, *of_trained = torch.autograd.grad(logits, [part, *trained], slope.to(logits.dtype))
             gradient[done : done + len(part)] = of_part
             for own, more in zip(gradients, of_trained, strict=True):
@@ -104,7 +146,32 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
         gradient, *gradients = ctx.saved_tensors
-        return None, gradient * slope.to(gradient.dtype), None, None, *(g * slope for g in gradients)
+        return None, gradient * slope.to(gradient.dtype), None, None, None, *(g * slope for g in gradients)
+
+
+def _with_slope(logits: Tensor, target: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
+    """The losses (n, 1) of logits (n, vocabulary), and their derivative: without terms, softmax - one at the target.
+
+    z_loss adds 2 z_loss (log sum exp z) softmax; label_smoothing leaves 1 - label_smoothing of the one at the target,
+    and spreads the rest over the vocabulary.
+    """
+    smoothing, at_target = terms.label_smoothing, target[:, None]
+    if terms.z_loss:
+        norm = logits.logsumexp(-1, keepdim=True)
+        logs = logits - norm
+    else:
+        logs = logits.log_softmax(-1)
+    loss = -logs.gather(1, at_target)
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * logs.mean(-1, keepdim=True)
+    slope = logs.exp_()
+    if terms.z_loss:
+        loss = loss + terms.z_loss * norm.square()
+        slope *= 1 + 2 * terms.z_loss * norm
+    slope.scatter_add_(1, at_target, slope.new_full(at_target.shape, smoothing - 1.0))
+    if smoothing:
+        slope -= smoothing / slope.shape[-1]
+    return loss, slope
 
 
 def chunks(head: nn.Module, hidden: Tensor, *others: Tensor) -> Any:

@@ -7,25 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lrft.data import Rows
 from lrft.data.collate import WEIGHTS, Form, collate
+from lrft.errors import UsageError
 from lrft.model.layers import head_of
 from lrft.objectives.base import Context, LossModule, Objective
 from lrft.objectives.cross_entropy import (
     IGNORE_INDEX,
+    PLAIN,
+    Terms,
     chunked_cross_entropy,
     hidden_before_labels,
     logits_before_labels,
+    mixed,
     mixed_cross_entropy,
     summed_cross_entropy,
     weight_of,
     wide,
 )
+from lrft.objectives.router import balance_loss, own_coefficient, router_logits
 
 
 class Outputs:
@@ -59,6 +65,14 @@ class Sft(Objective):
     perplexity: ClassVar[bool] = True
     weighs_rows: ClassVar[bool] = True
 
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread over the vocabulary, in training; the validation loss is without."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared logarithm of the softmax's denominator, added to the loss in training; 1e-4 is usual."""
+    router_aux_loss_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss that balances a mixture of experts, over each micro-batch of training; 0: none. Routers are
+    frozen: it can only move what they are given."""
+
     def weight(self, rows: Rows, ids: Iterable[int]) -> float:
         return sum(rows.weight(int(i)) * int(rows.trained(int(i)).sum()) for i in ids)
 
@@ -69,7 +83,18 @@ class Sft(Objective):
         return collate(rows, ids, pad_id=pad_id, form=form)
 
     def module(self, model: nn.Module, *, direct: bool = False) -> LossModule:
-        return TokenLoss(model, direct=direct)
+        """Raises UsageError for a router's loss of a model that declares none."""
+        router, own = self.router_aux_loss_coef, own_coefficient(model)
+        if router and own is None:
+            raise UsageError(
+                f"training.objective: router_aux_loss_coef: {type(model).__name__} has no such loss", "Leave it out."
+            )
+        terms = Terms(self.label_smoothing, self.z_loss)
+        return TokenLoss(model, direct=direct, terms=terms, router=router)
+
+
+ACCURACY = "token_accuracy"
+"""the share of trained tokens that are the likeliest of all"""
 
 
 class TokenLoss(LossModule):
@@ -81,44 +106,112 @@ class TokenLoss(LossModule):
     mean of their probabilities in evaluation.
     """
 
+    offers: ClassVar[tuple[str, ...]] = ("token_accuracy",)
     adds_extra: ClassVar[bool] = True
     mixes_copies: ClassVar[bool] = True
 
-    def __init__(self, model: nn.Module, *, direct: bool = False, as_base: Context | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        direct: bool = False,
+        as_base: Context | None = None,
+        terms: Terms = PLAIN,
+        router: float = 0.0,
+    ) -> None:
         super().__init__(model, as_base=as_base)
-        self.direct = direct
+        self.direct, self.terms, self.router = direct, terms, router
+        self.right: Tensor = torch.zeros((), dtype=torch.float64)
 
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
+        if not self.training or not self.router:
+            return self.token_sum(batch)
+        with router_logits(self.model) as found:
+            total = self.token_sum({**batch, "output_router_logits": True})
+        weight = self.router * weight_of(batch) / self.copies()
+        return total + weight * balance_loss(self.model, found[0], batch)
+
+    def checks(self) -> dict[str, str]:
+        own = own_coefficient(self.model)
+        if own is None:
+            return {}
+        text = (
+            f"the loss that balances its routers has the weight {self.router:g}"
+            if self.router
+            else (
+                "the loss that balances its routers is not added (its own weight: training.objective: "
+                f"{{sft: {{router_aux_loss_coef: {own:g}}}}})"
+            )
+        )
+        return {"mixture of experts": text}
+
+    def token_sum(self, batch: Mapping[str, Any]) -> Tensor:
+        """The sum of the token losses, and of what a part adds to them."""
         targets, logits, loss = self.answer(batch)
-        weights, copies = self.weights(batch), self.copies()
+        weights, copies, terms = self.weights(batch), self.copies(), self.terms
         if not self.training:
-            return loss() if copies == 1 else mixed_cross_entropy(logits(), targets, copies, weights)
+            return self.evaluated(targets, logits, loss, copies, weights)
         if self.extra is None or not len(targets):
             return loss() / copies
         outputs = Outputs(targets, logits, lambda: self.base_answer(batch))
         term = self.extra(outputs)
         # Who has asked for the logits has them whole: then they serve the token loss too.
-        total = loss() if outputs.made is None else summed_cross_entropy(outputs.made, targets, weights)
+        total = loss() if outputs.made is None else summed_cross_entropy(outputs.made, targets, weights, terms)
         if term is None:
             return total / copies
         added = (len(targets) if weights is None else weights.sum()) * term / copies
         self.last_extra = added.detach()
         return total / copies + added
 
-    def answer(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Callable[[], Tensor], Callable[[], Tensor]]:
+    def evaluated(
+        self,
+        targets: Tensor,
+        logits: Callable[[], Tensor],
+        loss: Callable[[], Tensor],
+        copies: int,
+        weights: Tensor | None,
+    ) -> Tensor:
+        """The loss of evaluation, and the figures that are wanted of it."""
+        if copies == 1:
+            value = loss()
+        else:
+            whole = logits()
+            value = mixed_cross_entropy(whole, targets, copies, weights)
+            self.compare(mixed(whole, copies), targets[: len(targets) // copies])
+        if ACCURACY in self.wanted:
+            self.note_sum(ACCURACY, torch.stack([self.right, self.right.new_tensor(len(targets) // copies)]))
+        return value
+
+    def compare(self, logits: Tensor, targets: Tensor) -> None:
+        """Counts the tokens that are the likeliest: logits (n, vocabulary), targets (n)."""
+        if ACCURACY in self.wanted:
+            self.right = self.right + (logits.argmax(-1) == targets).sum()
+
+    def answer(self, batch: Mapping[str, Any]) -> tuple[Tensor, Callable[[], Tensor], Callable[[], Tensor]]:
         """The n trained tokens, and what makes the logits (n, vocabulary) before them and the sum of their losses."""
-        labels, weights = batch["labels"], self.weights(batch)
+        labels, weights, terms = batch["labels"], self.weights(batch), self.terms if self.training else PLAIN
+        look = None if self.training or self.copies() > 1 else self.compare
+        self.right = torch.zeros((), dtype=torch.float64, device=labels.device)
         inputs = {name: value for name, value in batch.items() if name not in ("labels", WEIGHTS)}
         if self.direct:
             head = head_of(self.model)
             hidden, targets = hidden_before_labels(self.model, inputs, labels)
-            return targets, lambda: wide(head(hidden)), lambda: chunked_cross_entropy(head, hidden, targets, weights)
+            return (
+                targets,
+                lambda: wide(head(hidden)),
+                lambda: chunked_cross_entropy(head, hidden, targets, weights, terms, look),
+            )
         logits, after = logits_before_labels(self.model, inputs, labels)
         chosen = after != IGNORE_INDEX
-        if weights is None:
-            return after[chosen], lambda: wide(logits[chosen]), lambda: summed_cross_entropy(logits, after)
-        made = logits[chosen]
-        return after[chosen], lambda: wide(made), lambda: summed_cross_entropy(made, after[chosen], weights)
+
+        def loss() -> Tensor:
+            if look is not None and ACCURACY in self.wanted:
+                look(logits[chosen], after[chosen])
+            if weights is None:
+                return summed_cross_entropy(logits, after, None, terms)
+            return summed_cross_entropy(logits[chosen], after[chosen], weights, terms)
+
+        return after[chosen], lambda: wide(logits[chosen]), loss
 
     @staticmethod
     def weights(batch: Mapping[str, Tensor]) -> Tensor | None:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from lrft.errors import CheckFailed
 
+# At the end of the key of a state's plain number, which is saved as a tensor too.
+NUMBER = ":number"
+
 
 def grouped(
     trained: Mapping[str, nn.Parameter],
@@ -49,12 +52,19 @@ def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as "parameter/entry" -> tensor."""
+    """The optimiser's state as "parameter/entry" -> tensor; a plain number has `NUMBER` at the end of its key."""
     return {
-        f"{name}/{entry}": value
+        f"{name}/{entry}" if isinstance(value, Tensor) else f"{name}/{entry}{NUMBER}": _as_tensor(value)
         for name, parameter in _named(optimizer).items()
         for entry, value in optimizer.state[parameter].items()
     }
+
+
+def _as_tensor(value: Tensor | int | float) -> Tensor:
+    """Exact: 64 bits of an integer or a float."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
 
 
 def with_state(tensors: Iterable[str]) -> list[str]:
@@ -77,10 +87,14 @@ def load_state_tensors(
     """Put `state_tensors` back. Raises CheckFailed unless just the parameters `expected` have state."""
     named = _named(optimizer)
     check_state(tensors, expected, named)
+    fused = {name for group in optimizer.param_groups if group.get("fused") for name in group["param_names"]}
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
-        # AdamW keeps its step counter on the CPU, everything else beside the parameter.
-        where = value.device if value.ndim == 0 else named[name].device
+        if entry.endswith(NUMBER):
+            optimizer.state[named[name]][entry.removesuffix(NUMBER)] = value.item()
+            continue
+        # A step counter is on the CPU, but for a fused step; everything else beside the parameter.
+        where = value.device if value.ndim == 0 and name not in fused else named[name].device
         # A copy: the tensors of a read file are that file's memory, as long as nobody changes it.
         optimizer.state[named[name]][entry] = value.to(where, copy=True)
 

@@ -27,11 +27,13 @@ from lrft.data.sampler import batch_schedule, tokens_of
 from lrft.distributed import fsdp, processes, zero2
 from lrft.errors import Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
+from lrft.loading.from_recipe import made
 from lrft.loading.others import Found
 from lrft.model import linear
 from lrft.model.layers import blocks_of, decoder_of
 from lrft.model.load import imagine_quantized
 from lrft.model.quantized import count, load_library
+from lrft.optim.base import Optimizer
 from lrft.planning import activation_memory, communication
 from lrft.planning import communication as planning_communication
 from lrft.planning.communication import H100_MEMORY, Memory, Ring, alone, efficiency, sent
@@ -245,7 +247,7 @@ def imagine_adapted(
             outside=outside,
             weights=sum(p.numel() * p.element_size() for p in model.parameters()) - adapter,
             adapter=adapter,
-            state=optimizer_bytes(composition, attached),
+            state=optimizer_bytes(composition, attached, made(recipe.training.optimizer, "optimizers")),
             copies=copies,
             micro=micro,
             largest=copies * longest,
@@ -320,13 +322,13 @@ def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.BatchSchedule,
     return most
 
 
-def optimizer_bytes(composition: compose.Composition, attached: Any) -> int:
-    """AdamW keeps two numbers for each trained one; a part with an optimiser, or that keeps much, says it."""
+def optimizer_bytes(composition: compose.Composition, attached: Any, optimizer: Optimizer) -> int:
+    """What the recipe's optimiser says of each trained tensor; a part that has one, or keeps much, says it."""
     owner = composition.optimizer_owner
     sizes = [(site.d, site.k, site.rank) for site in attached.sites]
     own = sum(4 * part.kept_numbers(*size) for part in composition.parts for size in sizes)
     if owner is None:
-        return own + sum(2 * p.numel() * p.element_size() for p in attached.trained().values())
+        return own + sum(optimizer.state_bytes(p) for p in attached.trained().values())
     return own + sum(4 * owner.optimizer_numbers(*size) for size in sizes)
 
 

@@ -14,7 +14,7 @@ from lrft.recipe import messages, no_effect
 from lrft.recipe.foreign_keys import VALUES
 from lrft.recipe.nodes import DEFAULT, Node, mapping, plain
 from lrft.recipe.problems import Problems, Refused
-from lrft.recipe.schema import REGISTERED
+from lrft.recipe.schema import LISTED, REGISTERED, EvaluationSection
 from lrft.recipe.types import is_number
 
 FORMAT = 1
@@ -54,11 +54,13 @@ def all_of(root: Node, problems: Problems) -> Node:
         root = root.with_child("training", training)
     _rows(root, problems)
     _shares(root, problems)
-    logging = root.child("logging")
-    reports = logging.child("report_to") if logging is not None else None
-    if logging is not None and reports is not None:
-        entries = [_registered(entry, "logging.report_to", "trackers", problems) for entry in reports.value]
-        root = root.with_child("logging", logging.with_child("report_to", replace(reports, value=entries)))
+    for (name, key), kind in LISTED.items():
+        section = root.child(name)
+        listed = section.child(key) if section is not None else None
+        if section is not None and listed is not None:
+            entries = [_registered(entry, f"{name}.{key}", kind, problems) for entry in listed.value]
+            root = root.with_child(name, section.with_child(key, replace(listed, value=entries)))
+    _best(root, problems)
     no_effect.refuse(root, problems)
     return adapter(root, problems)
 
@@ -106,16 +108,45 @@ def _shares(root: Node, problems: Problems) -> None:
         )
 
 
+def _best(root: Node, problems: Problems) -> None:
+    """evaluation.best names a metric that is measured, and evaluation.answers is for metrics of answers."""
+    section = root.child("evaluation")
+    if section is None or not isinstance(section.value, dict):
+        return
+    listed, best, answers = (section.child(key) for key in ("metrics", "best", "answers"))
+    entries = listed.value if listed is not None else []
+    names = [
+        name.value for entry in entries if (name := entry.child("name")) is not None and isinstance(name.value, str)
+    ]
+    cards = registry.declared("metrics")
+    if best is not None and isinstance(best.value, str):
+        measured = list(dict.fromkeys(["loss", "perplexity", *(name.rpartition(":")[2] for name in names)]))
+        if best.value not in measured:
+            text = f"evaluation.best: expected {_one_of(measured)}; got '{best.value}'. evaluation.metrics adds others"
+            problems.add(best.place, text)
+    of_rows = all(name in cards and cards[name].facts.get("of_rows", False) for name in names)
+    if answers is not None and of_rows and answers.value != EvaluationSection.model_fields["answers"].default:
+        problems.add(
+            answers.place, "evaluation.answers has no effect: no metric of evaluation.metrics looks at answers"
+        )
+
+
 def _registered(entry: Node, key: str, kind: str, problems: Problems) -> Node:
     """An entry {name, options} of a registry, with all its options. Adds what is wrong with it."""
     node = entry.child("name")
     if node is None:
         return entry
+    if kind == "metrics" and isinstance(node.value, str) and node.value.startswith(registry.PYTHON):
+        path, _, function = node.value.removeprefix(registry.PYTHON).rpartition(":")
+        if not path or not function.isidentifier():
+            problems.add(node.place, f"{key}: expected python:FILE:FUNCTION; got '{node.value}'")
+        return entry
     # What is always on cannot be asked for.
     cards = {name: card for name, card in registry.declared(kind).items() if not card.facts.get("always", False)}
     if not isinstance(node.value, str) or node.value not in cards:
         close = nearest(str(node.value).lower(), list(cards))
-        hint = f". Did you mean {close[0]}?" if close else ""
+        theirs = VALUES.get(key, {}).get(node.value) if isinstance(node.value, str) else None
+        hint = f". {theirs}" if theirs else f". Did you mean {close[0]}?" if close else ""
         quoted = isinstance(node.value, str) and node.reference is None
         found = f"'{node.value}'" if quoted else messages.got(node, node.value)
         problems.add(node.place, f"{key}: expected {_one_of(cards)}; got {found}{hint}")
@@ -156,12 +187,21 @@ def _other_optimizer(root: Node, training: Node, problems: Problems) -> None:
     cards = registry.methods()
     entries = method.value if method is not None and isinstance(method.value, list) else []
     names = [name.value for entry in entries if (name := entry.child("name")) is not None]
+    chosen = registry.declared("optimizers").get(node.value) if isinstance(node.value, str) else None
+    blockwise = chosen is not None and chosen.facts.get("blockwise", False)
     for name in names:
-        if name in cards and "optimizer" in cards[name].slots:
+        facts = cards[name].facts if name in cards else {}
+        if "optimizer" in facts.get("slots", ()):
+            text = f"{name} brings its own optimiser, which {node.value} cannot replace; leave it out"
+        elif "needs_adamw" in facts:
+            text = f"{name} {facts['needs_adamw']}, which {node.value} does not have; use adamw"
+        elif blockwise and "edits_moments" in facts:
             text = (
-                f"training.optimizer: {name} brings its own optimiser, which {node.value} cannot replace; leave it out"
+                f"{name} edits single numbers of the optimiser's state, which {node.value} keeps in blocks; use adamw"
             )
-            problems.add(node.place, text)
+        else:
+            continue
+        problems.add(node.place, f"training.optimizer: {text}")
 
 
 def adapter(root: Node, problems: Problems) -> Node:

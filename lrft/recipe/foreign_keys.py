@@ -15,7 +15,7 @@ _LENGTH = "data.max_length"
 _QUANTIZATION = "model.quantization"
 _BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
 _DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
-_TRACKERS = "trackers are not supported in this version; all metrics are in metrics.jsonl in the run folder"
+_TRACKER = "logging.report_to: [{%s: {project: ..., run_name: ...}}]"
 
 _GO_ON = (
     "continuing from an adapter is not a recipe key: merge it with `lrft merge ADAPTER -o FOLDER` and set model to "
@@ -67,10 +67,13 @@ KEYS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("num_warmup_steps", "lr_warmup_steps"), "training.warmup_steps"),
     "warmup_fraction": "training.warmup_ratio",
-    "optim": "training.optimizer",
     **dict.fromkeys(("teacher_model", "teacher_model_name_or_path"), "training.objective: {distill: {teacher: ...}}"),
     **dict.fromkeys(("kd_alpha", "kd_ratio"), "training.objective: {distill: {alpha: ...}}"),
     "kd_temperature": "training.objective: {distill: {temperature: ...}}",
+    **dict.fromkeys(("optim", "optimizer_name", "optimizer_type"), "training.optimizer"),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), "training.optimizer: {adamw: {betas, eps}}"),
+    **dict.fromkeys(("optim_args", "optimizer_kwargs"), "training.optimizer: {NAME: {option: value}}"),
+    **dict.fromkeys(("lr_scheduler_kwargs", "cosine_min_lr_ratio"), "training.lr_scheduler: {NAME: {option: value}}"),
     **dict.fromkeys(("clip_grad_norm", "gradient_clipping", "max_norm"), "training.max_grad_norm"),
     "bf16": "training.precision: bf16",
     "fp16": "training.precision: fp16",
@@ -84,9 +87,32 @@ KEYS: Mapping[str, str] = {
         ("enable_activation_checkpointing", "enable_gradient_checkpointing"),
         "training.gradient_checkpointing",
     ),
+    **dict.fromkeys(("neftune_noise_alpha", "noise_alpha", "noisy_embedding_alpha"), "training.neftune_alpha"),
+    **dict.fromkeys(("label_smoothing_factor", "label_smoothing"), "training.objective: {sft: {label_smoothing: ...}}"),
+    **dict.fromkeys(("z_loss", "z_loss_coef", "softmax_auxiliary_loss"), "training.objective: {sft: {z_loss: ...}}"),
+    **dict.fromkeys(
+        ("router_aux_loss_coef", "moe_aux_loss_coef", "aux_loss_coef", "output_router_logits"),
+        "training.objective: {sft: {router_aux_loss_coef: ...}}",
+    ),
+    **dict.fromkeys(
+        ("wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "use_wandb", "enable_wandb", "wandb"),
+        _TRACKER % "wandb",
+    ),
+    **dict.fromkeys(
+        ("use_mlflow", "mlflow_experiment_name", "mlflow_run_name", "hf_mlflow_log_artifacts"), _TRACKER % "mlflow"
+    ),
+    **dict.fromkeys(("use_tensorboard", "tensorboard_dir", "logging_dir"), "logging.report_to: [tensorboard]"),
+    **dict.fromkeys(("use_comet", "comet_project_name", "comet_workspace"), _TRACKER % "comet_ml"),
+    **dict.fromkeys(("use_swanlab", "swanlab_project", "swanlab_run_name"), _TRACKER % "swanlab"),
+    **dict.fromkeys(("use_trackio", "trackio_project_name", "trackio_space_id", "project"), _TRACKER % "trackio"),
+    **dict.fromkeys(("logger_name", "metric_logger", "log_with", "loggers"), "logging.report_to"),
     "random_seed": "training.seed",
     **dict.fromkeys(("logging_steps", "log_every_n_steps", "log_interval", "steps_per_report"), "logging.every"),
     **dict.fromkeys(("eval_steps", "evals_per_epoch", "steps_per_eval", "val_every_steps"), "evaluation.every"),
+    **dict.fromkeys(("metric_for_best_model", "best_metric", "greater_is_better"), "evaluation.best"),
+    **dict.fromkeys(("compute_metrics", "eval_metrics", "compute_accuracy", "do_causal_lm_eval"), "evaluation.metrics"),
+    "eval_causal_lm_metrics": "evaluation.metrics",
+    **dict.fromkeys(("test_datasets", "eval_datasets"), "data.validation for one, evaluation.sets for several"),
     **dict.fromkeys(("save_steps", "save_every", "save_interval", "ckpt_every_steps"), "checkpoint.every"),
     **dict.fromkeys(("save_total_limit", "max_recent_checkpoints"), "checkpoint.keep"),
     **dict.fromkeys(("out_dir", "output_directory", "adapter_path", "project_name"), "output_dir"),
@@ -116,8 +142,18 @@ SENTENCES: Mapping[str, str] = {
         "is not needed: model.quantization nf4 and fp4 always quantise the scales too",
     ),
     **dict.fromkeys(("use_loftq", "loftq_config"), ": LoftQ is not supported in this version"),
-    **dict.fromkeys(("wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "use_wandb"), f": {_TRACKERS}"),
-    **dict.fromkeys(("enable_wandb", "mlflow_tracking_uri", "run_name"), f": {_TRACKERS}"),
+    "on_signal": "is not needed: SIGTERM and Ctrl-C always save a checkpoint before the run ends",
+    **dict.fromkeys(
+        ("generation", "generation_config", "generation_max_length", "predict_with_generate"),
+        "is not a key: answers are greedy, of at most evaluation.max_new_tokens tokens",
+    ),
+    **dict.fromkeys(
+        ("full_determinism", "deterministic_mode", "cudnn_deterministic_mode"),
+        "is another tool's name. In lrft: training.deterministic",
+    ),
+    "run_name": "belongs to a tracker: logging.report_to: [{NAME: {run_name: ...}}]",
+    "mlflow_tracking_uri": "is not a key of a recipe: set the environment variable MLFLOW_TRACKING_URI, and "
+    "logging.report_to: [mlflow]",
     **dict.fromkeys(
         ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "start_from"),
         f": {_GO_ON}",
@@ -134,14 +170,8 @@ ABSENT: frozenset[str] = frozenset(
         "after",
         "compare",
         "compile",
-        "deterministic",
-        "generation",
-        "metrics",
         "modules_to_save",
         "objective",
-        "on_signal",
-        "report",
-        "report_to",
         "streaming",
         "task",
     }
@@ -149,6 +179,7 @@ ABSENT: frozenset[str] = frozenset(
 
 # {key: {value: sentence}}: values that a nearest name would not explain.
 _NOT_YET = "is not supported in this version"
+_WARMUP = "training.warmup_ratio and training.warmup_steps hold for every schedule"
 VALUES: Mapping[str, Mapping[str, str]] = {
     "adapter.method": {
         "qlora": f"qlora is lora over a quantised base model: use lora, and {_QUANTIZATION}: nf4",
@@ -186,7 +217,53 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("fsdp2", "full_shard"), "Here: fsdp, which is FSDP2"),
         **dict.fromkeys(("hsdp", "hybrid_shard"), "Here: fsdp with distributed.shard_over: node, its default"),
     },
-    "training.lr_scheduler": {"cosine_with_min_lr": "Here: {cosine: {min_lr_ratio: ...}}"},
+    "training.lr_scheduler": {
+        "cosine_with_min_lr": "Here: {cosine: {min_lr_ratio: ...}}",
+        "cosine_warmup_with_min_lr": "Here: {cosine: {min_lr_ratio: ...}}",
+        **dict.fromkeys(
+            ("cosine_with_restarts", "cosine_with_hard_restarts"), "Here: {cosine-restarts: {cycles: ...}}"
+        ),
+        "inverse_sqrt": "Here: inverse-sqrt",
+        **dict.fromkeys(("constant_with_warmup", "constant-with-warmup"), f"Here: constant; {_WARMUP}"),
+        "linear_with_warmup": f"Here: linear; {_WARMUP}",
+        "warmup_stable_decay": "Here: {wsd: {decay_ratio: ..., min_lr_ratio: ...}}",
+        "polynomial_decay": "Here: {polynomial: {power: ...}}",
+        "reduce_lr_on_plateau": "Here: training.early_stopping; a rate that depends on losses is not supported",
+    },
+    "logging.report_to": {
+        **dict.fromkeys(("none", "no", "all"), "Here: [], or the names of those that are wanted"),
+        **dict.fromkeys(("comet", "comet-ml"), "Here: comet_ml"),
+        **dict.fromkeys(("weights_and_biases", "weights-and-biases", "w&b"), "Here: wandb"),
+        **dict.fromkeys(
+            ("clearml", "dvclive", "neptune", "codecarbon", "azure_ml", "dagshub", "flyte"),
+            f"it {_NOT_YET}; metrics.jsonl in the run folder has all that a tracker gets",
+        ),
+    },
+    "training.optimizer": {
+        **dict.fromkeys(
+            ("adamw_torch", "adamw_hf", "adamw_torch_fused", "adamw_apex_fused", "adam", "AdamW"),
+            "Here: adamw, fused on a GPU",
+        ),
+        **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "adamw8bit", "AdamW8bit"), "Here: adamw-8bit"),
+        **dict.fromkeys(("paged_adamw", "paged_adamw_32bit"), "Here: paged-adamw"),
+        **dict.fromkeys(("paged_adamw_8bit", "PagedAdamW8bit"), "Here: {paged-adamw: {bits: 8}}"),
+        "lion_32bit": "Here: lion",
+        "lion_8bit": "Here: {lion: {bits: 8}}",
+        **dict.fromkeys(("paged_lion", "paged_lion_32bit"), "Here: {lion: {paged: true}}"),
+        "paged_lion_8bit": "Here: {lion: {bits: 8, paged: true}}",
+        "ademamix_8bit": "Here: {ademamix: {bits: 8}}",
+        **dict.fromkeys(("paged_ademamix", "paged_ademamix_32bit"), "Here: {ademamix: {paged: true}}"),
+        "paged_ademamix_8bit": "Here: {ademamix: {bits: 8, paged: true}}",
+        **dict.fromkeys(
+            ("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise"),
+            "Here: adapter.method: galore, which brings its optimiser",
+        ),
+        **dict.fromkeys(("schedule_free_adamw", "schedule_free_sgd"), f"it {_NOT_YET}; use adamw"),
+        **dict.fromkeys(
+            ("torchao_adamw_8bit", "torchao_adamw_4bit", "ao_adamw_8bit", "ao_adamw_4bit", "adamw_torch_8bit"),
+            "Here: adamw-8bit",
+        ),
+    },
 }
 
 

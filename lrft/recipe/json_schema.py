@@ -41,8 +41,10 @@ def json_schema() -> Schema:
         _write(training[key], _choice(definitions, key), next(iter(CHOICE_OPTIONS[key])))
     for key, (kind, default) in REGISTERED.items():
         _write(training[key], _registered(definitions, kind), default)
-    trackers = _registered(definitions, "trackers")
+    trackers, metrics = _registered(definitions, "trackers"), _registered(definitions, "metrics")
+    metrics["anyOf"].append({"type": "string", "pattern": f"^{registry.PYTHON}.+:[A-Za-z_][A-Za-z0-9_]*$"})
     _write(definitions["LoggingSection"]["properties"]["report_to"], {"type": "array", "items": trackers})
+    _write(definitions["EvaluationSection"]["properties"]["metrics"], {"type": "array", "items": metrics})
     for model in (schema, *definitions.values()):
         _allow_null(model)
     sections = schema["properties"]

@@ -23,7 +23,7 @@ class Idle:
 
     key: str
     grounds: tuple[tuple[tuple[str, Any], ...], ...]
-    asks: Callable[[Any], bool] = lambda value: value not in (None, "none", 0)
+    asks: Callable[[Any], bool] = lambda value: value not in (None, "none", 0, [], {})
 
 
 KEYS = (
@@ -33,6 +33,7 @@ KEYS = (
     # `lrft compare` takes this one after the run too, where there are validation rows.
     Idle("evaluation.max_new_tokens", ((NO_VALIDATION,),)),
     Idle("evaluation.micro_batch_size", ((NO_VALIDATION,),)),
+    *(Idle(f"evaluation.{key}", ((NO_VALIDATION,), (NO_EVALUATION,))) for key in ("metrics", "best", "sets")),
     # Without an interval the best and the last state are saved: with one state to save, no count applies.
     Idle("checkpoint.keep", tuple((("checkpoint.every", "none"), none) for none in (NO_VALIDATION, NO_EVALUATION))),
     Idle("distributed.shard_over", ((("distributed.strategy", "ddp"),), (("distributed.strategy", "zero2"),))),

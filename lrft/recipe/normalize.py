@@ -9,7 +9,7 @@ from typing import Any
 from lrft import registry
 from lrft.recipe.nodes import DEFAULT, Node, Path, Place, Source, dotted, mapping, plain
 from lrft.recipe.problems import Problems
-from lrft.recipe.schema import CHOICE_OPTIONS, REGISTERED, Recipe
+from lrft.recipe.schema import CHOICE_OPTIONS, LISTED, REGISTERED, Recipe
 from lrft.registry import DEFAULT_METHOD, PRESETS
 
 
@@ -72,12 +72,13 @@ def normalise(root: Node, problems: Problems) -> Node:
         if training.child("max_steps") is not None and training.child("epochs") is None:
             training = training.with_child("epochs", Node(None, DEFAULT))
         root = with_declared(root.with_child("training", training))
-    logging = root.child("logging")
-    reports = logging.child("report_to") if logging is not None else None
-    if logging is not None and reports is not None:
-        items = reports.value if isinstance(reports.value, list) else [reports]
-        entries = [entry for item in items if (entry := _named(item, "logging.report_to", problems)) is not None]
-        root = root.with_child("logging", logging.with_child("report_to", Node(entries, reports.place)))
+    for name, key in LISTED:
+        section = root.child(name)
+        listed = section.child(key) if section is not None else None
+        if section is not None and listed is not None:
+            items = listed.value if isinstance(listed.value, list) else [listed]
+            entries = [entry for item in items if (entry := _named(item, f"{name}.{key}", problems)) is not None]
+            root = root.with_child(name, section.with_child(key, Node(entries, listed.place)))
     return root
 
 

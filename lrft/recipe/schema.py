@@ -37,6 +37,7 @@ from lrft.recipe.types import (
     Pattern,
     Patterns,
     Positive,
+    Reports,
     Share,
     Text,
     Tools,
@@ -222,17 +223,28 @@ class DataSection(Section):
 
 
 class LrScheduler(Section):
-    name: Literal["cosine", "linear", "constant", "wsd"] = Field(
+    name: Literal["cosine", "cosine-restarts", "linear", "polynomial", "inverse-sqrt", "constant", "wsd"] = Field(
         default="cosine", description="Learning rate schedule."
     )
     min_lr_ratio: Share = Field(default=0.0, description="Final learning rate relative to the peak.")
     decay_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.2, description="Fraction of the run in which wsd decays."
     )
+    cycles: Count = Field(default=1, description="How often cosine-restarts falls from the peak.")
+    power: Positive = Field(default=1.0, description="Power of polynomial; 1 is linear.")
+    timescale: Count | None = Field(
+        default=None,
+        description="Steps after warm-up until inverse-sqrt has halved the square of the rate; default: the warm-up's, "
+        "10000 without one.",
+    )
 
 
 # Keys of `training` that hold a name of a registry, or {name: options}; the first name is the default.
 REGISTERED: Mapping[str, tuple[str, str]] = {"objective": ("objectives", "sft"), "optimizer": ("optimizers", "adamw")}
+
+
+# Keys that hold a list of names of a registry, each alone or as {name: options}: (section, key) -> registry.
+LISTED: Mapping[tuple[str, str], str] = {("evaluation", "metrics"): "metrics", ("logging", "report_to"): "trackers"}
 
 
 def default_of(key: str) -> Named:
@@ -245,7 +257,10 @@ def default_of(key: str) -> Named:
 CHOICE_OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "lr_scheduler": {
         "cosine": ("min_lr_ratio",),
+        "cosine-restarts": ("min_lr_ratio", "cycles"),
         "linear": ("min_lr_ratio",),
+        "polynomial": ("min_lr_ratio", "power"),
+        "inverse-sqrt": ("timescale",),
         "constant": (),
         "wsd": ("min_lr_ratio", "decay_ratio"),
     },
@@ -293,6 +308,9 @@ class TrainingSection(Section):
     )
     weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
     max_grad_norm: GradNorm = Field(default=1.0, description="Gradient norm clipping; none disables it.")
+    neftune_alpha: NotNegative = Field(
+        default=0.0, description="Uniform noise on the embeddings in training (NEFTune); 5 is usual, 0 is none."
+    )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="Number format of the computation."
     )
@@ -309,10 +327,18 @@ class TrainingSection(Section):
         default=False, description="Compiles the model's blocks; the first steps take a minute longer."
     )
     seed: CountOrZero = Field(default=42, description="Random seed of split, data order, adapter init and dropout.")
+    deterministic: bool = Field(
+        default=False,
+        description="Deterministic algorithms of torch alone: the same run on the same machine gives the same bits, on "
+        "GPUs more slowly.",
+    )
     early_stopping: Annotated[
         Annotated[Literal["none"], Tag("word")] | Annotated[EarlyStopping, Tag("settings")],
         Discriminator(_is_word),
-    ] = Field(default="none", description="Stops the run when the validation loss no longer improves.")
+    ] = Field(
+        default="none",
+        description="Stops the run when the validation loss, or the metric of evaluation.best, no longer improves.",
+    )
 
 
 class DistributedSection(Section):
@@ -337,6 +363,20 @@ class EvaluationSection(Section):
     at_start: bool = Field(default=True, description="Evaluates before the first step, as a baseline.")
     samples: CountOrZero = Field(default=3, description="Generated answers in the report at each evaluation.")
     max_new_tokens: Count = Field(default=128, description="Maximum tokens per generated answer.")
+    metrics: SeveralNamed = Field(
+        default=(),
+        description="Metrics beside loss and perplexity, by name, or python:FILE:FUNCTION with --allow-code: "
+        "a function of a list of answers {prompt, expected, answer} that returns a number, the higher the better.",
+    )
+    answers: Count = Field(default=64, description="Validation rows that metrics of generated answers look at.")
+    best: Text = Field(
+        default="loss",
+        description="The metric that decides which state is the best, and when early stopping ends the run.",
+    )
+    sets: dict[str, Text] = Field(
+        default={},
+        description="Further validation data, {name: path}, read like data.validation; the loss of each is reported.",
+    )
     micro_batch_size: Count | None = Field(
         default=None, description="Rows per forward pass; default: training.micro_batch_size."
     )
@@ -349,6 +389,9 @@ class CheckpointSection(Section):
 
 class LoggingSection(Section):
     every: Count = Field(default=10, description="Optimiser steps between log lines.")
+    report: Reports = Field(
+        default=("markdown",), description="Pages about the finished run: markdown (report.md), html (report.html)."
+    )
     report_to: SeveralNamed = Field(
         default=(), description="Additional trackers, by name; console and metrics.jsonl are always on."
     )

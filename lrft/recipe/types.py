@@ -185,4 +185,10 @@ Tools = Annotated[
     tuple[dict[str, Any], ...], PlainValidator(_tools), _any_of({"type": "array", "items": {"type": "object"}}, _TEXT)
 ]
 Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(_as_tuple), _any_of(_TEXT, {"type": "array", "items": _TEXT})]
+Reports = Annotated[
+    tuple[Literal["markdown", "html"], ...],
+    Field(strict=False),
+    BeforeValidator(_as_tuple),
+    WithJsonSchema({"type": "array", "items": {"enum": ["markdown", "html"]}, "uniqueItems": True}),
+]
 GradNorm = Annotated[Positive | None, BeforeValidator(_no_clipping), _any_of(_POSITIVE, {"const": "none"})]

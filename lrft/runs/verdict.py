@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+BY_METRIC = "best by another metric than the loss"
 START, BEST, LAST = "validation loss at the start", "best validation loss", "last validation loss"
 
 
@@ -14,6 +15,8 @@ def worse_than_base(result: Mapping[str, Any]) -> str:
     result: with the losses that were measured, None for those that were not. A run of an earlier version has no
     LAST, and its BEST leaves the start out.
     """
+    if result.get(BY_METRIC):
+        return "" if result.get("best step") else "no better than the untouched base by the metric of evaluation.best"
     start, best = result.get(START), result.get(BEST)
     last = result.get(LAST, best)
     if start is None or best is None or last is None or best < start:

@@ -136,7 +136,13 @@ def progress_of(saved: dict[str, Any]) -> Progress:
     """What a checkpoint says of the run. One of an earlier version took a state for the best that the start beats."""
     progress = Progress(**saved)
     start, best = progress.start_loss, progress.best_loss
-    if progress.best_step and start is not None and best is not None and not best < start:
+    if (
+        progress.best_score is None
+        and progress.best_step
+        and start is not None
+        and best is not None
+        and not best < start
+    ):
         progress.best_loss, progress.best_step = start, 0
     return progress
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrft.adapters.gradients import Gradients
 from lrft.adapters.part import Run
+from lrft.adapters.resting import copied
 from lrft.data import Rows
 from lrft.data.collate import micro_batches
 from lrft.objectives.base import added_up, look_ahead
@@ -168,10 +169,11 @@ class PassesOfStep:
     def stepped(self, gradients: Gradients) -> Iterator[None]:
         optimizer = self.engine.optimizer.optimizer  # torch's own: Accelerate's would look at the loss scale
         before = {p: p.detach().clone() for p in gradients}
-        states = {p: {k: v.clone() for k, v in optimizer.state[p].items()} for p in gradients if p in optimizer.state}
+        states = {p: copied(optimizer.state[p]) for p in gradients if p in optimizer.state}
         for p, gradient in gradients.items():
             p.grad = gradient.to(p.dtype)
         optimizer.step()
+        torch.autograd.graph.increment_version(list(gradients))
         self.take()
         try:
             yield

@@ -13,6 +13,7 @@ from lrft.errors import CheckFailed, LrftError
 from lrft.planning import render as plan_render
 from lrft.planning.plan import make_plan
 from lrft.recipe import Recipe
+from lrft.report.html import write_page
 from lrft.report.markdown import write_report
 from lrft.runs.environment import environment
 from lrft.runs.folder import RunFolder
@@ -23,6 +24,7 @@ from lrft.tracking.fan_out import Trackers
 from lrft.tracking.metrics_file import MetricsFile
 from lrft.training import summary
 from lrft.training.checkpoint import restore
+from lrft.training.deterministic import deterministic_algorithms
 from lrft.training.loop import loop
 from lrft.training.out_of_memory import memory_advice
 from lrft.training.setup import set_up
@@ -35,12 +37,14 @@ def train(recipe: Recipe, options: Options) -> Path:
     """Train `recipe`. Returns the run folder. Raises any subclass of LrftError."""
     output = Path(recipe.output_dir)
     main = processes.rank() == 0
+    refuse_missing_packages(recipe)
     resume = options.resume is not None
     if main:
         RunFolder.refuse(output, resume=resume, fresh=options.fresh)
     session: Session | None = None
     try:
         with ExitStack() as stack:
+            stack.enter_context(deterministic_algorithms(recipe.training.deterministic))
             folder = stack.enter_context(RunFolder.open(output, resume=True, fresh=False)) if main and resume else None
             session = set_up(recipe, options, folder)
             if resume:
@@ -57,6 +61,18 @@ def train(recipe: Recipe, options: Options) -> Path:
             raise
         raise advice from error
     return output
+
+
+def refuse_missing_packages(recipe: Recipe) -> None:
+    """Raises MissingError for a package that the recipe needs, before anything is loaded."""
+    t = recipe.training
+    for key, chosen, kind in (
+        ("training.objective", t.objective, "objectives"),
+        ("training.optimizer", t.optimizer, "optimizers"),
+        *(("evaluation.metrics", metric, "metrics") for metric in recipe.evaluation.metrics),
+        *(("logging.report_to", tracker, "trackers") for tracker in recipe.logging.report_to),
+    ):
+        registry.refuse_missing(key, chosen, kind)
 
 
 def go(session: Session, main: bool) -> None:
@@ -131,7 +147,10 @@ def finish(session: Session) -> None:
         folder.describe(facts)
         if session.progress.best_step is None:  # a run without validation: the last is the best known
             files.point(folder.path / "best", (folder.path / "last").resolve())
-        write_report(folder.path)
+        if "markdown" in session.recipe.logging.report:
+            write_report(folder.path)
+        if "html" in session.recipe.logging.report:
+            write_page(folder.path)
     session.trackers.finish(facts)
     session.trackers.console.end(summary.end(session))
     # One process says it: the others have ended well by then, or do so undisturbed.

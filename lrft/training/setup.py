@@ -33,7 +33,8 @@ from lrft.distributed.strategy import Divided, Strategy
 from lrft.errors import Problem, RecipeError
 from lrft.evaluation.generate import pad_token
 from lrft.export.merge import names_in, unmergeable
-from lrft.loading.from_recipe import base_name, find_base, load_data, load_recipe_model, made, objective_of
+from lrft.loading.from_recipe import base_name, find_base, load_data, load_recipe_model, load_sets, made, objective_of
+from lrft.loading.metrics import Metrics, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.loading.others import find_others, load_others
 from lrft.model.compile import compile_blocks
@@ -42,6 +43,7 @@ from lrft.model.modes import evaluation_mode
 from lrft.model.stored import Stored
 from lrft.model.weights import fingerprint, weight_files
 from lrft.objectives.base import LossModule, Objective, common_layout
+from lrft.objectives.neftune import add_noise
 from lrft.objectives.packing import Layout, find_layout
 from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
@@ -69,7 +71,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     compute = hardware.computation(recipe.training.precision)
     zero2.refuse(recipe, processes.world_size())
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
-    inputs = load_inputs(recipe)
+    metrics = metrics_of(recipe, allow_code=options.allow_code)
+    inputs = load_inputs(recipe, metrics)
     base = load_base(recipe, inputs.source, compute)
     # Generation stops at the tokens that are trained to end a turn, whatever the base stops at.
     add_stops(base.model, inputs.tokenizer.convert_tokens_to_ids(inputs.prepared.report.end_tokens))
@@ -78,10 +81,12 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     losses = objective.module(base.model, direct=layout.direct)
     losses.others = load_others(recipe, inputs.others, base.model, compute, inputs.train)
     layout = common_layout(layout, losses.others.values(), packing=recipe.data.packing)
+    want_figures(recipe, objective, losses, metrics)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
     adapted = adapt(recipe, inputs.source, base, context, resume_point(folder, options))
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
     inputs = with_constants(recipe, inputs, base, engine)
+    notes.checks |= losses.checks()
     note_composition(recipe, base, adapted, layout, notes)
     if repeated := inputs.prepared.report.repeated:
         text = f"{count(repeated, 'validation row')} also in the training rows, so the validation loss flatters the run"
@@ -96,7 +101,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     return session
 
 
-def load_inputs(recipe: Recipe) -> Inputs:
+def load_inputs(recipe: Recipe, metrics: Metrics) -> Inputs:
     """Phase 1: tokenizer, rows and batch schedule."""
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
@@ -104,7 +109,18 @@ def load_inputs(recipe: Recipe) -> Inputs:
     batches = batch_schedule(recipe, prepared.train)
     auxiliary = auxiliary_schedule(recipe, prepared.auxiliary, batches.total_steps)
     others = find_others(recipe, source, tokenizer, prepared.train)
-    return Inputs(source, tokenizer, prepared, batches, auxiliary, others)
+    sets = load_sets(recipe, source, tokenizer)
+    return Inputs(source, tokenizer, prepared, batches, auxiliary, others, metrics, sets)
+
+
+def want_figures(recipe: Recipe, objective: Objective, losses: LossModule, metrics: Metrics) -> None:
+    """Raises RecipeError for a metric of the rows that the objective does not offer."""
+    there = {"loss", *(("perplexity",) if objective.perplexity else ())}
+    wanted = {metric.name for metric in metrics.of_rows} - there
+    if missing := sorted(wanted.difference(losses.offers)):
+        text = f"evaluation.metrics: training.objective: {objective.name} has no {missing[0]}"
+        raise RecipeError([Problem(recipe.where("evaluation.metrics"), text)])
+    losses.wanted = frozenset(wanted)
 
 
 def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
@@ -179,6 +195,8 @@ def start_engine(
     if t.compile and not compile_blocks(model):
         text = "training.compile: transformers declares no blocks for this model"
         raise RecipeError([Problem(recipe.where("training.compile"), text)])
+    if t.neftune_alpha:
+        add_noise(losses, t.neftune_alpha)
     optimizer = make_optimizer(recipe, adapted.attached, adapted.composition, broadcast)
     return Engine(
         accelerator=base.accelerator,

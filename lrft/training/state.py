@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from lrft.adapters.compose import Composition
 from lrft.data import BatchSchedule, Prepared, Rows
 from lrft.distributed.watchdog import Watchdog
 from lrft.loading.evaluation_interval import evaluation_interval
+from lrft.loading.metrics import Metrics
 from lrft.loading.others import Found
 from lrft.model.stored import Stored
 from lrft.objectives.packing import ROWWISE
@@ -34,6 +35,8 @@ class Options:
     accept_changes: bool = False
     quiet: bool = False
     source: Path | None = None
+    allow_code: bool = False
+    """whether functions of the user's files may be run"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Inputs:
     """the auxiliary rows of each optimiser step"""
     others: Sequence[Found] = ()
     """the models that the objective's options name"""
+    metrics: Metrics = field(default_factory=lambda: Metrics((), ()))
+    sets: Mapping[str, Rows] = field(default_factory=dict)
+    """further validation rows, by name"""
 
     @property
     def train(self) -> Rows:
@@ -105,13 +111,15 @@ class Progress:
     start_loss: float | None = None
     """validation loss before the first step"""
     best_loss: float | None = None
-    """the least validation loss, that of the start included"""
+    """the least validation loss, that of the start included; of the best state where evaluation.best is a metric"""
+    best_score: float | None = None
+    """what evaluation.best says of that state, the lower the better, when that is not the loss"""
     best_step: int | None = None
     """0: no trained state was better than the start"""
     last_loss: float | None = None
     """the newest validation loss of a trained state"""
     stale_loss: float | None = None
-    """reference loss of early stopping"""
+    """reference of early stopping: a loss, or a score that is the better the lower"""
     stale: int = 0
     """evaluations since it last improved by min_delta"""
     skipped: int = 0

@@ -109,9 +109,7 @@ def lr_factor(recipe: Recipe, step: int, total: int) -> float:
     """The learning rate over the recipe's, at step `step` (from 0) of `total`."""
     t, s = recipe.training, recipe.training.lr_scheduler
     warmup = t.warmup_steps if t.warmup_steps is not None else math.ceil(round(t.warmup_ratio * total, 9))
-    return lr_schedule.lr_factor(
-        step, total, name=s.name, warmup=warmup, min_lr_ratio=s.min_lr_ratio, decay_ratio=s.decay_ratio
-    )
+    return lr_schedule.lr_factor(step, total, lr_schedule.Shape(**s.model_dump()), warmup=warmup)
 
 
 def begin(session: Session, lr: float) -> Run:

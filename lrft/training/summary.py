@@ -13,7 +13,7 @@ from lrft.adapters.targets import module_names
 from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
-from lrft.runs.verdict import BEST, LAST, START, worse_than_base
+from lrft.runs.verdict import BEST, BY_METRIC, LAST, START, worse_than_base
 from lrft.training import sources
 from lrft.utils import threads
 from lrft.utils.text import Row, command, count
@@ -220,6 +220,7 @@ def result(progress: Progress) -> dict[str, Any]:
         "tokens seen": progress.tokens,
         START: progress.start_loss,
         BEST: progress.best_loss,
+        **({BY_METRIC: True} if progress.best_score is not None else {}),
         "best step": progress.best_step,
         LAST: progress.last_loss,
     }

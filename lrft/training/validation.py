@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 from lrft.data import Rows
 from lrft.errors import NonFinite
 from lrft.evaluation.generate import answer_rows, with_prompts
 from lrft.evaluation.loss import counted_as, loss_of
+from lrft.loading.evaluation_interval import answered_rows
 from lrft.recipe import EarlyStopping
 from lrft.training import sources
 from lrft.training.engine import Engine
@@ -27,18 +30,17 @@ def validate(session: Session) -> bool:
     session.watchdog.at("evaluating")
     micro = recipe.evaluation.micro_batch_size or engine.micro
     record: dict[str, Any] = {"step": progress.step} | validation_losses(session, rows, micro)
-    asked = with_prompts(rows)
-    shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
-    if len(shown) and (engine.strategy.together or engine.accelerator.is_main_process):
-        record["samples"] = answer_rows(
-            session.base.model,
-            session.inputs.tokenizer,
-            shown,
-            max_new_tokens=recipe.evaluation.max_new_tokens,
-            batch_size=micro,
-            copies=engine.losses.copies,
-        )
-    improved = note_loss(progress, record["loss"], recipe.training.early_stopping)
+    figures = record.get("figures", {})
+    for name, others in session.inputs.sets.items():
+        figures[f"{name}/loss"] = validation_loss(engine, others, micro)["loss"]
+    answers = answers_now(session, rows, micro)
+    if answers and recipe.evaluation.samples:
+        record["samples"] = answers[: recipe.evaluation.samples]
+    if session.inputs.metrics.of_answers:
+        figures |= shared(session.inputs.metrics.scores(answers))
+    if figures:
+        record["figures"] = figures
+    improved = note_loss(progress, record["loss"], recipe.training.early_stopping, score_of(session, record))
     session.trackers.log("eval", record | {"best": improved})
     if not math.isfinite(record["loss"]):  # what gave it must not become a checkpoint
         raise NonFinite(
@@ -46,6 +48,40 @@ def validate(session: Session) -> bool:
             "Lower training.learning_rate, or check the base model and the validation rows.",
         )
     return improved
+
+
+def answers_now(session: Session, rows: Rows, micro: int) -> list[dict[str, Any]]:
+    """Generated answers to the first rows that ask something, on the processes that generate."""
+    engine, asked = session.engine, with_prompts(rows)
+    chosen = asked.slice(range(min(answered_rows(session.recipe), len(asked))))
+    if not len(chosen) or not (engine.strategy.together or engine.accelerator.is_main_process):
+        return []
+    return answer_rows(
+        session.base.model,
+        session.inputs.tokenizer,
+        chosen,
+        max_new_tokens=session.recipe.evaluation.max_new_tokens,
+        batch_size=micro,
+        copies=engine.losses.copies,
+    )
+
+
+def shared(scores: dict[str, float]) -> dict[str, float]:
+    """The first process's: one process may be the only one that generates."""
+    found: dict[str, float] = broadcast_object_list([scores])[0]
+    return found
+
+
+def score_of(session: Session, record: dict[str, Any]) -> float | None:
+    """What evaluation.best says of this evaluation, the lower the better; None where the loss decides."""
+    best, metrics = session.recipe.evaluation.best, session.inputs.metrics
+    if best == "loss":
+        return None
+    value = record.get(best, record.get("figures", {}).get(best))
+    if value is None:  # no row asks anything
+        return math.inf
+    lower = best == "perplexity" or any(m.name == best and m.lower_is_better for m in metrics.of_answers)
+    return float(value if lower else -value)
 
 
 def validation_loss(engine: Engine, rows: Rows, micro: int) -> dict[str, Any]:
@@ -91,8 +127,10 @@ def held_out_loss(session: Session) -> float | None:
     return loss
 
 
-def note_loss(progress: Progress, loss: float, stopping: EarlyStopping | str) -> bool:
+def note_loss(progress: Progress, loss: float, stopping: EarlyStopping | str, score: float | None = None) -> bool:
     """Book a validation loss; returns whether it is the best so far. A NaN is never the best.
+
+    score: what decides instead of the loss, the lower the better.
 
     The untouched base is the first to be beaten, where it was measured.
     """
@@ -101,13 +139,14 @@ def note_loss(progress: Progress, loss: float, stopping: EarlyStopping | str) ->
     else:
         progress.last_loss = loss
     least = 0.0 if isinstance(stopping, str) else stopping.min_delta
-    if progress.stale_loss is None or loss < progress.stale_loss - least:
-        progress.stale_loss, progress.stale = loss, 0
+    decides, before = (loss, progress.best_loss) if score is None else (score, progress.best_score)
+    if progress.stale_loss is None or decides < progress.stale_loss - least:
+        progress.stale_loss, progress.stale = decides, 0
     else:
         progress.stale += 1
-    if not loss < (math.inf if progress.best_loss is None else progress.best_loss):
+    if not decides < (math.inf if before is None else before):
         return False
-    progress.best_loss, progress.best_step = loss, progress.step
+    progress.best_loss, progress.best_score, progress.best_step = loss, score, progress.step
     return True
 
 
@@ -116,7 +155,7 @@ def has_patience(session: Session) -> bool:
     stopping, progress = session.recipe.training.early_stopping, session.progress
     if isinstance(stopping, str) or progress.stale < stopping.patience:
         return True
-    session.trackers.console.line(
-        f"early stopping: {progress.stale} evaluations without a validation loss below {progress.stale_loss:.4f}"
-    )
+    best = session.recipe.evaluation.best
+    better = f"a validation loss below {progress.stale_loss:.4f}" if best == "loss" else f"a better {best}"
+    session.trackers.console.line(f"early stopping: {progress.stale} evaluations without {better}")
     return False

@@ -14,6 +14,7 @@ import lrft
 from lrft.adapters import compose
 from lrft.adapters.part import Run
 from lrft.errors import RecipeError
+from lrft.optim.adamw import AdamW
 from lrft.planning.plan import optimizer_bytes
 
 
@@ -304,7 +305,8 @@ def test_weight_decay_shrinks_the_factors_as_adamw_does() -> None:
     kept = sum(tensor.numel() for name, tensor in optimizer.state[pair.A].items() if name != "step")
     assert kept == part.kept_numbers(9, 14, 3) == 2 * 9 * 14
     forecast = [
-        optimizer_bytes(compose.compose([("lora-pro", {"moments": kind})]), attached) for kind in ("factors", "weight")
+        optimizer_bytes(compose.compose([("lora-pro", {"moments": kind})]), attached, AdamW())
+        for kind in ("factors", "weight")
     ]
     assert forecast[1] - forecast[0] == 4 * kept
 

@@ -9,13 +9,16 @@ import runs
 import tiny
 import torch
 from runs import At, Place
+from transformers import get_scheduler
 
 from lrft import recipe
 from lrft.adapters.attach import attach_adapter
 from lrft.adapters.part import Run
 from lrft.optim import lr_schedule
 from lrft.optim.adamw import AdamW
+from lrft.optim.lr_schedule import Shape
 from lrft.optim.optimizer import grouped, load_state_tensors, state_tensors, with_state
+from lrft.recipe import schema
 
 LR, TOTAL, WARMUP = 0.01, 12, 3
 
@@ -70,14 +73,39 @@ def test_warm_up_as_a_share_of_the_run(place: Place) -> None:
     assert [r["lr"] for r in runs.records(run)] == pytest.approx([LR / 3, LR * 2 / 3, LR, LR, LR, LR])
 
 
-@pytest.mark.parametrize("name", sorted(lr_schedule.SHAPES))
+@pytest.mark.parametrize("name", schema.CHOICE_OPTIONS["lr_scheduler"])
 @pytest.mark.parametrize("warmup", [0, 1, 5, 20])
 def test_rates_are_never_zero_nor_above_one(name: str, warmup: int) -> None:
     for total in (1, 2, 7, 20):
-        factors = [lr_schedule.lr_factor(s, total, name=name, warmup=warmup) for s in range(total)]
+        factors = [lr_schedule.lr_factor(s, total, Shape(name), warmup=warmup) for s in range(total)]
         assert all(0 < factor <= 1 for factor in factors), (total, factors)
         falling = factors[warmup:]
         assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+@pytest.mark.parametrize(
+    ("theirs", "options", "ours"),
+    [
+        ("cosine", {}, Shape("cosine")),
+        ("cosine_with_restarts", {"num_cycles": 3}, Shape("cosine-restarts", cycles=3)),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.2}, Shape("cosine", min_lr_ratio=0.2)),
+        ("linear", {}, Shape("linear")),
+        ("polynomial", {"power": 2.5, "lr_end": 0.1}, Shape("polynomial", power=2.5, min_lr_ratio=0.1)),
+        ("inverse_sqrt", {}, Shape("inverse-sqrt")),
+        ("inverse_sqrt", {"timescale": 7}, Shape("inverse-sqrt", timescale=7)),
+        ("constant_with_warmup", {}, Shape("constant")),
+    ],
+)
+def test_schedules_are_those_of_transformers(theirs: str, options: dict[str, float], ours: Shape, warmup: int) -> None:
+    """After warm-up, whose first step is zero there."""
+    adamw = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(theirs, adamw, warmup, 23, scheduler_specific_kwargs=dict(options))
+    for step in range(23):
+        if step >= warmup:
+            assert lr_schedule.lr_factor(step, 23, ours, warmup=warmup) == pytest.approx(scheduler.get_last_lr()[0])
+        adamw.step()
+        scheduler.step()
 
 
 def test_ratio_of_lora_plus_at_every_step(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,7 +284,7 @@ def test_the_short_forms_and_the_defaults(tmp_path: Path) -> None:
         (
             "training: {optimizer: {adamw: {betas: [0.9, 0.95]}}}",
             "training.optimizer.options",
-            {"betas": (0.9, 0.95), "eps": 1e-8},
+            {"betas": (0.9, 0.95), "eps": 1e-8, "implementation": "auto"},
         ),
         ("evaluation: {every: 50.0}", "evaluation.every", 50),
         ("evaluation: {every: none}", "evaluation.every", "none"),
@@ -411,7 +411,8 @@ WRONG = [
     (
         "training: {lr_scheduler: cosin}",
         "4:26",
-        "training.lr_scheduler: expected one of cosine, linear, constant, wsd; got 'cosin'. Did",
+        "training.lr_scheduler: expected one of cosine, cosine-restarts, linear, polynomial, inverse-sqrt, "
+        "constant, wsd; got 'cosin'. Did",
     ),
     ("training: {lr_scheduler: {cosin: {}}}", "4:27", "training.lr_scheduler: expected one of cosine"),
     (
@@ -438,7 +439,8 @@ WRONG = [
     (
         "training: {optimizer: adam}",
         "4:23",
-        "training.optimizer: expected adamw; got 'adam'. Did you mean adamw?",
+        "training.optimizer: expected adafactor, adamw, adamw-8bit, ademamix, lion, muon, paged-adamw or sgd; "
+        "got 'adam'. Here: adamw",
     ),
     (
         "training: {warmup_ratio: 0.1, warmup_steps: 5}",

@@ -1,0 +1,82 @@
+"""The metrics of a recipe: those of the registry, and functions of a user's file."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrft.errors import DataError, MissingError, UsageError
+from lrft.loading.from_recipe import made
+from lrft.metrics.base import Metric
+from lrft.recipe import Recipe
+from lrft.registry import PYTHON
+
+
+class OwnFunction(Metric):
+    """python:FILE:FUNCTION, a user's code: it gets the answers, and returns a number, the higher the better."""
+
+    def __init__(self, name: str, function: Callable[[Any], Any]) -> None:
+        self.name = name  # type: ignore[misc]
+        self.function = function
+
+    def score(self, answers: Sequence[Mapping[str, str]]) -> float:
+        """Raises DataError when the function fails, or returns no finite number."""
+        try:
+            value = float(self.function([dict(answer) for answer in answers]))
+        except Exception as error:
+            raise DataError(f"evaluation.metrics: {self.name} failed: {type(error).__name__}: {error}") from error
+        if not math.isfinite(value):
+            raise DataError(f"evaluation.metrics: {self.name} returned {value}")
+        return value
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Those that a recipe asks for."""
+
+    of_rows: tuple[Metric, ...]
+    of_answers: tuple[Metric, ...]
+
+    def scores(self, answers: Sequence[Mapping[str, str]]) -> dict[str, float]:
+        """By name; of no answers none."""
+        return {metric.name: metric.score(answers) for metric in self.of_answers} if answers else {}
+
+
+def metrics_of(recipe: Recipe, *, allow_code: bool) -> Metrics:
+    """Raises UsageError for a user's code that has not been allowed, MissingError for one that is not there."""
+    found = [
+        own_function(recipe, chosen.name, allow_code) if chosen.name.startswith(PYTHON) else made(chosen, "metrics")
+        for chosen in recipe.evaluation.metrics
+    ]
+    return Metrics(
+        tuple(metric for metric in found if metric.of_rows), tuple(metric for metric in found if not metric.of_rows)
+    )
+
+
+def own_function(recipe: Recipe, name: str, allow_code: bool) -> OwnFunction:
+    """The function that python:FILE:FUNCTION names. Runs the file."""
+    where = recipe.where("evaluation.metrics")
+    if not allow_code:
+        raise UsageError(
+            f"{where} evaluation.metrics: {name} runs Python code of a file",
+            "Read the file, then give --allow-code to the command.",
+        )
+    path, _, function = name.removeprefix(PYTHON).rpartition(":")
+    if not Path(path).is_file():
+        raise MissingError(f"{where} evaluation.metrics: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"lrft_metrics_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise MissingError(f"{where} evaluation.metrics: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return OwnFunction(function, getattr(module, function))
+    except AttributeError:
+        raise MissingError(f"{where} evaluation.metrics: {path} has no function {function}") from None
+    except Exception as error:
+        text = f"{where} evaluation.metrics: {path} cannot be run: {type(error).__name__}: {error}"
+        raise MissingError(text) from error

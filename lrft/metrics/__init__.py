@@ -1,0 +1,1 @@
+"""Metrics of an evaluation: of the loss's own pass over the rows, and of generated answers."""

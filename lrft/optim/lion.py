@@ -1,0 +1,46 @@
+"""Lion of bitsandbytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lrft.optim.base import Optimizer
+from lrft.optim.groups import refuse_paging_without_gpu
+
+
+@dataclass(frozen=True)
+class Lion(Optimizer):
+    """Lion (Chen et al., arXiv 2302.06675) as bitsandbytes has it: the sign of a mean of gradients.
+
+    Its authors take a third to a tenth of AdamW's learning rate, and three to ten times the weight decay.
+    """
+
+    name: ClassVar[str] = "lion"
+    needs: ClassVar[str] = "bitsandbytes"
+    blockwise: ClassVar[bool] = True
+
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
+    ] = (0.9, 0.99)
+    """Decay of the mean in the step, and of the mean that is kept."""
+    bits: Literal[8, 32] = 32
+    """Bits of a number of the state."""
+    paged: bool = False
+    """Moves state to the machine's memory while a GPU's is full."""
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Raises UsageError for paging without a GPU."""
+        if self.paged:
+            refuse_paging_without_gpu(groups, self.name, "Set paged: false.")
+        from bitsandbytes.optim import Lion8bit, Lion32bit
+
+        made = {8: Lion8bit, 32: Lion32bit}[self.bits]
+        return made(groups, betas=self.betas, is_paged=self.paged)
+
+    def state_bytes(self, parameter: Tensor) -> int:
+        return parameter.numel() * self.bits // 8
