@@ -59,7 +59,7 @@ def _start_server(environment: Mapping[str, str]) -> None:
     """Start the server if it does not run, in `environment`: torch reads its number of threads when it is loaded."""
     _context.set_forkserver_preload([PRELOADED])
     before = dict(os.environ)
-    os.environ.update(environment | ALONE)
+    os.environ.update({**environment, **ALONE})
     try:
         forkserver.ensure_running()
     finally:

@@ -547,7 +547,7 @@ def test_each_mistake_is_told_at_its_place(tmp_path: Path, line: str, place: str
         ("logging_steps: 1", "In lrft: logging.every"),
         ("save_total_limit: 1", "In lrft: checkpoint.keep"),
         ("load_in_4bit: true", "In lrft: model.quantization: nf4"),
-        ("wandb_project: x", "trackers are not supported in this version"),
+        ("wandb_project: x", "logging.report_to: [{wandb: {project: ..., run_name: ...}}]"),
         ("resume_from_checkpoint: x", "give --resume to the command"),
         *(
             (f"{key}: x", "In lrft: distributed.strategy: auto, ddp, fsdp or zero2")
