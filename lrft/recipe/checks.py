@@ -96,6 +96,8 @@ def _registered(entry: Node, key: str, kind: str, problems: Problems) -> Node:
     if not isinstance(node.value, str) or node.value not in cards:
         close = nearest(str(node.value).lower(), list(cards))
         hint = f". Did you mean {close[0]}?" if close else ""
+        told = VALUES.get(key, {}).get(node.value) if isinstance(node.value, str) else None
+        hint = f". {told}" if told else hint
         quoted = isinstance(node.value, str) and node.reference is None
         found = f"'{node.value}'" if quoted else messages.got(node, node.value)
         problems.add(node.place, f"{key}: expected {_one_of(cards)}; got {found}{hint}")
