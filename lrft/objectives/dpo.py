@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,7 +27,9 @@ class Dpo(PairObjective):
 
     name: ClassVar[str] = "dpo"
     rows: ClassVar[str] = "preference"
+    rate_factor: ClassVar[float] = 0.05
     referenced: ClassVar[bool] = True
+    only_with: ClassVar[dict[str, Any]] = {"label_smoothing": ("loss", ("sigmoid", "robust", "exo_pair"))}
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull towards the base; the larger, the closer the model stays."""
