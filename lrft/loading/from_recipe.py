@@ -47,7 +47,7 @@ def load_data(recipe: Recipe, source: Path) -> tuple[Any, data.Prepared]:
 
 
 def load_recipe_tokenizer(recipe: Recipe, source: Path) -> Any:
-    """The base's tokenizer, with the recipe's chat template and its options as default: it is saved with every result."""
+    """The base's tokenizer with the recipe's chat template and its options as default: saved with every result."""
     tokenizer = load.load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
     template = data.resolve_chat_template(recipe.data, tokenizer, where=recipe.where)
     if template is not None:
