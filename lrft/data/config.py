@@ -173,6 +173,13 @@ def with_template(tokenizer: Any, template: str) -> Any:
     return {**own, **before, "default": template}
 
 
+def with_options(template: str, options: Mapping[str, Any]) -> str:
+    """The template with data.template_options as what it reads where nobody gives it another value: whoever generates
+    with the result begins as it was trained."""
+    made = "".join(f"{{% if {k} is not defined %}}{{% set {k} = {v!r} %}}{{% endif %}}" for k, v in options.items())
+    return f"{made}{{{{ '' }}}}{template}" if made else template  # what stands first keeps its white space
+
+
 def inputs(section: Any, *, where: Where) -> list[Input]:
     """The train entries and, when validation is a path, that. Raises DataError, RecipeError."""
     found = [read_input(entry, f"data.train.{k}", "train", where=where) for k, entry in enumerate(section.train)]

@@ -109,6 +109,7 @@ def _records(path: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
 
 def _sample(record: Mapping[str, Any], form: str, columns: Mapping[str, str], reading: Reading) -> Sample:
     named = _answered(rename(record, columns))
+    named.pop("weight", None)  # of training: a row of weight 0 has a prompt too
     found = detect(named) if form == "auto" else form
     if found is None:
         raise BadRow("unknown format", unclear(named)[0])

@@ -47,11 +47,12 @@ def load_data(recipe: Recipe, source: Path) -> tuple[Any, data.Prepared]:
 
 
 def load_recipe_tokenizer(recipe: Recipe, source: Path) -> Any:
-    """The base's tokenizer, with the recipe's chat template as its default: it is saved with every result."""
+    """The base's tokenizer with the recipe's chat template and its options as default: saved with every result."""
     tokenizer = load.load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
     template = data.resolve_chat_template(recipe.data, tokenizer, where=recipe.where)
     if template is not None:
-        tokenizer.chat_template = data.with_template(tokenizer, template)
+        made = data.with_options(template, recipe.data.template_options)
+        tokenizer.chat_template = data.with_template(tokenizer, made)
     return tokenizer
 
 

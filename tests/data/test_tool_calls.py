@@ -351,3 +351,24 @@ def test_both_answers_of_a_pair_have_the_tools(tmp_path: Path) -> None:
         calls = [{"type": "function", "function": call} for call in answer["tool_calls"]]
         messages = [ASK, {"role": "assistant", "tool_calls": calls}]
         assert tokenizer.decode(tokens) == tokenizer.apply_chat_template(messages, tools=[TOOL], tokenize=False)
+
+
+def test_the_saved_template_has_the_options_that_were_trained(tmp_path: Path) -> None:
+    """So generation elsewhere starts as the rows do; who gives another value has it."""
+    import runs
+
+    from lrft.loading.from_recipe import load_recipe_tokenizer
+
+    place = runs.Place.make(tmp_path)
+    (tmp_path / "own.jinja").write_text("\n" + chat_templates.QWEN3)
+    keys = (f"data.chat_template={tmp_path}/own.jinja", "data.template_options={enable_thinking: false}")
+    made = load_recipe_tokenizer(place.recipe(*keys), tmp_path / "base")
+    plain = load_recipe_tokenizer(place.recipe(keys[0]), tmp_path / "base")
+
+    def prompt(tokenizer: Any, **values: Any) -> str:
+        return tokenizer.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True, **values)
+
+    assert prompt(made) == prompt(plain, enable_thinking=False) != prompt(plain)
+    assert prompt(made, enable_thinking=True) == prompt(plain)
+    odd = data.with_options("{{ a[0]['b'] }}{{ c }}", {"a": [{"b": "it's \n ü"}], "c": None})
+    assert made.apply_chat_template([ASK], chat_template=odd, tokenize=False) == "it's \n üNone"
