@@ -388,6 +388,12 @@ def rows_of(objective: str) -> str:
     return kind
 
 
+def rate_factor(objective: str) -> float:
+    """What the default learning rate is multiplied by for this objective."""
+    factor: float = declared("objectives")[objective].facts.get("rate_factor", 1.0)
+    return factor
+
+
 def objectives_for(kind: str) -> list[str]:
     """The names of the objectives that take rows of this kind."""
     return [name for name in sorted(declared("objectives")) if rows_of(name) == kind]

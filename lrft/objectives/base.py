@@ -168,6 +168,8 @@ class Objective:
     name: ClassVar[str]
     rows: ClassVar[str] = "tokens"
     """the kind of rows that it takes (`lrft.registry.ROWS`)"""
+    rate_factor: ClassVar[float] = 1.0
+    """what the default learning rate of a method is multiplied by; read without import, like `rows`"""
     unit: ClassVar[str] = "trained token"
     """what `weight` counts, and the loss is a mean over, as one of them is called"""
     perplexity: ClassVar[bool] = False

@@ -22,6 +22,7 @@ class Cpo(PairObjective):
 
     name: ClassVar[str] = "cpo"
     rows: ClassVar[str] = "preference"
+    rate_factor: ClassVar[float] = 0.05
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Scale of the reward."""

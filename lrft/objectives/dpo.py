@@ -27,6 +27,7 @@ class Dpo(PairObjective):
 
     name: ClassVar[str] = "dpo"
     rows: ClassVar[str] = "preference"
+    rate_factor: ClassVar[float] = 0.05
     referenced: ClassVar[bool] = True
 
     beta: Annotated[float, Field(gt=0)] = 0.1

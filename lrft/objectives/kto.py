@@ -34,6 +34,7 @@ class Kto(Objective):
 
     name: ClassVar[str] = "kto"
     rows: ClassVar[str] = "kto"
+    rate_factor: ClassVar[float] = 0.05
     unit: ClassVar[str] = "answer"
 
     beta: Annotated[float, Field(gt=0)] = 0.1

@@ -23,6 +23,7 @@ class Orpo(PairObjective):
 
     name: ClassVar[str] = "orpo"
     rows: ClassVar[str] = "preference"
+    rate_factor: ClassVar[float] = 0.05
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Weight of the odds ratio, lambda in the paper."""

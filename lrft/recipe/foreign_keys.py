@@ -17,6 +17,9 @@ _BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
 _DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
 _TRACKER = "logging.report_to: [{%s: {project: ..., run_name: ...}}]"
 
+_OBJECTIVE = "training.objective: sft, dpo, simpo, orpo, cpo or kto"
+_BETA = "training.objective: {dpo: {beta: ...}}, and the same of simpo, orpo, cpo and kto"
+
 _GO_ON = (
     "continuing from an adapter is not a recipe key: merge it with `lrft merge ADAPTER -o FOLDER` and set model to "
     "FOLDER"
@@ -125,6 +128,22 @@ KEYS: Mapping[str, str] = {
     "bnb_4bit_compute_dtype": "training.precision",
     **dict.fromkeys(("deepspeed", "deepspeed_config", "zero_stage", "fsdp_config", "distributed_type"), _DIVIDED),
     "fsdp": _DIVIDED,
+    **dict.fromkeys(("rl", "stage", "rlhf_type", "trainer_type"), _OBJECTIVE),
+    **dict.fromkeys(("pref_beta", "dpo_beta", "rl_beta", "kto_beta", "orpo_alpha", "orpo_beta", "beta"), _BETA),
+    **dict.fromkeys(("pref_loss", "dpo_loss", "loss_type", "dpo_loss_type"), "training.objective: {dpo: {loss: ...}}"),
+    **dict.fromkeys(("pref_ftx", "dpo_ftx", "rpo_alpha"), "training.objective: {dpo: {rpo_alpha: ...}}"),
+    **dict.fromkeys(
+        ("dpo_label_smoothing", "cdpo_label_smoothing"), "training.objective: {dpo: {label_smoothing: ...}}"
+    ),
+    **dict.fromkeys(("simpo_gamma", "rl_gamma"), "training.objective: {simpo: {gamma: ...}}"),
+    "cpo_alpha": "training.objective: {cpo: {alpha: ...}}",
+    **dict.fromkeys(
+        ("kto_chosen_weight", "kto_desirable_weight"), "training.objective: {kto: {desirable_weight: ...}}"
+    ),
+    **dict.fromkeys(
+        ("kto_rejected_weight", "kto_undesirable_weight"), "training.objective: {kto: {undesirable_weight: ...}}"
+    ),
+    "precompute_ref_log_probs": "training.objective: {dpo: {reference: cached}}, the default",
 }
 
 # Names with a sentence of their own.
@@ -157,6 +176,10 @@ SENTENCES: Mapping[str, str] = {
     **dict.fromkeys(
         ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "start_from"),
         f": {_GO_ON}",
+    ),
+    **dict.fromkeys(
+        ("ref_model", "ref_model_name_or_path", "reference_model"),
+        "is not needed: the reference is the base with the adapter switched off",
     ),
     "additional_target": ": adapter.modules_to_save is not supported in this version",
     "lora_modules_to_save": ": adapter.modules_to_save is not supported in this version",
@@ -203,7 +226,12 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "true": "Here: full, or light, which costs a few percent",
         "false": "Here: none",
     },
-    "data.train.format": {"preference": f"preference {_NOT_YET}"},
+    "data.train.format": dict.fromkeys(("dpo", "pairwise", "ranking", "orpo"), "Here: preference"),
+    "training.objective": {
+        **{loss: f"Here: {{dpo: {{loss: {loss}}}}}" for loss in ("ipo", "hinge", "robust", "exo_pair", "bco_pair")},
+        **{"slic": "Here: {dpo: {loss: hinge}}", "bco": "Here: {dpo: {loss: bco_pair}}"},
+        **{"cdpo": "Here: {dpo: {label_smoothing: ...}}", "rpo": "Here: {dpo: {rpo_alpha: ...}}"},
+    },
     "distributed.strategy": {
         **dict.fromkeys(
             ("zero-2", "zero_2", "zero1", "zero-1", "zero_1"),

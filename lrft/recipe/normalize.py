@@ -93,7 +93,10 @@ def with_rate(root: Node, adapter: Node) -> Node:
         return root  # refused later
     rate = registry.default_rate(words)
     of = f"default of {rate.owner}" + (f", {rate.source}" if rate.source else "")
-    node = Node(rate.value, Place(Source(of)))
+    objective = _objective(training)
+    factor = registry.rate_factor(objective) if objective in registry.declared("objectives") else 1.0
+    of += f", times {factor:g} for {objective}" if factor != 1 else ""
+    node = Node(rate.value if factor == 1 else float(f"{rate.value * factor:.6g}"), Place(Source(of)))
     return root.with_child("training", training.with_child("learning_rate", node))
 
 
@@ -111,6 +114,14 @@ def with_declared(root: Node) -> Node:
                 place = Place(Source(f"default of {card.name}"))
                 root = root.with_child(section, holder.with_child(word, Node(value, place)))
     return root
+
+
+def _objective(training: Node) -> Any:
+    """The name under training.objective, as it is written."""
+    node = training.child("objective")
+    if node is None:
+        return None
+    return next(iter(node.value), None) if isinstance(node.value, dict) else node.value
 
 
 def _words(adapter: Node) -> list[Any]:

@@ -296,7 +296,8 @@ class TrainingSection(Section):
         "first step.",
     )
     learning_rate: Positive = Field(
-        default=2e-4, description="Peak learning rate; the default depends on the method, see `lrft methods`."
+        default=2e-4,
+        description="Peak learning rate; the default depends on the method, see `lrft methods`, and on the objective.",
     )
     lr_scheduler: LrScheduler = Field(default=LrScheduler(), description="Learning rate schedule.")
     warmup_ratio: BelowOne = Field(default=0.03, description="Fraction of the run for learning rate warm-up.")
