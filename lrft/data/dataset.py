@@ -56,13 +56,14 @@ class Rows:
     """A set of N tokenised samples. Read only.
 
     lengths: int64 (N,), tokens of each row, all its sequences together. longest: int64 (N,), those of its longest
-    sequence. Files with lines are named as file:line, others as file#record.
+    sequence. counts: int64 (N,), its sequences. Files with lines are named as file:line, others as file#record.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], files: Sequence[str]) -> None:
         self._arrays, self._files = arrays, tuple(files)
         self._offsets = arrays["offsets"]
         self.lengths: np.ndarray = np.diff(self._offsets)
+        self.counts: np.ndarray = np.diff(arrays["part_offsets"])
         self.longest: np.ndarray = (
             np.maximum.reduceat(arrays["parts"], arrays["part_offsets"][:-1]) if len(self.lengths) else self.lengths
         )

@@ -23,6 +23,7 @@ class Cpo(PairObjective):
     name: ClassVar[str] = "cpo"
     rows: ClassVar[str] = "preference"
     rate_factor: ClassVar[float] = 0.05
+    without_effect: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {"label_smoothing": ("loss", ("hinge",))}
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Scale of the reward."""

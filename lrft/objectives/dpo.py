@@ -29,6 +29,9 @@ class Dpo(PairObjective):
     rows: ClassVar[str] = "preference"
     rate_factor: ClassVar[float] = 0.05
     referenced: ClassVar[bool] = True
+    without_effect: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {
+        "label_smoothing": ("loss", ("ipo", "hinge", "bco_pair"))
+    }
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull towards the base; the larger, the closer the model stays."""

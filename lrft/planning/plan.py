@@ -317,7 +317,7 @@ def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.BatchSchedule,
         for ids in batches:
             lengths = rows.lengths[ids]
             if len(ids):
-                padded = len(ids) * int(lengths.max())
+                padded = int(rows.counts[ids].sum() * rows.longest[ids].max())
                 most = max(most, padded if recipe.data.packing is False else int(lengths.sum()))
     return most
 

@@ -29,12 +29,11 @@ def with_constants(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
     """The inputs, their rows with what the objective asks of the base; as they are where it asks nothing."""
     if not engine.losses.constant:
         return inputs
-    prepared = inputs.prepared
-    made: dict[str, Rows] = {}
-    for part, rows in (("train", prepared.train), ("validation", prepared.validation)):
-        if rows is not None:
-            made[part] = of_rows(rows, kept_at(recipe, inputs, base, part), engine)
-    return replace(inputs, prepared=replace(prepared, **made))
+    train, validation = inputs.train, inputs.validation
+    train = of_rows(train, kept_at(recipe, inputs, base, "train"), engine)
+    if validation is not None:
+        validation = of_rows(validation, kept_at(recipe, inputs, base, "validation"), engine)
+    return replace(inputs, prepared=replace(inputs.prepared, train=train, validation=validation))
 
 
 def kept_at(recipe: Recipe, inputs: Inputs, base: Base, part: str) -> Path | None:

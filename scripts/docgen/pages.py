@@ -16,6 +16,7 @@ from lrft.utils import files
 def pages(root: Path) -> dict[Path, str]:
     """Each generated page below the repository `root` and the text that it should have."""
     readme, architecture = root / "README.md", root / "docs" / "architecture.md"
+    preferences = root / "docs" / "preferences.md"
     return {
         root / "docs" / "recipe.md": recipes.reference(),
         root / "docs" / "methods.md": method_list.markdown(),
@@ -23,6 +24,7 @@ def pages(root: Path) -> dict[Path, str]:
         root / "docs" / "rooms.svg": rooms.picture(),
         architecture: marked(architecture, "rooms", rooms.table()),
         readme: marked(readme, "methods", counts()),
+        preferences: marked(preferences, "options", options(("preference", "kto"))),
     }
 
 
@@ -39,6 +41,17 @@ def counts() -> str:
     kinds["preset"] = len(registry.PRESETS)
     rows = [f"| {kind} | {count} |" for kind, count in kinds.most_common()]
     return "\n".join([f"| kind | {kinds.total()} names |", "|---|---:|", *rows])
+
+
+def options(kinds: tuple[str, ...]) -> str:
+    """The options of the objectives that take these kinds of rows."""
+    names = [name for kind in kinds for name in registry.objectives_for(kind)]
+    rows = [
+        f"| `{name}` | `{knob.name}` | `{str(knob.default).lower()}` | {knob.help} |"
+        for name in names
+        for knob in registry.declared("objectives")[name].knobs
+    ]
+    return "\n".join(["| objective | option | default | |", "|---|---|---|---|", *rows])
 
 
 def main() -> None:
