@@ -170,8 +170,6 @@ class Objective:
     """the kind of rows that it takes (`lrft.registry.ROWS`)"""
     rate_factor: ClassVar[float] = 1.0
     """what the default learning rate of a method is multiplied by; read without import, like `rows`"""
-    without_effect: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {}
-    """{option: (another option, its values beside which the first does nothing)}: refused; read without import"""
     unit: ClassVar[str] = "trained token"
     """what `weight` counts, and the loss is a mean over, as one of them is called"""
     perplexity: ClassVar[bool] = False

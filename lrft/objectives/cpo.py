@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -23,7 +23,7 @@ class Cpo(PairObjective):
     name: ClassVar[str] = "cpo"
     rows: ClassVar[str] = "preference"
     rate_factor: ClassVar[float] = 0.05
-    without_effect: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {"label_smoothing": ("loss", ("hinge",))}
+    only_with: ClassVar[dict[str, Any]] = {"label_smoothing": ("loss", ("sigmoid",))}
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Scale of the reward."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,9 +29,7 @@ class Dpo(PairObjective):
     rows: ClassVar[str] = "preference"
     rate_factor: ClassVar[float] = 0.05
     referenced: ClassVar[bool] = True
-    without_effect: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {
-        "label_smoothing": ("loss", ("ipo", "hinge", "bco_pair"))
-    }
+    only_with: ClassVar[dict[str, Any]] = {"label_smoothing": ("loss", ("sigmoid", "robust", "exo_pair"))}
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull towards the base; the larger, the closer the model stays."""

@@ -151,20 +151,7 @@ def _registered(entry: Node, key: str, kind: str, problems: Problems) -> Node:
         found = f"'{node.value}'" if quoted else messages.got(node, node.value)
         problems.add(node.place, f"{key}: expected {_one_of(cards)}; got {found}{hint}")
         return entry
-    filled = _with_options(entry, key, cards[node.value], problems)
-    _without_effect(entry, key, cards[node.value], filled, problems)
-    return filled
-
-
-def _without_effect(entry: Node, key: str, card: registry.Declaration, filled: Node, problems: Problems) -> None:
-    """Options that do nothing beside the value of another, as the class variable `without_effect` declares them."""
-    defaults = {knob.name: knob.default for knob in card.knobs}
-    for option, (other, values) in card.facts.get("without_effect", {}).items():
-        given, ground = entry.at(("options", option)), filled.at(("options", other))
-        if given is None or given.value == defaults[option] or ground is None or ground.value not in values:
-            continue
-        text = f"{key}: {card.name}.{option} has no effect: {other} is {ground.value}. Remove it, or change that"
-        problems.add(given.place, text)
+    return _with_options(entry, key, cards[node.value], problems)
 
 
 def _one_of(names: Iterable[str]) -> str:

@@ -104,7 +104,7 @@ def test_a_run_of_judged_answers_notes_its_kl_and_says_when_labels_are_of_one_ki
         (("training.objective=kto", "data.train.0.format=preference"), "training.objective: cpo takes this format"),
         (("training.objective=ipo",), "Here: {dpo: {loss: ipo}}"),
         (("training.objective={dpo: {beta: 0}}",), "beta"),
-        (("training.objective={dpo: {loss: hinge, label_smoothing: 0.1}}",), "no effect: loss is hinge"),
+        (("training.objective={dpo: {loss: hinge, label_smoothing: 0.1}}",), "label_smoothing is only for loss"),
         (("training.pref_beta=0.1",), "In lrft: training.objective: {dpo: {beta: ...}}"),
     ],
 )
