@@ -46,6 +46,7 @@ def preferences(place: Place) -> Place:
 def test_a_run_of_pairs_is_the_same_with_its_reference_kept_or_asked_and_when_resumed(
     preferences: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Trust 48."""
     place = preferences
     straight = place.train(*DPO, "checkpoint.every=2", out="straight")
     kept = sorted(cache_dir().rglob("reference/*.safetensors"))
