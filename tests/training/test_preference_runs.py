@@ -82,8 +82,8 @@ def test_a_run_of_pairs_is_the_same_with_its_reference_kept_or_asked_and_when_re
     assert "preference" in report
 
     recipe: Recipe = place.recipe(*DPO, out="straight")
-    rows = load_data(recipe, place.root / "base")[1].train
-    assert accumulation(recipe, place.root / "base", straight / "last", rows).holds
+    tokenizer, prepared = load_data(recipe, place.root / "base")
+    assert accumulation(recipe, place.root / "base", straight / "last", prepared.train, tokenizer).holds
 
 
 def test_a_run_of_judged_answers_notes_its_kl_and_says_when_labels_are_of_one_kind(place: Place) -> None:
