@@ -95,7 +95,7 @@ def verify_merge(
     if difference.changed == 0:
         raise CheckFailed("the adapter has no effect: its logits equal the base's")
     if saved.quantization != "none" and into == "original":
-        original = logits(load_plain(base_folder, trust_remote_code=trusted), rows)
+        original = logits(load_plain(base_folder, trust_remote_code=trusted, head=saved.head), rows)
         found = compare_quantized(saved.quantization, got, expected, untouched, original)
         refuse_quantized(difference, found, merged, within=tolerance)
         return replace(difference, quantized=found)
@@ -195,15 +195,18 @@ def compare_quantized(
 
 
 def logits(model: nn.Module, rows: Sequence[Tensor]) -> list[Tensor]:
-    """Logits (n, vocabulary) of each row alone, on the CPU, at no more than PROBE_POSITIONS places spread over it."""
+    """Logits (n, vocabulary) of each row alone, on the CPU, at no more than PROBE_POSITIONS places spread over it; of a
+    model that answers a row as a whole (1, labels)."""
     chosen, device = makes_chosen_logits(model), next(model.parameters()).device
     found = []
     with evaluation_mode(model):
         for row in rows:
             at = torch.linspace(0, len(row) - 1, min(len(row), PROBE_POSITIONS)).long().to(device)
             keep = {"logits_to_keep": at} if chosen else {}
-            made = model(input_ids=row[None].to(device), use_cache=False, **keep).logits[0]
-            found.append((made if chosen else made[at]).float().cpu())
+            made = model(input_ids=row[None].to(device), use_cache=False, **keep).logits
+            if made.ndim == 3:
+                made = made[0] if chosen else made[0, at]
+            found.append(made.float().cpu())
     return found
 
 
