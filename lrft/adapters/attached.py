@@ -56,7 +56,7 @@ class Attached:
         return [*self.layers().values(), *(module for module in found if isinstance(module, SavedModule))]
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Every tensor that is saved, trained or frozen, as "site.tensor"; of modules trained in full by their names."""
+        """Every tensor that is saved, trained or frozen, as "site.tensor"; of modules trained in full too."""
         common = {} if self.shared is None else {f"{SHARED}.{name}": p for name, p in self.shared.named_parameters()}
         own = {f"{site}.{name}": p for site, adapter in self.modules.items() for name, p in adapter.tensors().items()}
         return {**common, **own, **tensors_of(self.modules_to_save)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,15 +75,16 @@ def evaluate(
                     f"--{next(iter(reading))} requires --data: without it the run's own rows are read as in its recipe"
                 )
             config = found.model.config
-            kind = registry.rows_of(found.objective.name)
+            kind = registry.rows_of(found.objective.name, vars(found.objective))
+            labels = None if found.head is None else found.head.labels
             rows, report = rows_for(
-                target, rows_path, reading, found.section, found.tokenizer, found.folder, config, kind
+                target, rows_path, reading, found.section, found.tokenizer, found.folder, config, kind, labels
             )
             # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
             add_stops(found.model, found.tokenizer.convert_tokens_to_ids(report.end_tokens))
             if limit is not None:
                 rows = rows.slice(range(min(limit, len(rows))))
-            longest = 0 if no_generate else max_new_tokens
+            longest = 0 if no_generate or found.head else max_new_tokens
             result = {"target": target, **measure(found, rows, reporter, longest, batch_size, samples)}
             counted = count(result[counted_as(found.objective)], found.objective.unit)
             kept |= figures(result, counted, rows_path)
@@ -97,18 +98,19 @@ def measure(
     found: Target, rows: data.Rows, reporter: Reporter, longest: int, batch_size: int, samples: int
 ) -> dict[str, Any]:
     """Loss of `rows`, and exact match of the answers to those with a prompt; longest: of an answer, 0 for none."""
-    from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
+    from lrft.evaluation.generate import answer_rows, with_prompts
     from lrft.evaluation.loss import loss_of
     from lrft.loading.others import others_of
     from lrft.loading.saved import answering
 
     result: dict[str, Any] = {"rows": len(rows), "samples": []}
-    losses, layout = answering(found.model, rows, found.objective, found.attached, others_of(found, rows))
+    others = others_of(found, rows)
+    losses, layout = answering(found.model, rows, found.objective, found.attached, others, found.head)
     result |= loss_of(
         losses,
         rows,
         micro=batch_size,
-        pad_id=pad_token(found.tokenizer),
+        pad_id=found.pad_id,
         objective=found.objective,
         form=layout.form,
     )
@@ -212,10 +214,12 @@ def rows_for(
     folder: Path,
     config: Any,
     kind: str,
+    labels: Sequence[str] | None,
 ) -> tuple[data.Rows, data.DataReport]:
     """The rows to measure on: the file given, else the run's own validation rows. Raises UsageError.
 
     reading: keys of an entry of data.train for that file. config: the model's. kind: of rows, for the objective.
+    labels: those that the model tells apart.
     """
     from lrft import data
     from lrft import recipe as recipes
@@ -240,6 +244,7 @@ def rows_for(
             where=lambda key: "default",
             cache=cache,
             kind=kind,
+            labels=labels,
         )
         data.refuse_missing_rows([rows], embedding_rows(config), tokenizer)
         return rows, report

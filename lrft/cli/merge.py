@@ -116,8 +116,15 @@ def merge_rows(out: Path, result: MergeResult) -> list[Row]:
     lost = f"{result.lost_share:.2%} of the update lost"
     return [
         ("merged", [str(out), count(result.sites, "module")]),
+        *([("left out", [left_out(result.left_out)])] if result.left_out else []),
         ("rounding", [lost, f"worst {result.worst_share:.2%} in {result.worst_site}"]),
     ]
+
+
+def left_out(names: list[str]) -> str:
+    """What of the base the merged model does not read."""
+    more = f" and {len(names) - 3} more" * (len(names) > 3)
+    return f"{count(len(names), 'tensor')} that a model with this head does not read: {', '.join(names[:3])}{more}"
 
 
 def rounding_warning(result: MergeResult) -> str:

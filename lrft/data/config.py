@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from lrft.data.format import COLUMNS, LEFT_OUT
 from lrft.data.readers import find, has_splits
 from lrft.data.records import Source
 from lrft.errors import Problem, RecipeError, nearest
-from lrft.registry import DEFAULT_ROWS
+from lrft.registry import DEFAULT_ROWS, ROWS
 
 Where = Callable[[str], str]
 
@@ -64,12 +64,21 @@ class Settings:
     on_bad_row: str
     seed: int
     kind: str = DEFAULT_ROWS
+    labels: tuple[str, ...] | None = None
+    """that rows may have, in the order of their numbers; None: those of the train rows"""
 
 
 def settings(
-    section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where, kind: str = DEFAULT_ROWS
+    section: Any,
+    tokenizer: Any,
+    *,
+    seed: int,
+    limit: int | None,
+    where: Where,
+    kind: str = DEFAULT_ROWS,
+    labels: Sequence[str] | None = None,
 ) -> Settings:
-    """limit: positions of the model. Raises RecipeError."""
+    """limit: positions of the model. labels: those of a model that is asked. Raises RecipeError."""
     length, origin = section.max_length, "data.max_length"
     if limit is not None and limit < length:
         if where(origin) != "default":
@@ -82,11 +91,19 @@ def settings(
         train_on=section.train_on,
         max_length=length,
         max_from=origin,
-        too_long=section.too_long,
+        too_long=too_long_of(section, kind, where),
         on_bad_row=section.on_bad_row,
         seed=seed,
         kind=kind,
+        labels=None if labels is None else tuple(labels),
     )
+
+
+def too_long_of(section: Any, kind: str, where: Where) -> str:
+    """data.too_long: as the recipe says, else the default of this kind of rows."""
+    said: str = section.too_long
+    default = ROWS[kind].too_long
+    return default if default and where("data.too_long") == "default" and said == "error" else said
 
 
 def resolve_chat_template(section: Any, tokenizer: Any, *, where: Where) -> str | None:

@@ -7,7 +7,7 @@ alpaca      {"instruction": text, "input": text (may be missing), "output": text
             with "system": text and "history": [[question, answer], ...] where rows have them
 completion  {"prompt": text, "completion": text}, or both a list of turns
 text        {"text": text}
-preference, kto: `lrft.data.preference`
+preference, kto: `lrft.data.preference`; labelled, scored: `lrft.data.labelled`
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lrft.data import pictures
+from lrft.data.labelled import TEXTS, labelled, scored
 from lrft.data.preference import kto, preference
 from lrft.data.records import BadRow, kind_of
 from lrft.data.sample import NO_TEMPLATE, Sample, is_filled, system_turn, with_system
@@ -29,6 +30,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "completion": ("prompt", "completion"),
     "text": ("text",),
+    "labelled": ("label",),
+    "scored": ("label",),
     "preference": ("chosen", "rejected"),
     "kto": ("label",),
 }
@@ -36,6 +39,8 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "messages": ("system",),
     "sharegpt": ("system",),
     "alpaca": ("input", "system", "history"),
+    "labelled": TEXTS,
+    "scored": TEXTS,
     "preference": ("prompt", "conversations", "system"),
     "kto": ("prompt", "completion", "messages", "conversations", "system"),
 }
@@ -53,7 +58,19 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     "text": ("content", "document", "story", "body"),
     "chosen": ("chosen_response", "preferred", "accepted"),
     "rejected": ("rejected_response", "dispreferred"),
-    "label": ("kto_tag", "desirable", "thumbs_up"),
+    "label": (
+        "labels",
+        "class",
+        "category",
+        "score",
+        "sentiment",
+        "intent",
+        "stars",
+        "rating",
+        "kto_tag",
+        "desirable",
+        "thumbs_up",
+    ),
 }
 
 CLASSIC_INPUT = (
@@ -250,6 +267,8 @@ _SAMPLES: Mapping[str, Callable[[Mapping[str, Any], bool], Sample]] = {
     "alpaca": _alpaca,
     "completion": _completion,
     "text": _text,
+    "labelled": labelled,
+    "scored": scored,
     "preference": preference,
     "kto": kto,
 }

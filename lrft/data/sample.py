@@ -20,7 +20,8 @@ class Sample:
 
     untrained: the numbers of messages that are answers and are not trained. tokens: the text of special tokens stands
     for these tokens. beside: the other sequences of the row. label: of the row, to be counted; "" for none. numbers:
-    what the row carries for its objective, by name; all rows of a format have the same names.
+    what the row carries for its objective, by name; all rows of a format have the same names. classes: labels by name,
+    of a row whose prompt, and answer for a second text, are to be told apart; several: they were a list.
     """
 
     messages: tuple[Message, ...] = ()
@@ -32,6 +33,8 @@ class Sample:
     beside: tuple[Sample, ...] = ()
     label: str = ""
     numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    several: bool = False
 
     @property
     def sequences(self) -> tuple[Sample, ...]:
@@ -59,6 +62,7 @@ class Sample:
         content += [sorted(self.untrained)] if self.untrained else []
         content += [[each.digest() for each in self.beside]] if self.beside else []
         content += [self.label, dict(self.numbers)] if self.label or self.numbers else []
+        content += [sorted(self.classes)] if self.classes else []
         return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from lrft import registry
 from lrft.data import BatchSchedule, Prepared, Rows
 from lrft.data.sampler import tokens_of
 from lrft.optim import lr_schedule
@@ -48,4 +49,6 @@ def evaluation_cost(recipe: Recipe, rows: Rows) -> int:
 
 def answer_tokens(recipe: Recipe, rows: Rows) -> int:
     """At most generated in one evaluation."""
+    if registry.head_of(recipe.training.objective.name):
+        return 0
     return min(recipe.evaluation.samples, len(rows)) * recipe.evaluation.max_new_tokens

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lrft import data, registry
+from lrft.errors import Problem, RecipeError
 from lrft.loading.auxiliary import with_auxiliary
 from lrft.model import load
+from lrft.model.head import Head
 from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, position_limit
 from lrft.model.weights import cache_dir
@@ -31,6 +33,30 @@ def objective_of(recipe: Recipe) -> Objective:
     """The recipe's objective, with its options."""
     objective: Objective = made(recipe.training.objective, "objectives")
     return objective
+
+
+def head_for(recipe: Recipe, prepared: data.Prepared, tokenizer: Any) -> Head | None:
+    """The head that the recipe's objective trains, for its data; None for a language model. Raises RecipeError.
+
+    The tokenizer gets a padding token where it has none: a decoder's head looks for the last token that is another one.
+    """
+    objective = objective_of(recipe)
+    if not objective.head:
+        return None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    try:
+        return objective.head_for(
+            prepared.report, prepared.train, pad_id=tokenizer.pad_token_id, seed=recipe.training.seed
+        )
+    except ValueError as error:
+        raise RecipeError([Problem(recipe.where("training.objective"), f"training.objective: {error}")]) from None
+
+
+def sketched_head(recipe: Recipe) -> Head | None:
+    """The same for whoever has no data: of two labels."""
+    kind = registry.head_of(recipe.training.objective.name)
+    return Head(kind, ("0", "1")) if kind else None
 
 
 def find_base(recipe: Recipe) -> Path:
@@ -64,18 +90,19 @@ def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
         limit=position_limit(config),
         where=recipe.where,
         cache=cache_dir(),
-        kind=registry.rows_of(recipe.training.objective.name),
+        kind=registry.rows_of(*recipe.training.objective),
     )
     prepared.rename(recipe.masked)
     data.refuse_missing_rows((prepared.train, prepared.validation), embedding_rows(config), tokenizer)
     return prepared
 
 
-def load_recipe_model(recipe: Recipe, source: Path, dtype: str) -> Any:
+def load_recipe_model(recipe: Recipe, source: Path, dtype: str, head: Head | None = None) -> Any:
     return load.load_model(
         source,
         dtype=hardware.DTYPES[dtype],
         quantization=recipe.model.quantization,
         attention=recipe.model.attention,
         trust_remote_code=recipe.model.trust_remote_code,
+        head=head,
     )

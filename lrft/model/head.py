@@ -35,6 +35,7 @@ class Head:
     problem  transformers' problem_type, or "" for none
     pad_id   the token that fills up a batch; decoders look for the last token that is another one
     seed     of the tensors that the checkpoint lacks
+    weights  factors on the loss of each label, none for equal ones
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Head:
     problem: str = ""
     pad_id: int | None = None
     seed: int = 0
+    weights: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,7 +51,8 @@ class Head:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any] | None) -> Head | None:
         """Raises TypeError for a dictionary that is no head's."""
-        return None if value is None else cls(**{**value, "labels": tuple(value["labels"])})
+        lists = ("labels", "weights")
+        return None if value is None else cls(**{**value, **{key: tuple(value.get(key, ())) for key in lists}})
 
     @property
     def outputs(self) -> int:
@@ -71,7 +74,8 @@ def stored_head(config: PretrainedConfig) -> Head | None:
     kind = kind_of((config.architectures or [""])[0])
     if not kind:
         return None
-    problem = getattr(config, "problem_type", None) or ""
+    number = "regression" if kind == "sequence" and len(config.id2label) == 1 else ""  # as transformers takes it
+    problem = getattr(config, "problem_type", None) or number
     names = () if problem == "regression" else tuple(str(config.id2label[n]) for n in sorted(config.id2label))
     return Head(kind, names, problem, config.get_text_config().pad_token_id)
 

@@ -140,7 +140,9 @@ class AdapterSection(Section):
 
 class DataEntry(Section):
     path: Text = Field(description="A file or folder, or hub:OWNER/NAME.")
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text", "preference", "kto"] = Field(
+    format: Literal[
+        "auto", "messages", "sharegpt", "alpaca", "completion", "text", "labelled", "scored", "preference", "kto"
+    ] = Field(
         default="auto", description="Format of the rows; auto detects one that the objective takes, and reports it."
     )
     columns: dict[str, Text] = Field(

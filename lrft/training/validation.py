@@ -26,7 +26,7 @@ def validate(session: Session) -> bool:
     session.watchdog.at("evaluating")
     micro = recipe.evaluation.micro_batch_size or engine.micro
     record: dict[str, Any] = {"step": progress.step} | validation_loss(engine, rows, micro)
-    asked = with_prompts(rows)
+    asked = rows.slice([]) if engine.objective.head else with_prompts(rows)
     shown = asked.slice(range(min(recipe.evaluation.samples, len(asked))))
     if len(shown) and (engine.strategy.together or engine.accelerator.is_main_process):
         record["samples"] = answer_rows(
