@@ -187,7 +187,7 @@ def attach_sites(
     seen: Sequence[CalibrationResult] | None = None,
     where: targets.Where = lambda key: key,
 ) -> Attached:
-    """Freeze `model`, put an adapter beside each site's layer and a trained copy beside its head. Raises RecipeError."""
+    """Freeze `model`, put an adapter beside each site's layer a trained copy beside its head. Raises RecipeError."""
     modules = dict(model.named_modules())
     adapters: dict[str, Adapter] = {}
     problems = []

@@ -53,7 +53,8 @@ def test_peft_and_transformers_answer_as_the_trained_model(name: str, tmp_path: 
     model, attached = trained(base, head, "dora" if name == "roberta" else "lora")
     expected = ask(model)
     with attached.disabled():
-        assert torch.equal(ask(model), plain) and not torch.allclose(expected, plain)
+        assert torch.equal(ask(model), plain)
+    assert not torch.allclose(expected, plain)
     folder = save(attached, base, head, tmp_path / "adapter")
     again = load_model(base, dtype=torch.float32, head=head)
     load_adapter(again, folder)
@@ -97,7 +98,7 @@ def test_half_precision_and_quantised_bases_keep_a_float32_head(tmp_path: Path) 
     assert all(p.dtype == torch.float32 for p in attached.trained().values())
     assert ask(model).dtype == torch.float32
     skeleton = load_skeleton(base, head=classifiers.HEAD)
-    assert type(skeleton.score) is torch.nn.Linear and skeleton.score.weight.is_meta
+    assert type(skeleton.score) is torch.nn.Linear
     quantised = load_model(base, dtype=torch.float32, head=classifiers.HEAD, quantization="nf4")
     assert type(quantised.score) is torch.nn.Linear
     assert type(quantised.model.layers[0].mlp.up_proj).__name__ == "QuantizedLinear"

@@ -108,7 +108,8 @@ def test_rows_alone_and_together_and_class_weights(tmp_path: Path) -> None:
     model = load_model(classifiers.save_base(tmp_path, "llama"), dtype=torch.float64, head=classifiers.HEAD)
     rows = rows_of(NUMBERS[SINGLE])
     (together, figures), (alone, same) = (answered(model, rows, classifiers.HEAD, micro) for micro in (4, 1))
-    assert torch.allclose(together, alone, rtol=1e-12) and figures == same
+    assert torch.allclose(together, alone, rtol=1e-12)
+    assert figures == same
     report = DataReport(labels={"bad": 2, "good": 1, "so so": 1})
     for weights, expected in (("balanced", (4 / 6, 4 / 3, 4 / 3)), ((0.5, 2.0, 0.0), (0.5, 2.0, 0.0))):
         head = Classification(class_weights=weights).head_for(report, rows, pad_id=2, seed=0)
@@ -121,8 +122,8 @@ def test_rows_alone_and_together_and_class_weights(tmp_path: Path) -> None:
         ValueError, match="class_weights has 1 numbers; expected one, not negative, for each of 3 labels"
     ):
         Classification(class_weights=(1.0,)).head_for(report, rows, pad_id=2, seed=0)
+    several = DataReport(labels={"a": 1}, several=True)
     with pytest.raises(ValueError, match="labels are lists: expected multi-label"):
-        several = DataReport(labels={"a": 1}, several=True)
         Classification(problem="single-label").head_for(several, rows, pad_id=2, seed=0)
 
 
@@ -157,4 +158,5 @@ def test_spearman_is_over_all_rows_and_not_of_training(tmp_path: Path) -> None:
     rank = [sorted(found.tolist()).index(v) for v in found.tolist()]
     true = [sorted(target.tolist()).index(v) for v in target.tolist()]
     assert spearman(found, target) == pytest.approx(np.corrcoef(rank, true)[0, 1])
-    assert figures[0][1] == pytest.approx(figures[1][1]) and "Spearman" not in figures[0][1]
+    assert figures[0][1] == pytest.approx(figures[1][1])
+    assert "Spearman" not in figures[0][1]
