@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import classifiers
-import lrft
 import pytest
 import tiny
 import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+import lrft
 from lrft.adapters.storage import load_adapter, read_adapter, save_adapter
 from lrft.errors import CheckFailed, LrftError
 from lrft.export.merge import merge_adapter

@@ -143,5 +143,5 @@ def test_long_texts_are_cut_by_default_and_counted(tmp_path: Path) -> None:
 
 
 def test_rows_of_another_kind_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="takes texts with labels .* are conversations, prompts"):
+    with pytest.raises(RecipeError, match=r"takes texts with labels .* are conversations, prompts"):
         prepare(tmp_path, {"prompt": "a", "completion": "b"})
