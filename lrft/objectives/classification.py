@@ -68,7 +68,7 @@ class Classification(Objective):
             raise ValueError("a head answers padded batches")
         batch = collate(rows, ids, pad_id=pad_id, form=form)
         del batch["labels"]
-        if rows.has_numbers("second"):
+        if "second" in rows.names:
             batch["token_type_ids"] = token_types(batch["attention_mask"], [rows.numbers("second", i) for i in ids])
         labels = [rows.numbers("label", i) for i in ids]
         filled = np.full((len(ids), max(1, *map(len, labels))), NO_LABEL, dtype=np.float32)
@@ -127,6 +127,8 @@ class ClassLoss(LossModule):
     the labels, or the squared error. With class weights a row's loss is multiplied by that of its label, and not
     divided by those of its neighbours: what a row teaches does not depend on who shares its step.
     """
+
+    mixes_copies: ClassVar[bool] = True
 
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         if self.head is None:
