@@ -98,7 +98,7 @@ def measure(
     found: Target, rows: data.Rows, reporter: Reporter, longest: int, batch_size: int, samples: int
 ) -> dict[str, Any]:
     """Loss of `rows`, and exact match of the answers to those with a prompt; longest: of an answer, 0 for none."""
-    from lrft.evaluation.generate import answer_rows, with_prompts
+    from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
     from lrft.evaluation.loss import loss_of
     from lrft.loading.others import others_of
     from lrft.loading.saved import answering
@@ -106,11 +106,12 @@ def measure(
     result: dict[str, Any] = {"rows": len(rows), "samples": []}
     others = others_of(found, rows)
     losses, layout = answering(found.model, rows, found.objective, found.attached, others, found.head)
+    own = None if found.head is None else found.head.pad_id
     result |= loss_of(
         losses,
         rows,
         micro=batch_size,
-        pad_id=found.pad_id,
+        pad_id=pad_token(found.tokenizer) if own is None else own,
         objective=found.objective,
         form=layout.form,
     )

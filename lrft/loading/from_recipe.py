@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft import data, registry
-from lrft.errors import Problem, RecipeError
+from lrft.errors import DataError, Problem, RecipeError
 from lrft.loading.auxiliary import with_auxiliary
 from lrft.model import load
 from lrft.model.head import Head
@@ -45,6 +45,8 @@ def head_for(recipe: Recipe, prepared: data.Prepared, tokenizer: Any) -> Head | 
         return None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise DataError("the tokenizer has neither a padding nor an end token, so rows cannot be padded")
     try:
         return objective.head_for(
             prepared.report, prepared.train, pad_id=tokenizer.pad_token_id, seed=recipe.training.seed

@@ -16,7 +16,6 @@ from lrft.adapters.peft_import import is_peft_folder, placed, read_any
 from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data import Rows
 from lrft.errors import CheckFailed, MissingError, UsageError
-from lrft.evaluation.generate import pad_token
 from lrft.loading.from_recipe import objective_of
 from lrft.model.head import Head, stored_head
 from lrft.model.hub import find_model
@@ -84,12 +83,6 @@ class Target:
     """the run's"""
     head: Head | None = None
     """None for a language model"""
-
-    @property
-    def pad_id(self) -> int:
-        """The token that fills up a batch."""
-        own = None if self.head is None else self.head.pad_id
-        return pad_token(self.tokenizer) if own is None else own
 
 
 def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
