@@ -146,7 +146,7 @@ def check_rows(difference: Difference) -> list[Row]:
             "checked",
             [
                 checked_words(difference),
-                f"same first token {difference.same_first:.2%}",
+                f"same {difference.choice} {difference.same_first:.2%}",
             ],
         )
     ]

@@ -184,7 +184,7 @@ def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
         difference.relative,
         limit,
         f"merged vs. adapter on {count(difference.rows, 'row')}: logits differ by {difference.relative:.1e} of the "
-        f"largest, same first token {difference.same_first:.2%}",
+        f"largest, same {difference.choice} {difference.same_first:.2%}",
     )
 
 
