@@ -48,8 +48,6 @@ class RowKind:
     """a text is answered as a whole, by a head: the tokenizer lays it out, and none of its tokens is trained"""
     named: bool = False
     """rows have labels by name"""
-    too_long: str = ""
-    """data.too_long where the recipe does not say it; "" for the default of all"""
 
 
 # What the class variable `rows` of an objective may name.
@@ -61,9 +59,8 @@ ROWS: dict[str, RowKind] = {
     "preference": RowKind(
         ("preference",), "pairs of a chosen and a rejected answer to one prompt", ("chosen", "rejected"), True
     ),
-    # A label is of a whole text, of which a served classifier reads the beginning too.
-    "labelled": RowKind(("labelled",), "texts with labels", whole=True, named=True, too_long="truncate"),
-    "scored": RowKind(("scored",), "texts with a number each", whole=True, too_long="truncate"),
+    "labelled": RowKind(("labelled",), "texts with labels", whole=True, named=True),
+    "scored": RowKind(("scored",), "texts with a number each", whole=True),
     "kto": RowKind(("kto",), "answers with a label of true or false", answers_only=True),
 }
 DEFAULT_ROWS = "tokens"

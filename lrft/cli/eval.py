@@ -233,7 +233,8 @@ def rows_for(
     cache = cache_dir()
     if path is not None:
         # The template that trained is the tokenizer's own by now, wherever the run's recipe had it from.
-        settings = (section or DataSection(train=(DataEntry(path=path),))).model_copy(
+        cut = "error" if labels is None else "truncate"  # a model that answers texts as a whole is served so
+        settings = (section or DataSection(train=(DataEntry(path=path),), too_long=cut)).model_copy(
             update={"chat_template": "tokenizer"}
         )
         rows, report = data.prepare_file(

@@ -14,7 +14,7 @@ from lrft.data.format import COLUMNS, LEFT_OUT
 from lrft.data.readers import find, has_splits
 from lrft.data.records import Source
 from lrft.errors import Problem, RecipeError, nearest
-from lrft.registry import DEFAULT_ROWS, ROWS
+from lrft.registry import DEFAULT_ROWS
 
 Where = Callable[[str], str]
 
@@ -91,19 +91,12 @@ def settings(
         train_on=section.train_on,
         max_length=length,
         max_from=origin,
-        too_long=too_long_of(section, kind, where),
+        too_long=section.too_long,
         on_bad_row=section.on_bad_row,
         seed=seed,
         kind=kind,
         labels=None if labels is None else tuple(labels),
     )
-
-
-def too_long_of(section: Any, kind: str, where: Where) -> str:
-    """data.too_long: as the recipe says, else the default of this kind of rows."""
-    said: str = section.too_long
-    default = ROWS[kind].too_long
-    return default if default and where("data.too_long") == "default" and said == "error" else said
 
 
 def resolve_chat_template(section: Any, tokenizer: Any, *, where: Where) -> str | None:

@@ -111,7 +111,9 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     head = stored_head(load_config(folder, trusted))
     model: Any = load_model(folder, dtype=dtype, trust_remote_code=trusted, head=head)
-    return Target(model.to(device()), load_tokenizer(folder, trusted), folder, None, None, objective_for(head), head=head)
+    return Target(
+        model.to(device()), load_tokenizer(folder, trusted), folder, None, None, objective_for(head), head=head
+    )
 
 
 def objective_for(head: Head | None) -> Objective:

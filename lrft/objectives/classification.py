@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class Classification(Objective):
     rows: ClassVar[str] = "labelled"
     rows_by: ClassVar[dict[str, dict[str, str]]] = {"problem": {"regression": "scored"}}
     head: ClassVar[str] = "sequence"
+    # A label is of a whole text, of which whoever asks the model later reads the beginning too.
+    defaults: ClassVar[dict[str, Any]] = {"data.too_long": "truncate"}
     unit: ClassVar[str] = "text"
 
     problem: Literal["auto", "single-label", "multi-label", "regression"] = "auto"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrft import registry
 from lrft.adapters.attached import Attached
 from lrft.adapters.compose import Composition
 from lrft.data import BatchSchedule, Prepared, Rows
@@ -157,9 +156,6 @@ class Session:
             "training.micro_batch_size": self.engine.micro,
             "distributed.strategy": self.base.strategy,
         }
-        if self.recipe.where("data.too_long") == "default":  # some kinds of rows have their own
-            rows = registry.ROWS[registry.rows_of(*self.recipe.training.objective)]
-            decided["data.too_long"] = rows.too_long or self.recipe.data.too_long
         if self.recipe.where("data.max_length") == "default":  # the model can have fewer positions
             decided["data.max_length"] = self.inputs.prepared.report.max_length
         if self.recipe.evaluation.every == "auto":

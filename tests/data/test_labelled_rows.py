@@ -11,9 +11,8 @@ from prepared import check_conservation, lines, section
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from lrft import data
+from lrft import data, registry
 from lrft.errors import DataError, RecipeError
-from lrft.registry import ROWS
 
 
 def prepare(tmp_path: Path, *rows: Any, kind: str = "labelled", tokenizer: Any = None, **options: Any) -> data.Prepared:
@@ -127,7 +126,7 @@ def test_long_texts_are_cut_by_default_and_counted(tmp_path: Path) -> None:
     """As pipelines with truncation=True do: the special tokens at the end stay."""
     tokenizer = bert_like()
     made = [{"text": "hello " * 30, "text_pair": "time", "label": "x"}, {"text": "a", "text_pair": "b", "label": "y"}]
-    found = prepare(tmp_path, *made, tokenizer=tokenizer, max_length=16)
+    found = prepare(tmp_path, *made, tokenizer=tokenizer, max_length=16, too_long="truncate")
     stock = tokenizer(made[0]["text"], "time", truncation=True, max_length=16)
     assert found.train.tokens(0).tolist() == stock["input_ids"]
     assert found.train.cut(0) == len(tokenizer(made[0]["text"], "time")["input_ids"]) - 16
@@ -139,7 +138,7 @@ def test_long_texts_are_cut_by_default_and_counted(tmp_path: Path) -> None:
     assert "data.too_long: truncate | drop" in str(raised.value.hint)
     with pytest.raises(RecipeError, match="split is for format text"):
         prepare(tmp_path, *made, max_length=16, too_long="split")
-    assert ROWS["labelled"].too_long == "truncate"
+    assert registry.declared("objectives")["classification"].defaults == {"data.too_long": "truncate"}
 
 
 def test_rows_of_another_kind_are_told_apart(tmp_path: Path) -> None:
