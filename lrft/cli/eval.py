@@ -233,10 +233,10 @@ def rows_for(
     cache = cache_dir()
     if path is not None:
         # The template that trained is the tokenizer's own by now, wherever the run's recipe had it from.
-        cut = "error" if labels is None else "truncate"  # a model that answers texts as a whole is served so
-        settings = (section or DataSection(train=(DataEntry(path=path),), too_long=cut)).model_copy(
-            update={"chat_template": "tokenizer"}
-        )
+        plain = DataSection(train=(DataEntry(path=path),))
+        if labels is not None:  # a model that answers texts as a whole is served so
+            plain = plain.model_copy(update={"too_long": "truncate"})
+        settings = (section or plain).model_copy(update={"chat_template": "tokenizer"})
         rows, report = data.prepare_file(
             recipes.parse_entry(path, data.reading(settings), reading) if reading else path,
             settings,

@@ -115,7 +115,7 @@ def names_of(row: Row) -> list[str]:
 def in_order(names: Sequence[str]) -> list[str]:
     """Whole numbers by size, names by the alphabet."""
     numbers = all(name.removeprefix("-").isdecimal() for name in names)
-    return sorted(set(names), key=(lambda name: (int(name), name)) if numbers else None)  # type: ignore[arg-type]
+    return sorted(set(names), key=(lambda name: (int(name), name)) if numbers else None)
 
 
 def keep_classes(rows: Sequence[Row], held_out: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ class Head:
     def outputs(self) -> int:
         return len(self.labels) or 1
 
-    def configure(self, config: PretrainedConfig) -> None:
+    def configure(self, config: Any) -> None:
         """Write labels, problem and padding token into `config`, where stock transformers reads them."""
         named = self.labels or ("LABEL_0",)
         config.id2label = dict(enumerate(named))
@@ -69,7 +69,7 @@ class Head:
             config.pad_token_id = config.get_text_config().pad_token_id = self.pad_id
 
 
-def stored_head(config: PretrainedConfig) -> Head | None:
+def stored_head(config: Any) -> Head | None:
     """The head that a checkpoint was saved with; None for a language model."""
     kind = kind_of((config.architectures or [""])[0])
     if not kind:
