@@ -109,7 +109,8 @@ class Attached:
     def detach(self) -> nn.Module:
         """Put the base layers back and return the model, as it was before, still frozen."""
         for name in (*self.modules, *self.modules_to_save):
-            layer: Any = self.model.get_submodule(name)
+            layer = self.model.get_submodule(name)
             parent, _, word = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), word, layer.base)
+            if isinstance(layer, AdapterLinear | SavedModule):
+                setattr(self.model.get_submodule(parent), word, layer.base)
         return self.model
