@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -52,6 +52,10 @@ class RowKind:
     """names of the token sequences of a row, where it has several"""
     answers_only: bool = False
     """only answers can be trained: data.train_on: all is refused"""
+    whole: bool = False
+    """a text is answered as a whole, by a head: the tokenizer lays it out, and none of its tokens is trained"""
+    named: bool = False
+    """rows have labels by name"""
 
 
 # What the class variable `rows` of an objective may name.
@@ -63,6 +67,8 @@ ROWS: dict[str, RowKind] = {
     "preference": RowKind(
         ("preference",), "pairs of a chosen and a rejected answer to one prompt", ("chosen", "rejected"), True
     ),
+    "labelled": RowKind(("labelled",), "texts with labels", whole=True, named=True),
+    "scored": RowKind(("scored",), "texts with a number each", whole=True),
     "kto": RowKind(("kto",), "answers with a label of true or false", answers_only=True),
 }
 DEFAULT_ROWS = "tokens"
@@ -378,10 +384,15 @@ def methods(folder: Path = FOLDER) -> dict[str, MethodCard]:
     return {card.name: card for card in ordered}
 
 
-def rows_of(objective: str) -> str:
-    """The kind of rows that an objective takes. Raises LrftError where an installed package names none of `ROWS`."""
+def rows_of(objective: str, options: Mapping[str, Any] | None = None) -> str:
+    """The kind of rows that an objective takes. Raises LrftError where an installed package names none of `ROWS`.
+
+    options: of the objective; some values of some declare another kind, by the class variable `rows_by`
+    """
     card = declared("objectives")[objective]
     kind: str = card.facts.get("rows", DEFAULT_ROWS)
+    for option, kinds in card.facts.get("rows_by", {}).items():
+        kind = kinds.get((options or {}).get(option), kind)
     if kind not in ROWS:
         text = f"{card.file}: {card.class_name}.rows is {kind!r}, not one of {', '.join(ROWS)}"
         raise fault_of(card.package, text) if card.package else ValueError(text)
@@ -392,6 +403,12 @@ def rate_factor(objective: str) -> float:
     """What the default learning rate is multiplied by for this objective."""
     factor: float = declared("objectives")[objective].facts.get("rate_factor", 1.0)
     return factor
+
+
+def head_of(objective: str) -> str:
+    """The kind of head that an objective trains (`lrft.model.head.KINDS`); "" for a language model's own."""
+    kind: str = declared("objectives")[objective].facts.get("head", "")
+    return kind
 
 
 def objectives_for(kind: str) -> list[str]:

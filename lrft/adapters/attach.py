@@ -19,6 +19,7 @@ from lrft.adapters.adapter import Adapter, AdapterLinear, Delta, OffsetFromInit,
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.compose import SAID_SHARE, Composition, compose
+from lrft.adapters.modules_to_save import put_beside
 from lrft.adapters.part import CalibrationResult
 from lrft.errors import Problem, RecipeError, UsageError
 from lrft.model import linear
@@ -199,7 +200,7 @@ def attach_sites(
     seen: Sequence[CalibrationResult] | None = None,
     where: targets.Where = lambda key: key,
 ) -> Attached:
-    """Freeze `model`, put an adapter beside each site's layer, and return the handle. Raises RecipeError."""
+    """Freeze `model`, put an adapter beside each site's layer a trained copy beside its head. Raises RecipeError."""
     modules = dict(model.named_modules())
     adapters: dict[str, Adapter] = {}
     problems = []
@@ -228,7 +229,7 @@ def attach_sites(
     if shared is not None:
         # In the first adapted layer: the model itself may be a container that calls whatever it holds.
         model.get_submodule(sites[0].name).add_module(SHARED, shared.train(model.training))
-    return Attached(model, adapters, composition.entries, list(sites), shared)
+    return Attached(model, adapters, composition.entries, list(sites), shared, put_beside(model))
 
 
 def attach_adapter(

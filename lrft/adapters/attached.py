@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.adapters.adapter import Adapter, AdapterLinear, Delta, Site, load_tensors
+from lrft.adapters.modules_to_save import SavedModule, tensors_of
 from lrft.model import linear
 from lrft.model.modes import evaluation_mode
 from lrft.model.pruned import whole_again
@@ -27,6 +28,7 @@ class Attached:
     methods   the recipe's words for what was attached: [{"name": ..., "options": {...}}, ...]
     shared    what all adapters have in common, or None
     left_out  targeted layers that got no adapter -> the reason; told by `lrft.attach`
+    modules_to_save   name -> trained copy of each module that is trained in full
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Attached:
         methods: tuple[dict[str, Any], ...],
         sites: list[Site],
         shared: nn.Module | None = None,
+        modules_to_save: dict[str, nn.Module] | None = None,
     ) -> None:
         self.model = model
         self.modules = modules
@@ -43,24 +46,30 @@ class Attached:
         self.sites = sites
         self.shared = shared
         self.left_out: Mapping[str, str] = {}
+        self.modules_to_save = modules_to_save or {}
 
     def layers(self) -> dict[str, AdapterLinear]:
         """site name -> the layer that holds base and adapter."""
         found = {name: self.model.get_submodule(name) for name in self.modules}
         return {name: layer for name, layer in found.items() if isinstance(layer, AdapterLinear)}
 
+    def wrappers(self) -> list[AdapterLinear | SavedModule]:
+        """All that stands in the place of a module of the base."""
+        found = [self.model.get_submodule(name) for name in self.modules_to_save]
+        return [*self.layers().values(), *(module for module in found if isinstance(module, SavedModule))]
+
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Every tensor that is saved, trained or frozen, as "site.tensor"."""
+        """Every tensor that is saved, trained or frozen, as "site.tensor"; of modules trained in full too."""
         common = {} if self.shared is None else {f"{SHARED}.{name}": p for name, p in self.shared.named_parameters()}
         own = {f"{site}.{name}": p for site, adapter in self.modules.items() for name, p in adapter.tensors().items()}
-        return {**common, **own}
+        return {**common, **own, **tensors_of(self.modules_to_save)}
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained tensor as "site.tensor"."""
         return {name: p for name, p in self.tensors().items() if p.requires_grad}
 
     def owners(self) -> dict[str, str]:
-        """The site of every trained tensor, by its name; `SHARED` for one that belongs to all."""
+        """The site of every trained tensor, by its name; `SHARED` for one that belongs to all, or to no adapter."""
         sites = {f"{site}.{name}": site for site, adapter in self.modules.items() for name in adapter.tensors()}
         return {name: sites.get(name, SHARED) for name in self.trained()}
 
@@ -84,7 +93,7 @@ class Attached:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Inside, the model is the untouched base."""
-        layers = list(self.layers().values())
+        layers = self.wrappers()
         before = [layer.enabled for layer in layers]
         try:
             for layer in layers:
@@ -102,8 +111,10 @@ class Attached:
 
     def detach(self) -> nn.Module:
         """Put the base layers back and return the model, as it was before, still frozen."""
-        for name, layer in self.layers().items():
+        for name in (*self.modules, *self.modules_to_save):
+            layer = self.model.get_submodule(name)
             parent, _, word = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), word, layer.base)
+            if isinstance(layer, AdapterLinear | SavedModule):
+                setattr(self.model.get_submodule(parent), word, layer.base)
         whole_again(self.model)
         return self.model

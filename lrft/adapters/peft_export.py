@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrft.adapters.adapter import Adapter, PeftForm
 from lrft.adapters.attached import Attached
+from lrft.adapters.modules_to_save import tensors_of
 from lrft.adapters.peft_names import Names
+from lrft.model.head import task_of
 
 PEFT_TENSORS = "adapter_model.safetensors"
 # An adapter whose tensors are just these is the same thing in PEFT's file, under PEFT's names.
@@ -25,9 +27,9 @@ def is_its_form(adapter: Adapter, form: PeftForm) -> bool:
     return same and own.keys() == {name for name, tensor in written.items() if tensor is not None}
 
 
-def peft_tensors(forms: Mapping[str, PeftForm]) -> dict[str, Tensor]:
-    """PEFT's state dict, lora_A (r, k) and lora_B (d, r) for each site."""
-    tensors = {}
+def peft_tensors(forms: Mapping[str, PeftForm], modules_to_save: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """PEFT's state dict: lora_A (r, k) and lora_B (d, r) for each site, and the modules that were trained in full."""
+    tensors: dict[str, Tensor] = {f"{PEFT_PREFIX}{name}": p for name, p in tensors_of(modules_to_save).items()}
     for name, form in forms.items():
         tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['A']}"] = form.A
         tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['B']}"] = form.B
@@ -49,7 +51,7 @@ def peft_config(
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_of(attached.model),
         "base_model_name_or_path": base.get("name"),
         "revision": base.get("revision"),
         "inference_mode": True,
@@ -65,13 +67,16 @@ def peft_config(
         "use_rslora": False,
         "use_dora": any(form.magnitude is not None for form in forms.values()),
         "init_lora_weights": True,
-        "modules_to_save": None,
+        "modules_to_save": list(attached.modules_to_save) or None,
     }
 
 
-def from_peft_names(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_peft_names(flat: Mapping[str, Tensor], modules_to_save: Collection[str] = ()) -> dict[str, Tensor]:
     own = {}
+    full = tuple(f"{PEFT_PREFIX}{name}." for name in modules_to_save)
     for key, tensor in flat.items():
+        if full and key.startswith(full):
+            key = key.removeprefix(PEFT_PREFIX)
         for word, peft_name in PEFT_NAMES.items():
             if key.startswith(PEFT_PREFIX) and key.endswith(f".{peft_name}"):
                 key = key[len(PEFT_PREFIX) : -len(peft_name)] + word

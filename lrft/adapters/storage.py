@@ -27,11 +27,13 @@ from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, Site, load_tensors
 from lrft.adapters.attach import attach_sites, build_shared, build_site, refuse_adapted
 from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.modules_to_save import tensors_of
 from lrft.adapters.peft_export import PEFT_TENSORS, from_peft_names, is_its_form, peft_config, peft_tensors
 from lrft.adapters.peft_names import peft_names
 from lrft.errors import CheckFailed, LrftError, MissingError, UsageError
 from lrft.model import linear
 from lrft.model.end_tokens import add_stops, saved_stops
+from lrft.model.head import Head
 from lrft.model.quantized import KINDS, take_over
 from lrft.utils import files
 
@@ -41,7 +43,10 @@ OWN_TENSORS = "lrft.safetensors"
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """An adapter folder, read and checked. `tensors`: site name, or `SHARED` -> tensor name -> tensor."""
+    """An adapter folder, read and checked.
+
+    tensors   name of a site or of a module that was trained in full, or `SHARED` -> tensor name -> tensor
+    """
 
     folder: Path
     info: dict[str, Any]
@@ -53,6 +58,16 @@ class SavedAdapter:
     def quantization(self) -> str:
         """How the base was quantised that it was trained on: none, nf4, fp4 or int8."""
         return str(self.info["base"].get("quantization", "none"))
+
+    @property
+    def head(self) -> Head | None:
+        """The head that it was trained with; None for a language model."""
+        return Head.from_dict(self.info["base"].get("head"))
+
+    @property
+    def modules_to_save(self) -> list[str]:
+        """Names of the modules that were trained in full."""
+        return list(self.info.get("modules_to_save", ()))
 
     def build(self, site: Site) -> Adapter:
         """One site's adapter with its saved values, without a model."""
@@ -93,7 +108,7 @@ def save_adapter(
     same = False
     names = peft_names(attached, sayable, base.get("quantization", "none"))
     if len(sayable) == len(forms) and not names.refused:
-        tensors = peft_tensors(sayable)
+        tensors = peft_tensors(sayable, attached.modules_to_save)
         files.write_tensors(folder / PEFT_TENSORS, tensors)
         files.write_json(folder / "adapter_config.json", peft_config(attached, sayable, base, names))
         written.append(PEFT_TENSORS)
@@ -112,6 +127,7 @@ def save_adapter(
         "base": dict(base),
         "seed": seed,
         "sites": [_site_to_json(site) for site in attached.sites],
+        **({"modules_to_save": list(attached.modules_to_save)} if attached.modules_to_save else {}),
         "sha256": {name: files.sha256(folder / name) for name in sorted([*written, *listed])},
         **(extra or {}),
     }
@@ -129,7 +145,7 @@ def save_members(attached: Attached, folder: Path, base: Mapping[str, Any]) -> N
             return
         member = folder / f"member-{number + 1}"
         member.mkdir(exist_ok=True)
-        files.write_tensors(member / PEFT_TENSORS, peft_tensors(mine))
+        files.write_tensors(member / PEFT_TENSORS, peft_tensors(mine, attached.modules_to_save))
         files.write_json(member / "adapter_config.json", peft_config(attached, mine, base, names))
 
 
@@ -157,14 +173,16 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         sites = [_site_from_json(site) for site in info["sites"]]
         composition = compose.compose((entry["name"], entry["options"]) for entry in info["methods"])
         str(info["base"]["name"]), int(info["seed"])
+        Head.from_dict(info["base"].get("head"))
         if info["base"].get("quantization", "none") not in ("none", *KINDS):
             raise ValueError("unknown kind of quantisation")
     except (KeyError, TypeError, AttributeError, ValueError):
         raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter") from None
     flat = files.read_tensors(folder / info["tensors"])
     if info["tensors"] == PEFT_TENSORS:
-        flat = from_peft_names(flat)
-    tensors = _by_site(flat, sites, folder / info["tensors"])
+        flat = from_peft_names(flat, info.get("modules_to_save", ()))
+    places = [*(site.name for site in sites), *info.get("modules_to_save", ())]
+    tensors = _by_site(flat, places, folder / info["tensors"])
     saved = SavedAdapter(folder, info, sites, composition, tensors)
     try:
         if saved.shared is None and SHARED in tensors:
@@ -197,6 +215,7 @@ def load_saved(model: nn.Module, saved: SavedAdapter) -> Attached:
             d, k = linear.shape(modules[site.name])
             raise CheckFailed(f"{folder}: {site.name} is {d} x {k} in this model, {site.d} x {site.k} in the adapter")
     attached = attach_sites(model, saved.sites, saved.composition, seed=saved.info["seed"], fresh=False)
+    _refuse_other_head(attached, saved)
     attached.load_state_dict(saved.state_dict())
     add_stops(model, saved_stops(saved.folder))
     return attached
@@ -215,6 +234,18 @@ def rename_base(folder: Path, name: str) -> None:
         if config.name in info["sha256"]:
             info["sha256"][config.name] = files.sha256(config)
         files.write_json(own, info | {"checksum": _checksum(info)})
+
+
+def _refuse_other_head(attached: Attached, saved: SavedAdapter) -> None:
+    """Raises CheckFailed unless just the saved modules are there, of the saved shapes."""
+    own = {name: p.shape for name, p in tensors_of(attached.modules_to_save).items()}
+    given = {f"{m}.{name}": t.shape for m in saved.modules_to_save for name, t in saved.tensors[m].items()}
+    if own != given:
+        found = ", ".join(sorted(attached.modules_to_save)) or "none"
+        raise CheckFailed(
+            f"{saved.folder}: this model's head ({found}) is not the one that was saved with the adapter "
+            f"({', '.join(saved.modules_to_save) or 'none'})"
+        )
 
 
 def _checksum(info: Mapping[str, Any]) -> str:
@@ -236,8 +267,8 @@ def _check_files(folder: Path, info: Mapping[str, Any]) -> None:
             raise CheckFailed(f"{folder / name} is not the file that was saved (its checksum differs)")
 
 
-def _by_site(flat: Mapping[str, Tensor], sites: Iterable[Site], path: Path) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {site.name: {} for site in sites}
+def _by_site(flat: Mapping[str, Tensor], places: Iterable[str], path: Path) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in places}
     if any(key.startswith(f"{SHARED}.") for key in flat):
         found[SHARED] = {}
     # A site's name can be the beginning of another's: the longest one that fits is meant.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from lrft.model import linear
+from lrft.model.head import head_modules
 
 UNLIKE = "its output is more than a matrix product with its weight"
+IN_FULL = "trained in full, as part of the head"
 SHARED = "weight shared with another layer, so an adapter could not be merged"
 
 
@@ -20,15 +22,23 @@ def unfit(model: nn.Module, linears: Mapping[str, nn.Module], uncalled: Mapping[
     uncalled: those that text is known not to reach -> why, as of `lrft.adapters.reach.uncalled`
     """
     shared = sharing(model)
+    head = head_modules(model)
     found: dict[str, str] = {}
     for name, module in linears.items():
-        if name in uncalled:
+        if is_in(name, head):
+            found[name] = IN_FULL
+        elif name in uncalled:
             found[name] = uncalled[name]
         elif not returns_product(module):
             found[name] = UNLIKE
         elif name in shared:
             found[name] = SHARED
     return found
+
+
+def is_in(name: str, modules: Collection[str]) -> bool:
+    """Whether a layer is one of `modules` or lies inside of one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def returns_product(module: nn.Module) -> bool:

@@ -83,7 +83,7 @@ def refuse_missing(recipe: Recipe) -> None:
     from lrft.model import load
 
     load.refuse_missing(recipe.model.quantization, recipe.where("model.quantization"))
-    refuse_unfit(recipe.data, registry.rows_of(recipe.training.objective.name), recipe.where)
+    refuse_unfit(recipe.data, registry.rows_of(*recipe.training.objective), recipe.where)
 
 
 def typed() -> str:

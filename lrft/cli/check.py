@@ -40,32 +40,36 @@ def check_all(recipe: Recipe, path: Path) -> None:
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
         from lrft.adapters.reach import uncalled
         from lrft.export.merge import names_in, unmergeable
-        from lrft.loading.from_recipe import find_base, load_data
+        from lrft.loading.from_recipe import find_base, head_for, load_data
         from lrft.loading.no_effect import refuse_without_effect
         from lrft.loading.others import find_others
         from lrft.model import linear
+        from lrft.model.head import head_modules
         from lrft.model.load import load_skeleton
         from lrft.model.stored import Stored
         from lrft.model.weights import weight_files
         from lrft.tracking.console import Reporter
 
     source = find_base(recipe)
-    skeleton = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer, prepared = load_data(recipe, source)
+    refuse_without_effect(recipe, prepared)
+    head = head_for(recipe, prepared, tokenizer)
+    skeleton = load_skeleton(source, recipe.model.trust_remote_code, head)
     composition = compose.compose_section(recipe.adapter)
     passed_over = uncalled(skeleton)
     left_out = targets.choose(skeleton, recipe.adapter, recipe.where, passed_over).lines()
     sites = select_sites(skeleton, recipe.adapter, composition, recipe.where, passed_over)
-    trained = count_trained(sites, composition, recipe.where)
+    in_full = sum(p.numel() for name in head_modules(skeleton) for p in skeleton.get_submodule(name).parameters())
+    trained = count_trained(sites, composition, recipe.where) + in_full
     weights = weight_files(source)
     reason = unmergeable(sites, Stored(skeleton, names_in(weights)), weights)
-    tokenizer, prepared = load_data(recipe, source)
-    refuse_without_effect(recipe, prepared)
     others = find_others(recipe, source, tokenizer, prepared.train)
     everything = sum(p.numel() for p in skeleton.parameters())
     linears = sum(1 for _ in linear.named_linears(skeleton))
     modules = " ".join(targets.module_names(site.name for site in sites))
     adapter = [
         f"{len(sites)} of {linears} linear layers: {modules}",
+        *([f"trained in full: {' '.join(head_modules(skeleton))}"] if head else []),
         f"{trained / 1e6:,.2f} M trainable parameters ({trained / (everything + trained):.2%})",
         *(f"left out: {line}" for line in left_out),
     ]

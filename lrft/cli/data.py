@@ -86,7 +86,7 @@ def _of_recipe(path: Path, overrides: list[str] | None, test: str | None) -> tup
                 seed=loaded.training.seed,
                 limit=position_limit(config),
                 where=loaded.where,
-                kind=registry.rows_of(loaded.training.objective.name),
+                kind=registry.rows_of(*loaded.training.objective),
                 cache=cache_dir(),
             )
             for found in report.sources:

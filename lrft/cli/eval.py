@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,15 +75,16 @@ def evaluate(
                     f"--{next(iter(reading))} requires --data: without it the run's own rows are read as in its recipe"
                 )
             config = found.model.config
-            kind = registry.rows_of(found.objective.name)
+            kind = registry.rows_of(found.objective.name, vars(found.objective))
+            labels = None if found.head is None else found.head.labels
             rows, report = rows_for(
-                target, rows_path, reading, found.section, found.tokenizer, found.folder, config, kind
+                target, rows_path, reading, found.section, found.tokenizer, found.folder, config, kind, labels
             )
             # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
             add_stops(found.model, found.tokenizer.convert_tokens_to_ids(report.end_tokens))
             if limit is not None:
                 rows = rows.slice(range(min(limit, len(rows))))
-            longest = 0 if no_generate else max_new_tokens
+            longest = 0 if no_generate or found.head else max_new_tokens
             result = {"target": target, **measure(found, rows, reporter, longest, batch_size, samples)}
             counted = count(result[counted_as(found.objective)], found.objective.unit)
             kept |= figures(result, counted, rows_path)
@@ -103,12 +104,14 @@ def measure(
     from lrft.loading.saved import answering
 
     result: dict[str, Any] = {"rows": len(rows), "samples": []}
-    losses, layout = answering(found.model, rows, found.objective, found.attached, others_of(found, rows))
+    others = others_of(found, rows)
+    losses, layout = answering(found.model, rows, found.objective, found.attached, others, found.head)
+    own = None if found.head is None else found.head.pad_id
     result |= loss_of(
         losses,
         rows,
         micro=batch_size,
-        pad_id=pad_token(found.tokenizer),
+        pad_id=pad_token(found.tokenizer) if own is None else own,
         objective=found.objective,
         form=layout.form,
     )
@@ -202,10 +205,12 @@ def rows_for(
     folder: Path,
     config: Any,
     kind: str,
+    labels: Sequence[str] | None,
 ) -> tuple[data.Rows, data.DataReport]:
     """The rows to measure on: the file given, else the run's own validation rows. Raises UsageError.
 
     reading: keys of an entry of data.train for that file. config: the model's. kind: of rows, for the objective.
+    labels: those that the model tells apart.
     """
     from lrft import data
     from lrft import recipe as recipes
@@ -221,9 +226,10 @@ def rows_for(
         read_as = data.reading(section) if section else {}
         if "format" in reading:  # the run's prompts are of another
             read_as = {key: value for key, value in read_as.items() if key not in ("prompt", "completion", "tools")}
-        settings = (section or DataSection(train=(DataEntry(path=path),))).model_copy(
-            update={"chat_template": "tokenizer"}
-        )
+        plain = DataSection(train=(DataEntry(path=path),))
+        if labels is not None:  # a model that answers texts as a whole is served so
+            plain = plain.model_copy(update={"too_long": "truncate"})
+        settings = (section or plain).model_copy(update={"chat_template": "tokenizer"})
         rows, report = data.prepare_file(
             recipes.parse_entry(path, read_as, reading) if reading else path,
             settings,
@@ -233,6 +239,7 @@ def rows_for(
             where=lambda key: "default",
             cache=cache,
             kind=kind,
+            labels=labels,
         )
         data.refuse_missing_rows([rows], embedding_rows(config), tokenizer)
         return rows, report

@@ -117,8 +117,15 @@ def merge_rows(out: Path, result: MergeResult) -> list[Row]:
     lost = f"{result.lost_share:.2%} of the update lost"
     return [
         ("merged", [str(out), count(result.sites, "module")]),
+        *([("left out", [left_out(result.left_out)])] if result.left_out else []),
         ("rounding", [lost, f"worst {result.worst_share:.2%} in {result.worst_site}"]),
     ]
+
+
+def left_out(names: list[str]) -> str:
+    """What of the base the merged model does not read."""
+    more = f" and {len(names) - 3} more" * (len(names) > 3)
+    return f"{count(len(names), 'tensor')} that a model with this head does not read: {', '.join(names[:3])}{more}"
 
 
 def rounding_warning(result: MergeResult) -> str:
@@ -140,7 +147,7 @@ def check_rows(difference: Difference) -> list[Row]:
             "checked",
             [
                 checked_words(difference),
-                f"same first token {difference.same_first:.2%}",
+                f"same {difference.choice} {difference.same_first:.2%}",
             ],
         )
     ]

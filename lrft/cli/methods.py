@@ -56,11 +56,11 @@ def count_parameters(recipe: Recipe, kind: str | None) -> tuple[int, dict[str, i
         from lrft.adapters.attach import count_trained, select_sites
         from lrft.adapters.reach import uncalled
         from lrft.cli.method_list import of_kind
-        from lrft.loading.from_recipe import find_base
+        from lrft.loading.from_recipe import find_base, sketched_head
         from lrft.model.load import load_skeleton
 
     source = find_base(recipe)
-    skeleton = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
+    skeleton = load_skeleton(source, recipe.model.trust_remote_code, sketched_head(recipe))
     passed_over = uncalled(skeleton)
     found: dict[str, int | str] = {}
     for card in of_kind(registry.methods(), kind):

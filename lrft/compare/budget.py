@@ -19,6 +19,7 @@ from lrft.adapters.reach import uncalled
 from lrft.compare.config import Comparison
 from lrft.compare.grid import Point, Variant
 from lrft.errors import Problem, RecipeError
+from lrft.loading.from_recipe import sketched_head
 from lrft.model.hub import find_model
 from lrft.model.load import load_skeleton
 from lrft.recipe import AdapterSection, Recipe
@@ -90,7 +91,7 @@ class Counter:
         key = (recipe.model.name, recipe.model.revision)
         if key not in self._skeletons:
             source = find_model(*key, where=recipe.where("model.name"))
-            self._skeletons[key] = load_skeleton(source, trust_remote_code=recipe.model.trust_remote_code)
+            self._skeletons[key] = load_skeleton(source, recipe.model.trust_remote_code, sketched_head(recipe))
         return self._skeletons[key]
 
 

@@ -24,7 +24,7 @@ from lrft.utils.files import room_for, sha256, share, sync
 
 # To be raised with every change of reading, rendering, masking or splitting that changes rows, and with each new figure
 # of their report: an old entry would go without it.
-FORMAT = 5
+FORMAT = 6
 # Libraries that decide on ids and renderings.
 _LIBRARIES = ("tokenizers", "transformers", "jinja2")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -85,12 +85,21 @@ class Settings:
     on_bad_row: str
     seed: int
     kind: str = DEFAULT_ROWS
+    labels: tuple[str, ...] | None = None
+    """that rows may have, in the order of their numbers; None: those of the train rows"""
 
 
 def settings(
-    section: Any, tokenizer: Any, *, seed: int, limit: int | None, where: Where, kind: str = DEFAULT_ROWS
+    section: Any,
+    tokenizer: Any,
+    *,
+    seed: int,
+    limit: int | None,
+    where: Where,
+    kind: str = DEFAULT_ROWS,
+    labels: Sequence[str] | None = None,
 ) -> Settings:
-    """limit: positions of the model. Raises RecipeError."""
+    """limit: positions of the model. labels: those of a model that is asked. Raises RecipeError."""
     length, origin = section.max_length, "data.max_length"
     if limit is not None and limit < length:
         if where(origin) != "default":
@@ -111,6 +120,7 @@ def settings(
         on_bad_row=section.on_bad_row,
         seed=seed,
         kind=kind,
+        labels=None if labels is None else tuple(labels),
     )
 
 

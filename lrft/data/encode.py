@@ -117,7 +117,8 @@ def measure(
         refuse_bad(report.sources)
     _ask_about_special(samples, renderer)
     if long:
-        raise _too_long(long, lengths, settings, all(item.sample.document is not None for item in samples))
+        documents = all(item.sample.document is not None for item in samples)
+        raise too_long(long, lengths, settings, "split | truncate | drop" if documents else "truncate | drop")
     report.opening = renderer.opening if any(item.sample.messages for item in samples) else ""
     report.end_tokens = list(ends)
     report.end_token_trained = bool(ends) and not open_end
@@ -199,13 +200,12 @@ def _split(item: Found, encoded: Encoded, most: int, encoder: Encoder) -> list[R
     return rows
 
 
-def _too_long(
-    long: Sequence[tuple[str, int]], lengths: Sequence[int], settings: Settings, documents: bool
-) -> DataError:
+def too_long(long: Sequence[tuple[str, int]], lengths: Sequence[int], settings: Settings, choices: str) -> DataError:
+    """What to say of rows (place, tokens) that are too long. choices: of data.too_long, for them."""
     most = max(n for _, n in long)
     lines = [f"{source}  {n:,} tokens" for source, n in long[:10]]
     more = len(long) - len(lines)
-    choices = f"data.too_long: {'split | ' if documents else ''}truncate | drop"
+    choices = f"data.too_long: {choices}"
     if settings.max_from == "the model":
         hint = f"The model has {settings.max_length:,} positions. Set {choices}."
     else:

@@ -9,7 +9,7 @@ alpaca      {"instruction": text, "input": text (may be missing), "output": text
 completion  {"prompt": text, "completion": text}, or both a list of turns
 text        {"text": text}
             Each may have a column "weight": what a trained token of the row counts in the loss, 1 where there is none.
-preference, kto: `lrft.data.preference`
+preference, kto: `lrft.data.preference`; labelled, scored: `lrft.data.labelled`
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lrft.data import pictures
+from lrft.data.labelled import TEXTS, labelled, scored
 from lrft.data.preference import kto, preference
 from lrft.data.records import BadRow, kind_of
 from lrft.data.report import NO_TOKEN
@@ -35,6 +36,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "completion": ("prompt", "completion"),
     "text": ("text",),
+    "labelled": ("label",),
+    "scored": ("label",),
     "preference": ("chosen", "rejected"),
     "kto": ("label",),
 }
@@ -44,6 +47,8 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "alpaca": ("input", "system", "history", "weight"),
     "completion": ("tools", "weight"),
     "text": ("weight",),
+    "labelled": TEXTS,
+    "scored": TEXTS,
     "preference": ("prompt", "conversations", "system", "tools"),
     "kto": ("prompt", "completion", "messages", "conversations", "system", "tools"),
 }
@@ -61,7 +66,19 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     "text": ("content", "document", "story", "body"),
     "chosen": ("chosen_response", "preferred", "accepted"),
     "rejected": ("rejected_response", "dispreferred"),
-    "label": ("kto_tag", "desirable", "thumbs_up"),
+    "label": (
+        "labels",
+        "class",
+        "category",
+        "score",
+        "sentiment",
+        "intent",
+        "stars",
+        "rating",
+        "kto_tag",
+        "desirable",
+        "thumbs_up",
+    ),
 }
 
 CLASSIC_INPUT = (
@@ -292,6 +309,8 @@ _SAMPLES: Mapping[str, Callable[[Mapping[str, Any], bool], Sample]] = {
     "alpaca": _alpaca,
     "completion": _completion,
     "text": _text,
+    "labelled": labelled,
+    "scored": scored,
     "preference": preference,
     "kto": kto,
 }

@@ -243,14 +243,15 @@ def _format(item: Input, source: Source, first: dict[str, Any], kind: str, where
 def refuse_other_kind(item: Input, source: Source, record: dict[str, Any], kind: str, where: Where) -> None:
     """Raise RecipeError for rows that the objective does not take. record: the source's first, its columns renamed.
 
-    Rows of tokens can be made of any columns by renaming: what `unclear` says then helps more.
+    Rows of tokens can be made of any columns by renaming, and others of some: what `unclear` says then helps more.
     """
     given = "text" if source.kind == ".txt" else item.format
     if given != "auto" and given not in ROWS[kind].formats:
         key = "training.objective" if item.format == "auto" else f"{item.key}.format"
         wanted = f"the objective takes {ROWS[kind].words} ({formats_in_words(kind)}); {source.path} is read as {given}"
         refuse(where, key, wanted)
-    if given == "auto" and kind != DEFAULT_ROWS and (text := other_kind(record, kind)):
+    renamed = kind == DEFAULT_ROWS or unclear(record, kind)[1]
+    if given == "auto" and not renamed and (text := other_kind(record, kind)):
         wanted = f"takes {ROWS[kind].words} ({formats_in_words(kind)})"
         refuse(where, "training.objective", f"{wanted}, but in {source.path} {text}")
 

@@ -18,10 +18,11 @@ from lrft.data.chat_template import Renderer
 from lrft.data.config import Input, Settings, Where, inputs, read_input, settings, validation_input
 from lrft.data.dataset import Row, Rows
 from lrft.data.encode import measure
-from lrft.data.ingest import collect
+from lrft.data.ingest import Found, collect
 from lrft.data.report import DataReport, histogram, quantiles
 from lrft.data.split import set_apart, split, split_by_default
 from lrft.data.tokenize import Encoder, require_usable
+from lrft.data.whole import keep_classes, measure_whole, number_labels
 from lrft.errors import DataError
 from lrft.registry import DEFAULT_ROWS, ROWS
 from lrft.utils.seeds import seed_of
@@ -95,13 +96,15 @@ def prepare_file(
     where: Where,
     cache: Path | None = None,
     kind: str = DEFAULT_ROWS,
+    labels: Sequence[str] | None = None,
 ) -> tuple[Rows, DataReport]:
     """One set without a split, by the same rules. entry: a path, or an entry of data.train.
 
+    labels: that rows may have, in the order of their numbers; None takes those that they have.
     A path is read in the format and with the columns of the section's train entries, when these agree.
     Raises as `prepare` does.
     """
-    chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where, kind=kind)
+    chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where, kind=kind, labels=labels)
     if isinstance(entry, str | Path):
         found = replace(validation_input(str(entry), section, where=where), key="--data", role="train")
     else:
@@ -120,16 +123,16 @@ def _prepare(
     by_default: bool = False,
 ) -> Prepared:
     """by_default: `share` is nobody's wish, and gives way where it fits badly."""
-    require_usable(tokenizer)
+    if not ROWS[chosen.kind].whole:
+        require_usable(tokenizer)
     key = store.make_key(_deciding(found, chosen, share) | {"by default": by_default}, tokenizer)
     with store.locked(cache, key) if cache is not None else nullcontext() as folder:
         if folder is not None and (kept := store.load(folder)) is not None:
             train, validation, report = kept
             report.hit = True
             return Prepared(train, validation, report, key, cached=True)
-        renderer = Renderer(tokenizer, chosen.template, chosen.train_on, chosen.template_options)
         with _young_garbage_only():
-            train, validation, report = _build(found, chosen, renderer, Encoder(tokenizer), share, where, by_default)
+            train, validation, report = _build(found, chosen, tokenizer, share, where, by_default)
         report.key, report.hit = key, None if folder is None else False
         if folder is not None:
             store.save(folder, train, validation, report)
@@ -170,8 +173,7 @@ def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str
 def _build(
     found: Sequence[Input],
     chosen: Settings,
-    renderer: Renderer,
-    encoder: Encoder,
+    tokenizer: Any,
     share: float | int | str,
     where: Where,
     by_default: bool,
@@ -183,7 +185,7 @@ def _build(
         max_length_from=chosen.max_from,
         parts=list(ROWS[chosen.kind].parts),
     )
-    made = measure(samples, renderer, encoder, chosen, report)
+    made = _measured(samples, tokenizer, chosen, report)
     train = [row for role, row in made if role == "train"]
     validation = [row for role, row in made if role == "validation"]
     if not train:
@@ -197,10 +199,22 @@ def _build(
             held_out, report.held_out = split_by_default(digests, float(share), chosen.seed)
         else:
             held_out = split(digests, share, chosen.seed)
+        if ROWS[chosen.kind].named:
+            held_out = keep_classes(train, held_out)
         validation = [row for row, out in zip(train, held_out, strict=True) if out]
         train = [row for row, out in zip(train, held_out, strict=True) if not out]
+    if ROWS[chosen.kind].named:
+        train, validation = number_labels(train, validation, report, chosen.labels)
     _total(report, train, validation)
     return Rows.of(train), Rows.of(validation) if validation else None, report
+
+
+def _measured(samples: Sequence[Found], tokenizer: Any, chosen: Settings, report: DataReport) -> list[tuple[str, Row]]:
+    """The samples as rows, each with its role."""
+    if ROWS[chosen.kind].whole:
+        return measure_whole(samples, tokenizer, chosen, report)
+    renderer = Renderer(tokenizer, chosen.template, chosen.train_on, chosen.template_options)
+    return measure(samples, renderer, Encoder(tokenizer), chosen, report)
 
 
 def _nothing(report: DataReport) -> DataError:

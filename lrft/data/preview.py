@@ -24,7 +24,8 @@ def render(rows: Rows, report: DataReport, tokenizer: Any, *, n: int = 5, colour
     places = np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)
     for i in places.tolist():
         trained, total = int(rows.trained(i).sum()), count(len(rows.tokens(i)), "token")
-        title = f"row {i + 1:,} of {len(rows):,}   {visible(rows.source(i))}   {total}, {trained:,} trained"
+        says = f"label {visible(rows.answer(i)) or '(none)'}" if report.whole else f"{trained:,} trained"
+        title = f"row {i + 1:,} of {len(rows):,}   {visible(rows.source(i))}   {total}, {says}"
         title += f", weight {rows.weight(i):g}" if rows.weight(i) != 1 else ""
         out.append(title + "\n", TITLE if colour else "")
         for name, part in zip_longest(report.parts, parts_text(rows, i, tokenizer, colour=colour), fillvalue=""):

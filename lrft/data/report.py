@@ -12,6 +12,7 @@ from lrft.utils.text import count
 
 EXAMPLES = 10
 BINS = 16
+LABELS = 20  # that are named
 NOT_DRAWN = "not drawn (limit)"
 NO_TOKEN = "no trained token"
 TOO_LONG = "longer than max_length"
@@ -66,7 +67,8 @@ class DataReport:
     it, because the template has no generation prompt. held_out: how the default of data.validation was meant here.
     weights: {"rows" with a weight other than 1, "least" and "most" of these}; empty where there is none.
     labels: {label: rows that have it}, of rows that carry one. parts: names of the sequences of each row, where there
-    are several. key: of the cache. hit: found there (None: the cache is off).
+    are several. label_notes: on labels that are rare or cannot be validated. several: labels are lists. whole: rows are
+    answered as a whole, so no token of theirs is trained. key: of the cache. hit: found there (None: the cache is off).
     """
 
     sources: list[SourceReport] = field(default_factory=list)
@@ -91,6 +93,9 @@ class DataReport:
     weights: dict[str, float] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
+    label_notes: list[str] = field(default_factory=list)
+    several: bool = False
+    whole: bool = False
     key: str = ""
     hit: bool | None = None
 
@@ -133,9 +138,10 @@ class DataReport:
         """The report in words, one fact per line."""
         out = [self._source_line(source) for source in self.sources]
         share = self.trained_tokens / self.tokens if self.tokens else 0
+        trained = "" if self.whole else f", {self.trained_tokens:,} of them trained ({share:.0%})"
         out.append(
-            f"{count(self.train_rows, 'train row')}, {count(self.tokens, 'token')}, "
-            f"{self.trained_tokens:,} of them trained ({share:.0%}); {count(self.validation_rows, 'validation row')}"
+            f"{count(self.train_rows, 'train row')}, {count(self.tokens, 'token')}{trained}; "
+            f"{count(self.validation_rows, 'validation row')}"
         )
         each = f"sequence ({' and '.join(self.parts)})" if self.parts else "row"
         out.append(f"tokens per {each}: {quantile_words(self.lengths)} (limit {self.max_length:,})")
@@ -146,9 +152,13 @@ class DataReport:
             )
         if self.labels:
             only = ": there is no other label" * (len(self.labels) == 1)
-            out.append(f"labels: {', '.join(f'{label} in {n:,}' for label, n in self.labels.items())}{only}")
-        trained = "is trained" if self.end_token_trained else "is NOT trained in every row"
-        out.append(f"end token {' '.join(self.end_tokens) or '(none)'} {trained}")
+            shown = list(self.labels.items())[:LABELS]
+            more = f" and {len(self.labels) - LABELS} more" * (len(self.labels) > LABELS)
+            out.append(f"labels: {', '.join(f'{label} in {n:,}' for label, n in shown)}{more}{only}")
+        out += self.label_notes
+        if not self.whole:
+            trained = "is trained" if self.end_token_trained else "is NOT trained in every row"
+            out.append(f"end token {' '.join(self.end_tokens) or '(none)'} {trained}")
         if self.special_text:
             out.append(f"{count(self.special_text, 'row')} containing special-token text, encoded as plain text")
         if self.special_read:

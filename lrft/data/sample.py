@@ -22,7 +22,8 @@ class Sample:
     tools: what the turns may call. untrained: the numbers of messages that are answers and are not trained. tokens: the
     text of special tokens stands for these tokens. beside: the other sequences of the row. label: of the row, to be
     counted; "" for none. numbers: what the row carries for its objective, by name; all rows of a format have the same
-    names. weight: of the row's trained tokens in the loss.
+    names. weight: of the row's trained tokens in the loss. classes: labels by name, of a row whose prompt, and answer
+    for a second text, are to be told apart; several: they were a list.
     """
 
     messages: tuple[Message, ...] = ()
@@ -36,6 +37,8 @@ class Sample:
     label: str = ""
     numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     weight: float = 1.0
+    classes: tuple[str, ...] = ()
+    several: bool = False
 
     @property
     def sequences(self) -> tuple[Sample, ...]:
@@ -68,6 +71,7 @@ class Sample:
         content += [self.tools] if self.tools else []
         content += [[each.digest() for each in self.beside]] if self.beside else []
         content += [self.label, dict(self.numbers)] if self.label or self.numbers else []
+        content += [sorted(self.classes)] if self.classes else []
         return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8])
 
 

@@ -14,7 +14,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lrft.adapters.adapter import Site
 from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed, UsageError
+from lrft.export.merge_head import INDEX, head_merge, write_config, write_index
 from lrft.export.merge_shards import Change, TrainedOn, merge_file, refuse_unfit, workers_for
 from lrft.export.model_card import model_card
 from lrft.export.shrink import Shrunk, masked, shrink
@@ -39,7 +40,6 @@ from lrft.utils import files
 from lrft.utils.hardware import DTYPES
 from lrft.utils.safetensors_stream import TensorReader
 
-INDEX = "model.safetensors.index.json"
 # What lies in the base's and the adapter's folder goes along as it is, but for weights, other tools' pickles and locks.
 NOT_COPIED = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".h5", ".msgpack", ".onnx"),
@@ -68,6 +68,8 @@ class MergeResult:
     worst_share: float = 0.0
     shrunk: Shrunk | None = None
     """what of the base was cut out, where the adapter masks heads or channels"""
+    left_out: list[str] = field(default_factory=list)
+    """tensors of the base that the merged model does not read"""
 
     def add(self, changes: Mapping[str, Change]) -> None:
         for site, change in changes.items():
@@ -114,22 +116,28 @@ def merge_adapter(
     source = base_of(saved, base_model)
     refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
-    skeleton = load_skeleton(source, trust_remote_code)
+    skeleton = load_skeleton(source, trust_remote_code, saved.head)
     saved = placed(saved, skeleton)
     stored = Stored(skeleton, names_in(weights))
+    head = head_merge(saved, skeleton, names_in(weights))
     keys = tensor_keys(saved, stored)
     trained_on = dequantized(saved, source, weights, trust_remote_code) if into == "dequantized" else TrainedOn()
-    result = MergeResult(out, source, len(saved.sites), dtype or "as stored")
+    result = MergeResult(out, source, len(saved.sites), dtype or "as stored", left_out=sorted(head.unread))
 
     needed = sum(path.stat().st_size for path in weights) * (2 if dtype == "float32" else 1)
     with files.room_for(out, needed), files.scratch_for(out) as temporary:
         with workers_for(saved) as workers:
             for number, path in enumerate(weights):
-                result.add(merge_file(path, temporary / path.name, saved, keys, dtype, workers, trained_on))
+                last = path == weights[-1]
+                to = temporary / path.name
+                result.add(merge_file(path, to, saved, keys, dtype, workers, trained_on, head, last=last))
                 progress(number + 1, len(weights))
         if not result.update_norm:
             raise CheckFailed("the adapter's update is zero everywhere, so merging would change nothing")
         complete_folder(temporary, source, saved, dtype)
+        if saved.head is not None:
+            write_config(temporary, saved, skeleton)
+            write_index(temporary, head, weights[-1].name, total_size(temporary))
         kept = masked(saved)
         if kept:
             result.shrunk = shrink(temporary, kept, skeleton, stored)

@@ -20,6 +20,7 @@ from torch import Tensor
 from lrft.adapters.adapter import Adapter, Delta, Factors, Site
 from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed
+from lrft.export.merge_head import HeadMerge
 from lrft.model.linear import as_rows
 from lrft.utils.safetensors_stream import DTYPES, Entry, TensorReader, TensorWriter, raw
 
@@ -72,6 +73,7 @@ class FileMerge:
     saved: SavedAdapter
     keys: Mapping[str, Site]
     trained_on: TrainedOn
+    head: HeadMerge
     desk: Desk = field(default_factory=Desk)
     lock: threading.Lock = field(default_factory=threading.Lock)
     changes: dict[str, Change] = field(default_factory=dict)
@@ -79,7 +81,11 @@ class FileMerge:
 
     def jobs(self) -> Iterator[Callable[[], None]]:
         """All that is to be done, in the file's order; each may be done by any thread."""
+        for name, tensor in self.head.given.items():
+            yield partial(self.give, name, tensor)
         for name, entry in self.reader.entries.items():
+            if name in self.head.given or name not in self.writer.entries:
+                continue
             if name in self.keys:
                 yield from self.target(name, entry, self.keys[name])
             elif name in self.trained_on.made:
@@ -90,6 +96,13 @@ class FileMerge:
             else:
                 for first, last in spans(entry.size, COPIED):
                     yield partial(self.copy, name, first, last)
+
+    def give(self, name: str, tensor: Tensor) -> None:
+        """A tensor that was trained in full."""
+        rounded = tensor.to(DTYPES[self.writer.entries[name].dtype])
+        if not finite(rounded):
+            raise too_large(name, rounded.dtype)
+        self.writer.write(name, 0, raw(rounded.contiguous()))
 
     def copy(self, name: str, first: int, last: int) -> None:
         """Bytes that do not change."""
@@ -185,16 +198,25 @@ def merge_file(
     dtype: str | None,
     workers: int,
     trained_on: TrainedOn,
+    head: HeadMerge,
+    *,
+    last: bool,
 ) -> dict[str, Change]:
-    """Returns the change of each site whose tensor lies in this file."""
+    """Returns the change of each site whose tensor lies in this file. last: of the base's files."""
     with TensorReader(path) as reader:
         kept = {
             name: (CHOICES[dtype] if dtype and entry.dtype in FLOATS else entry.dtype, entry)
             for name, entry in reader.entries.items()
+            if name not in head.unread
         }
         announced = {name: (word, entry.shape, bytes_of(word, entry)) for name, (word, entry) in kept.items()}
+        mine = head.of_file(reader.entries.keys(), last)
+        common = next((word for word, entry in kept.values() if entry.dtype in FLOATS), "F32")
+        for name, tensor in mine.given.items():
+            word = announced[name][0] if name in announced else common
+            announced[name] = (word, tensor.shape, tensor.numel() * DTYPES[word].itemsize)
         with TensorWriter(out, announced, reader.metadata) as writer:
-            work = FileMerge(reader, writer, saved, keys, trained_on)
+            work = FileMerge(reader, writer, saved, keys, trained_on, mine)
             together(work.jobs(), workers)
     return work.changes
 

@@ -34,7 +34,7 @@ def with_auxiliary(prepared: data.Prepared, recipe: Recipe, source: Path, tokeni
         limit=position_limit(config),
         where=recipe.where,
         cache=cache_dir() if recipe.data.cache else None,
-        kind=registry.rows_of(recipe.training.objective.name),
+        kind=registry.rows_of(*recipe.training.objective),
     )
     data.refuse_missing_rows((rows,), embedding_rows(config), tokenizer)
     rows.rename(recipe.masked)

@@ -49,6 +49,8 @@ def evaluation_cost(recipe: Recipe, rows: Rows) -> int:
 
 def answer_tokens(recipe: Recipe, rows: Rows) -> int:
     """At most generated in one evaluation."""
+    if registry.head_of(recipe.training.objective.name):
+        return 0
     return min(answered_rows(recipe), len(rows)) * recipe.evaluation.max_new_tokens
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lrft import data, registry
-from lrft.errors import DataError
+from lrft.errors import DataError, Problem, RecipeError
 from lrft.loading.auxiliary import with_auxiliary
 from lrft.model import load
+from lrft.model.head import Head
 from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, position_limit
 from lrft.model.weights import cache_dir
@@ -32,6 +33,32 @@ def objective_of(recipe: Recipe) -> Objective:
     """The recipe's objective, with its options."""
     objective: Objective = made(recipe.training.objective, "objectives")
     return objective
+
+
+def head_for(recipe: Recipe, prepared: data.Prepared, tokenizer: Any) -> Head | None:
+    """The head that the recipe's objective trains, for its data; None for a language model. Raises RecipeError.
+
+    The tokenizer gets a padding token where it has none: a decoder's head looks for the last token that is another one.
+    """
+    objective = objective_of(recipe)
+    if not objective.head:
+        return None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise DataError("the tokenizer has neither a padding nor an end token, so rows cannot be padded")
+    try:
+        return objective.head_for(
+            prepared.report, prepared.train, pad_id=tokenizer.pad_token_id, seed=recipe.training.seed
+        )
+    except ValueError as error:
+        raise RecipeError([Problem(recipe.where("training.objective"), f"training.objective: {error}")]) from None
+
+
+def sketched_head(recipe: Recipe) -> Head | None:
+    """The same for whoever has no data: of two labels."""
+    kind = registry.head_of(recipe.training.objective.name)
+    return Head(kind, ("0", "1")) if kind else None
 
 
 def find_base(recipe: Recipe) -> Path:
@@ -66,7 +93,7 @@ def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
         limit=position_limit(config),
         where=recipe.where,
         cache=cache_dir(),
-        kind=registry.rows_of(recipe.training.objective.name),
+        kind=registry.rows_of(*recipe.training.objective),
     )
     prepared.rename(recipe.masked)
     data.refuse_missing_rows((prepared.train, prepared.validation), embedding_rows(config), tokenizer)
@@ -85,9 +112,12 @@ def refuse_unread_weights(prepared: data.Prepared, objective: str) -> None:
         )
 
 
-def load_sets(recipe: Recipe, source: Path, tokenizer: Any) -> dict[str, data.Rows]:
-    """The rows of evaluation.sets, read as validation data are. Raises as `prepare_data` does."""
+def load_sets(recipe: Recipe, source: Path, tokenizer: Any, prepared: data.Prepared) -> dict[str, data.Rows]:
+    """The rows of evaluation.sets, read as validation data are: labels are those of `prepared`. Raises as
+    `prepare_data` does."""
     config = load_config(source, trust_remote_code=recipe.model.trust_remote_code)
+    objective = recipe.training.objective
+    labels = list(prepared.report.labels) if registry.head_of(objective.name) else None
     found = {}
     for name, path in recipe.evaluation.sets.items():
         found[name], _ = data.prepare_file(
@@ -98,18 +128,20 @@ def load_sets(recipe: Recipe, source: Path, tokenizer: Any) -> dict[str, data.Ro
             limit=position_limit(config),
             where=recipe.where,
             cache=cache_dir() if recipe.data.cache else None,
-            kind=registry.rows_of(recipe.training.objective.name),
+            kind=registry.rows_of(*objective),
+            labels=labels or None,
         )
         found[name].rename(recipe.masked)
     data.refuse_missing_rows(tuple(found.values()), embedding_rows(config), tokenizer)
     return found
 
 
-def load_recipe_model(recipe: Recipe, source: Path, dtype: str) -> Any:
+def load_recipe_model(recipe: Recipe, source: Path, dtype: str, head: Head | None = None) -> Any:
     return load.load_model(
         source,
         dtype=hardware.DTYPES[dtype],
         quantization=recipe.model.quantization,
         attention=recipe.model.attention,
         trust_remote_code=recipe.model.trust_remote_code,
+        head=head,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lrft import registry
 from lrft.adapters.attached import Attached
 from lrft.adapters.ensemble import copying
 from lrft.adapters.peft_import import is_peft_folder, placed, read_any
@@ -16,8 +17,9 @@ from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data import Rows
 from lrft.errors import CheckFailed, MissingError, UsageError
 from lrft.loading.from_recipe import objective_of
+from lrft.model.head import Head, stored_head
 from lrft.model.hub import find_model
-from lrft.model.load import load_model, load_tokenizer
+from lrft.model.load import load_config, load_model, load_tokenizer
 from lrft.model.weights import fingerprint
 from lrft.objectives.base import LossModule, Objective, OtherModel, common_layout
 from lrft.objectives.packing import Layout, find_layout
@@ -49,15 +51,17 @@ def load_as_trained(
         quantization=saved.quantization,
         attention="auto" if recipe is None else recipe.model.attention,
         trust_remote_code=trust_remote_code,
+        head=saved.head,
     )
     if widen:
         model = model.float()
     return model.to(device()) if on_device else model
 
 
-def load_plain(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """A model folder by itself, in float32, on the GPU where there is one."""
-    model: Any = load_model(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
+def load_plain(folder: Path, *, trust_remote_code: bool = False, head: Head | None = None) -> Any:
+    """A model folder by itself, in float32, on the GPU where there is one. head: None for the one of its files."""
+    head = head or stored_head(load_config(folder, trust_remote_code))
+    model: Any = load_model(folder, dtype=torch.float32, trust_remote_code=trust_remote_code, head=head)
     return model.to(device())
 
 
@@ -74,9 +78,11 @@ class Target:
     section: DataSection | None
     """the data section of the run's recipe"""
     objective: Objective
-    """the run's; supervised fine-tuning for what is no run"""
+    """the run's; for what is no run, what its head is for"""
     recipe: Recipe | None = None
     """the run's"""
+    head: Head | None = None
+    """None for a language model"""
 
 
 def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
@@ -96,15 +102,30 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
         recipe = recipe_of(adapter)
         section = None if recipe is None else recipe.data
         own = (adapter / "tokenizer_config.json").is_file()
-        objective = Sft() if recipe is None else objective_of(recipe)
+        objective = objective_for(saved.head) if recipe is None else objective_of(recipe)
         tokenizer = load_tokenizer(adapter if own else folder, trusted)
-        return Target(base, tokenizer, folder, attached, section, objective, recipe)
+        return Target(base, tokenizer, folder, attached, section, objective, recipe, saved.head)
     if base_model:
         raise UsageError(f"--base is only for a run or an adapter; {target} is a full model")
     folder = find_model(target, where="the model")
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
-    model: Any = load_model(folder, dtype=dtype, trust_remote_code=trusted)
-    return Target(model.to(device()), load_tokenizer(folder, trusted), folder, None, None, Sft())
+    head = stored_head(load_config(folder, trusted))
+    model: Any = load_model(folder, dtype=dtype, trust_remote_code=trusted, head=head)
+    return Target(
+        model.to(device()), load_tokenizer(folder, trusted), folder, None, None, objective_for(head), head=head
+    )
+
+
+def objective_for(head: Head | None) -> Objective:
+    """What a model is evaluated by that is no run's: the next-token loss, or what trains its kind of head on rows that
+    are answered as a whole. Raises UsageError where there is none."""
+    if head is None:
+        return Sft()
+    for name, card in registry.declared("objectives").items():
+        if registry.head_of(name) == head.kind and registry.ROWS[registry.rows_of(name)].whole:
+            found: Objective = card.load().of_head(head)
+            return found
+    raise UsageError(f"no objective evaluates a model with a head for {head.kind} classification")
 
 
 def answering(
@@ -113,18 +134,20 @@ def answering(
     objective: Objective | None = None,
     attached: Attached | None = None,
     others: Mapping[str, OtherModel] | None = None,
+    head: Head | None = None,
 ) -> tuple[LossModule, Layout]:
     """(what answers batches of `rows` with their loss, how they share a batch), for evaluation.
 
     objective: None is supervised fine-tuning. attached: for an objective that asks the base too. others: for one whose
-    options name models, of `lrft.loading.others`.
+    options name models, of `lrft.loading.others`. head: the model's.
     """
-    layout = find_layout(model, rows, packing="auto")
+    layout = find_layout(model, rows, packing="auto") if head is None else Layout()
     losses = (objective or Sft()).module(model, direct=layout.direct)
     losses.others = others or {}
     layout = common_layout(layout, losses.others.values(), packing="auto")
     if losses.mixes_copies:
         losses.copies = copying(model)
+    losses.head = head
     if attached is not None:
         losses.as_base = lambda: attached.as_base(model)
     return losses, layout

@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrft.errors import LrftError
+from lrft.model.head import KINDS, Head
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-def auto_class(config: PretrainedConfig, folder: Path) -> Any:
+def auto_class(config: PretrainedConfig, folder: Path, head: Head | None = None) -> Any:
     """transformers' Auto class that builds the class which `config` names; else the first that knows its kind.
 
-    Raises LrftError for a checkpoint that is no causal language model, such as an encoder-decoder.
+    head: the head it is to have, or None for that of a causal language model. Raises LrftError for a checkpoint that
+    is none, such as an encoder-decoder, or that transformers knows no such head for.
     """
     import transformers
     from transformers.models.auto import modeling_auto as auto
 
+    if head is not None:
+        return class_with_head(config, folder, head)
     classes = (
         (transformers.AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         (transformers.AutoModelForImageTextToText, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
@@ -43,3 +47,15 @@ def auto_class(config: PretrainedConfig, folder: Path) -> Any:
             "lrft trains decoder-only language models, and the language part of multimodal models.",
         )
     return chosen[0] if chosen else known[0][0]
+
+
+def class_with_head(config: PretrainedConfig, folder: Path, head: Head) -> Any:
+    """transformers' Auto class for a kind of head. Raises LrftError where the model's type has none."""
+    import transformers
+
+    name = KINDS[head.kind][0]
+    found = getattr(transformers, name)
+    own = getattr(config, "auto_map", None) or {}
+    if type(config) not in found._model_mapping and name not in own:
+        raise LrftError(f"{folder} is a model of type {config.model_type}, for which transformers has no {name}")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import gc
 import importlib.util
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrft.errors import LrftError, MissingError
 from lrft.model.classes import auto_class
+from lrft.model.head import Head, head_modules, settle
 from lrft.model.weights import weight_files
 from lrft.utils import threads
 
@@ -30,12 +32,14 @@ def load_model(
     quantization: str = "none",
     attention: str = "auto",
     trust_remote_code: bool = False,
+    head: Head | None = None,
 ) -> PreTrainedModel:
     """The language model in `folder`, with the towers of one that also sees or hears: in eval mode, every parameter
     frozen and in `dtype`.
 
     quantization   nf4, fp4 or int8: the linear layers but for the output head become `QuantizedLinear`s, made of the
                    weights in `dtype`. A folder that is stored so already is read as it is, with "none".
+    head           in the place of the language model's; what the files lack of it is made from its seed
     Raises:
         MissingError: no safetensors, or the attention kernel or the package that quantises is not installed.
         LrftError: transformers cannot read the folder, or the files lack weights that the model has.
@@ -47,14 +51,19 @@ def load_model(
 
     weight_files(folder)
     config = load_config(folder, trust_remote_code)
-    options = {}
+    options: dict[str, Any] = {}
+    if head is not None:
+        stored = copy.deepcopy(config)
+        head.configure(config)
+        options = {"config": config, "ignore_mismatched_sizes": True}
     if quantization != "none":
         if hasattr(config, "quantization_config"):
             raise LrftError(f"{folder} is already stored quantised", "Remove model.quantization.")
         # On the CPU whatever the machine has: the codes are the same everywhere.
-        options = {"quantization_config": quantizer(quantization, dtype), "device_map": {"": "cpu"}}
+        skipped = None if head is None else head_modules(load_skeleton(folder, trust_remote_code, head))
+        options |= {"quantization_config": quantizer(quantization, dtype, skipped), "device_map": {"": "cpu"}}
     with quiet(), _readable(folder, "model"):
-        loaded: Any = auto_class(config, folder).from_pretrained(
+        loaded: Any = auto_class(config, folder, head).from_pretrained(
             str(folder),
             dtype=dtype,
             attn_implementation=None if attention == "auto" else attention,
@@ -65,8 +74,11 @@ def load_model(
             **options,
         )
     model, loading = loaded
-    absent = sorted(loading["missing_keys"])
-    if absent:  # transformers fills them with random numbers and goes on
+    absent = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    if head is not None:
+        with _readable(folder, "weights"):
+            settle(model, stored, head, absent)
+    elif absent:  # transformers fills them with random numbers and goes on
         raise LrftError(f"The weights in {folder} lack {len(absent)} tensors of the model, e.g. {absent[0]}")
     take_over(model)
     if quantization != "none":
@@ -106,16 +118,17 @@ def refuse_missing(quantization: str, where: str = "model.quantization") -> None
         raise MissingError(f"{where}: {quantization} requires the package bitsandbytes", "pip install 'lrft[quant]'")
 
 
-def quantizer(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """transformers' words for nf4, fp4 or int8."""
+def quantizer(quantization: str, dtype: torch.dtype, skipped: list[str] | None = None) -> BitsAndBytesConfig:
+    """transformers' words for nf4, fp4 or int8. skipped: modules that stay as they are; None for the output layer."""
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     # The scales in 8 bits too, as QLoRA has them (Dettmers et al., 2023, arXiv 2305.14314, section 3): 4.13 bits for
     # each weight in place of 4.5, without a loss that its authors could measure.
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=skipped,
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
@@ -140,19 +153,26 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
 
 
-def load_skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of `folder` on the meta device: names and shapes, nothing read but the config."""
+def load_skeleton(folder: Path, trust_remote_code: bool = False, head: Head | None = None) -> PreTrainedModel:
+    """The model of `folder` on the meta device: names and shapes, nothing read but the config. head: as `load_model`"""
     import torch
 
     config = load_config(folder, trust_remote_code)
+    if head is not None:
+        head.configure(config)
     with quiet(), _readable(folder, "configuration"), torch.device("meta"):
-        model = auto_class(config, folder).from_config(config, trust_remote_code=trust_remote_code)
+        model = auto_class(config, folder, head).from_config(config, trust_remote_code=trust_remote_code)
     return model.eval().requires_grad_(False)
 
 
 @contextlib.contextmanager
 def imagine_quantized(
-    folder: Path, *, dtype: torch.dtype, quantization: str = "none", trust_remote_code: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    quantization: str = "none",
+    trust_remote_code: bool = False,
+    head: Head | None = None,
 ) -> Iterator[PreTrainedModel]:
     """The model of `folder` in `dtype`, of fake tensors: on the CPU by their own account, with shapes and no content.
 
@@ -165,11 +185,14 @@ def imagine_quantized(
     from lrft.model.quantized import imagine
 
     config = load_config(folder, trust_remote_code)
+    if head is not None:
+        head.configure(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         with quiet(), _readable(folder, "configuration"):
             # First on the meta device: some towers look at the content of what they are made of, and a fake has none.
             with torch.device("meta"), unset_fake_temporarily():
-                model = auto_class(config, folder).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+                auto = auto_class(config, folder, head)
+                model = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
             _take_memory(model)
             if quantization != "none":
                 imagine(model, quantization)

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from lrft.errors import UsageError
 from lrft.model import output_cache
+from lrft.model.head import head_modules
 
 KINDS = ("nf4", "fp4", "int8")
 BLOCK = 64
@@ -182,7 +183,7 @@ def imagine(model: Any, kind: str) -> None:
     from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    kept = HfQuantizer.get_modules_to_not_convert(model, head_modules(model) or None, model._keep_in_fp32_modules)
     dtype = _dtype_of(model)
 
     def imagined(name: str, module: Any) -> QuantizedLinear | None:

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lrft.data import Rows
+from lrft.data import DataReport, Rows
 from lrft.data.collate import Form
 from lrft.errors import CheckFailed
+from lrft.model.head import Head
 from lrft.model.modes import evaluation_mode
 from lrft.objectives.packing import Layout
 
@@ -67,6 +68,7 @@ class LossModule(nn.Module):
     as_base    the context in which `model` is the untouched base: a reference model free of charge
     copies     in how many copies rows are to come (`lrft.adapters.ensemble`)
     computing  the context in which it answers: of a precision
+    head       what the outputs of a model with a head mean, or None
     sums       what `sum_of` has noted of the last batch, float64, whatever its shape
     ahead      what `look` has found in all batches of the step or of an evaluation, added up; None: not looked at
     others     the models that the objective's options name (`Declaration.models`), by option; they are no submodules:
@@ -93,6 +95,7 @@ class LossModule(nn.Module):
         self.copies: Callable[[], int] = lambda: 1
         self.last_extra: Tensor | None = None
         self.computing: Context = nullcontext
+        self.head: Head | None = None
         self.sums: dict[str, Tensor] = {}
         self.ahead: Tensor | None = None
         self.others: Mapping[str, OtherModel] = {}
@@ -170,6 +173,8 @@ class Objective:
     """the kind of rows that it takes (`lrft.registry.ROWS`)"""
     rate_factor: ClassVar[float] = 1.0
     """what the default learning rate of a method is multiplied by; read without import, like `rows`"""
+    head: ClassVar[str] = ""
+    """the kind of head that it trains (`lrft.model.head.KINDS`), in batches that are padded; "" for a language model"""
     unit: ClassVar[str] = "trained token"
     """what `weight` counts, and the loss is a mean over, as one of them is called"""
     perplexity: ClassVar[bool] = False
@@ -177,6 +182,11 @@ class Objective:
 
     weighs_rows: ClassVar[bool] = False
     """whether rows count by their weights (batches have them beside the labels); else rows with weights are refused"""
+
+    @classmethod
+    def of_head(cls, head: Head) -> Objective:
+        """With the options that fit a head of the kind that it trains."""
+        return cls()
 
     def weight(self, rows: Rows, ids: Iterable[int]) -> float:
         """How much the rows `ids` count: the divisor of a step that has them."""
@@ -188,6 +198,11 @@ class Objective:
 
     def collate(self, rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[str, Tensor]:
         """The batch of the rows `ids`, on the CPU. form: padded, or packed as the model has been found to take it."""
+        raise NotImplementedError("abstract")
+
+    def head_for(self, report: DataReport, train: Rows, *, pad_id: int, seed: int) -> Head:
+        """The head to be trained, for objectives that name a kind. report: of the data. pad_id: fills up batches. seed:
+        of what the checkpoint lacks of it. Raises ValueError for options that do not fit the data."""
         raise NotImplementedError("abstract")
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:

@@ -48,7 +48,8 @@ def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, devic
     Logits are taken to be made in chunks, as they are where a model's own are no more than a product.
     """
     hidden, everything = kept_for(model, tokens, dtype)
-    vocabulary, _ = shape(head_of(model))
+    head = head_of(model)
+    vocabulary = 1 if head is None else shape(head)[0]  # a head for whole rows answers with few numbers
     model = decoder_of(model)  # without the towers of one that also sees or hears
     blocks = max(1, len({depth for name, _ in named_linears(model) if (depth := depth_of(name)) is not None}))
     row: int = hidden.shape[-1] * hidden.itemsize * tokens

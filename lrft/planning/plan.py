@@ -27,7 +27,7 @@ from lrft.data.sampler import batch_schedule, tokens_of
 from lrft.distributed import fsdp, processes, zero2
 from lrft.errors import Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
-from lrft.loading.from_recipe import made
+from lrft.loading.from_recipe import made, sketched_head
 from lrft.loading.others import Found
 from lrft.model import linear
 from lrft.model.layers import blocks_of, decoder_of
@@ -300,6 +300,7 @@ def imagined(recipe: Recipe, source: Path) -> AbstractContextManager[Any]:
         dtype=hardware.DTYPES[hardware.frozen_dtype(recipe.model.precision, compute)],
         quantization=recipe.model.quantization,
         trust_remote_code=recipe.model.trust_remote_code,
+        head=sketched_head(recipe),
     )
 
 

@@ -71,7 +71,8 @@ def _rows(root: Node, problems: Problems) -> None:
     objective = named.value if named is not None else REGISTERED["objective"][1]
     if objective not in registry.declared("objectives"):
         return
-    kind = registry.rows_of(objective)
+    options = root.at(("training", "objective", "options"))
+    kind = registry.rows_of(objective, None if options is None else plain(options))
     train = root.at(("data", "train"))
     entries = train.value if train is not None and isinstance(train.value, list) else []
     for k, entry in enumerate(entries):
@@ -83,6 +84,10 @@ def _rows(root: Node, problems: Problems) -> None:
         way = "".join(f". training.objective: {name} takes this format" for name in registry.objectives_for(theirs)[:1])
         text = f"{objective} takes {registry.ROWS[kind].words} ({', '.join(registry.ROWS[kind].formats)})"
         problems.add(node.place, f"data.train.{k}.format: got {node.value}, but training.objective: {text}{way}")
+    packing = root.at(("data", "packing"))
+    if packing is not None and packing.value is True and registry.head_of(objective):
+        text = f"data.packing: {objective} trains a head, which answers each row by itself: expected auto or false"
+        problems.add(packing.place, f"{text}; got true")
     on = root.at(("data", "train_on"))
     if on is not None and on.value == "all" and registry.ROWS[kind].answers_only:
         text = f"data.train_on: {objective} compares answers: expected assistant or last-assistant; got all"

@@ -147,7 +147,9 @@ class DataEntry(Section):
         description="A file (.jsonl, .json, .csv, .parquet, .arrow, .txt; text also as .gz or .zst), a folder, an "
         "address (https://, s3://, gs://), or hub:OWNER/NAME, with /CONFIGURATION and @REVISION where wanted."
     )
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text", "preference", "kto"] = Field(
+    format: Literal[
+        "auto", "messages", "sharegpt", "alpaca", "completion", "text", "labelled", "scored", "preference", "kto"
+    ] = Field(
         default="auto", description="Format of the rows; auto detects one that the objective takes, and reports it."
     )
     columns: dict[str, Text] = Field(

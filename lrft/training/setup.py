@@ -33,12 +33,22 @@ from lrft.distributed.strategy import Divided, Strategy
 from lrft.errors import Problem, RecipeError
 from lrft.evaluation.generate import pad_token
 from lrft.export.merge import names_in, unmergeable
-from lrft.loading.from_recipe import base_name, find_base, load_data, load_recipe_model, load_sets, made, objective_of
+from lrft.loading.from_recipe import (
+    base_name,
+    find_base,
+    head_for,
+    load_data,
+    load_recipe_model,
+    load_sets,
+    made,
+    objective_of,
+)
 from lrft.loading.metrics import Metrics, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.loading.others import find_others, load_others
 from lrft.model.compile import compile_blocks
 from lrft.model.end_tokens import add_stops
+from lrft.model.head import Head, head_modules
 from lrft.model.modes import evaluation_mode
 from lrft.model.stored import Stored
 from lrft.model.weights import fingerprint, weight_files
@@ -73,12 +83,15 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     metrics = metrics_of(recipe, allow_code=options.allow_code)
     inputs = load_inputs(recipe, metrics)
-    base = load_base(recipe, inputs.source, compute)
+    head = head_for(recipe, inputs.prepared, inputs.tokenizer)
+    base = load_base(recipe, inputs.source, compute, head)
     # Generation stops at the tokens that are trained to end a turn, whatever the base stops at.
     add_stops(base.model, inputs.tokenizer.convert_tokens_to_ids(inputs.prepared.report.end_tokens))
     objective = objective_of(recipe)
-    layout = find_layout(base.model, inputs.train, packing=recipe.data.packing, compute=compute)
+    packing = recipe.data.packing
+    layout = Layout() if head else find_layout(base.model, inputs.train, packing=packing, compute=compute)
     losses = objective.module(base.model, direct=layout.direct)
+    losses.head = head
     losses.others = load_others(recipe, inputs.others, base.model, compute, inputs.train)
     layout = common_layout(layout, losses.others.values(), packing=recipe.data.packing)
     want_figures(recipe, objective, losses, metrics)
@@ -109,7 +122,7 @@ def load_inputs(recipe: Recipe, metrics: Metrics) -> Inputs:
     batches = batch_schedule(recipe, prepared.train)
     auxiliary = auxiliary_schedule(recipe, prepared.auxiliary, batches.total_steps)
     others = find_others(recipe, source, tokenizer, prepared.train)
-    sets = load_sets(recipe, source, tokenizer)
+    sets = load_sets(recipe, source, tokenizer, prepared)
     return Inputs(source, tokenizer, prepared, batches, auxiliary, others, metrics, sets)
 
 
@@ -123,10 +136,10 @@ def want_figures(recipe: Recipe, objective: Objective, losses: LossModule, metri
     losses.wanted = frozenset(wanted)
 
 
-def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
-    """Phase 2: the frozen model on its device; sharded here under fsdp."""
+def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> Base:
+    """Phase 2: the frozen model on its device; sharded here under fsdp. head: in the place of the language model's."""
     dtype = hardware.frozen_dtype(recipe.model.precision, compute)
-    model = load_recipe_model(recipe, source, dtype)
+    model = load_recipe_model(recipe, source, dtype, head)
     # Asked while the modules have the names and classes that transformers knows.
     stored = Stored(model, names_in(weight_files(source)))
     prune_base(model, compose.compose_section(recipe.adapter), recipe.where)  # before any device holds it
@@ -139,6 +152,7 @@ def load_base(recipe: Recipe, source: Path, compute: str) -> Base:
         "fingerprint": fingerprint(source),
         "dtype": dtype,
         "quantization": recipe.model.quantization,
+        **({} if head is None else {"head": head.to_dict()}),
     }
     return Base(model, accelerator, compute, strategy, info, stored)
 
@@ -228,6 +242,9 @@ def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:
     chosen = fsdp.strategy(recipe.distributed.strategy, weights, hardware.gpu_memory(device))
     if chosen != "fsdp":
         return chosen
+    if head_modules(model):
+        text = f"distributed.strategy: fsdp does not train a head ({recipe.training.objective.name}); use ddp or zero2"
+        raise RecipeError([Problem(recipe.where("distributed.strategy"), text)])
     try:
         mesh = fsdp.mesh_over(device.type, world, recipe.distributed.shard_over)
         fsdp.shard(model, mesh)
@@ -289,7 +306,9 @@ def calibration_context(
         ids = np.concatenate([inputs.batches.rows(step) for step in steps])
         mine = [int(i) for i in ids[:n][rank::world]]
         for at in range(0, len(mine), micro):
-            batch = objective.collate(inputs.train, mine[at : at + micro], pad_id=0, form=layout.form)
+            batch = objective.collate(
+                inputs.train, mine[at : at + micro], pad_id=pad_token(inputs.tokenizer), form=layout.form
+            )
             yield {name: value.to(accelerator.device) for name, value in batch.items()}
 
     return CalibrationContext(

@@ -91,6 +91,7 @@ def adapter_lines(adapted: Adapted, quantization: str) -> list[str]:
         f"{names}   rank {ranks}{factor}{rates}",
         f"{count(len(sites), 'module')}{where}: {modules}   "
         f"{trained / 1e6:,.2f} M trainable parameters ({trained / everything:.2%})",
+        *([f"trained in full: {' '.join(attached.modules_to_save)}"] if attached.modules_to_save else []),
         *(f"left out: {line}" for line in adapted.left_out),
         f"exports to: {exports_to(adapted, quantization)}",
     ]
@@ -164,10 +165,11 @@ def evaluation_lines(recipe: Recipe, inputs: Inputs) -> list[str]:
 
 
 def check_lines(session: Session) -> list[str]:
-    end_token = session.inputs.prepared.report.end_token_trained
+    report = session.inputs.prepared.report
+    end_token = "end token is trained" if report.end_token_trained else "end token is not trained"
     return [
         *(text for name, text in session.notes.checks.items() if name != "resumed"),
-        "end token is trained" if end_token else "end token is not trained",
+        *([] if report.whole else [end_token]),
     ]
 
 
@@ -192,6 +194,7 @@ def facts(session: Session) -> dict[str, Any]:
             "modules": len(attached.sites),
             "target_modules": module_names(site.name for site in attached.sites),
             "trainable parameters": trainable(attached),
+            **({"trained in full": list(attached.modules_to_save)} if attached.modules_to_save else {}),
             **({"left out": session.adapted.left_out} if session.adapted.left_out else {}),
             "exports to": exports_to(session.adapted, session.base.info["quantization"]),
         },

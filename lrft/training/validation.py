@@ -51,8 +51,9 @@ def validate(session: Session) -> bool:
 
 
 def answers_now(session: Session, rows: Rows, micro: int) -> list[dict[str, Any]]:
-    """Generated answers to the first rows that ask something, on the processes that generate."""
-    engine, asked = session.engine, with_prompts(rows)
+    """Generated answers to the first rows that ask something, on the processes that generate. A head generates none."""
+    engine = session.engine
+    asked = rows.slice([]) if engine.objective.head else with_prompts(rows)
     chosen = asked.slice(range(min(answered_rows(session.recipe), len(asked))))
     if not len(chosen) or not (engine.strategy.together or engine.accelerator.is_main_process):
         return []

@@ -60,6 +60,8 @@ class Difference:
     """default tolerance of the merged dtype"""
     quantized: Quantized | None = None
     """where the adapter was trained on a quantised base and merged into the original one"""
+    choice: str = "first token"
+    """what is most likely at a position: of a model that answers a row as a whole, a label"""
 
     @property
     def relative(self) -> float:
@@ -83,6 +85,7 @@ def verify_merge(
     dtype = stored_dtype(merged)
     trusted = trusts_remote_code(adapter)
     saved = read_any(adapter)
+    choice = "first token" if saved.head is None else "first label"
     model = load_as_trained(saved, base_folder, trust_remote_code=trusted, widen=True)
     attached = load_saved(model, placed(saved, model))
     expected = logits(model, rows)
@@ -91,14 +94,15 @@ def verify_merge(
     del model, attached
     got = logits(load_plain(merged, trust_remote_code=trusted), rows)
 
-    difference = compare(got, expected, untouched, tolerance=tolerance, dtype=dtype)
+    found = compare(got, expected, untouched, tolerance=tolerance, dtype=dtype)
+    difference = replace(found, choice=choice)
     if difference.changed == 0:
         raise CheckFailed("the adapter has no effect: its logits equal the base's")
     if saved.quantization != "none" and into == "original":
-        original = logits(load_plain(base_folder, trust_remote_code=trusted), rows)
-        found = compare_quantized(saved.quantization, got, expected, untouched, original)
-        refuse_quantized(difference, found, merged, within=tolerance)
-        return replace(difference, quantized=found)
+        original = logits(load_plain(base_folder, trust_remote_code=trusted, head=saved.head), rows)
+        apart = compare_quantized(saved.quantization, got, expected, untouched, original)
+        refuse_quantized(difference, apart, merged, within=tolerance)
+        return replace(difference, quantized=apart)
     if difference.mean >= difference.mean_changed:
         raise CheckFailed(
             f"merging lost the update: merged logits differ from the adapter's as much as the base's do (mean "
@@ -109,7 +113,7 @@ def verify_merge(
     if not difference.relative <= difference.tolerance:
         raise CheckFailed(
             f"merged and adapter differ by {difference.relative:.1e} of the largest logit "
-            f"(tolerance {difference.tolerance:.0e}); same first token at {difference.same_first:.2%} of positions",
+            f"(tolerance {difference.tolerance:.0e}); same {choice} at {difference.same_first:.2%} of positions",
             f"The merged folder was kept for inspection: {merged}. Use a wider --dtype to reduce rounding.",
         )
     return difference
@@ -195,15 +199,18 @@ def compare_quantized(
 
 
 def logits(model: nn.Module, rows: Sequence[Tensor]) -> list[Tensor]:
-    """Logits (n, vocabulary) of each row alone, on the CPU, at no more than PROBE_POSITIONS places spread over it."""
+    """Logits (n, vocabulary) of each row alone, on the CPU, at no more than PROBE_POSITIONS places spread over it; of a
+    model that answers a row as a whole (1, labels)."""
     chosen, device = makes_chosen_logits(model), next(model.parameters()).device
     found = []
     with evaluation_mode(model):
         for row in rows:
             at = torch.linspace(0, len(row) - 1, min(len(row), PROBE_POSITIONS)).long().to(device)
             keep = {"logits_to_keep": at} if chosen else {}
-            made = model(input_ids=row[None].to(device), use_cache=False, **keep).logits[0]
-            found.append((made if chosen else made[at]).float().cpu())
+            made = model(input_ids=row[None].to(device), use_cache=False, **keep).logits
+            if made.ndim == 3:
+                made = made[0] if chosen else made[0, at]
+            found.append(made.float().cpu())
     return found
 
 

@@ -129,6 +129,7 @@ def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows, t
     model, attached = adapted(recipe, source, adapter)
     objective = objective_of(recipe)
     losses = objective.module(model)
+    losses.head = read_adapter(adapter).head
     losses.as_base = lambda: attached.as_base(model)
     found = find_others(recipe, source, tokenizer, rows)
     losses.others = load_others(recipe, found, model, hardware.computation(recipe.training.precision), rows)
@@ -148,9 +149,10 @@ def gradient(losses: LossModule, attached: Attached, objective: Objective, rows:
     trained = list(attached.trained().values())
     for parameter in trained:
         parameter.grad = None
+    pad = 0 if losses.head is None or losses.head.pad_id is None else losses.head.pad_id
     losses.model.eval()  # without dropout, whose masks would differ
     batches = [
-        {k: v.to(trained[0].device) for k, v in objective.collate(rows, ids, pad_id=0, form="padded").items()}
+        {k: v.to(trained[0].device) for k, v in objective.collate(rows, ids, pad_id=pad, form="padded").items()}
         for ids in (list(range(len(rows)))[at : at + micro] for at in range(0, len(rows), micro))
     ]
     weight = sum(map(objective.batch_weight, batches))
@@ -182,7 +184,7 @@ def merged(run: Path, adapter: Path, source: Path, folder: Path) -> Finding:
         difference.relative,
         limit,
         f"merged vs. adapter on {count(difference.rows, 'row')}: logits differ by {difference.relative:.1e} of the "
-        f"largest, same first token {difference.same_first:.2%}",
+        f"largest, same {difference.choice} {difference.same_first:.2%}",
     )
 
 
