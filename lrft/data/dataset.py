@@ -29,7 +29,7 @@ class Row:
     sequence. answer: reference text of that span. file, number: where it came from. cut: tokens cut off at the right.
     digest: first 8 bytes of a hash of the sample's content, for splitting. Not kept in the set.
     parts: tokens of each of its sequences, which lie end to end in `tokens`; empty where there is one.
-    numbers: float64 (m,) by name; all rows of a set have the same names.
+    numbers: float64 (m,) by name; a row may lack what others of the set have.
     entry: number of the entry of data.train. weight: of each of its tokens in the loss, above 0.
     """
 
@@ -89,7 +89,7 @@ class Rows:
             "weight": np.array([r.weight for r in rows], dtype=np.float32),
         }
         for name in dict.fromkeys(name for r in rows for name in r.numbers):
-            arrays |= _numbers(name, [r.numbers[name] for r in rows])
+            arrays |= _numbers(name, [r.numbers.get(name, ()) for r in rows])
         first = _offsets(arrays["parts"].tolist())[:-1]
         arrays["trained"][first[first < len(arrays["trained"])]] = False
         return cls(arrays, tuple(files))
@@ -110,7 +110,7 @@ class Rows:
         return list(zip(np.split(self.tokens(i), edges), np.split(self.trained(i), edges), strict=True))
 
     def numbers(self, name: str, i: int) -> np.ndarray:
-        """What row i carries under this name: float64 (m,). Raises KeyError where the set has no such numbers."""
+        """What row i carries under this name: float64 (m,), empty for nothing. Raises KeyError where no row has it."""
         self._span(i)
         at = self._arrays[f"{_NUMBERS}{name}.offsets"]
         return self._arrays[f"{_NUMBERS}{name}"][int(at[i]) : int(at[i + 1])]

@@ -49,7 +49,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "text": ("weight",),
     "labelled": TEXTS,
     "scored": TEXTS,
-    "preference": ("prompt", "conversations", "system", "tools"),
+    "preference": ("prompt", "conversations", "system", "tools", "margin"),
     "kto": ("prompt", "completion", "messages", "conversations", "system", "tools"),
 }
 COLUMNS = tuple(dict.fromkeys(c for names in (*REQUIRED.values(), *OPTIONAL.values()) for c in names))

@@ -3,7 +3,7 @@
 preference  {"prompt": P, "chosen": A, "rejected": A}, P a text or a list of turns, A a text, a turn or a list of turns;
             {"conversations": turns, "chosen": A, "rejected": A};
             {"chosen": turns, "rejected": turns}, whole conversations: what both begin with is the prompt.
-            Any may have a column "system".
+            Any may have a column "system", and a number "margin", by which the chosen answer is the better one.
 kto         {"prompt": P, "completion": A, "label": true}, {"messages": turns, "label": true}, and the same with
             "conversations"; the label is of the last answer. Any may have a column "system".
 
@@ -13,6 +13,7 @@ them; a text among them is one turn. Answers in the prompt are shown and not tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
@@ -43,7 +44,15 @@ def preference(record: Mapping[str, Any], chat: bool) -> Sample:
     good, bad = (
         joined(record, before, one, column, chat) for column, one in (("chosen", chosen), ("rejected", rejected))
     )
-    return good.with_beside(bad)
+    pair = good.with_beside(bad)
+    return pair.with_numbers(margin=(margin_of(record["margin"]),)) if is_filled(record.get("margin")) else pair
+
+
+def margin_of(value: Any) -> float:
+    """Raises BadRow for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow("margin", f"must be a number, this is {value!r}", "margin")
+    return float(value)
 
 
 def kto(record: Mapping[str, Any], chat: bool) -> Sample:

@@ -61,6 +61,9 @@ class Sample:
     def with_beside(self, *others: Sample) -> Sample:
         return replace(self, beside=others)
 
+    def with_numbers(self, **numbers: tuple[float, ...]) -> Sample:
+        return replace(self, numbers=numbers)
+
     def with_label(self, label: str, numbers: Mapping[str, tuple[float, ...]]) -> Sample:
         return replace(self, label=label, numbers=numbers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +98,29 @@ def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
     )
     prepared.rename(recipe.masked)
     data.refuse_missing_rows((prepared.train, prepared.validation), embedding_rows(config), tokenizer)
-    refuse_unread_weights(prepared, recipe.training.objective.name)
+    refuse_unread_columns(prepared, recipe.training.objective.name)
     return prepared
 
 
-def refuse_unread_weights(prepared: data.Prepared, objective: str) -> None:
-    """Raise DataError for rows with weights under an objective that does not look at them."""
-    if registry.declared("objectives")[objective].facts.get("weighs_rows", False):
-        return
-    if any(rows is not None and rows.weighted for rows in (prepared.train, prepared.validation)):
-        raise DataError(
-            f"rows have a column weight, which training.objective: {objective} does not count",
-            "Leave it out with data.train[].columns: {weight: none}, or take training.objective: sft.",
-        )
+# Columns that some objectives read -> the class variable by which they say so, and whether rows have such a column.
+READ_BY_SOME: dict[str, tuple[str, Callable[[data.Rows], bool]]] = {
+    "weight": ("weighs_rows", lambda rows: rows.weighted),
+    "margin": ("reads_margins", lambda rows: "margin" in rows.names),
+}
+
+
+def refuse_unread_columns(prepared: data.Prepared, objective: str) -> None:
+    """Raise DataError for rows with weights or margins under an objective that does not look at them."""
+    cards = registry.declared("objectives")
+    for column, (variable, has) in READ_BY_SOME.items():
+        if cards[objective].facts.get(variable, False):
+            continue
+        if any(rows is not None and has(rows) for rows in (prepared.train, prepared.validation)):
+            readers = " or ".join(name for name, card in cards.items() if card.facts.get(variable, False))
+            raise DataError(
+                f"rows have a column {column}, which training.objective: {objective} does not count",
+                f"Leave it out with data.train[].columns: {{{column}: none}}, or take training.objective: {readers}.",
+            )
 
 
 def load_sets(recipe: Recipe, source: Path, tokenizer: Any, prepared: data.Prepared) -> dict[str, data.Rows]:

@@ -182,6 +182,8 @@ class Objective:
 
     weighs_rows: ClassVar[bool] = False
     """whether rows count by their weights (batches have them beside the labels); else rows with weights are refused"""
+    reads_margins: ClassVar[bool] = False
+    """whether the column margin of pairs counts; else it is refused"""
 
     @classmethod
     def of_head(cls, head: Head) -> Objective:
