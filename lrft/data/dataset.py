@@ -89,7 +89,7 @@ class Rows:
             "weight": np.array([r.weight for r in rows], dtype=np.float32),
         }
         for name in dict.fromkeys(name for r in rows for name in r.numbers):
-            arrays |= _numbers(name, [r.numbers.get(name, ()) for r in rows])
+            arrays |= _numbers(name, [r.numbers.get(name, np.empty(0)) for r in rows])
         first = _offsets(arrays["parts"].tolist())[:-1]
         arrays["trained"][first[first < len(arrays["trained"])]] = False
         return cls(arrays, tuple(files))

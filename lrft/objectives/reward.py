@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Reward(Objective):
             raise ValueError("a head answers padded batches")
         batch = collate(rows, ids, pad_id=pad_id, form=form)
         del batch["labels"]
-        given = [rows.numbers("margin", i) if "margin" in rows.names else () for i in ids]
+        given = [rows.numbers("margin", i) for i in ids] if "margin" in rows.names else [np.empty(0)] * len(ids)
         return batch | {"margin": torch.tensor([float(each[0]) if len(each) else 0.0 for each in given])}
 
     def head_for(self, report: DataReport, train: Rows, *, pad_id: int, seed: int) -> Head:
