@@ -85,7 +85,7 @@ def evaluate(
             if limit is not None:
                 rows = rows.slice(range(min(limit, len(rows))))
             longest = 0 if no_generate or found.head else max_new_tokens
-            result = {"target": target, **measure(found, rows, reporter, longest, batch_size, samples)}
+            result = {"target": target, **figures_on(found, rows, reporter, longest, batch_size, samples)}
             counted = count(result[counted_as(found.objective)], found.objective.unit)
             kept |= figures(result, counted, rows_path)
         if as_json:
@@ -94,7 +94,7 @@ def evaluate(
             reporter.table(evaluation_rows(result, counted, report))
 
 
-def measure(
+def figures_on(
     found: Target, rows: data.Rows, reporter: Reporter, longest: int, batch_size: int, samples: int
 ) -> dict[str, Any]:
     """Loss of `rows`, and exact match of the answers to those with a prompt; longest: of an answer, 0 for none."""

@@ -20,7 +20,7 @@ from typing import Any
 from lrft.data.dataset import Rows
 from lrft.data.report import DataReport
 from lrft.errors import LrftError
-from lrft.utils.files import room_for, sha256, share, sync
+from lrft.utils.files import apply_umask, room_for, sha256, sync
 
 # To be raised with every change of reading, rendering, masking or splitting that changes rows, and with each new figure
 # of their report: an old entry would go without it.
@@ -87,9 +87,9 @@ def save(folder: Path, train: Rows, validation: Rows | None, report: DataReport)
             manifest = {file.name: sha256(file) for file in sorted(beside.iterdir())}
             (beside / "manifest.json").write_text(json.dumps(manifest))
             for file in beside.iterdir():
-                share(file)
+                apply_umask(file)
                 sync(file)
-            share(beside)
+            apply_umask(beside)
             shutil.rmtree(folder, ignore_errors=True)
             beside.rename(folder)
             sync(folder.parent)

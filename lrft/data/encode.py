@@ -23,7 +23,7 @@ Item = tuple[Found, list[Rendered], list[Encoded]]
 Begun = tuple[list[tuple[Found, list[Rendered] | BadRow]], "Future[list[Encoded | BadRow]]"]
 
 
-def tokenise(samples: Sequence[Found], renderer: Renderer, encoder: Encoder) -> Iterator[Item]:
+def tokenized(samples: Sequence[Found], renderer: Renderer, encoder: Encoder) -> Iterator[Item]:
     """Samples with the texts and the tokens of their sequences, in order. A bad row is counted and left out.
 
     Rendering is Python and encoding is Rust, which does not hold Python's lock: one chunk is encoded while the next
@@ -78,7 +78,7 @@ def _leave_out(item: Found, bad: BadRow) -> None:
     drop(item.report, item.source, bad, item.head)
 
 
-def measure(
+def encode_rows(
     samples: Sequence[Found], renderer: Renderer, encoder: Encoder, settings: Settings, report: DataReport
 ) -> list[tuple[str, Row]]:
     """(role, row) for every row within max_length that has something to learn; counts go into `report`.
@@ -90,7 +90,7 @@ def measure(
     long: list[tuple[str, int]] = []
     ends: dict[str, None] = {}
     open_end = False
-    for item, texts, encoded in tokenise(samples, renderer, encoder):
+    for item, texts, encoded in tokenized(samples, renderer, encoder):
         n = max(len(each.tokens) for each in encoded)
         lengths.append(n)
         if n > settings.max_length and settings.too_long == "error":

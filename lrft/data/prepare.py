@@ -17,7 +17,7 @@ from lrft.data import cache as store
 from lrft.data.chat_template import Renderer
 from lrft.data.config import Input, Settings, Where, inputs, read_input, settings, validation_input
 from lrft.data.dataset import Row, Rows
-from lrft.data.encode import measure
+from lrft.data.encode import encode_rows
 from lrft.data.ingest import Found, collect
 from lrft.data.report import DataReport, histogram, quantiles
 from lrft.data.split import set_apart, split, split_by_default
@@ -214,7 +214,7 @@ def _measured(samples: Sequence[Found], tokenizer: Any, chosen: Settings, report
     if ROWS[chosen.kind].whole:
         return measure_whole(samples, tokenizer, chosen, report)
     renderer = Renderer(tokenizer, chosen.template, chosen.train_on, chosen.template_options)
-    return measure(samples, renderer, Encoder(tokenizer), chosen, report)
+    return encode_rows(samples, renderer, Encoder(tokenizer), chosen, report)
 
 
 def _nothing(report: DataReport) -> DataError:

@@ -61,7 +61,7 @@ def module_row(one: ModuleReport) -> tuple[str, ...]:
     update = one.update
     figures = (
         decimals(update.norm, 4),
-        share(one.relative),
+        percent(one.relative),
         f"{update.stable_rank:.2f}",
         f"{update.effective_rank:.2f}",
     )
@@ -70,10 +70,17 @@ def module_row(one: ModuleReport) -> tuple[str, ...]:
 
 def group_row(name: str | int, group: GroupReport) -> tuple[str, ...]:
     ranks = (f"{value:.2f}" for value in (group.stable_rank, group.effective_rank, group.used_rank))
-    return (str(name), str(group.modules), decimals(group.norm, 4), share(group.relative), *ranks, str(group.intruders))
+    return (
+        str(name),
+        str(group.modules),
+        decimals(group.norm, 4),
+        percent(group.relative),
+        *ranks,
+        str(group.intruders),
+    )
 
 
-def share(relative: float | None) -> str:
+def percent(relative: float | None) -> str:
     return "-" if relative is None else decimals(relative, 5)
 
 

@@ -89,7 +89,7 @@ def find_layout(model: Any, rows: Rows, *, packing: bool | str, compute: str | N
         alone = torch.cat([logits_of_text(model, row[None])[0] for row in ids])
         tolerance = TOLERANCE[compute or ("fp32" if model.dtype.itemsize > 2 else "bf16")]
         refuse_looking_ahead(model, ids, alone[: len(ids[0])], tolerance)
-        direct = share(direct_logits(model, ids), alone) <= tolerance
+        direct = relative_difference(direct_logits(model, ids), alone) <= tolerance
         if packing is False:
             return Layout("padded", direct)
     form = packed_form(model)
@@ -120,7 +120,7 @@ def refuse_looking_ahead(model: Any, rows: Sequence[Tensor], logits: Tensor, tol
     row, half = rows[0], -(-len(rows[0]) // 2)
     other = torch.cat([row[:half], others(row, rows)[0][half:]])
     found = model(input_ids=other[None], use_cache=False).logits[0]
-    difference = share(found[:half], logits[:half])
+    difference = relative_difference(found[:half], logits[:half])
     if difference > tolerance:
         raise CheckFailed(
             f"{type(model).__name__} is not a causal language model: its output at a token depends on later tokens "
@@ -158,7 +158,7 @@ def largest_move(ask: Callable[[Sequence[Tensor]], Tensor], pair: Sequence[Tenso
         neighbour = 1 - watched
         for other in others(pair[neighbour], rows):
             asked = [row, other] if watched == 0 else [other, row]
-            moves.append(share(ask(asked).split(lengths)[watched], before.split(lengths)[watched]))
+            moves.append(relative_difference(ask(asked).split(lengths)[watched], before.split(lengths)[watched]))
     return max(moves) if not any(map(math.isnan, moves)) else math.nan
 
 
@@ -179,7 +179,7 @@ def packed_equals_alone(model: Any, rows: Sequence[Tensor], form: Form) -> float
     """
     with evaluation_mode(model):
         alone = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in rows])
-        return share(packed_logits(model, rows, form), alone)
+        return relative_difference(packed_logits(model, rows, form), alone)
 
 
 def packed_logits(model: Any, rows: Sequence[Tensor], form: Form) -> Tensor:
@@ -210,7 +210,7 @@ def direct_logits(model: Any, rows: Sequence[Tensor]) -> Tensor:
         return torch.full((1,), torch.inf, device=rows[0].device)
 
 
-def share(found: Tensor, expected: Tensor) -> float:
+def relative_difference(found: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest expected value."""
     return ((found - expected).abs().max() / expected.abs().max()).item()
 

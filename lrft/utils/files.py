@@ -62,7 +62,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         temporary = Path(name)
         try:
             write(temporary)
-            share(temporary)
+            apply_umask(temporary)
             sync(temporary)
             temporary.replace(path)
         finally:
@@ -177,7 +177,7 @@ def point(link: Path, target: Path) -> None:
     sync(link.parent)
 
 
-def share(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """The mode that the umask gives to what is new: temporary files, and those of safetensors, are private at first."""
     mask = os.umask(0o022)  # which the operating system only tells by setting it
     os.umask(mask)

@@ -30,7 +30,7 @@ from lrft.data import preview
 from lrft.data.cache import locked
 from lrft.data.chat_template import Piece, Rendered
 from lrft.data.config import Input
-from lrft.data.encode import tokenise
+from lrft.data.encode import tokenized
 from lrft.data.format import CLASSIC, REQUIRED, detect
 from lrft.data.hub import hub_name
 from lrft.data.ingest import Found
@@ -708,7 +708,7 @@ def test_rows_come_in_order_and_are_counted_in_order_whatever_the_chunks(
         assert names == [f"f:{text.text}" for text in texts]
         return [BadRow("five") if int(text.text) % 5 == 0 else int(text.text) for text in texts]
 
-    found = list(tokenise(samples, render, encode))
+    found = list(tokenized(samples, render, encode))
     left = [k for k in range(20) if k % 3 and k % 5]
     assert [(item.number, int(text.text), ids) for item, (text,), (ids,) in found] == [(k, k, k) for k in left]
     assert [example["source"] for example in report.examples] == [f"f:{k}" for k in range(20) if k not in left]
@@ -729,7 +729,7 @@ def test_a_chunk_is_encoded_while_the_next_one_is_rendered(monkeypatch: pytest.M
         assert following == 6 or reached[following].wait(600), "the next chunk is rendered only afterwards"
         return [int(text.text) for text in texts]
 
-    assert [ids for _, _, (ids,) in tokenise(numbered(6)[0], render, encode)] == list(range(6))
+    assert [ids for _, _, (ids,) in tokenized(numbered(6)[0], render, encode)] == list(range(6))
 
 
 def test_an_error_of_the_encoder_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -742,7 +742,7 @@ def test_an_error_of_the_encoder_stops_everything(monkeypatch: pytest.MonkeyPatc
 
     before = set(threading.enumerate())
     with pytest.raises(DataError, match="f:2: not this one"):
-        list(tokenise(numbered(9)[0], as_text, encode))
+        list(tokenized(numbered(9)[0], as_text, encode))
     assert not set(threading.enumerate()) - before
 
 
