@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,7 @@ def by_module(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+@cache  # a comparison plans many runs
 def speed_here(dtype: torch.dtype) -> float:
     """Operations a second of matrix products as large as those of a small model, on the device that will train.
 
@@ -371,6 +373,7 @@ def speed_here(dtype: torch.dtype) -> float:
     return done * 2 * rows * 1024 * 4096 / (time.perf_counter() - began)
 
 
+@cache
 def seconds_of_a_weight(dtype: torch.dtype) -> float:
     """What a product of one row takes for each weight, in the fastest of a few tries."""
     device = hardware.device()
