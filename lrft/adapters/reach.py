@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.tensor import DTensor
 
 from lrft.model import linear
 from lrft.model.fake_kernels import imagined_kernels
@@ -100,9 +101,10 @@ def leaves(root: Any) -> Iterator[Tensor]:
 
 
 def uncalled_by_text(model: Any) -> dict[str, str]:
-    """`uncalled` of any module. Empty for what is not a language model, or does not take text alone."""
+    """`uncalled` of any module. Empty for what is not a language model, or does not take text alone, and for a model that
+    is divided over devices, whose pass would gather it."""
     decoder = getattr(model, "main_input_name", None) == "input_ids" and not model.config.is_encoder_decoder
-    if not (decoder and model.can_generate()):
+    if not (decoder and model.can_generate()) or any(isinstance(p, DTensor) for p in model.parameters()):
         return {}
     try:
         return uncalled(model)
