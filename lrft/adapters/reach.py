@@ -101,8 +101,8 @@ def leaves(root: Any) -> Iterator[Tensor]:
 
 
 def uncalled_by_text(model: Any) -> dict[str, str]:
-    """`uncalled` of any module. Empty for what is not a language model, or does not take text alone, and for a model that
-    is divided over devices, whose pass would gather it."""
+    """`uncalled` of any module. Empty for what is not a language model, or does not take text alone, and for a
+    model that is divided over devices, whose pass would gather it."""
     decoder = getattr(model, "main_input_name", None) == "input_ids" and not model.config.is_encoder_decoder
     if not (decoder and model.can_generate()) or any(isinstance(p, DTensor) for p in model.parameters()):
         return {}
