@@ -110,9 +110,9 @@ def other_kind(record: Mapping[str, Any], kind: str) -> str:
     fits = [one for one in ROWS if any(record.keys() >= set(wanted) for wanted in required(one).values())]
     if not fits or kind in fits:
         return ""
-    theirs = objectives_for(fits[0])
-    way = f"; training.objective: {' or '.join(theirs)} takes those" if theirs else ""
-    return f"the columns {', '.join(record)} are {ROWS[fits[0]].words}{way}"
+    found = [(ROWS[one].words, objectives_for(one)) for one in fits]
+    ways = [f"{words}" + f"; training.objective: {' or '.join(by)} takes those" * bool(by) for words, by in found]
+    return f"the columns {', '.join(record)} are {', or '.join(ways)}"
 
 
 def unclear(record: Mapping[str, Any], kind: str = DEFAULT_ROWS) -> tuple[str, dict[str, Any]]:
