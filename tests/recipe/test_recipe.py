@@ -698,6 +698,7 @@ def test_arguments_reach_into_lists_and_apply_in_order(tmp_path: Path) -> None:
         ("training.objective=[dpo]", "training.objective: expected a name, or one name with options"),
         ("training.objective={dpo: {}, kto: {}}", "training.objective: expected a name, or one name with options"),
         ("data.train.1.limit=1", "data.train is a list of 1: it has no item 1"),
+        ("data.train.0.wieght=1", "data.train.0.wieght is not a key. Did you mean weight?"),
         ("data.train.x=1", "data.train is a list of 1: it has no item x"),
         ("~training.seed", "training.seed is not set, so it cannot be removed"),
         ("~", "'~' is not an override"),
