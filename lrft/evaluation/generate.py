@@ -117,7 +117,7 @@ def with_prompts(rows: Rows) -> Rows:
 
     Plain text has no prompt (at most a beginning-of-text token) and no answer; one that is labelled bad is not wanted.
     """
-    bad = {i for i in range(len(rows)) if rows.numbers("label", i)[0] < 0.5} if "label" in rows.names else set()
+    bad = {i for i in range(len(rows)) if rows.numbers("good", i)[0] < 0.5} if "good" in rows.names else set()
     return rows.slice([i for i in range(len(rows)) if len(rows.prompt(i)) > 1 and i not in bad])
 
 

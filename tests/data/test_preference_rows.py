@@ -123,7 +123,7 @@ def test_both_answers_have_to_fit(tmp_path: Path) -> None:
 def test_every_layout_of_a_judged_answer_gives_its_label(tmp_path: Path, row: dict[str, Any]) -> None:
     other = {"prompt": ASK, "completion": [BAD], "label": False}
     prepared, decode = prepare(tmp_path, row, other, kind="kto"), tiny_tokenizers.chatml().decode
-    assert [prepared.train.numbers("label", i).tolist() for i in range(2)] == [[1.0], [0.0]]
+    assert [prepared.train.numbers("good", i).tolist() for i in range(2)] == [[1.0], [0.0]]
     ((tokens, trained),) = prepared.train.sequences(0)
     assert decode(tokens[trained]) == "yes two<|im_end|>"
     assert prepared.report.labels == {"true": 1, "false": 1}
