@@ -185,7 +185,7 @@ def test_rows_that_the_objective_does_not_take_are_refused_from_the_first_on(tmp
         refuse_unfit(section(chat), "preference", where)
     refuse_unfit(section(chat), "tokens", where)
     judged = lines(tmp_path / "judged.jsonl", {"prompt": "a", "completion": "b", "label": True})
-    with pytest.raises(RecipeError, match=r"sft or text takes those, or answers with a label.*: kto takes those"):
+    with pytest.raises(RecipeError, match=r"label are answers with a label of true or false; .*: kto takes those"):
         refuse_unfit(section(judged), "preference", where)
     with pytest.raises(RecipeError, match="takes pairs"):
         prepare(tmp_path, json.loads(chat.read_text()))
