@@ -170,7 +170,7 @@ def evaluation_rows(result: dict[str, Any], counted: str, report: data.DataRepor
     """The table that is printed."""
     rows: list[Row] = [
         ("measured", [str(result["target"]), count(result["rows"], "row")]),
-        ("data", report.lines()[:1]),
+        ("data", measured_sources(report)),
         (
             "loss",
             [
@@ -194,6 +194,12 @@ def evaluation_rows(result: dict[str, Any], counted: str, report: data.DataRepor
     for sample in result["samples"]:
         rows.append(("sample", [f"wanted {sample['expected']!r}", f"got {sample['answer']!r}"]))
     return rows
+
+
+def measured_sources(report: data.DataReport) -> list[str]:
+    """The lines of the sources of the measured rows: those of validation, or those that a share was set apart from."""
+    lines = list(zip(report.sources, report.lines(), strict=False))  # a line for each source stands first
+    return [line for source, line in lines if source.role == "validation"] or [line for _, line in lines]
 
 
 def rows_for(

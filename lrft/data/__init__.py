@@ -3,7 +3,7 @@
 read, hub: records -> format, collect: samples -> template: pieces -> tokenize, measure, split: rows
 """
 
-from lrft.data.config import reading, resolve_chat_template, with_options, with_template
+from lrft.data.config import reading, require_options, resolve_chat_template, with_options, with_template
 from lrft.data.dataset import Row, Rows
 from lrft.data.embedding import refuse_missing_rows
 from lrft.data.prepare import Prepared, prepare, prepare_file, with_rows_apart
@@ -24,6 +24,7 @@ __all__ = [
     "prepare_file",
     "reading",
     "refuse_missing_rows",
+    "require_options",
     "resolve_chat_template",
     "with_options",
     "with_rows_apart",

@@ -109,7 +109,7 @@ def settings(
         refuse(where, "data.max_length", "is 1: a row of one token has nothing to predict. Minimum: 2")
     template = resolve_chat_template(section, tokenizer, where=where)
     options = dict(section.template_options)
-    _require_options(options, template, where)
+    require_options(options, template, where)
     return Settings(
         template=template,
         template_options=options,
@@ -124,7 +124,7 @@ def settings(
     )
 
 
-def _require_options(options: Mapping[str, Any], template: str | None, where: Where) -> None:
+def require_options(options: Mapping[str, Any], template: str | None, where: Where) -> None:
     """Raise RecipeError for a value that the chat template does not read."""
     for name in options:
         key = f"data.template_options.{name}"

@@ -110,7 +110,7 @@ def encode_rows(
         open_end = open_end or not all(text.end for text in texts)
         item.report.truncated += made[-1].cut > 0
         item.report.rows += len(made)
-        if item.sample.label:
+        if item.sample.label and item.report.role == "train":
             report.labels[item.sample.label] = report.labels.get(item.sample.label, 0) + 1
         rows += [(item.report.role, row) for row in made]
     if settings.on_bad_row == "error":

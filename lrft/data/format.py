@@ -107,12 +107,23 @@ def detect(columns: Iterable[str], kind: str = DEFAULT_ROWS) -> str | None:
 
 def other_kind(record: Mapping[str, Any], kind: str) -> str:
     """What a record is and which objectives take it, where its columns fit another kind of rows alone; else ""."""
-    fits = [one for one in ROWS if any(record.keys() >= set(wanted) for wanted in required(one).values())]
-    if not fits or kind in fits:
+    read = {
+        one: max(
+            (
+                len(record.keys() & {*wanted, *OPTIONAL.get(name, ())})
+                for name, wanted in required(one).items()
+                if record.keys() >= set(wanted)
+            ),
+            default=0,
+        )
+        for one in ROWS
+    }
+    best = max(read, key=lambda one: read[one])  # the kind that reads the most of its columns
+    if not read[best] or read[kind]:
         return ""
-    theirs = objectives_for(fits[0])
+    theirs = objectives_for(best)
     way = f"; training.objective: {' or '.join(theirs)} takes those" if theirs else ""
-    return f"the columns {', '.join(record)} are {ROWS[fits[0]].words}{way}"
+    return f"the columns {', '.join(record)} are {ROWS[best].words}{way}"
 
 
 def unclear(record: Mapping[str, Any], kind: str = DEFAULT_ROWS) -> tuple[str, dict[str, Any]]:

@@ -146,6 +146,16 @@ def _with_way_out(bad: BadRow, record: Any, item: Input, name: str) -> BadRow:
     return BadRow(bad.reason, f"{bad.detail}. Without: {way}", bad.field)
 
 
+def _key_of(item: Input, name: str) -> str:
+    """The key of an entry that names columns. Validation data have none: they are read as the train entries are."""
+    return item.key if item.role == "validation" else f"{item.key}.{name}"
+
+
+def _because(item: Input, name: str) -> str:
+    said = f", which data.train[].{name} names; validation data are read as the train entries are"
+    return said if item.role == "validation" else ""
+
+
 def _require_worded(record: dict[str, Any], item: Input, source: Source, where: Where) -> None:
     """Raise RecipeError for a column in a wording that the first record does not have."""
     for ours, text in item.wordings.items():
@@ -153,8 +163,8 @@ def _require_worded(record: dict[str, Any], item: Input, source: Source, where: 
             if column not in record:
                 close = nearest(column, record)
                 hint = f" Did you mean {close[0]}?" if close else ""
-                has = ", ".join(record)
-                refuse(where, f"{item.key}.{ours}", f"{source.path} has no column {column}.{hint} It has {has}")
+                has = f"{source.path} has no column {column}{_because(item, ours)}.{hint} It has {', '.join(record)}"
+                refuse(where, _key_of(item, ours), has)
 
 
 def _require(columns: set[str], seen: Collection[str], item: Input, source: Source, where: Where) -> None:
@@ -165,8 +175,8 @@ def _require(columns: set[str], seen: Collection[str], item: Input, source: Sour
             hint = f" Did you mean {close[0]}?" if close else ""
             refuse(
                 where,
-                f"{item.key}.columns",
-                f"{source.path} has no column {theirs}.{hint} It has {', '.join(seen)}"
+                _key_of(item, "columns"),
+                f"{source.path} has no column {theirs}{_because(item, 'columns')}.{hint} It has {', '.join(seen)}"
                 + (f"; {item.advice(columns={})} turns renaming off" if item.key == "--data" else ""),
             )
 

@@ -56,7 +56,7 @@ def margin_of(value: Any) -> float:
 
 
 def kto(record: Mapping[str, Any], chat: bool) -> Sample:
-    """An answer with the number "label": 1 for a good one, 0 for a bad one. Raises BadRow."""
+    """An answer with the number "good": 1 for a good one, 0 for a bad one. Raises BadRow."""
     label = label_of(record["label"])
     field = next((column for column in ("messages", "conversations") if is_filled(record.get(column))), None)
     if field is not None:
@@ -71,7 +71,7 @@ def kto(record: Mapping[str, Any], chat: bool) -> Sample:
             text = f"no '{missing}', and no 'messages' or 'conversations'; there are {', '.join(record)}"
             raise BadRow("missing key", text, missing)
         made = joined(record, before, side(record["completion"], "completion"), "completion", chat)
-    return made.with_label(label, {"label": (LABELS[label],)})
+    return made.with_label(label, {"good": (LABELS[label],)})
 
 
 def label_of(value: Any) -> str:

@@ -117,7 +117,10 @@ def _plainly(file: DataFile) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{file}: {error.strerror or error}") from error
+        if file.compression is None or error.strerror:
+            raise DataError(f"{file}: {error.strerror or error}") from error
+        hint = "Fetch or compress it again. A file that is not compressed has a name without the last ending."
+        raise DataError(f"{file}: not readable as {file.compression}: {error}", hint) from error
 
 
 # --- kinds of files --------------------------------------------------------------------------------

@@ -66,9 +66,10 @@ class DataReport:
     validation rows that also are train rows. opening: what the template writes before an answer and is trained with
     it, because the template has no generation prompt. held_out: how the default of data.validation was meant here.
     weights: {"rows" with a weight other than 1, "least" and "most" of these}; empty where there is none.
-    labels: {label: rows that have it}, of rows that carry one. parts: names of the sequences of each row, where there
-    are several. label_notes: on labels that are rare or cannot be validated. several: labels are lists. whole: rows are
-    answered as a whole, so no token of theirs is trained. key: of the cache. hit: found there (None: the cache is off).
+    labels: {label: rows that have it}, of train rows that carry one. parts: names of the sequences of each row, where
+    there are several. label_notes: on labels that are rare or cannot be validated. several: labels are lists. whole:
+    rows are answered as a whole, so no token of theirs is trained. key: of the cache. hit: found there (None: the cache
+    is off).
     """
 
     sources: list[SourceReport] = field(default_factory=list)

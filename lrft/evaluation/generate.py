@@ -113,8 +113,12 @@ class MeanOfCopies(LogitsProcessor):
 
 
 def with_prompts(rows: Rows) -> Rows:
-    """The rows that ask something. Plain text has no prompt (at most a beginning-of-text token) and no answer."""
-    return rows.slice([i for i in range(len(rows)) if len(rows.prompt(i)) > 1])
+    """The rows that ask something and hold an answer to wish for.
+
+    Plain text has no prompt (at most a beginning-of-text token) and no answer; one that is labelled bad is not wanted.
+    """
+    bad = {i for i in range(len(rows)) if rows.numbers("good", i)[0] < 0.5} if "good" in rows.names else set()
+    return rows.slice([i for i in range(len(rows)) if len(rows.prompt(i)) > 1 and i not in bad])
 
 
 def until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:

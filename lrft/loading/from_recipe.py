@@ -78,6 +78,7 @@ def load_recipe_tokenizer(recipe: Recipe, source: Path) -> Any:
     """The base's tokenizer with the recipe's chat template and its options as default: saved with every result."""
     tokenizer = load.load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
     template = data.resolve_chat_template(recipe.data, tokenizer, where=recipe.where)
+    data.require_options(recipe.data.template_options, template, recipe.where)
     if template is not None:
         made = data.with_options(template, recipe.data.template_options)
         tokenizer.chat_template = data.with_template(tokenizer, made)

@@ -106,7 +106,7 @@ def find_adapter(recipe: Recipe, key: str, name: str, source: Path) -> Found | N
 
 def find_full(recipe: Recipe, key: str, name: str, source: Path) -> Found:
     """A model. The recipe's own base is not loaded a second time, unless it is quantised here."""
-    folder = find_model(name, where=key.replace("options.", ""))
+    folder = find_model(name, where=f"{_place(recipe, key)}  {_written(recipe, key)}")
     made_of = fingerprint(folder)
     same = made_of == fingerprint(source) and recipe.model.quantization == "none"
     return Found(key.rsplit(".", 1)[-1], key, recipe.masked(name), folder, made_of, None, is_base=same)
@@ -147,8 +147,16 @@ def refuse_unfit(recipe: Recipe, found: Found, source: Path, tokenizer: Any, row
 
 def refuse(recipe: Recipe, key: str, text: str) -> NoReturn:
     """Raises RecipeError at the option, or where the objective was named."""
-    place = recipe.where(key) if recipe.where(key) != "default" else recipe.where("training.objective.name")
-    raise RecipeError([Problem(place, f"{key.replace('options.', '')}: {recipe.masked(text)}")])
+    raise RecipeError([Problem(_place(recipe, key), f"{_written(recipe, key)}: {recipe.masked(text)}")])
+
+
+def _place(recipe: Recipe, key: str) -> str:
+    return recipe.where(key) if recipe.where(key) != "default" else recipe.where("training.objective.name")
+
+
+def _written(recipe: Recipe, key: str) -> str:
+    """The option's key as an argument names it: training.objective.distill.teacher."""
+    return key.replace(".options.", f".{recipe.training.objective.name}.")
 
 
 def load_others(recipe: Recipe, found: Sequence[Found], base: Any, compute: str, rows: Rows) -> dict[str, OtherModel]:

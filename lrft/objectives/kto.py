@@ -55,7 +55,7 @@ class Kto(Objective):
     def collate(self, rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[str, Tensor]:
         others = Rows.of([mismatched(rows, i) for i in ids])
         other = collate(others, range(len(others)), pad_id=pad_id, form=form)
-        label = torch.tensor([rows.numbers("label", i)[0] for i in ids])
+        label = torch.tensor([rows.numbers("good", i)[0] for i in ids])
         batch = collate(rows, ids, pad_id=pad_id, form=form) | {
             f"{OTHER}{name}": value for name, value in other.items()
         }

@@ -66,6 +66,8 @@ def add_errors(error: ValidationError, root: Node, problems: Problems, prefix: P
         if root.at(path) is None and isinstance(path[-1], int):
             path = path[:-1]  # `target_modules: q_proj` was made a list of one
         node = root.at(path) or root.at(path[:-1]) or root
+        if item["type"] == "too_short" and node.value:
+            continue  # its items are wrong themselves, and told of
         place = _key_place(root, path) if wrong_key else node.place
         if place is not None and node.place not in problems.refused:
             shown = dotted(path[:-1] if path in _CHOICES else path)

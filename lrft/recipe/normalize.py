@@ -66,9 +66,7 @@ def normalise(root: Node, problems: Problems) -> Node:
         for key in REGISTERED:
             node = training.child(key)
             if node is not None:
-                training = training.with_child(
-                    key, _named(node, f"training.{key}", problems) or mapping({}, node.place)
-                )
+                training = training.with_child(key, _named(node, f"training.{key}", problems))
         if training.child("max_steps") is not None and training.child("epochs") is None:
             training = training.with_child("epochs", Node(None, DEFAULT))
         root = with_declared(root.with_child("training", training))
@@ -116,12 +114,12 @@ def with_declared(root: Node) -> Node:
     return root
 
 
-def _objective(training: Node) -> Any:
-    """The name under training.objective, as it is written."""
+def _objective(training: Node) -> str | None:
+    """The name under training.objective, as it is written; None for what is no name, which is refused later."""
     node = training.child("objective")
-    if node is None:
-        return None
-    return next(iter(node.value), None) if isinstance(node.value, dict) else node.value
+    written = node.value if node is not None else None
+    name = next(iter(written), None) if isinstance(written, dict) else written
+    return name if isinstance(name, str) else None
 
 
 def _words(adapter: Node) -> list[Any]:

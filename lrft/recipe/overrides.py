@@ -61,6 +61,8 @@ def _put(node: Node, done: Path, path: Path, value: Node, place: Place) -> Node:
         items = list(node.value)
         items[index] = _put(items[index], (*done, index), rest, value, place)
         return replace(node, value=items)
+    if node.value == part and rest:  # `objective: dpo` with objective.dpo.beta=0.2: a name gets an option
+        node = mapping({str(part): mapping({}, node.place)}, node.place)
     if node.value is not None and not isinstance(node.value, dict):
         raise Refused(place, f"{dotted((*done, part))} cannot be set: {dotted(done)} is one value, not a map")
     node = node if node.value is not None else mapping({}, place)

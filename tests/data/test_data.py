@@ -113,8 +113,12 @@ def test_csv_rows_of_several_lines(tmp_path: Path) -> None:
         ("a.gz", b"x", r"a\.gz: \.gz is not a supported"),
         ("a.arrow", b"", "not readable as arrow"),
         ("a.arrow", b"ARROW1 or not", "not readable as arrow"),
-        ("a.jsonl.gz", b'{"text": "a"}', "zlib"),
-        ("a.jsonl.zst", pa.compress(b'{"text": "a"}' * 99, codec="zstd", asbytes=True)[:-4], "Truncated"),
+        ("a.jsonl.gz", b'{"text": "a"}', "not readable as gzip: zlib"),
+        (
+            "a.jsonl.zst",
+            pa.compress(b'{"text": "a"}' * 99, codec="zstd", asbytes=True)[:-4],
+            "not readable as zstd: Truncated",
+        ),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -812,3 +816,17 @@ def test_preview_numbers_its_rows_and_lists_what_was_dropped(tmp_path: Path) -> 
     many = blocks[f"{path}: 12 rows dropped, wrong type"]
     assert [line.split()[0] for line in many[:-1]] == [f"{path}:{n}" for n in range(5, 15)]
     assert many[-1] == "  and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [({"prompt": "{q}", "completion": "{a}"}, "prompt"), ({"columns": {"q": "prompt", "a": "completion"}}, "columns")],
+)
+def test_validation_data_without_the_columns_of_the_train_entry(
+    tmp_path: Path, keys: dict[str, Any], names: str
+) -> None:
+    path = lines(tmp_path / "a.jsonl", {"q": "x", "a": "y"})
+    other = lines(tmp_path / "b.jsonl", *texts(2))
+    says = rf"data\.validation: .*b\.jsonl has no column q, which data\.train\[\]\.{names} names; validation data are"
+    with pytest.raises(RecipeError, match=says):
+        prepare(tmp_path, DataEntry(path=str(path), **keys), validation=str(other))

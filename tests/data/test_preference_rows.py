@@ -15,6 +15,7 @@ from lrft.data.collate import IGNORE_INDEX, collate, sequence_numbers
 from lrft.data.preview import render
 from lrft.data.suggest import refuse_unfit
 from lrft.errors import DataError, RecipeError
+from lrft.evaluation.generate import with_prompts
 
 ASK = [{"role": "user", "content": "two?"}]
 GOOD, BAD = {"role": "assistant", "content": "yes two"}, {"role": "assistant", "content": "no"}
@@ -122,11 +123,15 @@ def test_both_answers_have_to_fit(tmp_path: Path) -> None:
 def test_every_layout_of_a_judged_answer_gives_its_label(tmp_path: Path, row: dict[str, Any]) -> None:
     other = {"prompt": ASK, "completion": [BAD], "label": False}
     prepared, decode = prepare(tmp_path, row, other, kind="kto"), tiny_tokenizers.chatml().decode
-    assert [prepared.train.numbers("label", i).tolist() for i in range(2)] == [[1.0], [0.0]]
+    assert [prepared.train.numbers("good", i).tolist() for i in range(2)] == [[1.0], [0.0]]
     ((tokens, trained),) = prepared.train.sequences(0)
     assert decode(tokens[trained]) == "yes two<|im_end|>"
     assert prepared.report.labels == {"true": 1, "false": 1}
     assert "there is no other label" in "\n".join(prepare(tmp_path, row, kind="kto").report.lines())
+    assert [len(with_prompts(prepared.train.slice([i]))) for i in range(2)] == [1, 0]  # a bad answer is not wanted
+    (tmp_path / "validation.jsonl").write_text(json.dumps(other))
+    alone = prepare(tmp_path, row, kind="kto", validation=str(tmp_path / "validation.jsonl"))
+    assert alone.report.labels == {"true": 1}, "what is trained on has one label"
     with pytest.raises(DataError, match="must be true or false"):
         prepare(tmp_path, {**row, "label": 2}, kind="kto")
 
@@ -179,5 +184,8 @@ def test_rows_that_the_objective_does_not_take_are_refused_from_the_first_on(tmp
     with pytest.raises(RecipeError, match=says):
         refuse_unfit(section(chat), "preference", where)
     refuse_unfit(section(chat), "tokens", where)
+    judged = lines(tmp_path / "judged.jsonl", {"prompt": "a", "completion": "b", "label": True})
+    with pytest.raises(RecipeError, match=r"label are answers with a label of true or false; .*: kto takes those"):
+        refuse_unfit(section(judged), "preference", where)
     with pytest.raises(RecipeError, match="takes pairs"):
         prepare(tmp_path, json.loads(chat.read_text()))

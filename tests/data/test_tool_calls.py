@@ -10,10 +10,12 @@ import chat_templates
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import runs
 from prepared import lines, prepare
 
 from lrft import data, recipe
 from lrft.errors import DataError, RecipeError
+from lrft.loading.from_recipe import load_recipe_tokenizer
 from lrft.recipe import DataEntry, DataSection
 
 TOOL = {
@@ -312,6 +314,14 @@ def test_keys_that_the_template_cannot_use(
     path = lines(tmp_path / "a.jsonl", {"messages": [ASK, ANSWER]})
     with pytest.raises(RecipeError, match=says):
         prepare(tmp_path, DataEntry(path=str(path), **keys), tokenizer=chat_templates.tokenizer(name), **options)
+
+
+def test_a_recipe_whose_options_the_template_does_not_read(tmp_path: Path) -> None:
+    """The template that is saved sets them itself, and reads them after that: it is asked before."""
+    runs.save_base(tmp_path / "base")
+    (tmp_path / "r.yaml").write_text("model: base\noutput_dir: out\ndata: {train: a, template_options: {day: x}}\n")
+    with pytest.raises(RecipeError, match=r"template_options\.day: the chat template does not read it"):
+        load_recipe_tokenizer(recipe.load(tmp_path / "r.yaml"), tmp_path / "base")
 
 
 def test_tools_and_template_options_in_a_recipe(tmp_path: Path) -> None:

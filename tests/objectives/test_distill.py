@@ -231,9 +231,11 @@ def test_a_teacher_that_cannot_answer_is_refused_before_anything_is_loaded(place
         "elsewhere/adapter": r"an adapter over a base with fingerprint \w{16}, and model\.name has \w{16}\. Merge it",
     }
     for name, said in wrong.items():
-        with pytest.raises(RecipeError, match=rf"training\.objective\.teacher: .*{said}"):
+        with pytest.raises(RecipeError, match=rf"training\.objective\.distill\.teacher: .*{said}"):
             place.train(f"training.objective.distill.teacher={tmp_path / name}", out="refused")
-    with pytest.raises(MissingError, match=r"training\.objective\.teacher: there is no folder .*bass"):
+    with pytest.raises(
+        MissingError, match=r"argument \d+  training\.objective\.distill\.teacher: there is no folder .*bass"
+    ):
         place.train(f"training.objective.distill.teacher={place.root / 'bass'}", out="refused")
     assert not (place.root / "refused").exists()
 

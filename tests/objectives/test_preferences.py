@@ -39,7 +39,7 @@ def rows_of(count: int) -> Rows:
         ids = [np.array(tokens) for tokens, _ in made[i : i + count]]
         trained = np.concatenate([np.arange(len(t)) >= p for t, p in made[i : i + count]])
         parts = tuple(map(len, ids)) if count > 1 else ()
-        numbers = {} if count > 1 else {"label": np.array([LABELS[i]])}
+        numbers = {} if count > 1 else {"good": np.array([LABELS[i]])}
         found.append(Row(np.concatenate(ids), trained, made[i][1], "", "f:", i, parts=parts, numbers=numbers))
     return Rows.of(found)
 

@@ -695,7 +695,10 @@ def test_arguments_reach_into_lists_and_apply_in_order(tmp_path: Path) -> None:
         ("output_dir=\udcff", "control character"),
         ("adapter.rnak=1", "adapter.rnak is not a key. Did you mean rank?"),
         ("output_dir.x=1", "output_dir.x cannot be set: output_dir is one value, not a map"),
+        ("training.objective=[dpo]", "training.objective: expected a name, or one name with options"),
+        ("training.objective={dpo: {}, kto: {}}", "training.objective: expected a name, or one name with options"),
         ("data.train.1.limit=1", "data.train is a list of 1: it has no item 1"),
+        ("data.train.0.wieght=1", "data.train.0.wieght is not a key. Did you mean weight?"),
         ("data.train.x=1", "data.train is a list of 1: it has no item x"),
         ("~training.seed", "training.seed is not set, so it cannot be removed"),
         ("~", "'~' is not an override"),
@@ -708,6 +711,16 @@ def test_wrong_arguments_are_problems_at_their_number(tmp_path: Path, argument: 
     place, text = one(tmp_path, GOOD, "training.seed=3" if argument[0] != "~" else "lrft=1", argument)
     assert place == "argument 2"
     assert text.startswith(said) or (said in text and said in ("not valid YAML", "control character"))
+
+
+def test_an_argument_gives_an_option_to_what_has_a_name_alone(tmp_path: Path) -> None:
+    text = "model: m\ndata: d\noutput_dir: o\ntraining: {objective: dpo}\n"
+    found = load(tmp_path, text, "training.objective.dpo.beta=0.3")
+    assert found.training.objective.options["beta"] == 0.3
+    assert found.training.objective.options["loss"] == "sigmoid"
+    assert one(tmp_path, text, "training.objective.dpo.bata=1")[1].endswith("beta?")
+    refused = one(tmp_path, text, "training.objective.kto.beta=1")[1]
+    assert refused.endswith("training.objective is one value, not a map")
 
 
 def test_environment_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
