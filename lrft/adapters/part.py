@@ -241,6 +241,11 @@ class Part:
 
     def after_step(self, run: Run) -> None: ...
 
+    def finished(self, step: int, total: int) -> bool:
+        """Whether the state after `step` of `total` steps can be a result: False of a part that has not pruned yet.
+        Until then no state is the best, and early stopping does not count."""
+        return True
+
     # checkpoints: tensors only, so that they are plain safetensors
     def state(self) -> dict[str, Tensor]:
         return {}

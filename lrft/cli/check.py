@@ -24,11 +24,14 @@ def check(
 
     Example: lrft check recipe.yaml adapter.rank=8
     """
+    from lrft.loading.packages import refuse_missing_packages
+
     loaded = read_recipe(recipe, overrides)
     if static:
         typer.echo(f"{recipe}: recipe OK (model and data not checked; drop --static to check them)")
         return
     refuse_missing(loaded)
+    refuse_missing_packages(loaded)
     with as_written(loaded):
         check_all(loaded, recipe)
 
@@ -40,7 +43,8 @@ def check_all(recipe: Recipe, path: Path) -> None:
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
         from lrft.adapters.reach import uncalled
         from lrft.export.merge import names_in, unmergeable
-        from lrft.loading.from_recipe import find_base, head_for, load_data
+        from lrft.loading.from_recipe import find_base, head_for, load_data, load_sets, objective_of
+        from lrft.loading.metrics import refuse_unfit_metrics
         from lrft.loading.no_effect import refuse_without_effect
         from lrft.loading.others import find_others
         from lrft.model import linear
@@ -63,6 +67,9 @@ def check_all(recipe: Recipe, path: Path) -> None:
     trained = count_trained(sites, composition, recipe.where) + in_full
     weights = weight_files(source)
     reason = unmergeable(sites, Stored(skeleton, names_in(weights)), weights)
+    load_sets(recipe, source, tokenizer, prepared)
+    objective = objective_of(recipe)
+    refuse_unfit_metrics(recipe, objective, objective.module(skeleton))
     others = find_others(recipe, source, tokenizer, prepared.train)
     everything = sum(p.numel() for p in skeleton.parameters())
     linears = sum(1 for _ in linear.named_linears(skeleton))

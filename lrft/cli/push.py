@@ -65,7 +65,8 @@ def push(
         for lack in lacks(told):
             reporter.warn(lack)
         if dry_run:
-            reporter.line((ready / "README.md").read_text(encoding="utf-8"))
+            for line in (ready / "README.md").read_text(encoding="utf-8").splitlines():
+                reporter.line(line)
             reporter.line("nothing was sent: --dry-run")
             return
         address = upload(ready, to, public=public, message=f"{told.kind} by lrft")

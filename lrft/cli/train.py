@@ -67,12 +67,15 @@ def train(
 
     Example: lrft train recipe.yaml training.learning_rate=1e-4
     """
+    from lrft.loading.packages import refuse_missing_packages
+
     if resume and fresh:
         raise UsageError("--resume and --fresh cannot be used together")
     if resume and dry_run:
         raise UsageError("--resume and --dry-run cannot be used together", "A dry run with --fresh renames nothing.")
     loaded = read_recipe(recipe, overrides)
     refuse_missing(loaded)
+    refuse_missing_packages(loaded)
     flags = Flags(resume, fresh, accept_changes, quiet, allow_code)
     with as_written(loaded):
         count, on_gpus = processes_to_start(devices)

@@ -21,6 +21,7 @@ from lrft.data.readers import find
 from lrft.data.records import BadRow
 from lrft.data.tokenize import Encoder
 from lrft.errors import DataError, UsageError
+from lrft.utils.text import count
 
 STAND_IN = "x"
 """The answer of a row that has none: the prompt is what stands before it"""
@@ -60,20 +61,23 @@ class Asking:
         return (end,) if end else ()
 
     def ids(self, asked: Sample) -> np.ndarray:
-        """int32 (n,): what stands before the sample's answer. Raises BadRow."""
+        """int32 (n,): what stands before the sample's answer; at least one token. Raises BadRow."""
         if not self.plain and asked.prompt:
             turns = {"role": "user", "content": asked.prompt}, {"role": "assistant", "content": STAND_IN}
             asked = Sample(messages=turns, tokens=asked.tokens)
         encoded = self._encode([self._render(replace(asked, untrained=frozenset()))])[0]
         if isinstance(encoded, BadRow):
             raise encoded
-        return encoded.tokens[: encoded.spans[-1][0]]
+        ids = encoded.tokens[: encoded.spans[-1][0]]
+        if not len(ids):
+            raise BadRow("empty prompt", "has no tokens: there is nothing to answer")
+        return ids
 
     def text(self, text: str, system: str | None = None) -> np.ndarray:
         """The prompt of one text. Raises BadRow."""
-        if system is None or self.plain:
+        if self.plain:
             return self.ids(Sample(prompt=text, answer=STAND_IN))
-        turns = {"system": system, "user": text, "assistant": STAND_IN}
+        turns = {**({} if system is None else {"system": system}), "user": text, "assistant": STAND_IN}
         return self.ids(Sample(messages=tuple({"role": role, "content": said} for role, said in turns.items())))
 
 
@@ -92,10 +96,10 @@ def read_prompts(
                 raise value
             prompts.append(Prompt(place, value, asking.ids(_sample(value, form, columns or {}, asking.reading))))
         except BadRow as error:
-            bad.append(f"{place}  {error.detail}")
+            bad.append(f"{place}  {error.field}: {error.detail}" if error.field else f"{place}  {error.detail}")
     if bad:
         more = [f"... and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
-        raise DataError("\n".join([f"{path}: {len(bad):,} rows are no prompts", *bad[:SHOWN], *more]))
+        raise DataError("\n".join([f"{path}: {count(len(bad), 'row')} cannot be asked", *bad[:SHOWN], *more]))
     if not prompts:
         raise DataError(f"{path}: no rows")
     return prompts

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrft.errors import DataError, MissingError, UsageError
+from lrft.errors import DataError, MissingError, Problem, RecipeError, UsageError
 from lrft.loading.from_recipe import made
 from lrft.metrics.base import Metric
+from lrft.objectives.base import LossModule, Objective
 from lrft.recipe import Recipe
 from lrft.registry import PYTHON
 
@@ -46,6 +47,27 @@ class Metrics:
         return {metric.name: metric.score(answers) for metric in self.of_answers} if answers else {}
 
 
+def refuse_unfit_metrics(recipe: Recipe, objective: Objective, losses: LossModule) -> None:
+    """What can be said of evaluation.metrics without running a user's code. Raises MissingError for a file that is not
+    there, RecipeError for a metric of the rows that the objective does not offer."""
+    for chosen in recipe.evaluation.metrics:
+        if chosen.name.startswith(PYTHON):
+            own_file(recipe, chosen.name)
+    ours = [made(chosen, "metrics") for chosen in recipe.evaluation.metrics if not chosen.name.startswith(PYTHON)]
+    figures_of(recipe, objective, losses, [metric for metric in ours if metric.of_rows])
+
+
+def figures_of(recipe: Recipe, objective: Objective, losses: LossModule, metrics: Sequence[Metric]) -> frozenset[str]:
+    """Those of `metrics`, all of the rows, that the objective's module has to count. Raises RecipeError for one that it
+    does not offer."""
+    there = {"loss", *(("perplexity",) if objective.perplexity else ())}
+    wanted = {metric.name for metric in metrics} - there
+    if missing := sorted(wanted.difference(losses.offers)):
+        text = f"evaluation.metrics: training.objective: {objective.name} has no {missing[0]}"
+        raise RecipeError([Problem(recipe.where("evaluation.metrics"), text)])
+    return frozenset(wanted)
+
+
 def metrics_of(recipe: Recipe, *, allow_code: bool) -> Metrics:
     """Raises UsageError for a user's code that has not been allowed, MissingError for one that is not there."""
     found = [
@@ -57,26 +79,32 @@ def metrics_of(recipe: Recipe, *, allow_code: bool) -> Metrics:
     )
 
 
+def own_file(recipe: Recipe, name: str) -> tuple[str, str]:
+    """(file, function) of python:FILE:FUNCTION. Raises MissingError for a file that is not there. Runs nothing."""
+    path, _, function = name.removeprefix(PYTHON).rpartition(":")
+    if not Path(path).is_file():
+        raise MissingError(f"{recipe.where('evaluation.metrics')}  evaluation.metrics: there is no file {path}")
+    return path, function
+
+
 def own_function(recipe: Recipe, name: str, allow_code: bool) -> OwnFunction:
     """The function that python:FILE:FUNCTION names. Runs the file."""
     where = recipe.where("evaluation.metrics")
     if not allow_code:
         raise UsageError(
-            f"{where} evaluation.metrics: {name} runs Python code of a file",
+            f"{where}  evaluation.metrics: {name} runs Python code of a file",
             "Read the file, then give --allow-code to the command.",
         )
-    path, _, function = name.removeprefix(PYTHON).rpartition(":")
-    if not Path(path).is_file():
-        raise MissingError(f"{where} evaluation.metrics: there is no file {path}")
+    path, function = own_file(recipe, name)
     spec = importlib.util.spec_from_file_location(f"lrft_metrics_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
-        raise MissingError(f"{where} evaluation.metrics: {path} is no Python file")
+        raise MissingError(f"{where}  evaluation.metrics: {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         return OwnFunction(function, getattr(module, function))
     except AttributeError:
-        raise MissingError(f"{where} evaluation.metrics: {path} has no function {function}") from None
+        raise MissingError(f"{where}  evaluation.metrics: {path} has no function {function}") from None
     except Exception as error:
-        text = f"{where} evaluation.metrics: {path} cannot be run: {type(error).__name__}: {error}"
+        text = f"{where}  evaluation.metrics: {path} cannot be run: {type(error).__name__}: {error}"
         raise MissingError(text) from error

@@ -64,6 +64,15 @@ class Dress(MaskingPart):
             if run.step >= self.removal(run.total_steps):
                 keep(run, units, ~self.memory[units.name])
 
+    @torch.no_grad()
+    def after_step(self, run: Run) -> None:
+        if run.step + 1 == run.total_steps:  # where no step is left for the recovery
+            for units in self.units(run):
+                keep(run, units, ~self.memory[units.name])
+
+    def finished(self, step: int, total: int) -> bool:
+        return step > self.removal(total) or step == total
+
     def loss(self, run: Run) -> Tensor | None:
         end = self.removal(run.total_steps)
         if not self.strength or run.step >= end:

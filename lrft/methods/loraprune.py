@@ -66,6 +66,9 @@ class LoraPrune(MaskingPart):
             for units in pruned:
                 self.mask(run, units, cut(units.count, share))
 
+    def finished(self, step: int, total: int) -> bool:
+        return self.share(step, total) == self.ratio
+
     def share(self, done: int, total: int) -> float:
         """Share that is to be pruned at step `done`, counted from 1."""
         first, last = self.initial * total, (1 - self.final) * total

@@ -194,7 +194,8 @@ class Reporter(Tracker):
     def log(self, kind: str, record: Mapping[str, Any], *, shown: bool = True) -> None:
         """A step: step (from 1), loss, lr, grad_norm, seconds (one step's: the time left comes from them),
         tokens_per_second and memory_gb are shown, all but `step` optional. An evaluation: step, loss, perplexity,
-        best (bool). Either may have figures {name: value}."""
+        best (bool), by (the metric that decides it, when that is not the loss), unfinished (true: no result yet, so it
+        cannot be the best). Either may have figures {name: value}."""
         if kind == "eval":
             by_source = "".join(f"  {name} {decimals(loss, 4)}" for name, loss in record.get("sources", {}).items())
             self._say(f"eval at step {record['step']}  {self._verdict(record)}{visible(by_source)}")
@@ -224,13 +225,17 @@ class Reporter(Tracker):
         if loss is None:
             return "loss not finite"
         text = f"loss {decimals(loss, 4)}"
-        if record.get("best"):
+        by = f" by {record['by']}" if record.get("by") else ""
+        if record.get("unfinished"):
+            text += " (not yet a result: the method has more to do)"
+        elif record.get("best"):
             self._best = (record["step"], loss)
             started = " (before training)" if record["step"] == 0 else " (first)"
-            text += f" (best so far, was {decimals(before[1], 4)})" if before else started
+            was = "" if by else f", was {decimals(before[1], 4)}" if before else ""
+            text += f" (best so far{by}{was})" if before else started
         elif before:
             when = f"at step {before[0]}" if before[0] else "before training"
-            text += f" (best {decimals(before[1], 4)} {when})"
+            text += f" (best{by} {when})" if by else f" (best {decimals(before[1], 4)} {when})"
         perplexity = record.get("perplexity")
         text += "" if perplexity is None else f"  perplexity {decimals(perplexity, 2)}"
         return "  ".join([text, *figures_in_words(record)])

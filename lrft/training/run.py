@@ -10,6 +10,7 @@ from lrft import registry
 from lrft.distributed import processes
 from lrft.distributed.watchdog import Watchdog
 from lrft.errors import CheckFailed, LrftError
+from lrft.loading.packages import refuse_missing_packages
 from lrft.planning import render as plan_render
 from lrft.planning.plan import make_plan
 from lrft.recipe import Recipe
@@ -61,18 +62,6 @@ def train(recipe: Recipe, options: Options) -> Path:
             raise
         raise advice from error
     return output
-
-
-def refuse_missing_packages(recipe: Recipe) -> None:
-    """Raises MissingError for a package that the recipe needs, before anything is loaded."""
-    t = recipe.training
-    for key, chosen, kind in (
-        ("training.objective", t.objective, "objectives"),
-        ("training.optimizer", t.optimizer, "optimizers"),
-        *(("evaluation.metrics", metric, "metrics") for metric in recipe.evaluation.metrics),
-        *(("logging.report_to", tracker, "trackers") for tracker in recipe.logging.report_to),
-    ):
-        registry.refuse_missing(key, chosen, kind)
 
 
 def go(session: Session, main: bool) -> None:

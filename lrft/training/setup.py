@@ -43,7 +43,7 @@ from lrft.loading.from_recipe import (
     made,
     objective_of,
 )
-from lrft.loading.metrics import Metrics, metrics_of
+from lrft.loading.metrics import Metrics, figures_of, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.loading.others import find_others, load_others
 from lrft.model.compile import compile_blocks
@@ -94,7 +94,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     losses.head = head
     losses.others = load_others(recipe, inputs.others, base.model, compute, inputs.train)
     layout = common_layout(layout, losses.others.values(), packing=recipe.data.packing)
-    want_figures(recipe, objective, losses, metrics)
+    losses.wanted = figures_of(recipe, objective, losses, metrics.of_rows)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
     adapted = adapt(recipe, inputs.source, base, context, resume_point(folder, options))
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
@@ -124,16 +124,6 @@ def load_inputs(recipe: Recipe, metrics: Metrics) -> Inputs:
     others = find_others(recipe, source, tokenizer, prepared.train)
     sets = load_sets(recipe, source, tokenizer, prepared)
     return Inputs(source, tokenizer, prepared, batches, auxiliary, others, metrics, sets)
-
-
-def want_figures(recipe: Recipe, objective: Objective, losses: LossModule, metrics: Metrics) -> None:
-    """Raises RecipeError for a metric of the rows that the objective does not offer."""
-    there = {"loss", *(("perplexity",) if objective.perplexity else ())}
-    wanted = {metric.name for metric in metrics.of_rows} - there
-    if missing := sorted(wanted.difference(losses.offers)):
-        text = f"evaluation.metrics: training.objective: {objective.name} has no {missing[0]}"
-        raise RecipeError([Problem(recipe.where("evaluation.metrics"), text)])
-    losses.wanted = frozenset(wanted)
 
 
 def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> Base:

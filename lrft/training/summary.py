@@ -45,7 +45,10 @@ def end(session: Session) -> list[Row]:
         done += f"   {worse}"
     elif p.best_loss is not None:
         began = f" (start {p.start_loss:.4f})" if p.start_loss is not None else ""
-        done += f"   best validation loss {p.best_loss:.4f} at step {p.best_step:,}{began}"
+        best = session.recipe.evaluation.best
+        what = "best validation loss" if best == "loss" else f"best {best} at step {p.best_step:,}: validation loss"
+        at = f" at step {p.best_step:,}" if best == "loss" else ""
+        done += f"   {what} {p.best_loss:.4f}{at}{began}"
     return [
         ("done", [done]),
         ("saved", [f"last/ in {out}; no best/" if worse else f"best/ and last/ in {out}"]),

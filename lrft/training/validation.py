@@ -40,7 +40,13 @@ def validate(session: Session) -> bool:
         figures |= shared(session.inputs.metrics.scores(answers))
     if figures:
         record["figures"] = figures
-    improved = note_loss(progress, record["loss"], recipe.training.early_stopping, score_of(session, record))
+    if finished(session):
+        improved = note_loss(progress, record["loss"], recipe.training.early_stopping, score_of(session, record))
+    else:
+        improved, progress.last_loss = False, record["loss"]
+        record["unfinished"] = True
+    if recipe.evaluation.best != "loss":
+        record["by"] = recipe.evaluation.best
     session.trackers.log("eval", record | {"best": improved})
     if not math.isfinite(record["loss"]):  # what gave it must not become a checkpoint
         raise NonFinite(
@@ -48,6 +54,12 @@ def validate(session: Session) -> bool:
             "Lower training.learning_rate, or check the base model and the validation rows.",
         )
     return improved
+
+
+def finished(session: Session) -> bool:
+    """Whether the state of now can be the best one. The untouched base is what others are compared with."""
+    step, total = session.progress.step, session.inputs.batches.total_steps
+    return step == 0 or all(part.finished(step, total) for part in session.adapted.composition.parts)
 
 
 def answers_now(session: Session, rows: Rows, micro: int) -> list[dict[str, Any]]:

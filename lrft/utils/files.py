@@ -45,7 +45,7 @@ def room_for(path: Path, wanted: int | None = None) -> Iterator[None]:
         requires = f"needs {byte_size(wanted)}, " if wanted else ""
         raise LrftError(
             f"{path}: the disk is full ({requires}{byte_size(free)} are free)",
-            "Complete files are intact. Free some space and continue with --resume.",
+            "Complete files are intact. Free some space and repeat the command; training continues with --resume.",
         ) from error
 
 

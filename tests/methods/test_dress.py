@@ -145,3 +145,25 @@ def test_a_run_is_merged_into_a_smaller_model_that_is_checked(
     assert "4 -> 2 heads, 44 -> 22 channels" in " ".join(capsys.readouterr().out.split())
     losses = [record["loss"] for record in runs.records(run) if "loss" in record]
     assert len(losses) == runs.STEPS
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_no_state_before_the_pruning_is_the_best_and_pruning_comes_in_any_case(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str], share: float
+) -> None:
+    place = Place.make(tmp_path)
+    keys = ["training.learning_rate=1e-3", "evaluation.every=1", "evaluation.at_start=true"]
+    keys.append("training.early_stopping={patience: 1}")
+    run = place.train(f"adapter.method={{dress: {{ratio: 0.75, strength: 0, share: {share}}}}}", *keys)
+    records = runs.records(run, "eval")
+    end = [record["step"] for record in records].index(4 if share < 1 else runs.STEPS)
+    assert [record.get("unfinished", False) for record in records] == [
+        False,
+        *[True] * (end - 1),
+        *[False] * (len(records) - end),
+    ]
+    assert records[end]["loss"] > records[end - 1]["loss"], "else this says nothing of the best"
+    assert records[end]["best"]
+    assert not any(record["best"] for record in records[1:end])
+    assert run_command(["merge", str(run)]) == 0
+    assert "4 -> 2 heads, 44 -> 11 channels" in " ".join(capsys.readouterr().out.split())

@@ -111,6 +111,8 @@ def test_runs_of_any_length_end_at_the_target(total: int) -> None:
     shares = [part.share(done, total) for done in range(1, total + 1)]
     assert shares == sorted(shares)
     assert shares[-1] == 0.4
+    assert part.finished(total, total)
+    assert total < 5 or not part.finished(total // 2, total)
     if total == 40:
         assert shares[3] == 0
         assert shares[35] == 0.4

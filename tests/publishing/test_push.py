@@ -124,6 +124,7 @@ def test_an_adapter_arrives_private_whole_and_with_a_card(
     words = ["push", str(place.root / "run"), "--to", "me/lights", "--base-name", "org/tiny"]
     assert run_command([*words, "--dry-run"]) == 0
     assert hub.repos == {}
+    assert {"library_name: peft", "# lights"} <= set(capsys.readouterr().out.splitlines())  # the card, line by line
     assert run_command(words) == 0
     assert f"{hub.address}/me/lights" in capsys.readouterr().out
     arrived = hub.repos["me/lights"]

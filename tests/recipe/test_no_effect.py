@@ -92,6 +92,30 @@ def test_what_only_the_data_show_is_refused_before_weights_are_loaded(
         assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("keys", "code", "says"),
+    [
+        (["logging.report_to=[swanlab]"], 5, "argument 2  logging.report_to: swanlab needs the package swanlab"),
+        (["evaluation.sets={more: gone.jsonl}"], 3, "gone.jsonl: no such file"),
+        (["evaluation.metrics=['python:gone.py:score']"], 5, "evaluation.metrics: there is no file gone.py"),
+        (["evaluation.metrics=[token_accuracy]", "training.objective=orpo"], 2, "orpo has no token_accuracy"),
+        (["training.objective={sft: {router_aux_loss_coef: 0.1}}"], 2, "LlamaForCausalLM has no such loss"),
+    ],
+)
+def test_check_refuses_what_the_start_of_training_refuses(
+    place: runs.Place, keys: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if "training.objective=orpo" in keys:
+        pairs = [{"prompt": f"{i}?", "chosen": "forty two", "rejected": "time"} for i in range(8)]
+        data = json.dumps(str(runs.write_rows(tmp_path / "pairs.jsonl", pairs)))
+        keys = [*keys, f"data.train={data}", f"data.validation={data}", "training.warmup_steps=1"]
+    for command in ("check", "train"):
+        recipe = str(place.root / "recipe.yaml")
+        flags = ["--allow-code"] if command == "train" else []
+        assert run_command([command, recipe, "evaluation.every=2", *keys, *flags]) == code, command
+        assert says in capsys.readouterr().err
+
+
 def test_what_can_just_have_an_effect_is_taken(place: runs.Place) -> None:
     assert run_command(["check", str(place.root / "recipe.yaml"), "training.warmup_steps=6"]) == 0
     for patience, at_start in ((4, "false"), (5, "true")):  # the start is something to compare with

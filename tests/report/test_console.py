@@ -380,6 +380,21 @@ def test_rewind_cuts_later_records_and_remembers_the_best(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "metrics.jsonl"]
 
 
+def test_what_decides_on_the_best_is_named_and_a_state_that_cannot_be_it_says_so(tmp_path: Path) -> None:
+    stream = plain()
+    with telling(tmp_path, stream) as trackers:
+        trackers.log("eval", evaluation(0, 2.0, True) | {"by": "f1"})
+        trackers.log("eval", evaluation(1, 1.0, False) | {"by": "f1"})
+        trackers.log("eval", evaluation(2, 3.0, True) | {"by": "f1"})
+        trackers.log("eval", evaluation(3, 1.0, False) | {"unfinished": True})
+    assert [line.split("  ")[1] for line in written(stream).splitlines()] == [
+        "loss 2.0000 (before training)",
+        "loss 1.0000 (best by f1 before training)",
+        "loss 3.0000 (best so far by f1)",
+        "loss 1.0000 (not yet a result: the method has more to do)",
+    ]
+
+
 def test_rewind_says_that_a_torn_line_was_removed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"kind": "step", "step": 1}\n{"kind": "step", "ste\xff')

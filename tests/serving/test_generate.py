@@ -111,7 +111,11 @@ def test_an_interrupted_file_continues_and_ends_as_if_never_interrupted(
         (["--prompt", "x", "--as", "poem"], 2, "--as must be one of chat, text (got poem)"),
         (["--prompt", "x", "--as", "text", "--system", "y"], 2, "--system requires a chat template"),
         (["--prompt", " ".join(["hello"] * 600)], 2, "the model has 256 positions"),
-        (["--data", "{bad}", "-o", "{new}"], 3, "bad.jsonl:2  no 'content'"),
+        (["--prompt", "", "--as", "text"], 2, "the prompt has no tokens"),
+        (["--data", "{bad}", "-o", "{new}"], 3, "bad.jsonl: 3 rows cannot be asked"),
+        (["--data", "{bad}", "-o", "{new}"], 3, "no 'content'"),
+        (["--data", "{bad}", "-o", "{new}"], 3, "bad.jsonl:3  has no tokens"),
+        (["--data", "{bad}", "-o", "{new}"], 3, "bad.jsonl:4  tools: is not empty"),
         (["--data", "{long}", "-o", "{new}"], 3, "long.jsonl:1"),
         (["--data", "{good}", "-o", "{good}"], 2, "good.jsonl exists"),
     ],
@@ -120,9 +124,11 @@ def test_a_wrong_call_is_answered_and_writes_nothing(
     place: Path, tmp_path: Path, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = {"messages": [{"role": "user", "content": "hello"}]}
+    bad = [{"messages": [{"role": "user"}]}, {"prompt": "", "completion": "x"}]
+    bad.append({**good, "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]})
     made = {
         "good": write_rows(tmp_path / "good.jsonl", [good]),
-        "bad": write_rows(tmp_path / "bad.jsonl", [good, {"messages": [{"role": "user"}]}]),
+        "bad": write_rows(tmp_path / "bad.jsonl", [good, *bad]),
         "long": write_rows(tmp_path / "long.jsonl", [{"prompt": "hello " * 600}]),
         "new": tmp_path / "new.jsonl",
     }
