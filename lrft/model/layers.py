@@ -59,7 +59,7 @@ def logits_of_text(model: nn.Module, ids: Tensor, **more: Any) -> Tensor:
     """
     try:
         answer = model(input_ids=ids, **more, use_cache=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise LrftError(
             f"{type(model).__name__} cannot answer text alone: {str(error).strip().partition(chr(10))[0]}",
             "lrft trains causal language models on rows of text.",

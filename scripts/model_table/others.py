@@ -16,6 +16,14 @@ CLASSES = (
     (AutoModelForMultimodalLM, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
 )
 
+DRAFTS = "it drafts for another model, whose hidden states it reads: it does not answer text alone"
+ASIDE = {
+    "evolla": "AutoModelForImageTextToText lists it and does not build it; it reads proteins",
+    "gemma4_assistant": DRAFTS,
+    "gemma4_unified_assistant": DRAFTS,
+}
+"""Families that no tiny model is made of -> why."""
+
 
 def others() -> list[str]:
     """Their model types: neither encoders, which are trained on masked words, nor encoder-decoders."""
