@@ -21,6 +21,8 @@ ASIDE = {
     "evolla": "AutoModelForImageTextToText lists it and does not build it; it reads proteins",
     "gemma4_assistant": DRAFTS,
     "gemma4_unified_assistant": DRAFTS,
+    "qwen2_5_omni": "its class has no forward pass; the part that answers text is qwen2_5_omni_thinker",
+    "shieldgemma2": "an image classifier: transformers lists it as a language model and cannot read what it writes of it",
 }
 """Families that no tiny model is made of -> why."""
 

@@ -237,9 +237,19 @@ class Seeing(nn.Module):
         return self.read(pixel_values)
 
 
-def test_a_model_that_wants_a_picture_with_each_text_is_refused_by_name() -> None:
-    with pytest.raises(LrftError, match=r"^Seeing cannot answer text alone: .*missing.*pixel_values"):
-        uncalled(Seeing())
+class Hearing(Seeing):
+    """Each token is a row of codes."""
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+        return self.read((input_ids + torch.zeros(33)).float())
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"), [(Seeing, "missing.*pixel_values"), (Hearing, r"size of tensor a \(8\) must match")]
+)
+def test_a_model_that_wants_more_than_text_is_refused_by_name(made: type[nn.Module], reason: str) -> None:
+    with pytest.raises(LrftError, match=f"^{made.__name__} cannot answer text alone: .*{reason}"):
+        uncalled(made())
 
 
 def test_a_pattern_takes_the_layers_that_text_reaches_and_one_that_means_no_other_is_refused() -> None:
