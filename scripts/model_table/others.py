@@ -22,7 +22,7 @@ ASIDE = {
     "gemma4_assistant": DRAFTS,
     "gemma4_unified_assistant": DRAFTS,
     "qwen2_5_omni": "its class has no forward pass; the part that answers text is qwen2_5_omni_thinker",
-    "shieldgemma2": "an image classifier: transformers lists it as a language model and cannot read what it writes of it",
+    "shieldgemma2": "an image classifier, listed as a language model; transformers cannot read what it writes of it",
 }
 """Families that no tiny model is made of -> why."""
 

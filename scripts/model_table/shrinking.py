@@ -69,7 +69,11 @@ OVER: dict[str, Facts] = {
     "glm5_next": {"text_config": {"index_kpool": 2, "index_topk": 4}},
     "glm_ocr": {"text_config": MROPE},
     "glmga": {"text_config": MROPE},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "vision_config": {"hidden_size": 64}},
+    "granite4_vision": {
+        "deepstack_layer_map": [[-1, 0]],
+        "downsample_rate": "1/2",
+        "vision_config": {"hidden_size": 64},
+    },
     "hrm_text": {"num_hidden_layers": 16, "num_layers_per_stack": 2, "H_cycles": 2, "L_cycles": 3},
     "hunyuan_vl": {"text_config": {"head_dim": 8} | sections(1, 1, 1, 1)},
     "kyutai_speech_to_text": {"codec_config": {"num_filters": 4}},

@@ -26,9 +26,11 @@ from lrft.data import pictures
 from lrft.data.records import BadRow
 from lrft.errors import CheckFailed, LrftError, RecipeError
 from lrft.export.merge import merge_adapter
+from lrft.model import fake_kernels
 from lrft.model.classes import auto_class
 from lrft.model.layers import decoder_of
 from lrft.model.load import imagine_quantized, load_model, load_skeleton
+from lrft.model.packed_attention import kernels_of, use_rowwise
 from lrft.objectives.packing import find_layout
 from lrft.planning import activation_memory
 
@@ -203,7 +205,13 @@ def test_layers_that_only_some_rows_reach_are_known() -> None:
 def test_layers_that_wait_for_long_rows_do_not_stop_a_run_of_short_ones(place: Place) -> None:
     """Windows of 128 tokens are compressed; the rows have fewer."""
     sizes = {"q_lora_rank": 16, "o_lora_rank": 8, "o_groups": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
-    sizes |= {"moe_intermediate_size": 24, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 2, "sliding_window": 8}
+    sizes |= {
+        "moe_intermediate_size": 24,
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_topk": 2,
+        "sliding_window": 8,
+    }
     kinds = {"layer_types": ["heavily_compressed_attention"], "mlp_layer_types": ["moe"], "num_hidden_layers": 1}
     saved("deepseek_v4", {**SMALL, **sizes, **kinds, "num_key_value_heads": 1, "head_dim": 8}, place.root / "base")
     run = place.train("training.max_steps=2", "training.epochs=null")
@@ -226,6 +234,26 @@ def test_sparse_attention_answers_as_stock_transformers_does(tmp_path: Path) -> 
         load_model(saved("llama", SMALL, tmp_path / "llama"), dtype=torch.float32).config._attn_implementation
         == "rowwise_sdpa"
     )
+
+
+def test_each_part_keeps_the_kernels_that_it_had() -> None:
+    """One tower without SDPA; a whole that has its experts in a part; a pass without content puts all back."""
+    model = model_of("llava", LLAVA | {"text_config": {**ROUTED, "model_type": "mixtral"}})
+    parts = {"": model, "text_config": model.model.language_model, "vision_config": model.model.vision_tower}
+    type(parts["vision_config"])._supports_sdpa, supported = False, type(parts["vision_config"])._supports_sdpa
+    try:
+        parts["vision_config"].set_attn_implementation("eager")
+        use_rowwise(model)
+        kernels = {"": "rowwise_sdpa", "text_config": {"": "rowwise_sdpa"}, "vision_config": {"": "eager"}}
+        assert kernels_of(model.config) == kernels
+        experts = model.model.language_model.get_experts_implementation()
+        with fake_kernels.imagined_kernels(model):
+            assert {part.config._attn_implementation for part in parts.values()} == {fake_kernels.KERNEL}
+            assert parts["text_config"].config._experts_implementation == fake_kernels.EXPERTS
+        assert kernels_of(model.config) == kernels
+        assert model.model.language_model.get_experts_implementation() == experts
+    finally:
+        type(parts["vision_config"])._supports_sdpa = supported
 
 
 class Seeing(nn.Module):

@@ -43,7 +43,9 @@ def test_a_reason_is_what_a_validator_or_a_missing_package_says() -> None:
     wrapped = ValueError("Class validation error for validator 'validate_architecture':\n    ValueError: too small")
     wrapped.__cause__ = ValueError("too small\nmore")
     assert not_built(wrapped) == "too small"
-    asked = "X requires the timm library but it was not found in your environment. You can install it with pip:\npip ..."
+    asked = (
+        "X requires the timm library but it was not found in your environment. You can install it with pip:\npip ..."
+    )
     assert not_built(ImportError(asked)) == "X requires the timm library"
     assert first_line("no 'https://hub.co//tmp/a/base/tree/main', /tmp/a/base/x") == "no 'the folder', the folder/x"
 
