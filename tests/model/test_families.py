@@ -30,7 +30,7 @@ from lrft.model import fake_kernels
 from lrft.model.classes import auto_class
 from lrft.model.layers import decoder_of
 from lrft.model.load import imagine_quantized, load_model, load_skeleton
-from lrft.model.packed_attention import kernels_of, use_rowwise
+from lrft.model.packed_attention import kernels_of
 from lrft.objectives.packing import find_layout
 from lrft.planning import activation_memory
 
@@ -236,24 +236,21 @@ def test_sparse_attention_answers_as_stock_transformers_does(tmp_path: Path) -> 
     )
 
 
-def test_each_part_keeps_the_kernels_that_it_had() -> None:
-    """One tower without SDPA; a whole that has its experts in a part; a pass without content puts all back."""
-    model = model_of("llava", LLAVA | {"text_config": {**ROUTED, "model_type": "mixtral"}})
-    parts = {"": model, "text_config": model.model.language_model, "vision_config": model.model.vision_tower}
-    type(parts["vision_config"])._supports_sdpa, supported = False, type(parts["vision_config"])._supports_sdpa
-    try:
-        parts["vision_config"].set_attn_implementation("eager")
-        use_rowwise(model)
-        kernels = {"": "rowwise_sdpa", "text_config": {"": "rowwise_sdpa"}, "vision_config": {"": "eager"}}
-        assert kernels_of(model.config) == kernels
-        experts = model.model.language_model.get_experts_implementation()
-        with fake_kernels.imagined_kernels(model):
-            assert {part.config._attn_implementation for part in parts.values()} == {fake_kernels.KERNEL}
-            assert parts["text_config"].config._experts_implementation == fake_kernels.EXPERTS
-        assert kernels_of(model.config) == kernels
-        assert model.model.language_model.get_experts_implementation() == experts
-    finally:
-        type(parts["vision_config"])._supports_sdpa = supported
+@pytest.mark.parametrize("asked", ["auto", "sdpa"])
+def test_each_part_keeps_the_kernels_that_it_has(asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tower without SDPA, experts in a part of the model; a pass without content puts all back."""
+    monkeypatch.setattr(transformers.CLIPVisionModel, "_supports_sdpa", False)
+    folder = saved("llava", LLAVA | {"text_config": {**ROUTED, "model_type": "mixtral"}}, tmp_path)
+    model: Any = load_model(folder, dtype=torch.float32, attention=asked)
+    kernels = {"": "rowwise_sdpa", "text_config": {"": "rowwise_sdpa"}, "vision_config": {"": "eager"}}
+    assert kernels_of(model.config) == kernels
+    text = model.model.language_model
+    experts = text.get_experts_implementation()
+    with fake_kernels.imagined_kernels(model):
+        assert text.config._attn_implementation == fake_kernels.KERNEL
+        assert text.config._experts_implementation == fake_kernels.EXPERTS
+    assert kernels_of(model.config) == kernels
+    assert text.get_experts_implementation() == experts
 
 
 class Seeing(nn.Module):
