@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,22 +23,51 @@ UNCALLED = "not called in a forward pass over text"
 UNLED = "no gradient leads from the logits to its output in a pass over text"
 
 
-def uncalled(model: Any) -> dict[str, str]:
-    """Names of the linear layers that a training pass over text cannot train -> why, of a language model.
+@dataclass(frozen=True)
+class Reach:
+    """The linear layers that a training pass over text does not train, by name."""
 
-    Such are those of the towers of a model that also sees or hears, of cross-attention to what they make, layers whose
+    never: dict[str, str]
+    """those that no pass can train -> why"""
+    sometimes: frozenset[str] = frozenset()
+    """those that some rows reach and others do not: what acts on long rows only, and experts that tokens choose"""
+
+
+def uncalled(model: Any) -> dict[str, str]:
+    """`reach(model).never`"""
+    return reach(model).never
+
+
+def reach(model: Any) -> Reach:
+    """What text reaches of a language model.
+
+    No pass reaches the towers of a model that also sees or hears, cross-attention to what they make, layers whose
     weight the model reads without calling them, and those whose output only decides a choice, as that of the indexers
     of sparse attention. `model` (of transformers) may be real, fake or on the meta device, and is left as it was. Empty
     where a model without content cannot make the pass: what it computes depends on the content.
     """
     called, unled = in_a_pass(model, TOKENS)
+    if not called:
+        return Reach({})
+    short = called - unled
     if unled and (longer := in_a_pass(model, longest(model)))[0]:
         called, unled = longer
-    return {
-        name: UNLED if name in unled else UNCALLED
-        for name, _ in linear.named_linears(model)
-        if called and is_passed_over(model, name, called - unled)
-    }
+    names = [name for name, _ in linear.named_linears(model)]
+    passed_over = {name for name in names if is_passed_over(model, name, called - unled)}
+    never = {name: UNLED if name in unled else UNCALLED for name in names if name in passed_over}
+    long = (called - unled) - short
+    some = (name for name in names if name not in passed_over and (name in long or is_chosen(model, name, short)))
+    return Reach(never, frozenset(some))
+
+
+def is_chosen(model: nn.Module, name: str, called: set[str]) -> bool:
+    """Whether a layer belongs to a list inside a block of which not all are called, as experts are.
+
+    Of the list of the blocks themselves all are called by any row.
+    """
+    words = name.split(".")
+    numbers = [at for at, word in enumerate(words) if word.isdigit()]
+    return any(not called.issuperset(alike(model, ".".join(words[: at + 1]))) for at in numbers[1:])
 
 
 def longest(model: Any) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrft.model.packed_attention import kernels_of
+
 KERNEL = "planned_attention"
 EXPERTS = "planned_experts"
 
@@ -19,25 +21,28 @@ EXPERTS = "planned_experts"
 @contextmanager
 def imagined_kernels(model: Any) -> Iterator[None]:
     """Inside, `model` (of transformers) runs on tensors without content, as far as it lets its kernels be chosen."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
     from transformers.integrations.moe import ExpertsInterface
 
     AttentionInterface.register(KERNEL, attention)
     AttentionMaskInterface.register(KERNEL, lambda *arguments, **named: None)
     ExpertsInterface.register(EXPERTS, experts)
-    kernel, chosen = model.config._attn_implementation, model.get_experts_implementation()
-    chooses = kernel != "eager" and model._can_set_attn_implementation()
+    kernels = kernels_of(model.config)
+    chooses = kernels[""] != "eager" and model._can_set_attn_implementation()
+    # A model that also sees may have its experts in a part that has them chosen, and say no itself.
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    chosen = [(part, part.get_experts_implementation()) for part in parts if part._can_set_experts_implementation()]
     try:
         if chooses:
             model.set_attn_implementation(KERNEL)
-        if model._can_set_experts_implementation():
-            model.set_experts_implementation(EXPERTS)
+        for part, _ in chosen:
+            part.set_experts_implementation(EXPERTS)
         yield
     finally:
         if chooses:
-            model.set_attn_implementation(kernel)
-        if model._can_set_experts_implementation():
-            model.set_experts_implementation(chosen)
+            model.set_attn_implementation(kernels)
+        for part, names in chosen:
+            part.set_experts_implementation(names)
 
 
 def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lrft.errors import LrftError
+from lrft.utils.hardware import says_out_of_memory
 
 
 def blocks_of(model: Any) -> list[Any]:
@@ -55,11 +56,13 @@ def holds(module: nn.Module, part: nn.Module | None) -> bool:
 def logits_of_text(model: nn.Module, ids: Tensor, **more: Any) -> Tensor:
     """Logits of token ids (B, T): (B, T, vocabulary). `more` is handed to the model as it is.
 
-    Raises LrftError for a model that wants more than text.
+    Raises LrftError for a model that wants more than text: its code may then raise anything.
     """
     try:
         answer = model(input_ids=ids, **more, use_cache=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+        if says_out_of_memory(error):
+            raise
         raise LrftError(
             f"{type(model).__name__} cannot answer text alone: {str(error).strip().partition(chr(10))[0]}",
             "lrft trains causal language models on rows of text.",

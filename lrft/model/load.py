@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+# What transformers is asked for by the word of a recipe, where it is another. SDPA is asked of the whole: asked of each
+# part it is refused for a model with a tower that has none; left to choose, parts take it where they can.
+KERNELS = {"auto": None, "sdpa": {"": "sdpa"}}
+
 
 def load_model(
     folder: Path,
@@ -66,7 +70,7 @@ def load_model(
         loaded: Any = auto_class(config, folder, head).from_pretrained(
             str(folder),
             dtype=dtype,
-            attn_implementation=None if attention == "auto" else attention,
+            attn_implementation=KERNELS.get(attention, attention),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             local_files_only=True,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -34,7 +35,17 @@ def use_rowwise(model: Any) -> None:
         and model._can_set_attn_implementation()
         and not asks_for_sdpa(model)
     ):
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(kernels_of(model.config, {"sdpa": NAME}))
+
+
+def kernels_of(config: Any, changed: Mapping[str, str] = {}) -> dict[str, Any]:
+    """The names of the attention kernels of a model ("") and of its parts, as `set_attn_implementation` takes them.
+
+    Parts may have others than the whole: not all can take SDPA. changed: a name -> the one in its place.
+    """
+    name = config._attn_implementation or "eager"  # None: a part without attention
+    parts = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
+    return {"": changed.get(name, name), **{key: kernels_of(part, changed) for key, part in parts.items()}}
 
 
 def asks_for_sdpa(model: nn.Module) -> bool:

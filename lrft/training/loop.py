@@ -20,7 +20,12 @@ def loop(session: Session, signals: StopSignals) -> None:
     total = session.inputs.batches.total_steps
     evaluations = evaluation_interval(recipe, session.inputs.prepared, session.inputs.batches)
     checkpoints = lr_schedule.interval(recipe.checkpoint.every, total)
-    movement = MovementCheck(adapted.attached, resumed=progress.step > 0, may_not_move=adapted.composition.may_not_move)
+    movement = MovementCheck(
+        adapted.attached,
+        resumed=progress.step > 0,
+        may_not_move=adapted.composition.may_not_move,
+        sometimes=adapted.sometimes,
+    )
     health = AdapterHealth(adapted.attached)
     session.trackers.console.begin(total, progress.step)
     if evaluations and recipe.evaluation.at_start and progress.step == 0:

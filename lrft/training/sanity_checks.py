@@ -24,14 +24,25 @@ class MovementCheck:
 
     A resumed run has shown movement before, and near its end the rate can be below what float32 shows: there only
     gradients and frozen tensors are looked at.
+
+    Layers that some rows reach and others do not, as experts that tokens choose, may wait for theirs.
     """
 
     STEPS = 2
 
-    def __init__(self, attached: Attached, *, resumed: bool = False, may_not_move: Collection[str] = ()) -> None:
-        """resting: name suffixes of trainable tensors that may not change."""
+    def __init__(
+        self,
+        attached: Attached,
+        *,
+        resumed: bool = False,
+        may_not_move: Collection[str] = (),
+        sometimes: Collection[str] = (),
+    ) -> None:
+        """may_not_move: name suffixes of trainable tensors that may not change; sometimes: names of layers that some
+        rows reach and others do not."""
         self.trained = attached.trained()
         self.sites = attached.owners()
+        self.may_wait = {name for name, site in self.sites.items() if site in sometimes}
         self.start = (
             {}
             if resumed
@@ -47,6 +58,7 @@ class MovementCheck:
         self.frozen = {name: (p, p._version) for name, p in attached.model.named_parameters() if id(p) not in ours}
         self.steps = 0
         self.reached: set[str] = set()
+        self.waiting = set(self.may_wait)  # that no gradient has reached yet
         self.hooks = [
             p.register_post_accumulate_grad_hook(partial(self._note, name)) for name, p in self.trained.items()
         ]
@@ -75,7 +87,8 @@ class MovementCheck:
         if self.steps == self.STEPS:
             return
         self.steps += 1
-        if unreached:
+        self.waiting &= set(unreached)
+        if unreached := [name for name in unreached if name not in self.may_wait]:
             raise CheckFailed(
                 f"no gradient reaches {_some(unreached)} in step {step}",
                 "The model does not use the output of these layers for this step's rows, or uses it without a "
@@ -87,7 +100,9 @@ class MovementCheck:
         still = [
             name
             for name, start in self.start.items()
-            if torch.equal(self.trained[name].detach(), start) and rates[name] > RESOLUTION * start.abs().max().item()
+            if name not in self.may_wait
+            and torch.equal(self.trained[name].detach(), start)
+            and rates[name] > RESOLUTION * start.abs().max().item()
         ]
         if self.steps == 1:
             # What all adapters have in common is none of them: it may wait for their own tensors.
@@ -99,9 +114,10 @@ class MovementCheck:
                 "Either its gradient is zero, e.g. because the model multiplies the layer's output by zero, or the "
                 "learning rate is too small for float32.",
             )
-        proven["gradients"] = (
-            f"gradients reach {len(self.trained)} of {len(self.trained)} tensors, no other tensor changed"
-        )
+        total, waiting = len(self.trained), sorted(self.waiting)
+        proven["gradients"] = f"gradients reach {total - len(waiting)} of {total} tensors, no other tensor changed"
+        if waiting:
+            proven["gradients"] += f"; other rows can reach {_some(waiting)}"
         if self.steps == self.STEPS:
             self.start.clear()
             for hook in self.hooks:

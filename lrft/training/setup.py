@@ -25,7 +25,7 @@ from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.ensemble import copying
 from lrft.adapters.part import Making
-from lrft.adapters.reach import uncalled
+from lrft.adapters.reach import reach
 from lrft.adapters.storage import read_adapter
 from lrft.data.sampler import auxiliary_schedule, batch_schedule
 from lrft.distributed import fsdp, processes, zero2
@@ -150,7 +150,8 @@ def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> 
 def adapt(recipe: Recipe, source: Path, base: Base, context: CalibrationContext, resumed_from: Path | None) -> Adapted:
     """Phase 3: attach the recipe's adapters, initialised, or with the shapes of a checkpoint."""
     section, seed, where, model = recipe.adapter, recipe.training.seed, recipe.where, base.model
-    passed_over = uncalled(model)
+    reached = reach(model)
+    passed_over = reached.never
     left_out = targets.choose(model, section, where, passed_over).lines()
     if resumed_from is None:
         attached, composition = attach_adapter(
@@ -161,7 +162,7 @@ def adapt(recipe: Recipe, source: Path, base: Base, context: CalibrationContext,
         sites = resumed_sites(recipe, model, composition, resumed_from, passed_over)
         attached = attach_sites(model, sites, composition, seed=seed, fresh=False, where=where)
     reason = unmergeable(attached.sites, base.stored, weight_files(source))
-    return Adapted(attached, composition, resumed_from, reason, left_out)
+    return Adapted(attached, composition, resumed_from, reason, left_out, reached.sometimes)
 
 
 def resumed_sites(

@@ -98,6 +98,8 @@ class Adapted:
     """why the adapters cannot be merged into the base's files; "" when they can"""
     left_out: list[str] = field(default_factory=list)
     """targeted linear layers without an adapter, as sentences"""
+    sometimes: frozenset[str] = frozenset()
+    """names of layers that some rows reach and others do not"""
 
 
 @dataclass

@@ -16,6 +16,16 @@ CLASSES = (
     (AutoModelForMultimodalLM, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
 )
 
+DRAFTS = "it drafts for another model, whose hidden states it reads: it does not answer text alone"
+ASIDE = {
+    "evolla": "AutoModelForImageTextToText lists it and does not build it; it reads proteins",
+    "gemma4_assistant": DRAFTS,
+    "gemma4_unified_assistant": DRAFTS,
+    "qwen2_5_omni": "its class has no forward pass; the part that answers text is qwen2_5_omni_thinker",
+    "shieldgemma2": "an image classifier, listed as a language model; transformers cannot read what it writes of it",
+}
+"""Families that no tiny model is made of -> why."""
+
 
 def others() -> list[str]:
     """Their model types: neither encoders, which are trained on masked words, nor encoder-decoders."""

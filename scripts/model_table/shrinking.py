@@ -48,11 +48,20 @@ INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "
 INDEXER |= {"indexer_compress_ratio": 4}
 HYBRID = ["linear_attention", "hybrid", "hybrid"]
 PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+CHOSEN = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
+TALKER = {"shared_expert_intermediate_size": 48}
+WIDER = {"per_layer_config": {"2": {"head_dim": 16}}}
 OVER: dict[str, Facts] = {
     "chameleon": {"vocabulary_map": {"<image>": 500}},
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": MROPE["rope_parameters"]}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": MROPE["rope_parameters"]}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2}},
+    "diffusion_gemma": {"text_config": CHOSEN},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note": {"text_config": WIDER},
+    "dots3_note_text": WIDER,
+    "emu3": {"vocabulary_map": {"<image>": 500, "<|extra_200|>": 501, "<|visual token 000000|>": 502}},
+    "ernie4_5_vl_moe": {"text_config": MROPE},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
     "glm46v": {"text_config": MROPE},
     "glm4v": {"text_config": MROPE},
@@ -60,14 +69,26 @@ OVER: dict[str, Facts] = {
     "glm5_next": {"text_config": {"index_kpool": 2, "index_topk": 4}},
     "glm_ocr": {"text_config": MROPE},
     "glmga": {"text_config": MROPE},
+    "granite4_vision": {
+        "deepstack_layer_map": [[-1, 0]],
+        "downsample_rate": "1/2",
+        "vision_config": {"hidden_size": 64},
+    },
     "hrm_text": {"num_hidden_layers": 16, "num_layers_per_stack": 2, "H_cycles": 2, "L_cycles": 3},
     "hunyuan_vl": {"text_config": {"head_dim": 8} | sections(1, 1, 1, 1)},
+    "kyutai_speech_to_text": {"codec_config": {"num_filters": 4}},
     "mistral4": PLAIN_ROPE,
+    "muse_spark": {"audio_config": {"hidden_sizes": [16, 16, 16, 32]}},
+    "nemo_speechlm": {"audio_config": {"diarization_config": {"chunk_left_context": 2, "chunk_right_context": 2}}},
     "paddleocr_vl": {"text_config": MROPE},
-    "qwen2_5_omni_thinker": {"text_config": MROPE},
+    "qwen2_5_omni_thinker": {"text_config": MROPE, "vision_start_token_id": 505},
+    "qwen3_omni_moe": {"talker_config": {"spatial_merge_size": 2, "text_config": TALKER}},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 505},
     "qwen4_exp": {"text_config": INDEXER},
     "qwen4_exp_text": INDEXER,
     "step3p7": {"text_config": {"sliding_window": 8}},
+    "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 3200}
+    | {f"{kind}_tokenizer_encoder_config": {"num_filters": 2, "ffn_expansion": 2} for kind in ("acoustic", "semantic")},
     "zamba": {"layers_block_type": HYBRID, "num_hidden_layers": 3, "attention_hidden_size": 64}
     | {"attention_head_dim": 16, "use_mamba_kernels": False},
 }

@@ -26,6 +26,7 @@ from lrft.adapters.storage import load_adapter
 from lrft.cli.main import run_command
 from lrft.model.load import load_model, load_skeleton
 from model_table.making import knows_text_alone, make_model
+from model_table.others import ASIDE
 
 RECIPE = """\
 model: {folder}
@@ -64,11 +65,13 @@ class Tried:
 def attempt(family: str, place: Path, rows: Path) -> Tried:
     """Make, plan, train, merge and load with PEFT. What fails is said in its column, and what needs it is left out."""
     folder, out = place / "base", place / "run"
-    tried = Tried(family, text=knows_text_alone(family))
+    tried = Tried(family, text=knows_text_alone(family), not_built=ASIDE.get(family, ""))
+    if tried.not_built:
+        return tried
     try:
         tried.model = type(make_model(family, folder)).__name__
     except Exception as error:  # whatever a model's code may raise at a size that it was not made for
-        tried.not_built = first_line(str(error))
+        tried.not_built = not_built(error)
         return tried
     written = place / "recipe.yaml"
     written.write_text(RECIPE.format(folder=folder, rows=rows, out=out))
@@ -80,6 +83,12 @@ def attempt(family: str, place: Path, rows: Path) -> Tried:
         tried.merges = command("merge", str(out), "-o", str(place / "merged"))
         tried.peft = with_peft(folder, out / "last")
     return tried
+
+
+def not_built(error: Exception) -> str:
+    """What a configuration's validator or a missing package says, without the words around it."""
+    said = first_line(str(error.__cause__ or error) if str(error).startswith("Class validation error") else str(error))
+    return said.removesuffix(" but it was not found in your environment. You can install it with pip:")
 
 
 def command(*words: str) -> str:
@@ -140,7 +149,7 @@ def with_peft(folder: Path, adapter: Path) -> str:
 
 def first_line(text: str) -> str:
     """The first line that says something, without places on this machine."""
-    lines = (re.sub(r"/\S*/base\b", "the folder", line.strip()) for line in text.splitlines())
+    lines = (re.sub(r"(https?:/)?/\S*/base(/tree/main)?\b", "the folder", line.strip()) for line in text.splitlines())
     return shorten(
         next((line for line in lines if line and "Loading weights" not in line), ""), 200, placeholder=" ..."
     )

@@ -20,15 +20,17 @@ import lrft
 from lrft import recipe
 from lrft.adapters import compose, targets, unfit
 from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings
-from lrft.adapters.reach import UNCALLED, UNLED, uncalled
+from lrft.adapters.reach import UNCALLED, UNLED, reach, uncalled
 from lrft.cli.main import run_command
 from lrft.data import pictures
 from lrft.data.records import BadRow
 from lrft.errors import CheckFailed, LrftError, RecipeError
 from lrft.export.merge import merge_adapter
+from lrft.model import fake_kernels
 from lrft.model.classes import auto_class
 from lrft.model.layers import decoder_of
 from lrft.model.load import imagine_quantized, load_model, load_skeleton
+from lrft.model.packed_attention import kernels_of
 from lrft.objectives.packing import find_layout
 from lrft.planning import activation_memory
 
@@ -183,6 +185,44 @@ def test_an_expert_that_these_tokens_do_not_choose_is_no_layer_without_use() -> 
     assert uncalled(Routed()) == {"others.0": UNCALLED, "read": UNCALLED, "never": UNCALLED, "chooses": UNLED}
 
 
+class Blocks(nn.Module):
+    """Routed, as the first and only block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Routed()])
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+        return self.blocks[0](input_ids, use_cache)
+
+
+def test_layers_that_only_some_rows_reach_are_known() -> None:
+    assert reach(Routed()).sometimes == {"compresses"}, "of the list of blocks all are called"
+    assert reach(Blocks()).sometimes == {"blocks.0.compresses", *(f"blocks.0.experts.{i}.0" for i in range(3))}
+    assert reach(tiny.make("llama")).sometimes == set()
+
+
+def test_layers_that_wait_for_long_rows_do_not_stop_a_run_of_short_ones(place: Place) -> None:
+    """Windows of 128 tokens are compressed; the rows have fewer."""
+    sizes = {"q_lora_rank": 16, "o_lora_rank": 8, "o_groups": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    sizes |= {
+        "moe_intermediate_size": 24,
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_topk": 2,
+        "sliding_window": 8,
+    }
+    kinds = {"layer_types": ["heavily_compressed_attention"], "mlp_layer_types": ["moe"], "num_hidden_layers": 1}
+    saved("deepseek_v4", {**SMALL, **sizes, **kinds, "num_key_value_heads": 1, "head_dim": 8}, place.root / "base")
+    run = place.train("training.max_steps=2", "training.epochs=null")
+    said = json.loads((run / "run.json").read_text())["checks"]["gradients"]
+    sites = json.loads((run / "last" / "lrft.json").read_text())["sites"]
+    compressor = [site["name"] for site in sites if ".compressor." in site["name"]]
+    assert len(compressor) == 2
+    assert said.startswith(f"gradients reach {2 * len(sites) - 4} of {2 * len(sites)} tensors")
+    assert said.endswith(f"other rows can reach {compressor[1]}.A, {compressor[1]}.B, {compressor[0]}.A and 1 more")
+
+
 def test_sparse_attention_answers_as_stock_transformers_does(tmp_path: Path) -> None:
     """Its code makes the choice of tokens a mask where the attention is called sdpa, and none under another name."""
     sparse = {**LATENT, "num_key_value_heads": 4, "index_topk": 2, "index_n_heads": 2, "index_head_dim": 8}
@@ -196,6 +236,23 @@ def test_sparse_attention_answers_as_stock_transformers_does(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize("asked", ["auto", "sdpa"])
+def test_each_part_keeps_the_kernels_that_it_has(asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tower without SDPA, experts in a part of the model; a pass without content puts all back."""
+    monkeypatch.setattr(transformers.CLIPVisionModel, "_supports_sdpa", False)
+    folder = saved("llava", LLAVA | {"text_config": {**ROUTED, "model_type": "mixtral"}}, tmp_path)
+    model: Any = load_model(folder, dtype=torch.float32, attention=asked)
+    kernels = {"": "rowwise_sdpa", "text_config": {"": "rowwise_sdpa"}, "vision_config": {"": "eager"}}
+    assert kernels_of(model.config) == kernels
+    text = model.model.language_model
+    experts = text.get_experts_implementation()
+    with fake_kernels.imagined_kernels(model):
+        assert text.config._attn_implementation == fake_kernels.KERNEL
+        assert text.config._experts_implementation == fake_kernels.EXPERTS
+    assert kernels_of(model.config) == kernels
+    assert text.get_experts_implementation() == experts
+
+
 class Seeing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -205,9 +262,19 @@ class Seeing(nn.Module):
         return self.read(pixel_values)
 
 
-def test_a_model_that_wants_a_picture_with_each_text_is_refused_by_name() -> None:
-    with pytest.raises(LrftError, match=r"^Seeing cannot answer text alone: .*missing.*pixel_values"):
-        uncalled(Seeing())
+class Hearing(Seeing):
+    """Each token is a row of codes."""
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+        return self.read((input_ids + torch.zeros(33)).float())
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"), [(Seeing, "missing.*pixel_values"), (Hearing, r"size of tensor a \(8\) must match")]
+)
+def test_a_model_that_wants_more_than_text_is_refused_by_name(made: type[nn.Module], reason: str) -> None:
+    with pytest.raises(LrftError, match=f"^{made.__name__} cannot answer text alone: .*{reason}"):
+        uncalled(made())
 
 
 def test_a_pattern_takes_the_layers_that_text_reaches_and_one_that_means_no_other_is_refused() -> None:
@@ -269,11 +336,14 @@ def test_a_linear_layer_with_more_to_return_is_known_without_content(made: type[
 
 
 def test_all_linear_leaves_out_aloud_what_cannot_carry_an_adapter() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), Scores(4, 4), nn.Linear(4, 1), nn.Linear(4, 4), nn.Linear(4, 4))
+    layers = [nn.Linear(4, 4), Scores(4, 4), nn.Linear(4, 1), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(1, 4)]
+    model = nn.Sequential(*layers)
     model[4].weight = model[3].weight
     choice = targets.choose(model, recipe.parse_adapter({"rank": 2}), lambda key: key)
     assert list(choice.found) == ["0"]
-    assert choice.left_out == {"1": unfit.UNLIKE, "2": targets.THIN, "3": unfit.SHARED, "4": unfit.SHARED}
+    assert choice.left_out == {
+        **{"1": unfit.UNLIKE, "2": targets.THIN, "3": unfit.SHARED, "4": unfit.SHARED, "5": targets.THIN},
+    }
     assert choice.lines()[0] == "1 linear layer (1): its output is more than a matrix product with its weight"
     for word in ("1", "3"):
         with pytest.raises(RecipeError, match=r"cannot have an adapter|could not be merged"):
