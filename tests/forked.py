@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -97,6 +98,7 @@ def _ensure_running() -> None:
 
 
 def _begin(code: str, arguments: list[str], environment: dict[str, str], folder: Path, outputs: list[Path]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to it
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
