@@ -26,7 +26,7 @@ from lrft.adapters.reach import uncalled
 from lrft.data.collate import micro_batches
 from lrft.data.sampler import batch_schedule, tokens_of
 from lrft.distributed import fsdp, processes, zero2
-from lrft.errors import Problem, RecipeError
+from lrft.errors import LrftError, Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
 from lrft.loading.from_recipe import made, sketched_head
 from lrft.loading.others import Found
@@ -223,7 +223,11 @@ def imagine_adapted(
     with imagined(recipe, source) as model:
         parameters = count(model)
         prune_base(model, composition, recipe.where)
-        within = fsdp.within_blocks(model)
+        try:
+            within = fsdp.within_blocks(model)
+        except NotImplementedError as error:  # transformers knows no embedding of its text
+            sentence = str(error).partition(". ")[0].partition("; ")[0]
+            raise LrftError(f"{type(model).__name__} cannot answer text alone: {sentence}") from error
         outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
         passed_over = uncalled(model)
         sites = select_sites(model, recipe.adapter, composition, recipe.where, passed_over)

@@ -174,7 +174,7 @@ def test_the_ratio_holds_at_every_step_of_a_schedule_and_every_tensor_is_in_one_
     assert sorted(name for name, _ in pairs) == sorted(attached.trained())
     group_of = dict(pairs)
     for step in range(7):
-        lr = 1e-2 * lr_schedule.lr_factor(step, 7, name="cosine", warmup=2)
+        lr = 1e-2 * lr_schedule.lr_factor(step, 7, lr_schedule.Shape("cosine"), warmup=2)
         set_lr(optimizer, lr)
         assert group_of["0.A"]["lr"] == group_of["0.magnitude"]["lr"] == lr
         assert group_of["0.B"]["lr"] == pytest.approx(5 * lr, rel=1e-12)

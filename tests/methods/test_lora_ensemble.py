@@ -123,7 +123,9 @@ def evaluated(run: Path, path: Path) -> dict[str, Any]:
 
     target = load_target(str(run), None, False)
     model = target.model
-    rows, _ = rows_for(str(run), str(path), {}, target.section, target.tokenizer, target.folder, model.config, "tokens")
+    rows, _ = rows_for(
+        str(run), str(path), {}, target.section, target.tokenizer, target.folder, model.config, "tokens", None
+    )
     results = []
     # Before the rows come in copies: then a row alone is no longer a row.
     for found in [find_layout(model, rows, packing=packing, compute="fp32") for packing in (True, False)]:
