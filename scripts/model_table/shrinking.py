@@ -78,6 +78,8 @@ OVER: dict[str, Facts] = {
     "hunyuan_vl": {"text_config": {"head_dim": 8} | sections(1, 1, 1, 1)},
     "kyutai_speech_to_text": {"codec_config": {"num_filters": 4}},
     "mistral4": PLAIN_ROPE,
+    # Of few tokens to choose from, equal scores are common, and rounding decides: more than a row has.
+    "mistral_large4": {"text_config": {"index_topk": 64}},
     "muse_spark": {"audio_config": {"hidden_sizes": [16, 16, 16, 32]}},
     "nemo_speechlm": {"audio_config": {"diarization_config": {"chunk_left_context": 2, "chunk_right_context": 2}}},
     "paddleocr_vl": {"text_config": MROPE},
