@@ -48,8 +48,12 @@ def serve(
             [
                 ("models", list(shelf)),
                 ("serving", [f"http://{address(server.server_address)}/v1", "Ctrl-C ends it"]),
+                ("try it", [f"http://{address(server.server_address)}/"]),
             ]
         )
+        for name, trained in shelf.items():
+            if trained.asking.reading.writes_tools and server.forms[name] is None:
+                reporter.warn(f"{name}: calls of tools are given as text: its template's form of them is not known")
         if not server.local and key is None:
             reporter.warn(f"{host} can be reached from other machines, and {KEY} is not set: anyone may ask")
         until_stopped(server.serve_forever)

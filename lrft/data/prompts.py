@@ -60,6 +60,12 @@ class Asking:
             return ()
         return (end,) if end else ()
 
+    def rendered(self, sample: Sample) -> str:
+        """The sample's last answer as the template writes it, without the token that ends it. Raises BadRow."""
+        made = self._render(sample)
+        text = "".join(piece.text for piece in made.pieces[made.spans[-1].first : made.spans[-1].last])
+        return text.removesuffix(made.end) if made.end else text
+
     def ids(self, asked: Sample) -> np.ndarray:
         """int32 (n,): what stands before the sample's answer; at least one token. Raises BadRow."""
         if not self.plain and asked.prompt:

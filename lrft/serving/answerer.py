@@ -20,27 +20,31 @@ from lrft.loading.saved import Target
 from lrft.model.load import position_limit
 from lrft.model.modes import evaluation_mode
 from lrft.serving.text import Growing
+from lrft.serving.tool_calls import Call
 
 
 @dataclass(frozen=True)
 class Request:
-    """ids: int32 (n,), the prompt. stop: texts that end the answer and do not belong to it."""
+    """ids: int32 (n,), the prompt. stop: texts that end the answer and do not belong to it. shown: special tokens that
+    are written into the text, which others are not."""
 
     ids: np.ndarray
     max_new_tokens: int
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
     told: Callable[[str], bool] = field(default=lambda text: True, compare=False)
     """gets the text as it grows; False ends the answer"""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """finish: stop (an end token or a stop text), length, or cancelled."""
+    """finish: stop (an end token or a stop text), length, or cancelled. calls: of tools, read from the text."""
 
     text: str
     tokens: int
     finish: str
+    calls: tuple[Call, ...] = ()
 
 
 class Watch(StoppingCriteria):
@@ -110,7 +114,7 @@ class Answerer:
             request.max_new_tokens if room is None else min(room, request.max_new_tokens)
             for request, room in zip(requests, rooms, strict=True)
         ]
-        growing = [Growing(self.tokenizer, request.stop, request.told) for request in requests]
+        growing = [Growing(self.tokenizer, request.stop, request.told, request.shown) for request in requests]
         with self.placed(), evaluation_mode(self.model):
             copies = self.copies()
             answer_batch(
