@@ -6,13 +6,13 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-from lrft.cli.arguments import Base, TrustRemoteCode, adapter_in, loading, tell_choice
+from lrft.cli.answering import chosen_adapter
+from lrft.cli.arguments import Base, TrustRemoteCode, loading
 
 KEY = "LRFT_API_KEY"
 
@@ -33,13 +33,12 @@ def serve(
     """
     with loading():
         from lrft.serving.http_server import Limits, Server
-        from lrft.serving.shelf import load_shelf
+        from lrft.serving.shelf import load_shelf, named_by_folder
         from lrft.tracking.console import Reporter
 
     for target in targets:
-        if (adapter := adapter_in(target)) is not None:
-            tell_choice(Path(target), adapter)
-    shelf = load_shelf(targets, base, trust_remote_code)
+        chosen_adapter(target)
+    shelf = load_shelf(named_by_folder(targets), base, trust_remote_code)
     key = os.environ.get(KEY) or None
     limits = Limits(max_new_tokens=max_new_tokens, batch_size=batch_size, waiting=max_waiting)
     server = Server(shelf, host=host, port=port, key=key, limits=limits)

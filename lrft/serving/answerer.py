@@ -14,7 +14,7 @@ from transformers import StoppingCriteria
 
 from lrft.adapters.ensemble import copying
 from lrft.errors import UsageError
-from lrft.evaluation.generate import answer_batch, pad_token, stop_tokens
+from lrft.evaluation.generate import answer_batch, pad_token, stop_tokens, with_room
 from lrft.evaluation.sampling import GREEDY, Draw, Sampling
 from lrft.loading.saved import Target
 from lrft.model.load import position_limit
@@ -117,14 +117,15 @@ class Answerer:
         growing = [Growing(self.tokenizer, request.stop, request.told, request.shown) for request in requests]
         with self.placed(), evaluation_mode(self.model):
             copies = self.copies()
-            answer_batch(
-                self.model,
-                [request.ids for request in requests],
-                pad_id=pad_token(self.tokenizer),
-                stop_ids=self.ends,
-                max_new_tokens=max(most),
-                copies=copies,
-                draw=Draw([request.sampling for request in requests], copies),
-                watch=Watch(growing, most, self.ends, copies),
-            )
+            for group, longest in with_room([len(request.ids) for request in requests], most, self.positions):
+                answer_batch(
+                    self.model,
+                    [requests[k].ids for k in group],
+                    pad_id=pad_token(self.tokenizer),
+                    stop_ids=self.ends,
+                    max_new_tokens=longest,
+                    copies=copies,
+                    draw=Draw([requests[k].sampling for k in group], copies),
+                    watch=Watch([growing[k] for k in group], [most[k] for k in group], self.ends, copies),
+                )
         return [Answer(answer.text, len(answer.ids), answer.finish) for answer in growing]

@@ -15,7 +15,7 @@ import pytest
 from test_serve import serving
 
 from lrft.serving.http_server import Limits
-from lrft.serving.shelf import load_shelf
+from lrft.serving.shelf import load_shelf, named_by_folder
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shelf(root: Path) -> Any:
-    return load_shelf([str(root / "one"), str(root / "two")])
+    return load_shelf(named_by_folder([str(root / "one"), str(root / "two")]))
 
 
 def test_it_is_given_without_the_key_and_may_run_what_is_in_it_and_ask_this_server_alone(shelf: Any) -> None:
