@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from lrft.adapters import compose, svd
+from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, Delta, Factors, Site, load_tensors
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.storage import SavedAdapter
-from lrft.model import linear
-from lrft.utils.seeds import seed_of
+from lrft.adapters.updates import joined, thin, update_of, words
 from lrft.utils.text import count
-
-EXACT_SIDE = 1024  # of the smaller side of a layer, up to which the full decomposition is cheap
 
 
 @dataclass(frozen=True)
@@ -100,18 +94,14 @@ def take_modules_to_save(attached: Attached, saved: SavedAdapter) -> None:
 
 def take_update(attached: Attached, saved: SavedAdapter, own: Site, site: Site) -> float:
     """Write the saved update of one module into its pair. Returns the relative error."""
-    adapter = attached.modules[own.name]
-    pair = own_pair(adapter)
+    pair = own_pair(attached.modules[own.name])
     if pair is None:
         raise ValueError(
-            f"it was trained with {words(saved.info['methods'])}, and {words(attached.methods)} does not hold an "
-            f"update as a pair B A alone: use the method, rank and options of that adapter, or lora"
+            f"it was trained with {words(saved)}, and {joined(attached.methods)} does not hold an update as a pair B A "
+            f"alone: use the method, rank and options of that adapter, or lora"
         )
-    update = update_of(attached, saved, site)
-    gpu = [pair.A.device] if pair.A.is_cuda else []
-    with torch.random.fork_rng(devices=gpu):  # a randomized decomposition, alike in every process
-        torch.manual_seed(seed_of(0, own.name))
-        B, A, error = thin(update, pair.A.shape[0], pair.A.device)
+    update = update_of(saved, site, attached.layers()[site.name].base)
+    B, A, error = thin(update, pair.A.shape[0], own.name)
     n = A.shape[0]
     pair.A[:n] = A
     pair.B[:, :n] = B / pair.scale
@@ -129,42 +119,3 @@ def own_pair(adapter: Adapter) -> Factors | None:
     A, B = tensors["A"], tensors["B"]
     same = factors.A.shape == A.shape and factors.B.shape == B.shape
     return Factors(B, A, factors.scale) if same and torch.equal(factors.A, A) and torch.equal(factors.B, B) else None
-
-
-def update_of(attached: Attached, saved: SavedAdapter, site: Site) -> Factors | Tensor:
-    """Thin factors where the saved adapter has some, else dW (d, k)."""
-    base = attached.layers()[site.name].base
-    adapter = saved.build(site).to(next(base.parameters()).device)
-    if not adapter.mergeable:
-        raise ValueError(
-            f"{words(saved.info['methods'])} has no update of a weight: use its own method, rank and options"
-        )
-    if isinstance(adapter, Delta):
-        factors = adapter.factors()
-        return adapter.delta_weight() if factors is None else factors
-    W0 = linear.dense(base).to(site.dtype)
-    return adapter.weight(W0) - W0
-
-
-def thin(update: Factors | Tensor, rank: int, device: torch.device) -> tuple[Tensor, Tensor, float]:
-    """(B, A, relative error) of a pair of at most `rank`."""
-    if isinstance(update, Factors):
-        B, A = (update.scale * update.B).to(device), update.A.to(device)
-        if len(A) <= rank:
-            return B, A, 0.0
-        # The decomposition of a product of thin matrices is that of a small one between orthonormal bases.
-        (left, R), (right, T) = torch.linalg.qr(B), torch.linalg.qr(A.T)
-        U, S, Vh = torch.linalg.svd(R @ T.T)
-        U, V, lost, whole = left @ U, right @ Vh.T, S[rank:].norm(), S.norm()
-    else:
-        update = update.to(device)
-        decompose = svd.exact if min(update.shape) <= EXACT_SIDE else svd.leading
-        U, S, V = decompose(update, min(rank, *update.shape))
-        lost, whole = (update - (U * S) @ V.T).norm(), update.norm()
-    root = S[:rank].sqrt()
-    return U[:, :rank] * root, (V[:, :rank] * root).T, (lost / whole).item() if whole else 0.0
-
-
-def words(methods: Any) -> str:
-    names: list[Mapping[str, Any]] = list(methods)
-    return " + ".join(entry["name"] for entry in names)

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from lrft.cli import errors
 from lrft.cli.chat import chat
 from lrft.cli.check import check
+from lrft.cli.combine import combine
 from lrft.cli.compare import compare
 from lrft.cli.data import data
 from lrft.cli.eval import evaluate
@@ -48,6 +49,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "generate": generate,
         "chat": chat,
         "serve": serve,
+        "combine": combine,
         "export": export,
         "push": push,
     },
