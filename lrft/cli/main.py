@@ -19,6 +19,7 @@ from lrft.cli.chat import chat
 from lrft.cli.check import check
 from lrft.cli.combine import combine
 from lrft.cli.compare import compare
+from lrft.cli.convert import convert
 from lrft.cli.data import data
 from lrft.cli.eval import evaluate
 from lrft.cli.export import export
@@ -50,6 +51,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "chat": chat,
         "serve": serve,
         "combine": combine,
+        "convert": convert,
         "export": export,
         "push": push,
     },
