@@ -86,6 +86,20 @@ def refuse_missing(recipe: Recipe) -> None:
     refuse_unfit(recipe.data, registry.rows_of(*recipe.training.objective), recipe.where)
 
 
+def refuse_unready(recipe: Recipe) -> None:
+    """Raises MissingError for a program that an exporter of `after` needs, and DataError for rows of `after.eval` that
+    are not there. Imports torch where there are exporters."""
+    from lrft import registry
+    from lrft.data.files import is_remote
+    from lrft.data.readers import find
+
+    for path in recipe.after.eval:
+        if not is_remote(path) and not path.startswith("hub:"):
+            find(path)
+    for chosen in recipe.after.export:
+        registry.declared("exporters")[chosen.name].load()(**chosen.options).ready()
+
+
 def typed() -> str:
     """The command that is running, as it can be pasted into a shell."""
     return shlex.join(["lrft", *sys.argv[1:]])

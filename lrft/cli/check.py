@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.cli.arguments import Overrides, RecipePath, as_written, loading, read_recipe, refuse_missing
+from lrft.cli.arguments import Overrides, RecipePath, as_written, loading, read_recipe, refuse_missing, refuse_unready
+from lrft.errors import Problem, RecipeError
+from lrft.utils.text import Row
 
 if TYPE_CHECKING:
     from lrft.recipe import Recipe
@@ -52,8 +54,10 @@ def check_all(recipe: Recipe, path: Path) -> None:
         from lrft.model.load import load_skeleton
         from lrft.model.stored import Stored
         from lrft.model.weights import weight_files
+        from lrft.runs.after_training import shown
         from lrft.tracking.console import Reporter
 
+    refuse_unready(recipe)
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
@@ -67,6 +71,9 @@ def check_all(recipe: Recipe, path: Path) -> None:
     trained = count_trained(sites, composition, recipe.where) + in_full
     weights = weight_files(source)
     reason = unmergeable(sites, Stored(skeleton, names_in(weights)), weights)
+    if reason and recipe.after.merge:
+        text = f"after.merge: merging into this base is not possible: {reason}"
+        raise RecipeError([Problem(recipe.where("after.merge"), text)])
     load_sets(recipe, source, tokenizer, prepared)
     objective = objective_of(recipe)
     refuse_unfit_metrics(recipe, objective, objective.module(skeleton))
@@ -80,6 +87,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
         f"{trained / 1e6:,.2f} M trainable parameters ({trained / (everything + trained):.2%})",
         *(f"left out: {line}" for line in left_out),
     ]
+    after: list[Row] = [("after", shown(recipe))] if shown(recipe) else []
     with Reporter(None) as reporter:
         reporter.table(
             [
@@ -87,6 +95,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
                 *((other.option, [other.name]) for other in others),
                 ("adapter", adapter),
                 ("data", prepared.report.lines()),
+                *after,
             ]
         )
         for text in composition_warnings(composition, sites, skeleton):

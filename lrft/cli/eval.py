@@ -98,10 +98,11 @@ def figures_on(
     found: Target, rows: data.Rows, reporter: Reporter, longest: int, batch_size: int, samples: int
 ) -> dict[str, Any]:
     """Loss of `rows`, and exact match of the answers to those with a prompt; longest: of an answer, 0 for none."""
-    from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
+    from lrft.evaluation.generate import answer_rows, pad_token, room_note, with_prompts
     from lrft.evaluation.loss import loss_of
     from lrft.loading.others import others_of
     from lrft.loading.saved import answering
+    from lrft.model.load import position_limit
 
     result: dict[str, Any] = {"rows": len(rows), "samples": []}
     others = others_of(found, rows)
@@ -117,6 +118,9 @@ def figures_on(
     )
     asked = with_prompts(rows) if longest else rows.slice([])
     if len(asked):
+        lengths = [len(asked.prompt(i)) for i in range(len(asked))]
+        if note := room_note(lengths, longest, position_limit(found.model.config)):
+            reporter.warn(note)
         answers = answer_rows(
             found.model,
             found.tokenizer,

@@ -1,8 +1,9 @@
-"""Packages that a recipe's choices are made of."""
+"""Packages that a recipe's choices are made of, and the hub's token that they ask for."""
 
 from __future__ import annotations
 
 from lrft import registry
+from lrft.errors import MissingError
 from lrft.recipe import Recipe
 
 
@@ -14,5 +15,18 @@ def refuse_missing_packages(recipe: Recipe) -> None:
         ("training.optimizer", t.optimizer, "optimizers"),
         *(("evaluation.metrics", metric, "metrics") for metric in recipe.evaluation.metrics),
         *(("logging.report_to", tracker, "trackers") for tracker in recipe.logging.report_to),
+        *(("after.export", exporter, "exporters") for exporter in recipe.after.export),
     ):
         registry.refuse_missing(f"{recipe.where(key)}  {key}", chosen, kind)
+    refuse_without_login(recipe)
+
+
+def refuse_without_login(recipe: Recipe) -> None:
+    """Raises MissingError for a push without a token of the hub."""
+    if recipe.after.push is None:
+        return
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        where = recipe.where("after.push")
+        raise MissingError(f"{where}  after.push: there is no token of the hub here", "Log in: hf auth login")

@@ -61,6 +61,7 @@ def all_of(root: Node, problems: Problems) -> Node:
             entries = [_registered(entry, f"{name}.{key}", kind, problems) for entry in listed.value]
             root = root.with_child(name, section.with_child(key, replace(listed, value=entries)))
     _best(root, problems)
+    _after(root, problems)
     no_effect.refuse(root, problems)
     return adapter(root, problems)
 
@@ -134,6 +135,33 @@ def _best(root: Node, problems: Problems) -> None:
         problems.add(
             answers.place, "evaluation.answers has no effect: no metric of evaluation.metrics looks at answers"
         )
+
+
+def _after(root: Node, problems: Problems) -> None:
+    """An exporter writes one folder, and what is pushed is what `after` makes."""
+    section = root.child("after")
+    if section is None or not isinstance(section.value, dict):
+        return
+    listed, merge, push, source = (section.child(key) for key in ("export", "merge", "push", "push_from"))
+    named = [
+        name for entry in (listed.value if listed is not None else []) if (name := entry.child("name")) is not None
+    ]
+    names = [name.value for name in named]
+    for k, node in enumerate(named):
+        if node.value in names[:k]:
+            problems.add(
+                node.place, f"after.export: {node.value} is listed twice, and both would write export/{node.value}"
+            )
+    if source is None or not isinstance(source.value, str) or source.value == "adapter":
+        return
+    if push is None:
+        problems.add(source.place, "after.push_from has no effect: there is no after.push. Remove it, or name one")
+    made = ["adapter", *(["merged"] if merge is not None and merge.value is True else []), *names]
+    if source.value not in made:
+        text = (
+            f"after.push_from: expected {_one_of(made)}; got '{source.value}'. after.merge and after.export make others"
+        )
+        problems.add(source.place, text)
 
 
 def _registered(entry: Node, key: str, kind: str, problems: Problems) -> Node:

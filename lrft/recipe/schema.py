@@ -38,8 +38,10 @@ from lrft.recipe.types import (
     Patterns,
     Positive,
     Reports,
+    Repository,
     Share,
     Text,
+    Texts,
     Tools,
     Validation,
     Values,
@@ -251,7 +253,11 @@ REGISTERED: Mapping[str, tuple[str, str]] = {"objective": ("objectives", "sft"),
 
 
 # Keys that hold a list of names of a registry, each alone or as {name: options}: (section, key) -> registry.
-LISTED: Mapping[tuple[str, str], str] = {("evaluation", "metrics"): "metrics", ("logging", "report_to"): "trackers"}
+LISTED: Mapping[tuple[str, str], str] = {
+    ("evaluation", "metrics"): "metrics",
+    ("logging", "report_to"): "trackers",
+    ("after", "export"): "exporters",
+}
 
 
 def default_of(key: str) -> Named:
@@ -405,6 +411,20 @@ class LoggingSection(Section):
     )
 
 
+class AfterSection(Section):
+    merge: bool = Field(default=False, description="`lrft merge`: writes merged/ in the run folder.")
+    export: SeveralNamed = Field(
+        default=(), description="`lrft export --to` each of these exporters, by name: writes export/NAME."
+    )
+    eval: Texts = Field(default=(), description="`lrft eval --data` each of these files.")
+    push: Repository | None = Field(
+        default=None, description="`lrft push --to` this repository of the hub, OWNER/NAME; private when it is new."
+    )
+    push_from: Text = Field(
+        default="adapter", description="What is pushed: adapter, merged, or the name of an exporter of after.export."
+    )
+
+
 class Recipe(Section):
     """A whole recipe. Attributes are the keys of the file."""
 
@@ -419,6 +439,9 @@ class Recipe(Section):
     evaluation: EvaluationSection = Field(default=EvaluationSection(), description="Evaluation during training.")
     checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="Checkpoints.")
     logging: LoggingSection = Field(default=LoggingSection(), description="Logging.")
+    after: AfterSection = Field(
+        default=AfterSection(), description="Commands that follow a finished training, in this order."
+    )
     output_dir: Text = Field(description="Run folder.")
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)

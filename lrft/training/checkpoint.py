@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
     "training.activation_offload",
     "training.compile",
     "distributed.",
+    "after.",
 )
 
 

@@ -61,6 +61,7 @@ from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
 from lrft.runs.folder import RunFolder
 from lrft.training import sanity_checks
+from lrft.training.after import refuse_impossible
 from lrft.training.checkpoint import resume_point
 from lrft.training.constants import with_constants
 from lrft.training.engine import Engine
@@ -99,6 +100,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     losses.wanted = figures_of(recipe, objective, losses, metrics.of_rows)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
     adapted = adapt(recipe, inputs, base, context, resume_point(folder, options))
+    refuse_impossible(recipe, adapted)
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
     inputs = with_constants(recipe, inputs, base, engine)
     notes.checks |= losses.checks()

@@ -13,6 +13,7 @@ from lrft.adapters.targets import module_names
 from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
+from lrft.runs.after_training import shown
 from lrft.runs.verdict import BEST, BY_METRIC, LAST, START, STARTED_FROM, worse_than_base
 from lrft.training import sources
 from lrft.utils import threads
@@ -34,6 +35,7 @@ def start(session: Session) -> list[Row]:
         ("data", [*session.inputs.prepared.report.lines(), *sources.lines(session.recipe, session.inputs)]),
         ("training", training_lines(session.recipe, session.inputs, session.base, session.engine)),
         ("checks", check_lines(session)),
+        *([("after", shown(session.recipe))] if shown(session.recipe) else []),
     ]
 
 
