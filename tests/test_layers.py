@@ -50,7 +50,7 @@ ONLY = {
     "export": "errors data adapters loading model utils",
     "publishing": "errors recipe utils version model adapters runs loading export",
     "serving": "errors data model adapters runs evaluation loading utils",
-    "judging": "errors registry recipe utils data model objectives evaluation loading report runs",
+    "judging": "errors registry utils data model adapters objectives evaluation loading report",
     "tuning": "errors registry recipe utils data model loading report runs distributed tracking compare",
     "compare": "errors registry recipe utils data model adapters objectives evaluation runs distributed loading "
     "report tracking planning",

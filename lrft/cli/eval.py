@@ -60,6 +60,9 @@ def evaluate(
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Put the questions of tasks with the trained chat template.")
     ] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let task files of --tasks run Python code beside them.")
+    ] = False,
     judge: Annotated[
         str | None,
         typer.Option(metavar="URL", help="OpenAI-compatible endpoint whose model chooses between the two answers."),
@@ -99,7 +102,19 @@ def evaluate(
     if tasks is not None:
         from lrft.cli.eval_tasks import run_tasks
 
-        run_tasks(target, tasks, base, num_fewshot, chat_template, limit, batch_size, trust_remote_code, out, as_json)
+        run_tasks(
+            target,
+            tasks,
+            base,
+            num_fewshot,
+            chat_template,
+            limit,
+            batch_size,
+            trust_remote_code,
+            allow_code,
+            out,
+            as_json,
+        )
         return
     reading = {"format": data_format, "columns": columns, "special_tokens": special_tokens}
     files = data_files(rows_path or [], {key: values or [] for key, values in reading.items()})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrft.cli.arguments import adapter_in, tell_choice, typed
-from lrft.errors import UsageError
+from lrft.cli.eval_page import page_at, write
 from lrft.utils.text import Row, count
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def compare_two(
     """Measure both, let a judge choose when there is one, and write the table, the page and its JSON."""
     from lrft.cli.eval import telling
     from lrft.judging.side_by_side import compare
+    from lrft.judging.side_page import side_page
     from lrft.runs.after import noted
     from lrft.runs.locate import run_of
 
@@ -60,40 +61,17 @@ def compare_two(
 
             facts = judged(facts, judge, page, reporter)
         kept |= {key: "; ".join(words) for key, words in summary(facts)}
-    written = write(facts, page)
+    written = write(side_page(facts), facts, page)
     if as_json:
         print(json.dumps(facts, indent=1))
     else:
         reporter.table([*table(facts), *([("written", "   ".join(map(str, written)))] if written else [])])
 
 
-def page_at(out: Path | None, run: Path | None, name: str) -> Path | None:
-    """Where the page goes; None for nowhere: the first is no run, and no -o was given. Raises UsageError."""
-    if out is not None:
-        if out.is_dir() or not out.parent.is_dir() or out.suffix != ".html":
-            raise UsageError(f"{out} cannot be written", "Choose a file that ends in .html, in an existing folder.")
-        return out
-    return None if run is None else run / "eval" / f"{name}.html"
-
-
 def name_of(target: str) -> str:
     """A part of a file's name."""
     name = Path(target).name or "model"
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
-
-
-def write(facts: Mapping[str, Any], page: Path | None) -> list[Path]:
-    """The page, and the same as JSON beside it."""
-    from lrft.judging.side_page import side_page
-    from lrft.utils import files
-
-    if page is None:
-        return []
-    with files.room_for(page):
-        page.parent.mkdir(exist_ok=True)
-        files.write_text(page, side_page(facts))
-        files.write_json(page.with_suffix(".json"), facts)
-    return [page, page.with_suffix(".json")]
 
 
 def figure_words(facts: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
