@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrft.cli.arguments import AsJson, Base, TrustRemoteCode, adapter_in, loading, tell_choice, typed
+from lrft.cli.eval_judge import Judge
 from lrft.errors import UsageError
 from lrft.utils.text import Row, count, decimals
 
@@ -93,7 +94,10 @@ def evaluate(
 
     Example: lrft eval runs/first --data test.jsonl --compare base
     """
-    refuse_unclear(compare, tasks, num_fewshot, chat_template, judge, judge_model, rows_path, out)
+    judging = None if judge is None or judge_model is None else Judge(judge, judge_model, judge_key)
+    refuse_unclear(compare, tasks, num_fewshot, chat_template, judge, judge_model, rows_path, out, no_generate)
+    if judging is not None:
+        judging.refuse_unusable()
     with loading():
         from lrft.judging.data_files import data_files
         from lrft.judging.side_by_side import Settings
@@ -123,9 +127,8 @@ def evaluate(
         if compare is None and judge is None:
             evaluate_alone(target, files, settings, samples, reporter, as_json)
             return
-        from lrft.cli.eval_compare import Judge, compare_two
+        from lrft.cli.eval_compare import compare_two
 
-        judging = None if judge is None else Judge(judge, str(judge_model), judge_key)
         compare_two(target, compare or "base", files, settings, judging, reporter, out, as_json)
 
 
@@ -138,6 +141,7 @@ def refuse_unclear(
     judge_model: str | None,
     rows_path: list[str] | None,
     out: Path | None,
+    no_generate: bool,
 ) -> None:
     """Raises UsageError for options that mean nothing beside the others."""
     if tasks is not None and (
@@ -148,6 +152,8 @@ def refuse_unclear(
         raise UsageError(f"--{'num-fewshot' if num_fewshot is not None else 'chat-template'} is only for --tasks")
     if (judge is None) != (judge_model is None):
         raise UsageError("--judge URL and --judge-model NAME require each other")
+    if judge is not None and no_generate:
+        raise UsageError("--judge compares answers: it cannot be given with --no-generate")
     if out is not None and tasks is None and compare is None and judge is None:
         raise UsageError(
             "-o is the page of --compare, --tasks or --judge; figures alone are printed, with --json as JSON"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +12,10 @@ from lrft.cli.eval_page import page_at, write
 from lrft.utils.text import Row, count
 
 if TYPE_CHECKING:
+    from lrft.cli.eval_judge import Judge
     from lrft.judging.data_files import DataFile
     from lrft.judging.side_by_side import Settings
     from lrft.tracking.console import Reporter
-
-
-@dataclass(frozen=True)
-class Judge:
-    """key: the environment variable that holds it."""
-
-    url: str
-    model: str
-    key: str
 
 
 def compare_two(

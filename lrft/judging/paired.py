@@ -88,8 +88,9 @@ def differences(
                 found[name] += (a[name] - b[name]).tolist()
     made = {}
     for name in names:
-        a, b = whole[0][name].item(), whole[1][name].item()
-        made[name] = Difference(a, b, a - b, *interval(found[name])) if comparable(name) else Difference(a, b)
+        one, other = (figures[name].item() for figures in whole)
+        sure = (one - other, *interval(found[name])) if comparable(name) else ()
+        made[name] = Difference(one, other, *sure)
     return made
 
 

@@ -150,7 +150,7 @@ def compared(file: DataFile, first: Side, second: Side, objective: Objective) ->
 
 
 def weight_of(weights: torch.Tensor) -> int | float:
-    total = weights.sum().item()
+    total = float(weights.sum())
     return int(total) if total.is_integer() else total
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lrft.judging.words import Part, marked
-from lrft.report.html_page import Html, beside, details, element, page, wide_table
+from lrft.report.html_page import Html, beside, bullets, details, element, page, wide_table
 from lrft.utils.text import count, decimals
 
 Facts = Mapping[str, Any]
@@ -78,6 +78,9 @@ def _file(name: str, found: Facts, facts: Facts) -> Iterator[Html]:
     titles = head()
     titles[1:3] = [facts["first"], facts["second"]]
     yield wide_table(titles, lines(found))
+    if "judge" in found:
+        yield element("h3", "Judge")
+        yield bullets(found["judge"]["said"])
     answers = found["answers"]
     if not answers:
         return
