@@ -88,9 +88,9 @@ def evaluate(
     """Measure the loss and the figures of the run's objective, perplexity, and exact match of greedy answers.
 
     \b
-    --compare   two models on the same rows, with intervals, answers side by side
-    --tasks     benchmarks of lm-evaluation-harness: pip install 'lrft[harness]'
-    --judge     another model says which of two answers is better
+    --compare   two models, row by row, with intervals
+    --tasks     of lm-evaluation-harness (lrft[harness])
+    --judge     another model chooses between answers
 
     Example: lrft eval runs/first --data test.jsonl --compare base
     """

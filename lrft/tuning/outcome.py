@@ -48,7 +48,7 @@ def line(search: Search, candidate: Candidate, steps: int) -> dict[str, Any]:
         "steps": steps,
         "loss": loss if math.isfinite(loss) else None,
         "state": job.state,
-        "said": "" if job.state == "finished" else str(job.record.get("said", "")),
+        "said": "" if job.state == "finished" else str(job.record.get("said", "")).split(". ")[0],
         "run": str(job.folder),
     }
 

@@ -26,8 +26,8 @@ def render(facts: Facts) -> Html:
         element("h2", "Loss over the learning rate"),
         element(
             "p",
-            "Validation loss of each run's best state. The rate's axis is logarithmic. Runs of few steps compare less "
-            "surely than those of many. Runs without a loss are in the table alone.",
+            "Validation loss of each run's best state. The rate's axis is logarithmic. The chosen run has a ring. "
+            "Runs of few steps compare less surely than those of many. Runs without a loss are in the table alone.",
             class_="dim",
         ),
         beside(*charts(facts)),
@@ -50,23 +50,26 @@ def spent(facts: Facts) -> str:
 
 
 def charts(facts: Facts) -> Iterator[Html]:
-    """A chart for each number of steps; a line for each rank and method."""
+    """A chart for each rank and method, with a line for each number of steps; the chosen one has a ring."""
     best = facts["best"]
-    for steps in dict.fromkeys(one["steps"] for one in facts["tried"]):
-        those = [one for one in facts["tried"] if one["steps"] == steps and one["loss"] is not None]
-        groups = list(dict.fromkeys((one["method"], one["rank"]) for one in those))
+    known = [one for one in facts["tried"] if one["loss"] is not None]
+    mine = best.get("adapter.method"), best.get("adapter.rank")
+    for group in dict.fromkeys((one["method"], one["rank"]) for one in known):
+        those = [one for one in known if (one["method"], one["rank"]) == group]
+        steps = sorted({one["steps"] for one in those})
         lines = [
-            Line(group_name(group), points([o for o in those if (o["method"], o["rank"]) == group]), n, dotted=True)
-            for n, group in enumerate(groups)
+            Line(f"after {count(n, 'step')}", points([one for one in those if one["steps"] == n]), at, dotted=True)
+            for at, n in enumerate(steps)
         ]
-        at = [(best["training.learning_rate"], best["loss"])] if steps == best["steps"] else []
-        lines.append(Line(f"chosen: {chosen(facts)}", at, len(groups)))
-        yield chart(f"After {count(steps, 'step')}", lines, across="learning rate", log=True, capped=True)
+        if group == mine:
+            at = (best["training.learning_rate"], best["loss"])
+            lines.append(Line(f"chosen: {chosen(facts)}", [at], steps.index(best["steps"]), ringed=True))
+        yield chart(group_name(group), lines, across="learning rate", log=True, capped=True)
 
 
 def group_name(group: tuple[str | None, int | None]) -> str:
     method, rank = group
-    return ", ".join(filter(None, (method, f"rank {rank}" if rank is not None else ""))) or "validation loss"
+    return ", ".join(filter(None, (method, f"rank {rank}" if rank is not None else ""))) or "Validation loss"
 
 
 def points(those: Sequence[Facts]) -> list[tuple[float, float]]:

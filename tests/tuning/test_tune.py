@@ -137,8 +137,9 @@ def test_what_is_said_of_the_best(tuned: tuple[Path, str]) -> None:
     assert not found["on_border"]
     assert "5 validation rows" in " ".join(said.split())
     page = sound((root / "out-tune/tune.html").read_text())
-    assert len(page.all("svg")) == 3
-    assert any("chosen: learning_rate 0.01" in text for text in page.texts("title"))
+    assert len(page.all("svg")) == 1
+    assert [text for text in page.texts("title") if text.startswith("chosen: learning_rate 0.01: ")]
+    assert [circle["class"] for circle in page.all("circle")].count("ring") == 1
     assert len(page.tables[0]) == 1 + len(found["tried"])
 
 
@@ -255,14 +256,20 @@ def test_a_page_with_ranks_and_methods() -> None:
         for k in (4, 8)
         for r in (1e-3, 1e-2)
     ]
-    best = {"training.learning_rate": 1e-3, "adapter.rank": 4, "steps": 4, "loss": 0.004, "run": "x"}
+    best = {
+        "training.learning_rate": 1e-3,
+        "adapter.rank": 4,
+        "adapter.method": "lora",
+        "steps": 4,
+        "loss": 0.004,
+        "run": "x",
+    }
     page = sound(
         render(
             {"recipe": "<r>", "best": best, "tried": tried, "rungs": [{"steps": 4, "candidates": 8}]}
             | {"remarks": ["<one>"], "seconds": 61.0, "budget_seconds": 1800.0}
         )
     )
-    names = page.texts("span")
-    assert "lora, rank 4" in " ".join(names)
-    assert "chosen: learning_rate 0.001, rank 4" in " ".join(names)
+    assert page.texts("figcaption") == ["lora, rank 4", "lora, rank 8", "<dora>, rank 4", "<dora>, rank 8"]
+    assert "chosen: learning_rate 0.001, rank 4, method lora" in page.texts("span")
     assert "<one>" in page.texts("li")
