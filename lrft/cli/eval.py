@@ -95,7 +95,9 @@ def evaluate(
     Example: lrft eval runs/first --data test.jsonl --compare base
     """
     judging = None if judge is None or judge_model is None else Judge(judge, judge_model, judge_key)
-    refuse_unclear(compare, tasks, num_fewshot, chat_template, judge, judge_model, rows_path, out, no_generate)
+    refuse_unclear(
+        compare, tasks, num_fewshot, chat_template, allow_code, judge, judge_model, rows_path, out, no_generate
+    )
     if judging is not None:
         judging.refuse_unusable()
     with loading():
@@ -137,6 +139,7 @@ def refuse_unclear(
     tasks: str | None,
     num_fewshot: int | None,
     chat_template: bool,
+    allow_code: bool,
     judge: str | None,
     judge_model: str | None,
     rows_path: list[str] | None,
@@ -144,12 +147,12 @@ def refuse_unclear(
     no_generate: bool,
 ) -> None:
     """Raises UsageError for options that mean nothing beside the others."""
-    if tasks is not None and (
-        given := [n for n, v in (("compare", compare), ("judge", judge), ("data", rows_path)) if v]
-    ):
+    others = {"compare": compare, "judge": judge, "data": rows_path}
+    if tasks is not None and (given := [name for name, value in others.items() if value]):
         raise UsageError(f"--tasks brings rows of its own: it cannot be given with --{given[0]}")
-    if tasks is None and (num_fewshot is not None or chat_template):
-        raise UsageError(f"--{'num-fewshot' if num_fewshot is not None else 'chat-template'} is only for --tasks")
+    of_tasks = {"num-fewshot": num_fewshot is not None, "chat-template": chat_template, "allow-code": allow_code}
+    if tasks is None and (said := [name for name, is_given in of_tasks.items() if is_given]):
+        raise UsageError(f"--{said[0]} is only for --tasks")
     if (judge is None) != (judge_model is None):
         raise UsageError("--judge URL and --judge-model NAME require each other")
     if judge is not None and no_generate:

@@ -71,22 +71,19 @@ def seconds_for(rungs: Sequence[Rung], cost: Cost) -> float:
 
 
 def plan(candidates: int, full: int, budget: float | None, cost: Cost | None) -> list[Rung]:
-    """The longest rungs that fit into `budget` seconds of one run at a time; None: of the recipe's own length.
+    """The longest rungs that fit into `budget` seconds of one run at a time, to a hundredth of the recipe's length.
 
-    Raises UsageError when not even the shortest do.
+    None: of the recipe's own length. Raises UsageError when not even the shortest fit.
     """
     if budget is None or cost is None:
         return make_rungs(candidates, full)
-    low, high = 0, full  # fits, may not
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = seconds_for(make_rungs(candidates, middle), cost) <= budget
-        low, high = (middle, high) if fits else (low, middle - 1)
-    if low < min(full, LEAST_STEPS):
-        least = seconds_for(make_rungs(candidates, min(full, LEAST_STEPS)), cost)
-        raise UsageError(
-            f"--budget is too short for {count(candidates, 'candidate')}: even the shortest runs take about "
-            f"{duration(least)}",
-            "Give more time, or fewer candidates with --rates.",
-        )
-    return make_rungs(candidates, low)
+    least = min(full, LEAST_STEPS)
+    for share in range(100, -1, -1):  # more steps can be shorter: they may allow one rung more
+        rungs = make_rungs(candidates, max(least, full * share // 100))
+        if seconds_for(rungs, cost) <= budget:
+            return rungs
+    needed = duration(seconds_for(make_rungs(candidates, least), cost))
+    raise UsageError(
+        f"--budget is too short for {count(candidates, 'candidate')}: even the shortest runs take about {needed}",
+        "Give more time, or fewer candidates with --rates.",
+    )

@@ -238,6 +238,7 @@ def test_several_files_with_columns_and_formats_of_their_own(trained: runs.Place
         (["--data", "a/x.jsonl", "--data", "b/x.jsonl"], "two files of --data are named x"),
         (["--data", "x.jsonl", "--columns", "y={a: b}"], "--columns: no file of --data is named y"),
         (["--num-fewshot", "2"], "--num-fewshot is only for --tasks"),
+        (["--allow-code"], "--allow-code is only for --tasks"),
         (["--tasks", "t", "--compare", "base"], "cannot be given with --compare"),
         (["--judge", "http://x"], "require each other"),
         (["-o", "x.html"], "-o is the page of"),

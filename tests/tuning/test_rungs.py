@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lrft.errors import UsageError
 from lrft.tuning.candidates import beyond, rates_around, read_over, read_rates
-from lrft.tuning.rungs import EXTENSIONS, LEAST_STEPS, Cost, Rung, make_rungs, plan, seconds_for, seconds_of
+from lrft.tuning.rungs import EXTENSIONS, LEAST_STEPS, Cost, Rung, make_rungs, plan, seconds_of
 from lrft.tuning.search import cost_of
 
 costs = st.builds(Cost, st.floats(0.001, 10), st.floats(0, 60))
@@ -36,16 +36,22 @@ def test_seven_rates_of_nine_hundred_steps() -> None:
 def test_a_plan_fits_into_the_time_and_no_longer_one_does(
     candidates: int, full: int, budget: float, cost: Cost
 ) -> None:
-    """Counted again, with the runs beyond the range."""
+    """Counted again, with the runs beyond the range; longer by hundredths of the recipe's length."""
+
+    def seconds(steps: int) -> float:
+        rungs = make_rungs(candidates, steps)
+        made = [(rung.steps, rung.candidates) for rung in rungs]
+        made += [(rung.steps, EXTENSIONS) for rung in (rungs[0], rungs[-1])[: len(rungs)]]
+        return sum(n * (cost.run + cost.step * steps) for steps, n in made)
+
     try:
-        rungs = plan(candidates, full, budget, cost)
+        steps = plan(candidates, full, budget, cost)[-1].steps
     except UsageError:
-        assert seconds_for(make_rungs(candidates, LEAST_STEPS), cost) > budget
+        assert seconds(LEAST_STEPS) > budget
         return
-    runs = [(rung.steps, rung.candidates) for rung in rungs]
-    runs += [(rung.steps, EXTENSIONS) for rung in (rungs[0], rungs[-1])[: len(rungs)]]
-    assert sum(n * (cost.run + cost.step * steps) for steps, n in runs) <= budget * (1 + 1e-9)
-    assert rungs[-1].steps <= full
+    assert seconds(steps) <= budget * (1 + 1e-9)
+    longer = [n for n in {full * share // 100 for share in range(101)} if n > steps]
+    assert all(seconds(n) > budget * (1 - 1e-9) for n in longer)
 
 
 def test_without_a_stated_time_the_last_rung_is_the_recipe() -> None:
