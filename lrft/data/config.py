@@ -51,6 +51,11 @@ class Input:
         found = {"prompt": self.prompt, "completion": self.completion}
         return {key: text for key, text in found.items() if text is not None}
 
+    @property
+    def as_it_is(self) -> bool:
+        """Its records are read under their own names."""
+        return not self.columns and self.prompt is None and self.completion is None
+
     def advice(self, **keys: Any) -> str:
         """How to set keys of this entry, as they are written on the command line."""
         if self.key == "--data":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lrft.data.chat_template import Renderer
 from lrft.data.config import Input, Settings, Where, inputs, read_input, settings, validation_input
 from lrft.data.dataset import Row, Rows
 from lrft.data.encode import encode_rows
+from lrft.data.growing import GrowingRows
 from lrft.data.ingest import Found, collect
 from lrft.data.report import DataReport, histogram, quantiles
 from lrft.data.split import set_apart, split, split_by_default
@@ -128,26 +128,12 @@ def _prepare(
     key = store.make_key(_deciding(found, chosen, share) | {"by default": by_default}, tokenizer)
     with store.locked(cache, key) if cache is not None else nullcontext() as folder:
         if folder is not None and (kept := store.load(folder)) is not None:
-            train, validation, report = kept
-            report.hit = True
-            return Prepared(train, validation, report, key, cached=True)
-        with _young_garbage_only():
-            train, validation, report = _build(found, chosen, tokenizer, share, where, by_default)
-        report.key, report.hit = key, None if folder is None else False
-        if folder is not None:
-            store.save(folder, train, validation, report)
-        return Prepared(train, validation, report, key, cached=False)
-
-
-@contextmanager
-def _young_garbage_only() -> Iterator[None]:
-    """Without full collections: what a row is made of stays, and each of them would look at all rows again."""
-    before = gc.get_threshold()
-    gc.set_threshold(*before[:2], 1_000_000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
+            return Prepared(*kept, key, cached=True)
+        with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+            rows, held_out, report = _build(found, chosen, tokenizer, share, where, by_default, Path(place).parent)
+            report.key, report.hit = key, None if folder is None else False
+            store.save(Path(place), rows, held_out, report)
+            return Prepared(*store.made(Path(place)), key, cached=False)
 
 
 def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str) -> dict[str, Any]:
@@ -177,42 +163,42 @@ def _build(
     share: float | int | str,
     where: Where,
     by_default: bool,
-) -> tuple[Rows, Rows | None, DataReport]:
-    samples, reports = collect(found, chosen, where)
+    folder: Path,
+) -> tuple[Rows, np.ndarray, DataReport]:
+    """The rows, which of them are held out: bool (N,), and the report. folder: where they lie while they are made."""
     report = DataReport(
-        sources=reports,
-        max_length=chosen.max_length,
-        max_length_from=chosen.max_from,
-        parts=list(ROWS[chosen.kind].parts),
+        max_length=chosen.max_length, max_length_from=chosen.max_from, parts=list(ROWS[chosen.kind].parts)
     )
-    made = _measured(samples, tokenizer, chosen, report)
-    train = [row for role, row in made if role == "train"]
-    validation = [row for role, row in made if role == "validation"]
-    if not train:
+    names: dict[str, int] = {}
+    with GrowingRows(folder) as growing:
+        for role, row in _measured(collect(found, chosen, where, report.sources), tokenizer, chosen, report, names):
+            report.add_weight(row.weight)
+            growing.add(row, role == "validation")
+        rows, digests, held_out = growing.finished()
+    if held_out.all():
         raise _nothing(report)
     if any(item.role == "validation" for item in found):
-        if not validation:
+        if not held_out.any():
             raise DataError(f"{found[-1].sources[0].path}: no valid row in the validation data")
     else:
-        digests = [row.digest for row in train]
         if by_default:
             held_out, report.held_out = split_by_default(digests, float(share), chosen.seed)
         else:
             held_out = split(digests, share, chosen.seed)
         if ROWS[chosen.kind].named:
-            held_out = keep_classes(train, held_out)
-        validation = [row for row, out in zip(train, held_out, strict=True) if out]
-        train = [row for row, out in zip(train, held_out, strict=True) if not out]
+            held_out = keep_classes(rows, held_out)
     if ROWS[chosen.kind].named:
-        train, validation = number_labels(train, validation, report, chosen.labels)
-    _total(report, train, validation)
-    return Rows.of(train), Rows.of(validation) if validation else None, report
+        rows = number_labels(rows, held_out, names, report, chosen.labels)
+    _total(report, rows, held_out, digests)
+    return rows, held_out, report
 
 
-def _measured(samples: Sequence[Found], tokenizer: Any, chosen: Settings, report: DataReport) -> list[tuple[str, Row]]:
-    """The samples as rows, each with its role."""
+def _measured(
+    samples: Iterable[Found], tokenizer: Any, chosen: Settings, report: DataReport, names: dict[str, int]
+) -> Iterator[tuple[str, Row]]:
+    """The samples as rows, each with its role. names: filled with those of labels."""
     if ROWS[chosen.kind].whole:
-        return measure_whole(samples, tokenizer, chosen, report)
+        return measure_whole(samples, tokenizer, chosen, report, names)
     renderer = Renderer(tokenizer, chosen.template, chosen.train_on, chosen.template_options)
     return encode_rows(samples, renderer, Encoder(tokenizer), chosen, report)
 
@@ -225,20 +211,13 @@ def _nothing(report: DataReport) -> DataError:
     )
 
 
-def _total(report: DataReport, train: Sequence[Row], validation: Sequence[Row]) -> None:
-    """The totals of the report."""
-    report.train_rows, report.validation_rows = len(train), len(validation)
-    report.tokens, report.trained_tokens = _tokens(train)
-    report.validation_tokens, report.validation_trained_tokens = _tokens(validation)
-    lengths = [n for row in (*train, *validation) for n in row.sequences]
-    weights = [row.weight for row in (*train, *validation) if row.weight != 1]
-    report.weights = {"rows": len(weights), "least": min(weights), "most": max(weights)} if weights else {}
+def _total(report: DataReport, rows: Rows, held_out: np.ndarray, digests: np.ndarray) -> None:
+    """The totals of the report. held_out: bool (N,), of the validation rows. digests: uint64 (N,), of the contents."""
+    tokens, trained = rows.lengths, rows.trained_counts()
+    report.train_rows, report.validation_rows = int((~held_out).sum()), int(held_out.sum())
+    report.tokens, report.trained_tokens = int(tokens[~held_out].sum()), int(trained[~held_out].sum())
+    report.validation_tokens = int(tokens[held_out].sum())
+    report.validation_trained_tokens = int(trained[held_out].sum())
+    lengths = rows.sequence_lengths
     report.lengths, report.by_length = quantiles(lengths), histogram(lengths)
-    known = {row.digest for row in train}
-    report.repeated = sum(row.digest in known for row in validation)
-
-
-def _tokens(rows: Sequence[Row]) -> tuple[int, int]:
-    # The first token of a sequence is never trained: see Rows.of.
-    firsts = sum(bool(r.trained[at]) for r in rows for at in accumulate((0, *r.sequences[:-1])))
-    return sum(len(r.tokens) for r in rows), sum(int(np.count_nonzero(r.trained)) for r in rows) - firsts
+    report.repeated = int(np.isin(digests[held_out], digests[~held_out]).sum())
