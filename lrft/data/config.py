@@ -92,6 +92,8 @@ class Settings:
     kind: str = DEFAULT_ROWS
     labels: tuple[str, ...] | None = None
     """that rows may have, in the order of their numbers; None: those of the train rows"""
+    at_once: bool = False
+    """whether the first row that cannot be used is refused when it comes, not behind all others"""
 
 
 def settings(

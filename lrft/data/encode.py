@@ -96,12 +96,16 @@ def encode_rows(
     open_end = chat = False
     documents = True
     for item, texts, encoded in tokenized(samples, renderer, encoder):
+        if settings.at_once and settings.on_bad_row == "error":
+            refuse_bad([item.report])
         chat = chat or bool(item.sample.messages)
         documents = documents and item.sample.document is not None
         n = max(len(each.tokens) for each in encoded)
         lengths.append(n)
         if n > settings.max_length and settings.too_long == "error":
             long.add(item.source, n)
+            if settings.at_once:
+                long.refuse(lengths, "truncate | drop")
             continue
         made = _fit(item, encoded, settings, encoder)
         if isinstance(made, BadRow):

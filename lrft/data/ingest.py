@@ -113,6 +113,8 @@ def _read(item: Input, source: Source, report: SourceReport, settings: Settings,
                 _with_way_out(bad, record.value, item, report.format),
                 record.head,
             )
+            if settings.at_once and settings.on_bad_row == "error":
+                refuse_bad([report])
         else:
             report.used += 1
             yield Found(item, made, source.name, record.number, record.head, report)

@@ -21,11 +21,13 @@ from lrft.data.growing import GrowingRows
 from lrft.data.ingest import Found, collect
 from lrft.data.report import DataReport, histogram, quantiles
 from lrft.data.split import set_apart, split, split_by_default
+from lrft.data.streaming import RowStream
 from lrft.data.tokenize import Encoder, require_usable
 from lrft.data.whole import keep_classes, measure_whole, number_labels
 from lrft.errors import DataError
 from lrft.registry import DEFAULT_ROWS, ROWS
 from lrft.utils.seeds import seed_of
+from lrft.utils.text import count
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Prepared:
     key: str
     cached: bool
     auxiliary: Rows | None = None
+    stream: RowStream | None = None
+    """where the rows are made while the run goes on; `train` is the first of them"""
 
     def rename(self, change: Callable[[str], str]) -> None:
         """Pass the names of the data's files through `change`, in the report and in the rows' places."""
@@ -73,9 +77,51 @@ def prepare(
     """
     chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where, kind=kind)
     found = inputs(section, where=where)
+    if section.streaming:
+        return _streamed(found, replace(chosen, at_once=True), tokenizer, section, where, cache)
     share = "none" if found[-1].role == "validation" else section.validation
     by_default = "validation" not in section.model_fields_set
     return _prepare(found, chosen, tokenizer, share, where, cache if section.cache else None, by_default)
+
+
+def _streamed(
+    found: Sequence[Input], chosen: Settings, tokenizer: Any, section: Any, where: Where, cache: Path
+) -> Prepared:
+    """The stream of the train entries, its first rows, and the validation rows of a path."""
+    require_usable(tokenizer)
+    train = [item for item in found if item.role == "train"]
+    report, counted = _new_report(chosen), _new_report(chosen)
+
+    def stream_into(report: DataReport) -> RowStream:
+        def make(items: Sequence[Input]) -> Iterator[Row]:
+            samples = collect(items, chosen, where, report.sources)
+            return (row for _, row in _measured(samples, tokenizer, chosen, report, {}))
+
+        return RowStream(train, make, report, window=section.window, seed=chosen.seed, shuffle=section.shuffle)
+
+    first, validation = stream_into(report).first(section.window), None
+    _total(report, first, np.zeros(len(first), dtype=bool), np.zeros(len(first), dtype=np.uint64))
+    drawn = f"each is drawn from {count(section.window, 'row')}" if section.shuffle else "in their order"
+    report.held_out = f"streamed, {drawn}: these are the first rows"
+    if not len(first):
+        raise _nothing(report)
+    if others := [replace(item, role="train") for item in found if item.role == "validation"]:
+        made = _prepare(
+            others, replace(chosen, at_once=False), tokenizer, "none", where, cache if section.cache else None
+        )
+        validation = made.train
+        report.sources += [replace(source, role="validation") for source in made.report.sources]
+        report.validation_rows, report.validation_tokens = made.report.train_rows, made.report.tokens
+        report.validation_trained_tokens = made.report.trained_tokens
+    deciding = _deciding(found, chosen, "none") | {"window": section.window, "shuffle": section.shuffle}
+    report.key = store.make_key(deciding, tokenizer)
+    return Prepared(first, validation, report, report.key, cached=False, stream=stream_into(counted))
+
+
+def _new_report(chosen: Settings) -> DataReport:
+    return DataReport(
+        max_length=chosen.max_length, max_length_from=chosen.max_from, parts=list(ROWS[chosen.kind].parts)
+    )
 
 
 def with_rows_apart(prepared: Prepared, share: float, *, seed: int) -> Prepared:
@@ -152,7 +198,8 @@ def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str
         for item in found
     ]
     deciding = asdict(chosen)
-    del deciding["max_from"]  # who set the limit decides on no row: a resolved recipe writes out what was left open
+    # Who set the limit decides on no row: a resolved recipe writes out what was left open. Nor when a bad one is told.
+    del deciding["max_from"], deciding["at_once"]
     return {"inputs": data, "settings": deciding, "validation": share}
 
 
@@ -166,9 +213,7 @@ def _build(
     folder: Path,
 ) -> tuple[Rows, np.ndarray, DataReport]:
     """The rows, which of them are held out: bool (N,), and the report. folder: where they lie while they are made."""
-    report = DataReport(
-        max_length=chosen.max_length, max_length_from=chosen.max_from, parts=list(ROWS[chosen.kind].parts)
-    )
+    report = _new_report(chosen)
     names: dict[str, int] = {}
     with GrowingRows(folder) as growing:
         for role, row in _measured(collect(found, chosen, where, report.sources), tokenizer, chosen, report, names):

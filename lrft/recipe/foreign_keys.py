@@ -203,7 +203,6 @@ ABSENT: frozenset[str] = frozenset(
         "compile",
         "modules_to_save",
         "objective",
-        "streaming",
         "task",
     }
 )
