@@ -39,6 +39,8 @@ def check(
 def check_all(recipe: Recipe, path: Path) -> None:
     """Print a summary of the recipe. Raises a subclass of LrftError for the first problem."""
     with loading():
+        import torch
+
         from lrft.adapters import compose, targets
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
         from lrft.adapters.reach import uncalled
@@ -46,6 +48,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
         from lrft.loading.from_recipe import find_base, head_for, load_data, load_sets, objective_of
         from lrft.loading.metrics import refuse_unfit_metrics
         from lrft.loading.no_effect import refuse_without_effect
+        from lrft.loading.optimizer import rate_hint, refuse_optimizer
         from lrft.loading.others import find_others
         from lrft.model import linear
         from lrft.model.head import head_modules
@@ -54,6 +57,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
         from lrft.model.weights import weight_files
         from lrft.tracking.console import Reporter
 
+    refuse_optimizer(recipe, torch.cuda.is_available())
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
@@ -89,7 +93,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
                 ("data", prepared.report.lines()),
             ]
         )
-        for text in composition_warnings(composition, sites, skeleton):
+        for text in (*rate_hint(recipe), *composition_warnings(composition, sites, skeleton)):
             reporter.warn(text)
         if reason:
             reporter.warn(f"merging into this base is not possible: {reason}")

@@ -26,6 +26,7 @@ from lrft.cli.arguments import (
     tell_choice,
 )
 from lrft.errors import UsageError
+from lrft.serving.answer_file import refuse_taken
 from lrft.utils.text import count
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def generate(
     """
     one_of("--as", put, PUT)
     refuse_unclear(rows_path, out, prompt, system)
+    if out is not None:
+        refuse_taken(out)
     with loading():
         from lrft.evaluation.sampling import Sampling
         from lrft.serving.load import load

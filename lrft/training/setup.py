@@ -45,6 +45,7 @@ from lrft.loading.from_recipe import (
 )
 from lrft.loading.metrics import Metrics, figures_of, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
+from lrft.loading.optimizer import rate_hint, refuse_optimizer
 from lrft.loading.others import find_others, load_others
 from lrft.model.compile import compile_blocks
 from lrft.model.end_tokens import add_stops
@@ -80,6 +81,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     notes = Notes()
     compute = hardware.computation(recipe.training.precision)
     zero2.refuse(recipe, processes.world_size())
+    refuse_optimizer(recipe, torch.cuda.is_available())
+    notes.warnings += rate_hint(recipe)
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     metrics = metrics_of(recipe, allow_code=options.allow_code)
     inputs = load_inputs(recipe, metrics)
