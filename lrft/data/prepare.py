@@ -102,7 +102,8 @@ def _streamed(
     first, validation = stream_into(report).first(section.window), None
     _total(report, first, np.zeros(len(first), dtype=bool), np.zeros(len(first), dtype=np.uint64))
     drawn = f"each is drawn from {count(section.window, 'row')}" if section.shuffle else "in their order"
-    report.held_out = f"streamed, {drawn}: these are the first rows"
+    aside = "; no validation rows are held out" if not isinstance(section.validation, str) else ""
+    report.held_out = f"streamed, {drawn}: these are the first rows{aside}"
     if not len(first):
         raise _nothing(report)
     if others := [replace(item, role="train") for item in found if item.role == "validation"]:

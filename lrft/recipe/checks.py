@@ -14,7 +14,7 @@ from lrft.recipe import messages, no_effect
 from lrft.recipe.foreign_keys import VALUES
 from lrft.recipe.nodes import DEFAULT, Node, mapping, plain
 from lrft.recipe.problems import Problems, Refused
-from lrft.recipe.schema import LISTED, REGISTERED, EvaluationSection
+from lrft.recipe.schema import LISTED, REGISTERED, DataSection, EvaluationSection
 from lrft.recipe.types import is_number
 
 FORMAT = 1
@@ -117,8 +117,9 @@ def _shares(root: Node, problems: Problems) -> None:
 def _streaming(root: Node, problems: Problems) -> None:
     """What a stream of rows cannot have, since its rows are known when they come."""
     streaming, window = root.at(("data", "streaming")), root.at(("data", "window"))
+    defaults = {name: field.default for name, field in DataSection.model_fields.items()}
     if streaming is None or streaming.value is not True:
-        if window is not None:
+        if window is not None and window.value != defaults["window"]:
             problems.add(window.place, "data.window has no effect: data.streaming is not true. Remove it, or set that")
         return
     steps, epochs = root.at(("training", "max_steps")), root.at(("training", "epochs"))
@@ -128,7 +129,7 @@ def _streaming(root: Node, problems: Problems) -> None:
     elif epochs is not None and epochs.value is not None:
         problems.add(epochs.place, "training.epochs: a stream of rows ends by training.max_steps alone. Remove it")
     validation = root.at(("data", "validation"))
-    if validation is not None and not isinstance(validation.value, str):
+    if validation is not None and not isinstance(validation.value, str) and validation.value != defaults["validation"]:
         text = "no share of a stream can be held out: expected the path of other data, or none"
         problems.add(validation.place, f"data.validation: {text}; got {validation.value}")
     train = root.at(("data", "train"))

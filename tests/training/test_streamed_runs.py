@@ -8,7 +8,10 @@ import pytest
 import runs
 from runs import Place
 
+from lrft import recipe
 from lrft.errors import RecipeError
+from lrft.training.run import train
+from lrft.training.state import Options
 
 STREAMED = ("data.streaming=true", "training.max_steps=6", "~training.epochs")
 
@@ -31,13 +34,22 @@ def test_in_the_order_of_the_file_a_streamed_run_is_an_ordinary_one(place: Place
 
 
 def test_resumed_at_every_step_a_streamed_run_is_exact(place: Place) -> None:
-    keys = (*STREAMED, "data.window=3", "adapter.dropout=0.1", "checkpoint.every=1", "checkpoint.keep=9")
+    keys = (
+        *STREAMED,
+        "~data.validation",
+        "data.window=3",
+        "adapter.dropout=0.1",
+        "checkpoint.every=1",
+        "checkpoint.keep=9",
+    )
     whole = place.train(*keys, out="whole")
     for step in (1, 2, 3, 5):
         part = runs.cut(whole, step, place.root / f"cut-{step}")
         place.train(*keys, out=part.name, resume="last")
         assert runs.differing(runs.tensors(whole), runs.tensors(part)) == []
         assert runs.records(part) == runs.records(whole)
+    again = train(recipe.load(whole / "resolved.yaml", (f"output_dir={place.root / 'again'}",)), Options(quiet=True))
+    assert runs.differing(runs.tensors(whole), runs.tensors(again)) == []
 
 
 @pytest.mark.parametrize(
