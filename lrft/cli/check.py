@@ -71,7 +71,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
     trained = count_trained(sites, composition, recipe.where) + in_full
     weights = weight_files(source)
     reason = unmergeable(sites, Stored(skeleton, names_in(weights)), weights)
-    load_sets(recipe, source, tokenizer, prepared)
+    load_sets(recipe, source, tokenizer, list(prepared.report.labels) or None)
     objective = objective_of(recipe)
     refuse_unfit_metrics(recipe, objective, objective.module(skeleton))
     others = find_others(recipe, source, tokenizer, prepared.train)

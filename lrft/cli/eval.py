@@ -17,6 +17,7 @@ from lrft.utils.text import Row, count, decimals
 
 if TYPE_CHECKING:
     from lrft import data
+    from lrft.loading.metrics import Metrics
     from lrft.loading.saved import Target
     from lrft.recipe import DataSection
     from lrft.tracking.console import Reporter
@@ -40,21 +41,28 @@ def evaluate(
     base: Base = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
     no_generate: Annotated[bool, typer.Option("--no-generate", help="Loss only, no answers.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. Default: the run's evaluation.max_new_tokens, else 128.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass; results do not depend on it.")] = 8,
     samples: Annotated[int, typer.Option(min=0, help="Number of generated answers to print.")] = 3,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Allow the model's own Python code to run.")
     ] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Allow Python files that evaluation.metrics of the run names to run.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the loss and the figures of the run's objective, perplexity, and exact match of greedy answers.
+    """Measure the loss and the figures of the run's objective, perplexity, and exact match of greedy answers; of a run
+    also its evaluation.metrics, and the loss of its evaluation.sets where no data are given.
 
     Example: lrft eval runs/first --data test.jsonl
     """
     with loading():
         from lrft import registry
         from lrft.evaluation.loss import counted_as
+        from lrft.loading.metrics import Metrics, metrics_of
         from lrft.loading.saved import load_target
         from lrft.model.end_tokens import add_stops
         from lrft.runs.after import noted
@@ -84,8 +92,14 @@ def evaluate(
             add_stops(found.model, found.tokenizer.convert_tokens_to_ids(report.end_tokens))
             if limit is not None:
                 rows = rows.slice(range(min(limit, len(rows))))
-            longest = 0 if no_generate or found.head else max_new_tokens
-            result = {"target": target, **figures_on(found, rows, reporter, longest, batch_size, samples)}
+            most = max_new_tokens or (found.recipe.evaluation.max_new_tokens if found.recipe else 128)
+            longest = 0 if no_generate or found.head else most
+            metrics = Metrics((), ())
+            if found.recipe is not None:
+                metrics = metrics_of(found.recipe, allow_code=allow_code, of_answers=longest > 0)
+            sets = sets_for(found) if rows_path is None else {}
+            figured = figures_on(found, rows, reporter, longest, batch_size, samples, metrics, sets)
+            result = {"target": target, **figured}
             counted = count(result[counted_as(found.objective)], found.objective.unit)
             kept |= figures(result, counted, rows_path)
         if as_json:
@@ -94,27 +108,49 @@ def evaluate(
             reporter.table(evaluation_rows(result, counted, report))
 
 
+def sets_for(found: Target) -> dict[str, data.Rows]:
+    """The rows of the run's evaluation.sets, by name."""
+    from lrft.loading.from_recipe import load_sets
+
+    if found.recipe is None:
+        return {}
+    return load_sets(found.recipe, found.folder, found.tokenizer, found.head.labels if found.head else None)
+
+
 def figures_on(
-    found: Target, rows: data.Rows, reporter: Reporter, longest: int, batch_size: int, samples: int
+    found: Target,
+    rows: data.Rows,
+    reporter: Reporter,
+    longest: int,
+    batch_size: int,
+    samples: int,
+    metrics: Metrics,
+    sets: Mapping[str, data.Rows],
 ) -> dict[str, Any]:
-    """Loss of `rows`, and exact match of the answers to those with a prompt; longest: of an answer, 0 for none."""
+    """Loss of `rows` and of the `sets`, and exact match and `metrics` of the answers to rows with a prompt; longest:
+    of an answer, 0 for none."""
     from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
     from lrft.evaluation.loss import loss_of
+    from lrft.loading.metrics import figures_of
     from lrft.loading.others import others_of
     from lrft.loading.saved import answering
 
     result: dict[str, Any] = {"rows": len(rows), "samples": []}
     others = others_of(found, rows)
     losses, layout = answering(found.model, rows, found.objective, found.attached, others, found.head)
+    if found.recipe is not None:
+        losses.wanted = figures_of(found.recipe, found.objective, losses, metrics.of_rows)
     own = None if found.head is None else found.head.pad_id
-    result |= loss_of(
-        losses,
-        rows,
-        micro=batch_size,
-        pad_id=pad_token(found.tokenizer) if own is None else own,
-        objective=found.objective,
-        form=layout.form,
-    )
+    how: dict[str, Any] = {
+        "micro": batch_size,
+        "pad_id": pad_token(found.tokenizer) if own is None else own,
+        "objective": found.objective,
+        "form": layout.form,
+    }
+    result |= loss_of(losses, rows, **how)
+    figures = result.get("figures", {}) | {
+        f"{name}/loss": loss_of(losses, s, **how)["loss"] for name, s in sets.items()
+    }
     asked = with_prompts(rows) if longest else rows.slice([])
     if len(asked):
         answers = answer_rows(
@@ -128,7 +164,8 @@ def figures_on(
         )
         exact = sum(answer["match"] for answer in answers) / len(answers)
         result |= {"exact_match": exact, "answered": len(answers), "samples": answers[:samples]}
-    return result
+        figures |= metrics.scores(answers)
+    return result | ({"figures": figures} if figures else {})
 
 
 def figures(result: dict[str, Any], counted: str, rows_path: str | None) -> dict[str, str]:

@@ -125,7 +125,7 @@ def load_inputs(recipe: Recipe, metrics: Metrics) -> Inputs:
     batches = batch_schedule(recipe, prepared.train)
     auxiliary = auxiliary_schedule(recipe, prepared.auxiliary, batches.total_steps)
     others = find_others(recipe, source, tokenizer, prepared.train)
-    sets = load_sets(recipe, source, tokenizer, prepared)
+    sets = load_sets(recipe, source, tokenizer, list(prepared.report.labels) or None)
     return Inputs(source, tokenizer, prepared, batches, auxiliary, others, metrics, sets)
 
 
