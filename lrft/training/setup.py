@@ -47,6 +47,7 @@ from lrft.loading.from_recipe import (
 )
 from lrft.loading.metrics import Metrics, figures_of, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
+from lrft.loading.optimizer import rate_hint, refuse_optimizer
 from lrft.loading.others import find_others, load_others
 from lrft.model.compile import compile_blocks
 from lrft.model.end_tokens import add_stops
@@ -83,6 +84,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     notes = Notes()
     compute = hardware.computation(recipe.training.precision)
     zero2.refuse(recipe, processes.world_size())
+    refuse_optimizer(recipe, torch.cuda.is_available())
+    notes.warnings += rate_hint(recipe)
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     metrics = metrics_of(recipe, allow_code=options.allow_code)
     inputs = load_inputs(recipe, metrics)
@@ -126,7 +129,7 @@ def load_inputs(recipe: Recipe, metrics: Metrics) -> Inputs:
     batches = batch_schedule(recipe, prepared.train)
     auxiliary = auxiliary_schedule(recipe, prepared.auxiliary, batches.total_steps)
     others = find_others(recipe, source, tokenizer, prepared.train)
-    sets = load_sets(recipe, source, tokenizer, prepared)
+    sets = load_sets(recipe, source, tokenizer, list(prepared.report.labels) or None)
     return Inputs(source, tokenizer, prepared, batches, auxiliary, others, metrics, sets)
 
 
