@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrft.data import Rows
 from lrft.data.collate import Form, collate
-from lrft.objectives.base import LossModule, Objective
+from lrft.objectives.base import Forwards, LossModule, Objective
 from lrft.objectives.log_probabilities import log_probabilities, sequences_in
 
 REFERENCE = "reference"
@@ -57,8 +57,6 @@ class PairObjective(Objective):
     """Abstract: rows are pairs, each of which counts one. A subclass says what a pair's loss is."""
 
     unit: ClassVar[str] = "pair"
-    referenced: ClassVar[bool] = False
-    """whether `losses` asks for the reference"""
     whole_step: ClassVar[bool] = False
     """whether `losses` asks for the mean reward of the whole step"""
 
@@ -80,6 +78,10 @@ class PairObjective(Objective):
         batch = collate(rows, ids, pad_id=pad_id, form=form)
         return batch | references(rows, ids)
 
+    def forwards(self) -> Forwards:
+        asked = self.referenced and getattr(self, REFERENCE) != "cached"
+        return Forwards(before=self.referenced and not asked, step=asked + self.whole_step * (1 + asked))
+
     def module(self, model: nn.Module, *, direct: bool = False) -> PairLoss:
         return PairLoss(model, self, direct=direct)
 
@@ -89,6 +91,12 @@ def references(rows: Rows, ids: Sequence[int]) -> dict[str, Tensor]:
     if REFERENCE not in rows.names:
         return {}
     return {REFERENCE: torch.stack([torch.from_numpy(rows.numbers(REFERENCE, i).copy()) for i in ids])}
+
+
+def preferred(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """float64 (n,) of rewards (n,): 1 where the chosen answer has the larger one, 0.5 where both are equal, as they are
+    before the first step."""
+    return ((chosen - rejected).detach().sign().double() + 1) / 2
 
 
 class PairLoss(LossModule):
@@ -108,7 +116,7 @@ class PairLoss(LossModule):
             sums = self.sums_of_rewards(pairs) if self.ahead is None else self.ahead
             mean = (sums[0] / sums[1]).to(pairs.chosen.dtype)
         losses = self.objective.losses(pairs, mean)
-        self.note("reward accuracy", (chosen > rejected).double())
+        self.note("reward accuracy", preferred(chosen, rejected))
         self.note("reward margin", chosen - rejected)
         self.note("chosen reward", chosen)
         self.note("rejected reward", rejected)
