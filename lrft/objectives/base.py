@@ -194,6 +194,8 @@ class Objective:
 
     referenced: ClassVar[bool] = False
     """whether rows are measured against the untouched base; read without import"""
+    shares_prompts: ClassVar[bool] = False
+    """whether its batches may have the form "shared" """
     weighs_rows: ClassVar[bool] = False
     """whether rows count by their weights (batches have them beside the labels); else rows with weights are refused"""
     reads_margins: ClassVar[bool] = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lrft.data import Rows
 from lrft.data.collate import Form, collate
+from lrft.objectives import shared_prompt
 from lrft.objectives.base import Forwards, LossModule, Objective
 from lrft.objectives.log_probabilities import log_probabilities, sequences_in
 
@@ -57,6 +58,7 @@ class PairObjective(Objective):
     """Abstract: rows are pairs, each of which counts one. A subclass says what a pair's loss is."""
 
     unit: ClassVar[str] = "pair"
+    shares_prompts: ClassVar[bool] = True
     whole_step: ClassVar[bool] = False
     """whether `losses` asks for the mean reward of the whole step"""
 
@@ -75,7 +77,8 @@ class PairObjective(Objective):
         return sequences_in(batch) // 2
 
     def collate(self, rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[str, Tensor]:
-        batch = collate(rows, ids, pad_id=pad_id, form=form)
+        shared = form == "shared"
+        batch = shared_prompt.collate(rows, ids) if shared else collate(rows, ids, pad_id=pad_id, form=form)
         return batch | references(rows, ids)
 
     def forwards(self) -> Forwards:

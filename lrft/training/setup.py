@@ -55,6 +55,7 @@ from lrft.model.weights import fingerprint, weight_files
 from lrft.objectives.base import LossModule, Objective, common_layout
 from lrft.objectives.neftune import add_noise
 from lrft.objectives.packing import Layout, find_layout
+from lrft.objectives.shared_prompt import sharing
 from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
 from lrft.recipe.schema import default_of
@@ -91,6 +92,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     objective = objective_of(recipe)
     packing = recipe.data.packing
     layout = Layout() if head else find_layout(base.model, inputs.train, packing=packing, compute=compute)
+    if objective.shares_prompts and not recipe.training.neftune_alpha:  # noise is scaled by the length of a row
+        layout = sharing(base.model, inputs.train, layout, compute)
     losses = objective.module(base.model, direct=layout.direct)
     losses.head = head
     losses.others = load_others(recipe, inputs.others, base.model, compute, inputs.train)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import lrft
 from lrft import registry
 from lrft.data import Row, Rows
+from lrft.model.packed_attention import use_rowwise
 from lrft.objectives import dpo
 from lrft.objectives.base import LossModule, Objective, added_up, look_ahead
 from lrft.objectives.cross_entropy import LOGITS_AT_ONCE
@@ -50,6 +51,7 @@ def rows_of(count: int) -> Rows:
 @pytest.fixture(scope="module")
 def given() -> tuple[nn.Module, Any]:
     model = tiny.make("llama").double()
+    use_rowwise(model)
     attached = lrft.attach(model, {"method": "lora", "rank": 2, "target_modules": ["q_proj", "v_proj"]}, seed=0)
     tiny.disturb(list(attached.trained().values()), size=0.3)
     return model, attached
@@ -191,12 +193,15 @@ def test_losses_gradients_and_figures_are_those_of_the_formula(case: str, given:
         (rows, False, 2, "padded"),
         (cached, True, 2, "packed"),
         (cached, False, 1, "packed"),
+        (rows, True, 2, "shared"),
+        (cached, True, 5, "shared"),
     ):
         found, slope, figures = passed(
             objective, ask(objective, model, attached, direct=direct), attached, found_rows, micro, form
         )
         assert torch.allclose(found, expected, rtol=1e-9)
-        assert torch.allclose(slope, wanted, rtol=1e-7, atol=1e-9)
+        # Llama's norms round their gradients to float32, those of two answers together where they share a prompt.
+        assert torch.allclose(slope, wanted, **({"atol": 1e-6} if form == "shared" else {"rtol": 1e-7, "atol": 1e-9}))
         assert figures == pytest.approx(
             {
                 "reward accuracy": (a > b).double().mean().item(),
