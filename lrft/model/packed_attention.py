@@ -74,7 +74,7 @@ def attention(
     lengths, shared = row_lengths(attention_mask)
     window = kwargs.get("sliding_window")
     outputs: list[Tensor] = []
-    trunk = (query, key, value)
+    trunk: tuple[Tensor, ...] = (query, key, value)
     for length, before, row in zip(lengths, shared, rows_of((query, key, value), lengths), strict=True):
         if before:  # the causal kernel once more over what is shared: the rest of the layer is not
             row = tuple(torch.cat([first[:, :, :before], own], dim=2) for first, own in zip(trunk, row, strict=True))
