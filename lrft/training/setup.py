@@ -92,14 +92,15 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     objective = objective_of(recipe)
     packing = recipe.data.packing
     layout = Layout() if head else find_layout(base.model, inputs.train, packing=packing, compute=compute)
-    if objective.shares_prompts and not recipe.training.neftune_alpha:  # noise is scaled by the length of a row
-        layout = sharing(base.model, inputs.train, layout, compute)
     losses = objective.module(base.model, direct=layout.direct)
     losses.head = head
     losses.others = load_others(recipe, inputs.others, base.model, compute, inputs.train)
     layout = common_layout(layout, losses.others.values(), packing=recipe.data.packing)
     losses.wanted = figures_of(recipe, objective, losses, metrics.of_rows)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
+    # Behind calibration, which looks at labels; and neftune's noise is scaled by the length of a row.
+    if objective.shares_prompts and not recipe.training.neftune_alpha:
+        layout = sharing(base.model, inputs.train, layout, compute)
     adapted = adapt(recipe, inputs.source, base, context, resume_point(folder, options))
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
     inputs = with_constants(recipe, inputs, base, engine)

@@ -1,6 +1,6 @@
 """Writes train.jsonl and test.jsonl: orders in a café, each with a better and a worse answer.
 
-    python recipes/preferences/orders.py FOLDER [--train 128] [--test 48] [--seed 0]
+    python recipes/preferences/orders.py FOLDER [--train 96] [--test 32] [--seed 0]
 
     prompt     two large teas with milk for table nine please
     chosen     {"item": "tea", "size": "large", "count": 2, "with": "milk", "table": 9}
@@ -98,8 +98,8 @@ def write(folder: Path, *, train: int, test: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Writes train.jsonl and test.jsonl of the preference quickstart.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--train", type=int, default=128, help="pairs in train.jsonl")
-    parser.add_argument("--test", type=int, default=48, help="pairs in test.jsonl")
+    parser.add_argument("--train", type=int, default=96, help="pairs in train.jsonl")
+    parser.add_argument("--test", type=int, default=32, help="pairs in test.jsonl")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     write(args.folder, train=args.train, test=args.test, seed=args.seed)
