@@ -219,9 +219,9 @@ def start_engine(
     t, model = recipe.training, base.model
     if adapted.composition.looks_at_outputs and not losses.adds_extra:
         names = [part.name for part in adapted.composition.parts if part.looks_at_outputs]
-        refuse_beside(recipe, names, "adds a term of the next-token logits to the loss")
+        refuse_beside(recipe, names, "adds to the loss")
     if not losses.mixes_copies and (names := [p.name for p in adapted.composition.parts if "copies" in p.slots]):
-        refuse_beside(recipe, names, "answers rows in copies")
+        refuse_beside(recipe, names, "answers in copies")
     if losses.mixes_copies:
         losses.copies = copying(model)
     losses.as_base = lambda: adapted.attached.as_base(model)
