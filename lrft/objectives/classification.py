@@ -42,6 +42,14 @@ class Classification(Objective):
     defaults: ClassVar[dict[str, Any]] = {"data.too_long": "truncate"}
     unit: ClassVar[str] = "text"
     placed: ClassVar[tuple[str, ...]] = ("pairs",)
+    ranked_by: ClassVar[dict[str, str]] = {
+        "accuracy": "higher",
+        "macro-F1": "higher",
+        "micro-F1": "higher",
+        "Matthews": "higher",
+        "MSE": "lower",
+        "Spearman": "higher",
+    }
 
     problem: Literal["auto", "single-label", "multi-label", "regression"] = "auto"
     """auto: multi-label where labels are lists, else one label of several; regression: one output, squared error."""

@@ -186,8 +186,19 @@ def make_plan(
         rings.pop("zero2", None)
     strategy, why = chosen(recipe, weights, list(memory))
     flops = communication.operations(tokens, found.matrix, found.trained, t.gradient_checkpointing)
-    flops += 2.0 * tokens * sum(matrix for _, matrix in beside)  # forward alone
-    sizes = Sizes(found.matrix, found.blocks, weights, found.adapter + found.state, found.copies)
+    named = sum(matrix for _, matrix in beside)
+    forwards = made(t.objective, "objectives").forwards()
+    asked = found.matrix * forwards.step + named
+    flops += 2.0 * tokens * asked  # forward alone
+    sizes = Sizes(
+        found.matrix,
+        asked,
+        found.matrix * forwards.before,
+        found.blocks,
+        weights,
+        found.adapter + found.state,
+        found.copies,
+    )
     speeds = Speeds(speed * EFFICIENCY * devices, seconds_of_a_weight(active))
     return Plan(
         modules=found.modules,

@@ -17,7 +17,7 @@ _BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
 _DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
 _TRACKER = "logging.report_to: [{%s: {project: ..., run_name: ...}}]"
 
-_OBJECTIVE = "training.objective: sft, dpo, simpo, orpo, cpo or kto"
+_OBJECTIVE = "training.objective: sft, dpo, simpo, orpo, cpo, kto or reward"
 _BETA = "training.objective: {dpo: {beta: ...}}, and the same of simpo, orpo, cpo and kto"
 
 # What follows is joined to KEYS below.
@@ -187,20 +187,31 @@ KEYS: Mapping[str, str] = {
     "bnb_4bit_compute_dtype": "training.precision",
     **dict.fromkeys(("deepspeed", "deepspeed_config", "zero_stage", "fsdp_config", "distributed_type"), _DIVIDED),
     "fsdp": _DIVIDED,
-    **dict.fromkeys(("rl", "stage", "rlhf_type", "trainer_type"), _OBJECTIVE),
-    **dict.fromkeys(("pref_beta", "dpo_beta", "rl_beta", "kto_beta", "orpo_alpha", "orpo_beta", "beta"), _BETA),
+    **dict.fromkeys(("rl", "stage", "rlhf_type", "trainer_type", "alignment_type", "train_mode"), _OBJECTIVE),
+    "reward_model": "training.objective: reward",
+    **dict.fromkeys(
+        ("pref_beta", "dpo_beta", "rl_beta", "kto_beta", "orpo_alpha", "orpo_beta", "simpo_beta", "beta"), _BETA
+    ),
     **dict.fromkeys(("pref_loss", "dpo_loss", "loss_type", "dpo_loss_type"), "training.objective: {dpo: {loss: ...}}"),
     **dict.fromkeys(("pref_ftx", "dpo_ftx", "rpo_alpha"), "training.objective: {dpo: {rpo_alpha: ...}}"),
+    **dict.fromkeys(("discopop_tau",), "training.objective: {dpo: {loss: discopop, temperature: ...}}"),
+    **dict.fromkeys(
+        ("dpo_norm_loss", "length_normalize", "dpo_use_length_normalization"),
+        "training.objective: {dpo: {length_normalized: true}}",
+    ),
+    "center_rewards_coefficient": "training.objective: {reward: {center: ...}}",
     **dict.fromkeys(
         ("dpo_label_smoothing", "cdpo_label_smoothing"), "training.objective: {dpo: {label_smoothing: ...}}"
     ),
-    **dict.fromkeys(("simpo_gamma", "rl_gamma"), "training.objective: {simpo: {gamma: ...}}"),
+    **dict.fromkeys(("simpo_gamma", "rl_gamma", "gamma_beta_ratio"), "training.objective: {simpo: {gamma: ...}}"),
     "cpo_alpha": "training.objective: {cpo: {alpha: ...}}",
     **dict.fromkeys(
-        ("kto_chosen_weight", "kto_desirable_weight"), "training.objective: {kto: {desirable_weight: ...}}"
+        ("kto_chosen_weight", "kto_desirable_weight", "desirable_weight"),
+        "training.objective: {kto: {desirable_weight: ...}}",
     ),
     **dict.fromkeys(
-        ("kto_rejected_weight", "kto_undesirable_weight"), "training.objective: {kto: {undesirable_weight: ...}}"
+        ("kto_rejected_weight", "kto_undesirable_weight", "undesirable_weight"),
+        "training.objective: {kto: {undesirable_weight: ...}}",
     ),
     "precompute_ref_log_probs": "training.objective: {dpo: {reference: cached}}, the default",
     **_DATA,
@@ -287,7 +298,7 @@ SENTENCES: Mapping[str, str] = {
     "overwrite_output_dir": "is not part of a recipe: give --fresh to the command",
     **dict.fromkeys(
         ("push_to_hub", "hub_model_id", "export_hub_model_id", "hub_strategy"),
-        "is not part of a recipe: lrft push RUN OWNER/NAME",
+        "is another tool's name. In lrft: after.push: OWNER/NAME",
     ),
     **dict.fromkeys(
         ("comet_api_key", "swanlab_api_key", "hf_hub_token", "hf_use_auth_token"),
@@ -297,6 +308,19 @@ SENTENCES: Mapping[str, str] = {
     **dict.fromkeys(
         ("use_adam_mini", "use_badam", "use_apollo", "torchdistx_path"),
         "is not supported in this version; training.optimizer has the optimisers that are there",
+    ),
+    "reference_free": "is another tool's name. In lrft: training.objective: {cpo: {alpha: 0}}, which has no reference",
+    **dict.fromkeys(
+        ("max_prompt_length", "max_completion_length", "max_target_length"),
+        "is not needed: data.max_length is of prompt and answer together, and a row that is longer is never cut in "
+        "silence",
+    ),
+    **dict.fromkeys(
+        ("loss_weights", "ld_alpha", "f_divergence_type", "use_weighting", "sync_ref_model", "dpop_lambda"),
+        "is not supported in this version: docs/preferences.md lists what dpo has",
+    ),
+    **dict.fromkeys(
+        ("pref_bco_weight", "ref_model_mixup_alpha", "ref_model_sync_steps"), "is not supported in this version"
     ),
     "additional_target": ": adapter.modules_to_save is not supported in this version",
     "lora_modules_to_save": ": adapter.modules_to_save is not supported in this version",
@@ -316,6 +340,10 @@ ABSENT: frozenset[str] = frozenset(
     }
 )
 
+_PAIR_LOSSES = (
+    *("ipo", "hinge", "robust", "exo_pair", "bco_pair", "nca_pair", "apo_zero", "apo_down", "sppo_hard", "discopop"),
+)
+_SHORT = {"slic": "hinge", "bco": "bco_pair", "exo": "exo_pair", "nca": "nca_pair", "sppo": "sppo_hard"}
 # {key: {value: sentence}}: values that a nearest name would not explain.
 _NOT_YET = "is not supported in this version"
 _WARMUP = "training.warmup_ratio and training.warmup_steps hold for every schedule"
@@ -344,8 +372,14 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "data.train.format": dict.fromkeys(("dpo", "pairwise", "ranking", "orpo"), "Here: preference"),
     "training.objective": {
-        **{loss: f"Here: {{dpo: {{loss: {loss}}}}}" for loss in ("ipo", "hinge", "robust", "exo_pair", "bco_pair")},
-        **{"slic": "Here: {dpo: {loss: hinge}}", "bco": "Here: {dpo: {loss: bco_pair}}"},
+        **{loss: f"Here: {{dpo: {{loss: {loss}}}}}" for loss in _PAIR_LOSSES},
+        **{short: f"Here: {{dpo: {{loss: {loss}}}}}" for short, loss in _SHORT.items()},
+        **dict.fromkeys(("rm", "reward-modeling", "reward_modeling", "rlhf"), "Here: reward, a reward model of pairs"),
+        **dict.fromkeys(
+            ("ppo", "grpo", "rloo", "online_dpo", "gspo"),
+            "training on answers that the model itself samples is not supported in this version",
+        ),
+        **dict.fromkeys(("pt", "pretrain", "pretraining"), "Here: text"),
         **{"cdpo": "Here: {dpo: {label_smoothing: ...}}", "rpo": "Here: {dpo: {rpo_alpha: ...}}"},
     },
     "distributed.strategy": {
