@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.calibration import CalibrationContext
-from lrft.adapters.gradients import Gradients, StepPasses
+from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses
 
 CalibrationResult = Mapping[str, Mapping[str, Tensor]]
 
@@ -231,6 +231,11 @@ class Part:
         on in no other way, or a file, read as data.train is; None: no such rows. Raises ValueError with the reason when
         the options lack them."""
         return None
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        """What `compose_gradient` and `output_loss` ask for in each step."""
+        return FurtherPasses()
 
     def compose_gradient(self, run: Run, gradient: Gradients, passes: StepPasses) -> Gradients:
         """The slot "gradient": the step's gradient, made of its own loss's (`gradient`) and of those of further passes.

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lrft.adapters import svd
 from lrft.adapters.adapter import Site
+from lrft.adapters.gradients import FurtherPasses
 from lrft.adapters.part import Outputs, Part, Run
 
 # Coefficients of consistency, diversity and svd, and the number of singular values, by version.
@@ -76,6 +77,10 @@ class BaLora(Part):
             default if own is None else own for own, default in zip(given, COEFFICIENTS[self.version], strict=True)
         )
         return l1, l2, l3
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        return FurtherPasses(base=1 if self.coefficients()[0] else 0)
 
     def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
         l1, l2, l3 = self.coefficients()
