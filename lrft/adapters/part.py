@@ -91,14 +91,16 @@ class Making:
 
 
 class Outputs(Protocol):
-    """The n trained tokens of a micro-batch and the logits that predict them (`lrft.objectives.sft.Outputs`)."""
+    """The n trained tokens of a micro-batch and the logits that predict them, or of n texts the logits of their labels
+    (`lrft.objectives.sft.Outputs`)."""
 
     targets: Tensor
-    """(n,)"""
+    """(n,); of texts (n, m)"""
+    of_texts: bool
 
     @property
     def logits(self) -> Tensor:
-        """(n, vocabulary) float32. Asking for them makes them all at once, which needs memory."""
+        """(n, vocabulary) float32; of texts (n, labels). Asking for them makes them all at once, which needs memory."""
 
     def base_logits(self) -> Tensor:
         """The same of the untouched base, without gradient: one more forward pass."""

@@ -58,6 +58,7 @@ OPTIONS: dict[str, Any] = {
     "galore": {"factor": 0.25},
     "frugal": {"projection": "block", "inactive_scale": 1.0},
     "lori": {"sparse_rate": 1.0},
+    "prilora": {"pruned": 0.0},
     "sorsa": {"penalty": 0.04},
 }
 ADDED = (
@@ -74,46 +75,48 @@ ADDED = (
     "sltrain",
     "dota",
     "lorta",
-    "loldu",
-    "denselora",
-    "salt",
-    "reslora",
-    "wara",
-    "lora2",
-    "lamda",
-    "sam",
-    "lora-ggpo",
-    "lte",
-    "comp-lora",
-    "sst",
-    "bilora",
-    "autolora",
-    "maestro",
-    "blockllm",
-    "galore-plus",
 )
 """methods that were measured later, in comparisons of their own, with the baseline again"""
+IN_TASKS = ("coap", "loft", "lora-rite", "svfit")
+"""those of ADDED that were trained on the tasks too, at the rates found"""
 LATER = (
     "adversarial-model-perturbation",
     "ard-lora",
+    "autolora",
+    "bilora",
+    "blockllm",
+    "comp-lora",
     "cuttlefish",
+    "denselora",
     "diffora",
     "dora-dynamic",
     "dress",
     "finegates",
+    "galore-plus",
     "gor",
     "gradient-regularization",
     "gradnormlorp",
+    "lamda",
+    "loldu",
+    "lora-ggpo",
+    "lora2",
     "loram",
     "loraprune",
     "lorb-correlation",
     "lors",
     "low-rank-tickets",
+    "lte",
+    "maestro",
     "norm-loss",
     "orthonormal-constraint",
+    "reslora",
+    "salt",
+    "sam",
     "sara",
     "slope",
     "spectral-reg",
+    "sst",
+    "wara",
     "weight-refactorization",
     "welore",
 )
@@ -138,7 +141,8 @@ def runs(comparison: str) -> Iterator[tuple[str, str]]:
     name, ending = parted(comparison)
     best = {} if name == SEARCH else best_rates(ending)
     first = {*registry.methods(), *registry.PRESETS} - {*OUTSIDE, *ADDED, registry.DEFAULT_METHOD}
-    for run in (registry.DEFAULT_METHOD, *sorted(ADDED if ending else first)):
+    later = ADDED if name == SEARCH else IN_TASKS
+    for run in (registry.DEFAULT_METHOD, *sorted(later if ending else first)):
         keys = []
         if run in OPTIONS:
             given = ", ".join(f"{key}: {value}" for key, value in OPTIONS[run].items())

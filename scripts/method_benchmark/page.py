@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lrft.compare.columns import NOTHING, number
 from lrft.utils import files
 from lrft.utils.text import duration
 from method_benchmark import picture
-from method_benchmark.files import ADDED, KEPT, OF_ADDED, OPTIONS, OUTSIDE, SEARCH, SEEDS
+from method_benchmark.files import KEPT, OF_ADDED, OPTIONS, OUTSIDE, SEARCH, SEARCHED, SEEDS
 from method_benchmark.tasks import TASKS, rows
 
 WRITTEN, DRAWN = Path("docs/benchmark.md"), Path("docs/benchmark.svg")
@@ -66,36 +66,41 @@ scripts/benchmark                      # this page alone, from docs/benchmark
 def write() -> None:
     kept = {path.stem: files.read_json(path) for path in KEPT.glob("*.json")}
     files.write_text(WRITTEN, page(kept))
-    picture.draw(changes(kept), DRAWN)
+    picture.draw(changes(first_runs(kept)), DRAWN)
 
 
 def page(kept: Mapping[str, Facts]) -> str:
     """The whole page. kept: by comparison."""
-    parts = [TOP, "![change of the loss against LoRA, by method](benchmark.svg)\n", legend(kept), main_table(kept)]
-    parts += [notes(kept), samples(), FOOT]
-    return "\n".join(parts)
+    first, later = first_runs(kept), added(kept)
+    parts = [TOP, "![change of the loss against LoRA, by method](benchmark.svg)\n", legend(first), main_table(first)]
+    parts += [notes(first)]
+    if later:
+        parts += [later_section(later)]
+    return "\n".join([*parts, left_out(), samples(), FOOT])
+
+
+def first_runs(kept: Mapping[str, Facts]) -> dict[str, Facts]:
+    return {name: facts for name, facts in kept.items() if not name.endswith(OF_ADDED)}
+
+
+def added(kept: Mapping[str, Facts]) -> dict[str, Facts]:
+    """The comparisons of `files.ADDED`, by SEARCH and task."""
+    return {name.removesuffix(OF_ADDED): facts for name, facts in kept.items() if name.endswith(OF_ADDED)}
 
 
 def by_run(facts: Facts) -> dict[str, Facts]:
     return {row["run"]: row for row in facts["methods"]}
 
 
-def parts(kept: Mapping[str, Facts]) -> list[dict[str, Facts]]:
-    """The comparisons by SEARCH and task: those of the first runs, then those of ADDED."""
-    whole = [{name: kept.get(name + ending) for name in (SEARCH, *TASKS)} for ending in ("", OF_ADDED)]
-    return [{name: facts for name, facts in part.items() if facts} for part in whole if part[SEARCH]]
-
-
-def of_run(kept: Mapping[str, Facts], run: str) -> dict[str, Facts]:
-    """The comparisons that have a run: the first ones where both do."""
-    return next(part for part in parts(kept) if run in by_run(part[SEARCH]))
+def of_tasks(kept: Mapping[str, Facts]) -> dict[str, Facts]:
+    return {task: kept[task] for task in TASKS}
 
 
 def changes(kept: Mapping[str, Facts]) -> dict[str, dict[str, list[float]]]:
-    """loss - LoRA's of the same comparison for each seed, by run and task, the best mean over the tasks first; a run
-    that has no figure for some task is left out."""
+    """loss - LoRA's for each seed, by run and task, the best mean over the tasks first; a run that has no figure for
+    some task is left out."""
     found: dict[str, dict[str, list[float]]] = {}
-    for task, facts in ((task, part[task]) for part in reversed(parts(kept)) for task in TASKS):
+    for task, facts in of_tasks(kept).items():
         base = by_run(facts)[facts["baseline"]]["values"]
         for row in facts["methods"]:
             if row["mean"] is not None:
@@ -108,49 +113,35 @@ def legend(kept: Mapping[str, Facts]) -> str:
     """What the numbers of the table are, and how far chance moves them."""
     seeds = SEEDS[next(iter(TASKS))]
     apart = [
-        statistics.median(
-            max(values) - min(values)
-            for part in parts(kept)
-            for row in part[task]["methods"]
-            if (values := row["values"].values())
-        )
-        for task in TASKS
+        statistics.median(max(values) - min(values) for row in facts["methods"] if (values := row["values"].values()))
+        for facts in of_tasks(kept).values()
     ]
     return (
         f"Validation loss, mean ± standard deviation over the seeds {' and '.join(map(str, seeds))}; in the order of "
-        f"the mean over the tasks of the difference to LoRA. How far chance moves them: the seeds of one method lie "
+        f"the mean over the tasks. How far chance moves them: the seeds of one method lie "
         f"{', '.join(format(value, '.3f') for value in apart)} apart on the three tasks (median over the methods).\n"
-        + again(kept)
-    )
-
-
-def again(kept: Mapping[str, Facts]) -> str:
-    """How LoRA did beside the methods that were measured later."""
-    first, *later = parts(kept)
-    if not later:
-        return ""
-    name = first[SEARCH]["baseline"]
-    losses = [", ".join(loss(by_run(part[task])[name]) for task in TASKS) for part in (first, *later)]
-    return (
-        f"\nThe {len(ADDED)} methods marked † were measured later, on {later[0][SEARCH]['machine']['cpu']}, over a "
-        f"base trained there by the same recipe, and {name} with them: {losses[1]} there, {losses[0]} in the table. "
-        f"Order and picture take each method against the {name} beside which it was measured.\n"
     )
 
 
 def main_table(kept: Mapping[str, Facts]) -> str:
+    search = kept[SEARCH]
+    tasks = {task: by_run(facts) for task, facts in of_tasks(kept).items()}
+    first = next(iter(tasks.values()))
+    base = first[search["baseline"]]
     ordered = [*changes(kept)]
-    ordered += [run for part in parts(kept) for run in by_run(part[SEARCH]) if run not in ordered]
-    lines = [line(place, run, of_run(kept, run)) for place, run in enumerate(ordered, 1)]
-    return table(["", "method", "kind", "trained", "rate", *TASKS], lines, words=3)
-
-
-def line(place: int, run: str, part: Mapping[str, Facts]) -> list[str]:
-    search = part[SEARCH]
-    row, base = (by_run(part[next(iter(TASKS))])[name] for name in (run, search["baseline"]))
-    shown = f"**{run}**" if run == base["run"] else run + " †" * (run in ADDED)
-    figures = [loss(by_run(part[task])[run]) for task in TASKS]
-    return [str(place), shown, kind(run), trained(row, base), rate_text(by_run(search)[run], search), *figures]
+    ordered += [run for run in first if run not in ordered]
+    lines = [
+        [
+            str(place),
+            f"**{run}**" if run == base["run"] else run,
+            kind(run),
+            trained(first[run], base),
+            rate_text(by_run(search)[run], search),
+            *(loss(those[run]) for those in tasks.values()),
+        ]
+        for place, run in enumerate(ordered, 1)
+    ]
+    return table(["", "method", "kind", "trained", "rate", *tasks], lines, words=3)
 
 
 def loss(row: Facts) -> str:
@@ -181,25 +172,67 @@ def rate_text(row: Facts, facts: Facts) -> str:
     return f"{rate:g}{'*' if rate in (min(tried), max(tried)) else ''}"
 
 
+LATER = """\
+## Measured later
+
+The same comparisons of newer methods on another machine, {cpu}, over a base that was trained there by the same recipe
+and is another one for that: compare with its {baseline}, not with the table above. The search trained all of them,
+{searched} with seed 1; the three tasks train some, with the other seeds, at the rate found. {cost}
+"""
+
+
+def later_section(later: Mapping[str, Facts]) -> str:
+    search = later[SEARCH]
+    tasks = [task for task in TASKS if task in later]
+    found = by_run(search)
+    base = found[search["baseline"]]
+    ordered = sorted(found.values(), key=lambda row: float("inf") if row["mean"] is None else row["mean"])
+    lines = []
+    for place, row in enumerate(ordered, 1):
+        run = row["run"]
+        figures = [loss(rows[run]) if run in rows else "" for rows in (by_run(later[task]) for task in tasks)]
+        shown = f"**{run}**" if run == base["run"] else run
+        of_search = [rate_text(row, search), loss(row)]
+        lines.append([str(place), shown, kind(run), trained(row, base), *of_search, *figures])
+    head = LATER.format(
+        cpu=search["machine"]["cpu"], baseline=base["run"], searched=SEARCHED, cost=clock(later.values())
+    )
+    return head + "\n" + table(["", "method", "kind", "trained", "rate", "search", *tasks], lines, words=3)
+
+
+def clock(facts: Iterable[Facts]) -> str:
+    """`126 runs in 1 h 5 min on the clock, beside other work, 2026-12-01.`"""
+    those = list(facts)
+    runs = sum(sum(each["runs"].values()) for each in those)
+    wall = duration(sum(each["cost"]["wall_seconds"] for each in those))
+    return f"{runs} runs in {wall} on the clock, beside other work, {max(each['date'] for each in those)}."
+
+
 def notes(kept: Mapping[str, Facts]) -> str:
-    lines = [f"- {name}: not in the table, {why}" for name, why in OUTSIDE.items()]
+    lines = []
     for name, given in OPTIONS.items():
         lines.append(f"- {name} with {', '.join(f'{key}: {value}' for key, value in given.items())}")
     failed = [f"- {name}, {one['run']}: {one['said']}" for name, facts in kept.items() for one in facts["failed"]]
     cpu = sum(facts["cost"]["cpu_seconds"] for facts in kept.values()) / 3600
     runs = sum(sum(facts["runs"].values()) for facts in kept.values())
-    machines = [part[SEARCH]["machine"] for part in parts(kept)]
-    cpus = " and ".join(dict.fromkeys(machine["cpu"] for machine in machines))
-    machine = machines[0]
+    search = kept[SEARCH]
+    machine = search["machine"]
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "lrft"))
     wall = duration(sum(facts["cost"]["wall_seconds"] for facts in kept.values()))
     said = (
-        f"{runs} runs, {cpu:.1f} CPU hours with all merge checks, without the base ({wall} on the clock, "
-        f"beside other work), {max(facts['date'] for facts in kept.values())}; {cpus}, "
+        f"{runs} runs, {cpu:.1f} CPU hours with all merge checks, without the base ({wall} on the clock, two at a "
+        f"time, beside other work), {max(facts['date'] for facts in kept.values())}; {machine['cpu']}, "
         f"{machine['threads']} thread a run; {versions}.\n"
     )
     failed = ["", "Runs that gave no figure:", "", *failed] if failed else []
     return "\n".join([said, "Options that are not the defaults:", "", *lines, *failed]) + "\n"
+
+
+def left_out() -> str:
+    """The methods without a row, by the reason."""
+    reasons = dict.fromkeys(OUTSIDE.values())
+    lines = [f"- {', '.join(n for n, why in OUTSIDE.items() if why == reason)}: {reason}" for reason in reasons]
+    return "\n".join(["Methods in no table:", "", *lines]) + "\n"
 
 
 def samples() -> str:
