@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from judging import shows
+from paper_claims.claim import Verdict, together
 from paper_claims.papers import factorisation, few_rows, near_full
 
 import lrft
@@ -74,6 +75,12 @@ def test_fits_less() -> None:
     assert better([[2.0, 2.1], [1.9, 2.0], [1.8, 2.0]])
     assert not better([[2.0, 2.1], [1.9, 2.1], [1.8, 2.0]])
     assert not better([[2.0, 2.1], [1.9, 2.0], [2.2, 2.0]])
+
+
+def test_the_figures_say_for_which_of_several_methods_a_claim_holds() -> None:
+    assert together({"a": True, "b": True}, "x.") == Verdict(True, "x.")
+    assert together({"a": False, "b": False}, "x.") == Verdict(False, "x.")
+    assert together({"a": False, "b": True}, "x.") == Verdict(False, "x. For b alone it holds, for a it does not.")
 
 
 def test_carries_over() -> None:

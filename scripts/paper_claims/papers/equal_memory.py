@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paper_claims.claim import Claim, Facts, Measure, Verdict, losses, of_run
+from paper_claims.claim import Claim, Facts, Measure, Verdict, losses, of_run, together
 from paper_claims.papers.galore_memory import megabytes
 
 MORE = 0.1
@@ -14,13 +14,15 @@ def better_within(facts: Facts) -> Verdict:
     base, states = facts["baseline"], facts["measured"]["state"]
     theirs = of_run(facts, base)
     others = [run for run in states if run != base]
-    shows = all(
-        of_run(facts, run)[seed] < theirs[seed] and states[run][seed] <= (1 + MORE) * states[base][seed]
+    held = {
+        run: all(
+            of_run(facts, run)[seed] < theirs[seed] and states[run][seed] <= (1 + MORE) * states[base][seed]
+            for seed in theirs
+        )
         for run in others
-        for seed in theirs
-    )
+    }
     told = "; ".join(f"{run} {losses(of_run(facts, run))} with {losses(states[run])} MB" for run in [base, *others])
-    return Verdict(shows, f"the loss is: {told} of state.")
+    return together(held, f"the loss is: {told} of state.")
 
 
 CLAIM = Claim(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from paper_claims.claim import Claim, Facts, Measure, Verdict, losses, of_run
+from paper_claims.claim import Claim, Facts, Measure, Verdict, losses, of_run, together
 
 LAST = 6
 """steps in which the rows are passed once"""
@@ -15,9 +15,9 @@ def fits_less(facts: Facts) -> Verdict:
     """Both end with a lower loss on the validation rows than LoRA, on every seed."""
     theirs, trained = of_run(facts, "lora"), facts["measured"]["trained"]
     judged = ("lora-ggpo", "bilora")
-    shows = all(of_run(facts, run)[seed] < theirs[seed] for run in judged for seed in theirs)
+    held = {run: all(of_run(facts, run)[seed] < theirs[seed] for seed in theirs) for run in judged}
     told = "; ".join(f"{run} {losses(of_run(facts, run))} and {losses(trained[run])}" for run in ("lora", *judged))
-    return Verdict(shows, f"the loss on the validation rows, and on those that were trained, is: {told}.")
+    return together(held, f"the loss on the validation rows, and on those that were trained, is: {told}.")
 
 
 def trained_loss(folder: str, _: str) -> float:

@@ -7,7 +7,7 @@ from functools import cache
 from method_benchmark import base
 
 from paper_claims.asking import loss_on
-from paper_claims.claim import Claim, Facts, Measure, Verdict, losses, of_run
+from paper_claims.claim import Claim, Facts, Measure, Verdict, losses, of_run, together
 
 OLD = base.FOLDER / "english-held-out.jsonl"
 ALIKE = 0.9
@@ -18,15 +18,17 @@ def keeps_more(facts: Facts) -> Verdict:
     """Both forget less than LoRA and have learned ALIKE of its gain, on every seed."""
     rises, gains = facts["measured"]["rise"], facts["measured"]["gain"]
     judged = ("curlora", "comp-lora")
-    shows = all(
-        rises[run][seed] < theirs and gains[run][seed] >= ALIKE * gains["lora"][seed]
+    held = {
+        run: all(
+            rises[run][seed] < theirs and gains[run][seed] >= ALIKE * gains["lora"][seed]
+            for seed, theirs in rises["lora"].items()
+        )
         for run in judged
-        for seed, theirs in rises["lora"].items()
-    )
+    }
     told = "; ".join(
         f"{run} {losses(rises[run])} at a loss on the task of {losses(of_run(facts, run))}" for run in ("lora", *judged)
     )
-    return Verdict(shows, f"the loss on the English that the base has read rises by: {told}.")
+    return together(held, f"the loss on the English that the base has read rises by: {told}.")
 
 
 def rise(folder: str, _: str) -> float:

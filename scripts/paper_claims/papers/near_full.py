@@ -6,16 +6,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from paper_claims.claim import Claim, Facts, Measure, Verdict, losses
+from paper_claims.claim import Claim, Facts, Measure, Verdict, losses, together
 
 
 def nearer_to_full(facts: Facts) -> Verdict:
     """Both are nearer to full fine-tuning than LoRA, on every seed."""
     found = facts["measured"]["distance"]
     judged = ("loft", "lora-rite")
-    shows = all(found[run][seed] < theirs for run in judged for seed, theirs in found["lora"].items())
+    held = {run: all(found[run][seed] < theirs for seed, theirs in found["lora"].items()) for run in judged}
     told = "; ".join(f"{run} {losses(found[run])}" for run in ("lora", *judged))
-    return Verdict(shows, f"the distance to full fine-tuning's update, over its length, is: {told}.")
+    return together(held, f"the distance to full fine-tuning's update, over its length, is: {told}.")
 
 
 def distance(folder: str, baseline: str) -> float:
