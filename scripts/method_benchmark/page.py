@@ -175,9 +175,10 @@ def rate_text(row: Facts, facts: Facts) -> str:
 LATER = """\
 ## Measured later
 
-The same comparisons of newer methods on another machine, {cpu}, over a base that was trained there by the same recipe
-and is another one for that: compare with its {baseline}, not with the table above. The search trained all of them,
-{searched} with seed 1; the three tasks train some, with the other seeds, at the rate found. {cost}
+Newer methods in the same comparisons, on another machine ({cpu}). The base was trained there by the same recipe, which
+rounding makes another base: compare with {baseline} in this table, not with the table above. `search` is the best loss of
+the search ({searched}, seed 1). Some were trained on the tasks too, at that rate and with the other seeds.
+{cost}
 """
 
 
