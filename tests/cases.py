@@ -140,7 +140,7 @@ CASES: dict[str, tuple[Any, Count]] = {
     "sora+rslora+dora": ([{"sora": {"rule": "released"}}, "rslora", "dora"], lambda d, k, r: r * (d + k + 1) + d),
     "dylora": ("dylora", pair),
     "dylora-all": ({"dylora": {"frozen": False, "strict": True, "use_rank": 2}}, pair),
-    "prilora": ({"prilora": {"spread": 0.0}}, pair),
+    "prilora": ({"prilora": {"spread": 0.0, "every": 2.0}}, pair),
     "increlora": ({"increlora": {"over": 1.0}}, lambda d, k, r: r * (d + k + 1)),
     "increlora+dora": ([{"increlora": {"over": 1.0}}, "dora"], lambda d, k, r: r * (d + k + 1) + d),
     "elalora": ({"elalora": {"over": 1.0}}, lambda d, k, r: r * (d + k + 1)),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrft import registry
+from lrft.adapters.gradients import FurtherPasses
 from lrft.adapters.part import Method, Outputs, Part, Run
 from lrft.registry import MethodCard
 
@@ -72,6 +73,12 @@ class Composition:
     def gradient_owner(self) -> Part | None:
         """The part that makes a step's gradient from several passes."""
         return next((part for part in self.parts if "gradient" in part.slots), None)
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        """Those of all parts in each step."""
+        each = [part.further_passes for part in self.parts]
+        return FurtherPasses(*(sum(getattr(one, kind.name) for one in each) for kind in fields(FurtherPasses)))
 
     @property
     def looks_at_outputs(self) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.calibration import CalibrationContext
-from lrft.adapters.gradients import Gradients, StepPasses
+from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses
 
 CalibrationResult = Mapping[str, Mapping[str, Tensor]]
 
@@ -91,14 +91,16 @@ class Making:
 
 
 class Outputs(Protocol):
-    """The n trained tokens of a micro-batch and the logits that predict them (`lrft.objectives.sft.Outputs`)."""
+    """The n trained tokens of a micro-batch and the logits that predict them, or of n texts the logits of their labels
+    (`lrft.objectives.sft.Outputs`)."""
 
     targets: Tensor
-    """(n,)"""
+    """(n,); of texts (n, m)"""
+    of_texts: bool
 
     @property
     def logits(self) -> Tensor:
-        """(n, vocabulary) float32. Asking for them makes them all at once, which needs memory."""
+        """(n, vocabulary) float32; of texts (n, labels). Asking for them makes them all at once, which needs memory."""
 
     def base_logits(self) -> Tensor:
         """The same of the untouched base, without gradient: one more forward pass."""
@@ -238,6 +240,11 @@ class Part:
         on in no other way, or a file, read as data.train is; None: no such rows. Raises ValueError with the reason when
         the options lack them."""
         return None
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        """What `compose_gradient` and `output_loss` ask for in each step."""
+        return FurtherPasses()
 
     def compose_gradient(self, run: Run, gradient: Gradients, passes: StepPasses) -> Gradients:
         """The slot "gradient": the step's gradient, made of its own loss's (`gradient`) and of those of further passes.

@@ -122,7 +122,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     if adapted.resumed_from is None:
         compare_init(engine, inputs.train, adapted, base.compute, notes)
     if recipe.training.micro_batch_size == "auto":
-        engine.micro = largest_that_fits(engine, inputs.train, recipe.training.global_batch_size)
+        sets = [rows for rows in (inputs.train, inputs.auxiliary) if rows is not None]
+        engine.micro = largest_that_fits(engine, sets, recipe.training.global_batch_size)
     return session
 
 
