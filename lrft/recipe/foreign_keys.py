@@ -182,7 +182,10 @@ SENTENCES: Mapping[str, str] = {
     "mlflow_tracking_uri": "is not a key of a recipe: set the environment variable MLFLOW_TRACKING_URI, and "
     "logging.report_to: [mlflow]",
     **dict.fromkeys(
-        ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "start_from"),
+        (
+            *("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "start_from", "peft_model_id"),
+            *("init_from", "init_adapter", "pretrained_adapter", "lora_path", "lora_weights", "peft_path"),
+        ),
         f": {_GO_ON}",
     ),
     **dict.fromkeys(
