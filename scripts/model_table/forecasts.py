@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from model_table.families import CONVOLUTION, DELTA, FAMILIES, IDS, LATENT, MIXED, ROUTED
+from model_table.families import FAMILIES, IDS
 from model_table.making import make_tokenizer
 from model_table.others import class_of
 
@@ -23,26 +23,12 @@ LARGER = {
     **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 4096},
     **IDS,
 }
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 704}
-OLDER = {"vocab_size": 8192, "n_embd": 512, "n_layer": 4, "n_head": 8, "n_positions": 4096, **IDS}
 SIZES: dict[str, dict[str, Any]] = {
     "Llama 2, 3": LARGER,
     "Qwen 3": LARGER,
-    "Gemma 2": LARGER | {"query_pre_attn_scalar": 64},
     "Phi 3, 4": LARGER,
     "Mixtral": LARGER | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 704},
-    "Qwen 3 MoE": LARGER | EXPERTS,
-    "DeepSeek V3": LARGER
-    | {**ROUTED, **LATENT, "moe_intermediate_size": 704, "num_key_value_heads": 8, "first_k_dense_replace": 1}
-    | {"q_lora_rank": 128, "kv_lora_rank": 128, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 64},
-    "GPT-2": OLDER,
-    "BLOOM": {"vocab_size": 8192, "hidden_size": 512, "n_layer": 4, "n_head": 8, **IDS},
-    "LFM 2": LARGER | {"layer_types": CONVOLUTION["layer_types"] * 2},
-    "Qwen 3.5 (text)": LARGER
-    | {**DELTA, "layer_types": DELTA["layer_types"] * 2}
-    | {"linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_num_key_heads": 4, "linear_num_value_heads": 8},
-    "gpt-oss": LARGER
-    | {**MIXED, "layer_types": MIXED["layer_types"] * 2, "num_local_experts": 4, "intermediate_size": 704},
+    "GPT-2": {"vocab_size": 8192, "n_embd": 512, "n_layer": 4, "n_head": 8, "n_positions": 4096, **IDS},
 }
 RECIPE = """\
 model: {folder}
@@ -109,7 +95,8 @@ def section(found: dict[str, Any]) -> str:
 
 The peak memory that `lrft plan` forecasts and the one that the run then took: LoRA of rank 8 on `all-linear`, 8 rows
 of up to 1,024 tokens in one micro-batch, two steps in float32, one thread; models of these families with random weights
-(seed 0), on a CPU ({found["processor"]}), {versions}. `scripts/models --forecasts` makes this table.
+(seed 0), on a CPU ({found["processor"]}), {versions}. `scripts/models --forecasts` makes
+this table. The tests hold a larger Llama to 15 %; a forecast of another family may be lower than what its run takes.
 
 | family | parameters | forecast GB | measured GB | difference |
 | --- | --- | --- | --- | --- |
