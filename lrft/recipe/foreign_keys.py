@@ -81,7 +81,18 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("lora_r", "lora_rank", "r", "dim"), "adapter.rank"),
     "lora_alpha": "adapter.alpha",
     **dict.fromkeys(
-        ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "adapters"), "adapter.start_from"
+        (
+            *(
+                "adapter_name_or_path",
+                "lora_model_dir",
+                "resume_adapter_file",
+                "adapters",
+                "peft_model_id",
+                "init_from",
+            ),
+            *("init_adapter", "pretrained_adapter", "lora_path", "lora_weights", "peft_path"),
+        ),
+        "adapter.start_from",
     ),
     "lora_dropout": "adapter.dropout",
     **dict.fromkeys(("lora_target", "lora_target_modules", "target_layers", "lora_attn_modules"), _TARGETS),
