@@ -41,6 +41,8 @@ def check(
 def check_all(recipe: Recipe, path: Path) -> None:
     """Print a summary of the recipe. Raises a subclass of LrftError for the first problem."""
     with loading():
+        import torch
+
         from lrft.adapters import compose, targets
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
         from lrft.adapters.reach import uncalled
@@ -48,6 +50,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
         from lrft.loading.from_recipe import find_base, head_for, load_data, load_sets, objective_of
         from lrft.loading.metrics import refuse_unfit_metrics
         from lrft.loading.no_effect import refuse_without_effect
+        from lrft.loading.optimizer import rate_hint, refuse_optimizer
         from lrft.loading.others import find_others
         from lrft.model import linear
         from lrft.model.head import head_modules
@@ -58,6 +61,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
         from lrft.tracking.console import Reporter
 
     refuse_unready(recipe)
+    refuse_optimizer(recipe, torch.cuda.is_available())
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
@@ -74,7 +78,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
     if reason and recipe.after.merge:
         text = f"after.merge: merging into this base is not possible: {reason}"
         raise RecipeError([Problem(recipe.where("after.merge"), text)])
-    load_sets(recipe, source, tokenizer, prepared)
+    load_sets(recipe, source, tokenizer, list(prepared.report.labels) or None)
     objective = objective_of(recipe)
     refuse_unfit_metrics(recipe, objective, objective.module(skeleton))
     others = find_others(recipe, source, tokenizer, prepared.train)
@@ -98,7 +102,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
                 *after,
             ]
         )
-        for text in composition_warnings(composition, sites, skeleton):
+        for text in (*rate_hint(recipe), *composition_warnings(composition, sites, skeleton)):
             reporter.warn(text)
         if reason:
             reporter.warn(f"merging into this base is not possible: {reason}")

@@ -24,6 +24,7 @@ from lrft.cli.arguments import (
     one_of,
 )
 from lrft.errors import UsageError
+from lrft.serving.answer_file import refuse_taken
 from lrft.utils.text import count
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def generate(
     """
     one_of("--as", put, PUT)
     refuse_unclear(rows_path, out, prompt, system, adapters)
+    if out is not None:
+        refuse_taken(out)
     with loading():
         from lrft.evaluation.sampling import Sampling
         from lrft.serving.answer_file import AnswerFile

@@ -8,8 +8,9 @@ from lrft.recipe import Recipe
 
 
 def refuse_missing_packages(recipe: Recipe) -> None:
-    """Raises MissingError for a package that the recipe needs and that is not installed. Imports none of them."""
+    """Raises MissingError for all packages that the recipe needs and that are not installed. Imports none of them."""
     t = recipe.training
+    found: dict[str, str] = {}
     for key, chosen, kind in (
         ("training.objective", t.objective, "objectives"),
         ("training.optimizer", t.optimizer, "optimizers"),
@@ -17,7 +18,11 @@ def refuse_missing_packages(recipe: Recipe) -> None:
         *(("logging.report_to", tracker, "trackers") for tracker in recipe.logging.report_to),
         *(("after.export", exporter, "exporters") for exporter in recipe.after.export),
     ):
-        registry.refuse_missing(f"{recipe.where(key)}  {key}", chosen, kind)
+        if package := registry.missing_package(chosen, kind):
+            needs = f"{chosen.name} needs the package {package}, which is not installed"
+            found.setdefault(package, f"{recipe.where(key)}  {key}: {needs}")
+    if found:
+        raise MissingError("\n".join(found.values()), f"pip install {' '.join(found)}")
     refuse_without_login(recipe)
 
 

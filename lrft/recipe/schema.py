@@ -229,6 +229,12 @@ class DataSection(Section):
     )
     shuffle: bool = Field(default=True, description="Shuffles the rows each epoch, with training.seed.")
     cache: bool = Field(default=True, description="Caches the tokenised rows for later runs.")
+    streaming: bool = Field(
+        default=False,
+        description="Makes the rows while the run goes on, for data that are too large for a cache. Needs "
+        "training.max_steps; validation rows are a path of their own, or none.",
+    )
+    window: Count = Field(default=10_000, description="With streaming: the rows that each row is drawn from.")
 
 
 class LrScheduler(Section):

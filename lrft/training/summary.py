@@ -41,7 +41,7 @@ def start(session: Session) -> list[Row]:
 
 def end(session: Session) -> list[Row]:
     """The end summary, with next commands."""
-    p, out = session.progress, output_dir(session.recipe)
+    p, out, stream = session.progress, output_dir(session.recipe), session.inputs.prepared.stream
     done, worse = count(p.step, "step"), worse_than_base(result(session))
     if worse:
         done += f"   {worse}"
@@ -53,6 +53,7 @@ def end(session: Session) -> list[Row]:
         done += f"   {what} {p.best_loss:.4f}{at}{began}"
     return [
         ("done", [done]),
+        *([("streamed", [f"{count(stream.epoch, 'epoch')} done; {stream.counts}"])] if stream else []),
         ("saved", [f"last/ in {out}; no best/" if worse else f"best/ and last/ in {out}"]),
         ("checked", check_lines(session)),
         ("next", [command("lrft", "report", out)] if worse else next_commands(out, mergeable(session.adapted))),
@@ -137,10 +138,11 @@ def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
     t, batches, world = recipe.training, inputs.batches, engine.world
     passes = -(-t.global_batch_size // (engine.micro * world))
     epochs = batches.total_steps / batches.steps_per_epoch
+    rounds = "" if inputs.prepared.stream is not None else f"{epochs:.4g} epoch{'s' * (epochs != 1)} = "
     checkpointing = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
     divided = ", base sharded" if engine.strategy.together else ""
     return [
-        f"{epochs:.4g} epoch{'s' * (epochs != 1)} = {count(batches.total_steps, 'step')} of "
+        f"{rounds}{count(batches.total_steps, 'step')} of "
         f"{count(t.global_batch_size, 'row')}: {engine.micro} per pass x {count(passes, 'pass', 'passes')} x "
         f"{count(world, 'process', 'processes')}{divided}",
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {base.compute}   seed {t.seed}"

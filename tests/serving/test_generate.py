@@ -194,6 +194,14 @@ def test_answers_end_at_the_model_s_positions_and_rows_beside_them_go_on(
     assert short["tokens"] == 20
 
 
+def test_a_file_that_exists_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = write_rows(tmp_path / "taken.jsonl", [{}])
+    assert run_command(["generate", "nowhere", "--data", "neither.jsonl", "-o", str(taken)]) == 2
+    assert "taken.jsonl exists" in capsys.readouterr().err
+
+
 def test_one_prompt_is_printed(place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "1?"}]}])
     run, out = str(place / "one"), tmp_path / "out.jsonl"
