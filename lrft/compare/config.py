@@ -15,6 +15,7 @@ from lrft.recipe.nodes import Node, Source
 from lrft.recipe.problems import Problems, Refused
 from lrft.recipe.schema import Recipe
 from lrft.recipe.yaml_parser import decode, parse, read_bytes
+from lrft.runs.after_training import shown
 
 Budget = Literal["parameters", "rank", "none"]
 
@@ -228,5 +229,8 @@ def _recipe_problems(comparison: Comparison, where: str) -> list[Problem]:
             if recipe.data.validation == "none":
                 text = f"data.validation: none leaves no validation rows to evaluate {comparison.metric} on"
                 found.append(Problem(recipe.where("data.validation"), text))
+            if shown(recipe):
+                text = "after: its commands follow one training, not each run of a comparison. Remove it"
+                found.append(Problem(recipe.where("after"), text))
             good.append(recipe)
     return [*found, *(Problem(where, text) for text in metrics.unfit(comparison.metric, good))]

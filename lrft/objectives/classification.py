@@ -41,6 +41,7 @@ class Classification(Objective):
     # A label is of a whole text, of which whoever asks the model later reads the beginning too.
     defaults: ClassVar[dict[str, Any]] = {"data.too_long": "truncate"}
     unit: ClassVar[str] = "text"
+    placed: ClassVar[tuple[str, ...]] = ("pairs",)
     ranked_by: ClassVar[dict[str, str]] = {
         "accuracy": "higher",
         "macro-F1": "higher",
