@@ -83,7 +83,7 @@ class Composition:
     @property
     def looks_at_outputs(self) -> bool:
         """Whether some part adds a term of the loss that is made of logits."""
-        return any(type(part).output_loss is not Part.output_loss for part in self.parts)
+        return any(part.looks_at_outputs for part in self.parts)
 
     @property
     def acting_between_passes(self) -> list[str]:

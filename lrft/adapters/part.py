@@ -132,6 +132,8 @@ class Part:
     """source of learning_rate; required together with it"""
     edits_moments: ClassVar[bool] = False
     """whether it changes single numbers of the optimiser's state, which one that keeps 8 bits for each does not have"""
+    no_reference: ClassVar[str] = ""
+    """why an objective that measures against the base is refused beside it, as the end of "X ..."; "" for none"""
     needs_adamw: ClassVar[str] = ""
     """what of AdamW it works with, when it works beside no other optimiser: the end of "NAME ..." """
     offset_from_init: ClassVar[bool] = False
@@ -204,6 +206,11 @@ class Part:
         return 0
 
     # every optimiser step
+    @property
+    def looks_at_outputs(self) -> bool:
+        """Whether it adds a term of the loss that is made of logits."""
+        return type(self).output_loss is not Part.output_loss
+
     @property
     def acts_between_passes(self) -> bool:
         """Whether it acts on gradients, trained tensors or the optimiser between the passes of one step and those of

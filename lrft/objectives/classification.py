@@ -42,6 +42,15 @@ class Classification(Objective):
     # A label is of a whole text, of which whoever asks the model later reads the beginning too.
     defaults: ClassVar[dict[str, Any]] = {"data.too_long": "truncate"}
     unit: ClassVar[str] = "text"
+    placed: ClassVar[tuple[str, ...]] = ("pairs",)
+    ranked_by: ClassVar[dict[str, str]] = {
+        "accuracy": "higher",
+        "macro-F1": "higher",
+        "micro-F1": "higher",
+        "Matthews": "higher",
+        "MSE": "lower",
+        "Spearman": "higher",
+    }
 
     problem: Literal["auto", "single-label", "multi-label", "regression"] = "auto"
     """auto: multi-label where labels are lists, else one label of several; regression: one output, squared error."""

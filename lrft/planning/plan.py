@@ -193,9 +193,19 @@ def make_plan(
     strategy, why = chosen(recipe, weights, list(memory))
     answered = found.copies * sum(times * tokens_of(rows, order) for rows, order, times in passed)
     flops = communication.operations(answered, found.matrix, found.trained, t.gradient_checkpointing)
-    # Forward alone.
-    flops += 2.0 * tokens * (further.base * found.matrix + sum(matrix for _, matrix in beside))
-    sizes = Sizes(found.matrix, found.blocks, weights, found.adapter + found.state, found.copies)
+    named = sum(matrix for _, matrix in beside)
+    forwards = made(t.objective, "objectives").forwards()
+    asked = found.matrix * forwards.step + named
+    flops += 2.0 * tokens * (asked + further.base * found.matrix)  # forward alone
+    sizes = Sizes(
+        found.matrix,
+        asked,
+        found.matrix * forwards.before,
+        found.blocks,
+        weights,
+        found.adapter + found.state,
+        found.copies,
+    )
     speeds = Speeds(speed * EFFICIENCY * devices, seconds_of_a_weight(active))
     return Plan(
         modules=found.modules,

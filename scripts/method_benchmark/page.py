@@ -176,8 +176,8 @@ LATER = """\
 ## Measured later
 
 Newer methods in the same comparisons, on another machine ({cpu}). The base was trained there by the same recipe, which
-rounding makes another base: compare with {baseline} in this table, not with the table above. `search` is the best loss of
-the search ({searched}, seed 1). Some were trained on the tasks too, at that rate and with the other seeds.
+rounding makes another base: compare with {baseline} in this table, not with the table above. `search` is the best loss
+of the search ({searched}, seed 1). Some were trained on the tasks too, at that rate and with the other seeds.
 {cost}
 """
 

@@ -366,9 +366,36 @@ def test_time_is_more_than_steps(place: Place, capsys: pytest.CaptureFixture[str
     parts = made.time
     assert made.evaluations == 4
     assert made.seconds == pytest.approx(parts.start + parts.steps + parts.evaluation + parts.answers + parts.saving)
+    assert parts.before == 0
     assert min(parts.start, parts.steps, parts.evaluation, parts.answers, parts.saving) > 0
     without = planned(place)
     assert (without.evaluations, without.time.evaluation, without.time.answers) == (0, 0, 0)
     assert parts.saving == pytest.approx(4 * without.time.saving), "steps 2, 3, 4 and 6; the last one alone"
     longer = planned(place, *keys, "evaluation.max_new_tokens=256").time
     assert longer.answers / parts.answers == pytest.approx(2, rel=0.9)
+
+
+def test_what_the_reference_costs_is_in_the_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass without gradients is two operations for each token and weight."""
+    monkeypatch.setattr(plan, "speed_here", lambda dtype: 1e9)
+    asks = {"prompt": [{"role": "user", "content": "2 + 2?"}]}
+    rows = [asks | {"chosen": "four", "rejected": "five" + " or six" * n} for n in range(8)]
+    runs.write_rows(place.root / "pairs.jsonl", rows)
+    keys = (f"data.train={place.root / 'pairs.jsonl'}", "data.validation=2", "evaluation.every=2", "data.cache=false")
+    plain, cached, each = (
+        planned(place, *keys, f"training.objective={words}")
+        for words in ("simpo", "dpo", "{dpo: {reference: each-step, loss: bco_pair}}")
+    )
+    matrix = sum(m["layers"] * m["d"] * m["k"] for m in plain.modules if m["module"] != "lm_head")
+    matrix += sum(m["d"] * m["k"] for m in plain.modules if m["module"] == "lm_head")
+    recipe = place.recipe(*keys, "training.objective=dpo")
+    prepared = prepare_data(recipe, place.root / "base", load_recipe_tokenizer(recipe, place.root / "base"))
+    tokens = int(prepared.train.lengths.sum()), int(prepared.validation.lengths.sum())
+    assert plain.time.before == each.time.before == 0
+    assert cached.time.before == pytest.approx(2 * matrix * sum(tokens) / 0.75e9)
+    assert (cached.flops, cached.time.evaluation) == (plain.flops, plain.time.evaluation)
+    assert each.flops - plain.flops == pytest.approx(3 * 2 * matrix * plain.tokens)
+    assert each.time.evaluation == pytest.approx(4 * plain.time.evaluation)
+    lines = plan_render.time_lines(cached)
+    assert sum("to ask the base about all rows once" in line for line in lines) == 1
+    assert cached.seconds == pytest.approx(sum(dataclasses.asdict(cached.time).values()))
