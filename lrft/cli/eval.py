@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from lrft import data
     from lrft.judging.data_files import DataFile
     from lrft.judging.side_by_side import Settings
+    from lrft.loading.metrics import Metrics
     from lrft.loading.saved import Target
     from lrft.tracking.console import Reporter
+
+LONGEST = 128  # tokens of an answer, where neither the command nor the run says it
 
 
 def evaluate(
@@ -62,7 +65,10 @@ def evaluate(
         bool, typer.Option("--chat-template", help="Put the questions of tasks with the trained chat template.")
     ] = False,
     allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let task files of --tasks run Python code beside them.")
+        bool,
+        typer.Option(
+            "--allow-code", help="Let task files of --tasks, or files that evaluation.metrics names, run Python code."
+        ),
     ] = False,
     judge: Annotated[
         str | None,
@@ -79,13 +85,16 @@ def evaluate(
     base: Base = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
     no_generate: Annotated[bool, typer.Option("--no-generate", help="Loss only, no answers.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. Default: the run's evaluation.max_new_tokens, else 128.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass; results do not depend on it.")] = 8,
     samples: Annotated[int, typer.Option(min=0, help="Number of generated answers to print.")] = 3,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the loss and the figures of the run's objective, perplexity, and exact match of greedy answers.
+    """Measure the loss and the figures of the run's objective, perplexity, and exact match of greedy answers; of a run
+    also its evaluation.metrics, and the loss of its evaluation.sets where no data are given.
 
     \b
     --compare   two models, row by row, with intervals
@@ -124,10 +133,10 @@ def evaluate(
         return
     reading = {"format": data_format, "columns": columns, "special_tokens": special_tokens}
     files = data_files(rows_path or [], {key: values or [] for key, values in reading.items()})
-    settings = Settings(0 if no_generate else max_new_tokens, batch_size, limit, base, trust_remote_code)
+    settings = Settings(0 if no_generate else max_new_tokens or LONGEST, batch_size, limit, base, trust_remote_code)
     with Reporter(None, quiet=as_json, stream=sys.stderr if as_json else None) as reporter:
         if compare is None and judge is None:
-            evaluate_alone(target, files, settings, samples, reporter, as_json)
+            evaluate_alone(target, files, settings, max_new_tokens, samples, reporter, allow_code, as_json)
             return
         from lrft.cli.eval_compare import compare_two
 
@@ -150,9 +159,11 @@ def refuse_unclear(
     others = {"compare": compare, "judge": judge, "data": rows_path}
     if tasks is not None and (given := [name for name, value in others.items() if value]):
         raise UsageError(f"--tasks brings rows of its own: it cannot be given with --{given[0]}")
-    of_tasks = {"num-fewshot": num_fewshot is not None, "chat-template": chat_template, "allow-code": allow_code}
+    of_tasks = {"num-fewshot": num_fewshot is not None, "chat-template": chat_template}
     if tasks is None and (said := [name for name, is_given in of_tasks.items() if is_given]):
         raise UsageError(f"--{said[0]} is only for --tasks")
+    if allow_code and (compare is not None or judge is not None):
+        raise UsageError("--allow-code is for --tasks and for the metrics of a run evaluated alone")
     if (judge is None) != (judge_model is None):
         raise UsageError("--judge URL and --judge-model NAME require each other")
     if judge is not None and no_generate:
@@ -164,12 +175,20 @@ def refuse_unclear(
 
 
 def evaluate_alone(
-    target: str, files: Sequence[DataFile], settings: Settings, samples: int, reporter: Reporter, as_json: bool
+    target: str,
+    files: Sequence[DataFile],
+    settings: Settings,
+    max_new_tokens: int | None,
+    samples: int,
+    reporter: Reporter,
+    allow_code: bool,
+    as_json: bool,
 ) -> None:
-    """One target on each file."""
+    """One target on each file. max_new_tokens: None for what its run says."""
     from lrft import registry
     from lrft.evaluation.loss import counted_as
     from lrft.loading.evaluation_rows import rows_for
+    from lrft.loading.metrics import Metrics, metrics_of
     from lrft.loading.saved import load_target
     from lrft.model.end_tokens import add_stops
     from lrft.runs.after import noted
@@ -201,8 +220,15 @@ def evaluate_alone(
             add_stops(found.model, found.tokenizer.convert_tokens_to_ids(report.end_tokens))
             if settings.limit is not None:
                 rows = rows.slice(range(min(settings.limit, len(rows))))
-            longest = 0 if found.head else settings.longest
-            result = {"target": target, **figures_on(found, rows, reporter, longest, settings.batch_size, samples)}
+            recipe = found.recipe
+            most = max_new_tokens or (recipe.evaluation.max_new_tokens if recipe else settings.longest)
+            longest = most if settings.longest and found.head is None else 0
+            metrics = Metrics((), ())
+            if recipe is not None:
+                metrics = metrics_of(recipe, allow_code=allow_code, of_answers=longest > 0)
+            sets = sets_for(found) if file.path is None else {}
+            figured = figures_on(found, rows, reporter, longest, settings.batch_size, samples, metrics, sets)
+            result = {"target": target, **figured}
             counted = count(result[counted_as(found.objective)], found.objective.unit)
             name = f"{file.name}: " if len(files) > 1 else ""
             kept |= {f"{name}{key}": words for key, words in figures(result, counted, file.path).items()}
@@ -215,29 +241,55 @@ def evaluate_alone(
         reporter.table(tables)
 
 
+def sets_for(found: Target) -> dict[str, data.Rows]:
+    """The rows of the run's evaluation.sets, by name."""
+    from lrft.loading.from_recipe import load_sets
+
+    if found.recipe is None:
+        return {}
+    return load_sets(found.recipe, found.folder, found.tokenizer, found.head.labels if found.head else None)
+
+
 def figures_on(
-    found: Target, rows: data.Rows, reporter: Reporter, longest: int, batch_size: int, samples: int
+    found: Target,
+    rows: data.Rows,
+    reporter: Reporter,
+    longest: int,
+    batch_size: int,
+    samples: int,
+    metrics: Metrics,
+    sets: Mapping[str, data.Rows],
 ) -> dict[str, Any]:
-    """Loss of `rows`, and exact match of the answers to those with a prompt; longest: of an answer, 0 for none."""
-    from lrft.evaluation.generate import answer_rows, pad_token, with_prompts
+    """Loss of `rows` and of the `sets`, and exact match and `metrics` of the answers to rows with a prompt; longest:
+    of an answer, 0 for none."""
+    from lrft.evaluation.generate import answer_rows, pad_token, room_note, with_prompts
     from lrft.evaluation.loss import loss_of
+    from lrft.loading.metrics import figures_of
     from lrft.loading.others import others_of
     from lrft.loading.saved import answering
+    from lrft.model.load import position_limit
 
     result: dict[str, Any] = {"rows": len(rows), "samples": []}
     others = others_of(found, rows)
     losses, layout = answering(found.model, rows, found.objective, found.attached, others, found.head)
+    if found.recipe is not None:
+        losses.wanted = figures_of(found.recipe, found.objective, losses, metrics.of_rows)
     own = None if found.head is None else found.head.pad_id
-    result |= loss_of(
-        losses,
-        rows,
-        micro=batch_size,
-        pad_id=pad_token(found.tokenizer) if own is None else own,
-        objective=found.objective,
-        form=layout.form,
-    )
+    how: dict[str, Any] = {
+        "micro": batch_size,
+        "pad_id": pad_token(found.tokenizer) if own is None else own,
+        "objective": found.objective,
+        "form": layout.form,
+    }
+    result |= loss_of(losses, rows, **how)
+    figures = result.get("figures", {}) | {
+        f"{name}/loss": loss_of(losses, s, **how)["loss"] for name, s in sets.items()
+    }
     asked = with_prompts(rows) if longest else rows.slice([])
     if len(asked):
+        lengths = [len(asked.prompt(i)) for i in range(len(asked))]
+        if note := room_note(lengths, longest, position_limit(found.model.config)):
+            reporter.warn(note)
         answers = answer_rows(
             found.model,
             found.tokenizer,
@@ -249,7 +301,8 @@ def figures_on(
         )
         exact = sum(answer["match"] for answer in answers) / len(answers)
         result |= {"exact_match": exact, "answered": len(answers), "samples": answers[:samples]}
-    return result
+        figures |= metrics.scores(answers)
+    return result | ({"figures": figures} if figures else {})
 
 
 def figures(result: dict[str, Any], counted: str, rows_path: str | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from lrft.recipe import messages, no_effect
 from lrft.recipe.foreign_keys import VALUES
 from lrft.recipe.nodes import DEFAULT, Node, mapping, plain
 from lrft.recipe.problems import Problems, Refused
-from lrft.recipe.schema import LISTED, REGISTERED, EvaluationSection
+from lrft.recipe.schema import LISTED, REGISTERED, DataSection, EvaluationSection
 from lrft.recipe.types import is_number
 
 FORMAT = 1
@@ -51,9 +51,11 @@ def all_of(root: Node, problems: Problems) -> Node:
             if node is not None:
                 training = training.with_child(key, _registered(node, f"training.{key}", kind, problems))
         _other_optimizer(root, training, problems)
+        _other_reference(root, training, problems)
         root = root.with_child("training", training)
     _rows(root, problems)
     _shares(root, problems)
+    _streaming(root, problems)
     for (name, key), kind in LISTED.items():
         section = root.child(name)
         listed = section.child(key) if section is not None else None
@@ -61,6 +63,7 @@ def all_of(root: Node, problems: Problems) -> Node:
             entries = [_registered(entry, f"{name}.{key}", kind, problems) for entry in listed.value]
             root = root.with_child(name, section.with_child(key, replace(listed, value=entries)))
     _best(root, problems)
+    _after(root, problems)
     no_effect.refuse(root, problems)
     return adapter(root, problems)
 
@@ -113,6 +116,37 @@ def _shares(root: Node, problems: Problems) -> None:
         )
 
 
+def _streaming(root: Node, problems: Problems) -> None:
+    """What a stream of rows cannot have, since its rows are known when they come."""
+    streaming, window = root.at(("data", "streaming")), root.at(("data", "window"))
+    defaults = {name: field.default for name, field in DataSection.model_fields.items()}
+    if streaming is None or streaming.value is not True:
+        if window is not None and window.value != defaults["window"]:
+            problems.add(window.place, "data.window has no effect: data.streaming is not true. Remove it, or set that")
+        return
+    steps, epochs = root.at(("training", "max_steps")), root.at(("training", "epochs"))
+    if steps is None or steps.value is None:
+        text = "data.streaming needs training.max_steps: how many rows there are is known when all have come"
+        problems.add(streaming.place, text)
+    elif epochs is not None and epochs.value is not None:
+        problems.add(epochs.place, "training.epochs: a stream of rows ends by training.max_steps alone. Remove it")
+    validation = root.at(("data", "validation"))
+    if validation is not None and not isinstance(validation.value, str) and validation.value != defaults["validation"]:
+        text = "no share of a stream can be held out: expected the path of other data, or none"
+        problems.add(validation.place, f"data.validation: {text}; got {validation.value}")
+    train = root.at(("data", "train"))
+    for k, entry in enumerate(train.value if train is not None and isinstance(train.value, list) else []):
+        for key in ("weight", "limit"):
+            node = entry.child(key) if isinstance(entry.value, dict) else None
+            if node is not None and node.value is not None:
+                text = "does not go with data.streaming, which takes all rows in the order of the files: remove it"
+                problems.add(node.place, f"data.train.{k}.{key} {text}")
+    named = root.at(("training", "objective", "name"))
+    if named is not None and isinstance(named.value, str) and registry.head_of(named.value):
+        text = f"{named.value} does not go with data.streaming: its labels are numbered over all rows"
+        problems.add(named.place, f"training.objective: {text}")
+
+
 def _best(root: Node, problems: Problems) -> None:
     """evaluation.best names a metric that is measured, and evaluation.answers is for metrics of answers."""
     section = root.child("evaluation")
@@ -134,6 +168,33 @@ def _best(root: Node, problems: Problems) -> None:
         problems.add(
             answers.place, "evaluation.answers has no effect: no metric of evaluation.metrics looks at answers"
         )
+
+
+def _after(root: Node, problems: Problems) -> None:
+    """An exporter writes one folder, and what is pushed is what `after` makes."""
+    section = root.child("after")
+    if section is None or not isinstance(section.value, dict):
+        return
+    listed, merge, push, source = (section.child(key) for key in ("export", "merge", "push", "push_from"))
+    named = [
+        name for entry in (listed.value if listed is not None else []) if (name := entry.child("name")) is not None
+    ]
+    names = [name.value for name in named]
+    for k, node in enumerate(named):
+        if node.value in names[:k]:
+            problems.add(
+                node.place, f"after.export: {node.value} is listed twice, and both would write export/{node.value}"
+            )
+    if source is None or not isinstance(source.value, str) or source.value == "adapter":
+        return
+    if push is None:
+        problems.add(source.place, "after.push_from has no effect: there is no after.push. Remove it, or name one")
+    made = ["adapter", *(["merged"] if merge is not None and merge.value is True else []), *names]
+    if source.value not in made:
+        text = (
+            f"after.push_from: expected {_one_of(made)}; got '{source.value}'. after.merge and after.export make others"
+        )
+        problems.add(source.place, text)
 
 
 def _registered(entry: Node, key: str, kind: str, problems: Problems) -> Node:
@@ -180,18 +241,42 @@ def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
             problems.add(later, f"distributed.strategy: zero2 requires {reason}")
 
 
+def _methods(root: Node) -> list[Node]:
+    """The name of each entry of adapter.method."""
+    method = root.at(("adapter", "method"))
+    entries = method.value if method is not None and isinstance(method.value, list) else []
+    return [name for entry in entries if (name := entry.child("name")) is not None]
+
+
+def _other_reference(root: Node, training: Node, problems: Problems) -> None:
+    """An objective that measures against the base beside a method that does not train on it."""
+    objective = training.at(("objective", "name"))
+    declared, cards = registry.declared("objectives"), registry.methods()
+    if objective is None or objective.value not in declared:
+        return
+    if not declared[objective.value].facts.get("referenced", False):
+        return
+    alike = registry.objectives_for(registry.rows_of(objective.value))
+    others = [name for name in alike if not declared[name].facts.get("referenced", False)]
+    for name in _methods(root):
+        reason = cards[name.value].facts.get("no_reference") if name.value in cards else None
+        if reason:
+            way = f", or training.objective: {_one_of(others)}, which has no reference" if others else ""
+            text = f"{name.value} {reason}, and training.objective: {objective.value} measures against the base"
+            problems.add(name.place, f"adapter.method: {text}. Use another method{way}")
+
+
 def _other_optimizer(root: Node, training: Node, problems: Problems) -> None:
     """A method may bring an optimiser that takes the options of adamw, and zero2 divides the state of adamw: nothing
     else works beside them."""
-    node, method = training.at(("optimizer", "name")), root.at(("adapter", "method"))
+    node = training.at(("optimizer", "name"))
     if node is None or node.value in ("adamw", None):
         return
     strategy = root.at(("distributed", "strategy"))
     if strategy is not None and strategy.value == "zero2":
         problems.add(node.place, f"training.optimizer: distributed.strategy zero2 needs adamw (got {node.value})")
     cards = registry.methods()
-    entries = method.value if method is not None and isinstance(method.value, list) else []
-    names = [name.value for entry in entries if (name := entry.child("name")) is not None]
+    names = [name.value for name in _methods(root)]
     chosen = registry.declared("optimizers").get(node.value) if isinstance(node.value, str) else None
     blockwise = chosen is not None and chosen.facts.get("blockwise", False)
     for name in names:

@@ -17,8 +17,61 @@ _BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
 _DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
 _TRACKER = "logging.report_to: [{%s: {project: ..., run_name: ...}}]"
 
-_OBJECTIVE = "training.objective: sft, dpo, simpo, orpo, cpo or kto"
+_OBJECTIVE = "training.objective: sft, dpo, simpo, orpo, cpo, kto or reward"
 _BETA = "training.objective: {dpo: {beta: ...}}, and the same of simpo, orpo, cpo and kto"
+
+# What follows is joined to KEYS below.
+_DATA: Mapping[str, str] = {
+    "excess_length_strategy": "data.too_long: drop, truncate, split or error",
+    **dict.fromkeys(("max_samples", "num_samples", "max_train_samples"), "data.train.limit, of each entry"),
+    **dict.fromkeys(("shuffle_merged_datasets", "disable_shuffling", "curriculum_sampling"), "data.shuffle"),
+    **dict.fromkeys(
+        ("buffer_size", "shuffle_buffer_size", "pretrain_multipack_buffer_size", "streaming_multipack_buffer_size"),
+        "data.window, with data.streaming: true",
+    ),
+    "pretraining_dataset": "data.train, with training.objective: text",
+    **dict.fromkeys(("data_files", "dataset_dir", "ds_type"), "data.train.path, whose ending says the kind"),
+    "split_special_tokens": "data.train.special_tokens: text or tokens",
+    **dict.fromkeys(
+        ("field_messages", "field_instruction", "field_input", "field_output", "field_system", "field_prompt"),
+        "data.train.columns: {theirs: ours}",
+    ),
+    **dict.fromkeys(
+        ("field_chosen", "field_rejected", "field_completion", "field_label", "field_tools", "dataset_text_field"),
+        "data.train.columns: {theirs: ours}",
+    ),
+    **dict.fromkeys(("roles_to_train", "mask_history"), "data.train_on: assistant, last-assistant or all"),
+    **dict.fromkeys(("chat_template_jinja", "chat_template_path"), "data.chat_template: the path of a .jinja file"),
+    **dict.fromkeys(("eval_sample_packing", "batch_flattening", "padding_free"), "data.packing"),
+    **dict.fromkeys(("sample_packing_group_size", "sample_packing_bin_size", "packing_strategy"), "data.packing"),
+    "eval_sequence_len": "data.max_length, for all rows",
+    **dict.fromkeys(("train_split", "dataset_split", "split_name"), "data.train.split"),
+}
+_OPTIMISER: Mapping[str, str] = {
+    "use_muon": "training.optimizer: muon",
+    **dict.fromkeys(("use_galore", "galore_rank", "galore_target", "galore_scale"), "adapter.method: galore"),
+    **dict.fromkeys(("galore_update_interval", "galore_proj_type", "optim_target_modules"), "adapter.method: galore"),
+    **dict.fromkeys(("early_stopping_steps", "early_stopping_patience"), "training.early_stopping: {patience: ...}"),
+    "early_stopping_threshold": "training.early_stopping: {min_delta: ...}",
+    "cosine_constant_lr_ratio": "training.lr_scheduler: {wsd: {decay_ratio: ...}}",
+    "auto_find_batch_size": "training.micro_batch_size: auto",
+    **dict.fromkeys(("pure_bf16", "bfloat16", "float16", "compute_dtype"), "training.precision"),
+    **dict.fromkeys(
+        ("gradient_checkpointing_kwargs", "use_reentrant_gc", "disable_gradient_checkpointing"),
+        "training.gradient_checkpointing",
+    ),
+    "activation_offloading": "training.activation_offload",
+}
+_TOLD: Mapping[str, str] = {
+    **dict.fromkeys(("evaluation_strategy", "eval_strategy", "do_eval"), "evaluation.every"),
+    "eval_max_new_tokens": "evaluation.max_new_tokens",
+    **dict.fromkeys(("eval_table_size", "num_completions_to_print"), "evaluation.samples"),
+    "eval_on_each_dataset": "evaluation.sets",
+    **dict.fromkeys(("wandb_mode", "wandb_watch", "wandb_log_model"), _TRACKER % "wandb"),
+    **dict.fromkeys(("comet_experiment_key", "comet_mode", "comet_online"), _TRACKER % "comet_ml"),
+    **dict.fromkeys(("swanlab_workspace", "swanlab_mode", "swanlab_logdir"), _TRACKER % "swanlab"),
+    "trackio_run_name": _TRACKER % "trackio",
+}
 
 # {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
 KEYS: Mapping[str, str] = {
@@ -28,7 +81,18 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("lora_r", "lora_rank", "r", "dim"), "adapter.rank"),
     "lora_alpha": "adapter.alpha",
     **dict.fromkeys(
-        ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "adapters"), "adapter.start_from"
+        (
+            *(
+                "adapter_name_or_path",
+                "lora_model_dir",
+                "resume_adapter_file",
+                "adapters",
+                "peft_model_id",
+                "init_from",
+            ),
+            *("init_adapter", "pretrained_adapter", "lora_path", "lora_weights", "peft_path"),
+        ),
+        "adapter.start_from",
     ),
     "lora_dropout": "adapter.dropout",
     **dict.fromkeys(("lora_target", "lora_target_modules", "target_layers", "lora_attn_modules"), _TARGETS),
@@ -134,22 +198,36 @@ KEYS: Mapping[str, str] = {
     "bnb_4bit_compute_dtype": "training.precision",
     **dict.fromkeys(("deepspeed", "deepspeed_config", "zero_stage", "fsdp_config", "distributed_type"), _DIVIDED),
     "fsdp": _DIVIDED,
-    **dict.fromkeys(("rl", "stage", "rlhf_type", "trainer_type"), _OBJECTIVE),
-    **dict.fromkeys(("pref_beta", "dpo_beta", "rl_beta", "kto_beta", "orpo_alpha", "orpo_beta", "beta"), _BETA),
+    **dict.fromkeys(("rl", "stage", "rlhf_type", "trainer_type", "alignment_type", "train_mode"), _OBJECTIVE),
+    "reward_model": "training.objective: reward",
+    **dict.fromkeys(
+        ("pref_beta", "dpo_beta", "rl_beta", "kto_beta", "orpo_alpha", "orpo_beta", "simpo_beta", "beta"), _BETA
+    ),
     **dict.fromkeys(("pref_loss", "dpo_loss", "loss_type", "dpo_loss_type"), "training.objective: {dpo: {loss: ...}}"),
     **dict.fromkeys(("pref_ftx", "dpo_ftx", "rpo_alpha"), "training.objective: {dpo: {rpo_alpha: ...}}"),
+    **dict.fromkeys(("discopop_tau",), "training.objective: {dpo: {loss: discopop, temperature: ...}}"),
+    **dict.fromkeys(
+        ("dpo_norm_loss", "length_normalize", "dpo_use_length_normalization"),
+        "training.objective: {dpo: {length_normalized: true}}",
+    ),
+    "center_rewards_coefficient": "training.objective: {reward: {center: ...}}",
     **dict.fromkeys(
         ("dpo_label_smoothing", "cdpo_label_smoothing"), "training.objective: {dpo: {label_smoothing: ...}}"
     ),
-    **dict.fromkeys(("simpo_gamma", "rl_gamma"), "training.objective: {simpo: {gamma: ...}}"),
+    **dict.fromkeys(("simpo_gamma", "rl_gamma", "gamma_beta_ratio"), "training.objective: {simpo: {gamma: ...}}"),
     "cpo_alpha": "training.objective: {cpo: {alpha: ...}}",
     **dict.fromkeys(
-        ("kto_chosen_weight", "kto_desirable_weight"), "training.objective: {kto: {desirable_weight: ...}}"
+        ("kto_chosen_weight", "kto_desirable_weight", "desirable_weight"),
+        "training.objective: {kto: {desirable_weight: ...}}",
     ),
     **dict.fromkeys(
-        ("kto_rejected_weight", "kto_undesirable_weight"), "training.objective: {kto: {undesirable_weight: ...}}"
+        ("kto_rejected_weight", "kto_undesirable_weight", "undesirable_weight"),
+        "training.objective: {kto: {undesirable_weight: ...}}",
     ),
     "precompute_ref_log_probs": "training.objective: {dpo: {reference: cached}}, the default",
+    **_DATA,
+    **_OPTIMISER,
+    **_TOLD,
 }
 
 # Names with a sentence of their own.
@@ -183,6 +261,78 @@ SENTENCES: Mapping[str, str] = {
         ("ref_model", "ref_model_name_or_path", "reference_model"),
         "is not needed: the reference is the base with the adapter switched off, or the adapter of adapter.start_from",
     ),
+    **dict.fromkeys(
+        ("dataset_processes", "dataset_num_proc", "preprocessing_num_workers", "preprocessing_batch_size"),
+        "is not needed: the tokenizer takes all cores, and memory does not grow with the rows",
+    ),
+    **dict.fromkeys(
+        ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
+        "is not needed: a step's rows are read from mapped files, and no loader stands between",
+    ),
+    **dict.fromkeys(
+        ("dataset_prepared_path", "tokenized_path", "overwrite_cache", "dataset_keep_in_memory"),
+        "is not needed: tokenised rows are kept below LRFT_CACHE and made again when anything has changed; "
+        "data.cache: false keeps none",
+    ),
+    **dict.fromkeys(
+        ("dataset_exact_deduplication", "deduplicate"),
+        "is not a key: `lrft data RECIPE` lists exact and near copies, so that they can be taken out of the files",
+    ),
+    "group_by_length": "is not needed: the rows of a step are sorted by length before they are dealt to passes",
+    **dict.fromkeys(
+        ("pad_to_sequence_len", "pad_to_multiple_of"),
+        "is not needed: a pass is padded to its longest row, or packed",
+    ),
+    "dataloader_drop_last": "is not needed: the last step of an epoch has fewer rows and its own divisor",
+    "remove_unused_columns": "is not needed: columns that no format reads are counted in the report",
+    "ignore_pad_token_for_loss": "is not needed: padding is masked by its place, whatever the token",
+    **dict.fromkeys(
+        ("train_on_eos", "train_on_eot"), "is not needed: the token that closes an answer is trained with it"
+    ),
+    **dict.fromkeys(
+        ("message_field_training", "message_field_training_detail"),
+        "is not a key: a turn with train: false, or weight: 0, is shown and not trained",
+    ),
+    **dict.fromkeys(
+        ("message_property_mappings", "message_field_role", "message_field_content"),
+        "is not needed: turns are read with role and content, or with from and value",
+    ),
+    **dict.fromkeys(
+        ("default_system", "system_prompt"), "is not a key: rows have a system turn of their own or a column system"
+    ),
+    "tool_format": "is not needed: the chat template writes calls and tools",
+    "plot_loss": "is not needed: report.md of a run has the picture of the losses",
+    **dict.fromkeys(
+        ("include_effective_tokens_per_second", "include_tokens_per_second", "include_num_input_tokens_seen"),
+        "is not needed: metrics.jsonl and trackers get tokens, and tokens a second, of each step",
+    ),
+    "overwrite_output_dir": "is not part of a recipe: give --fresh to the command",
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "export_hub_model_id", "hub_strategy"),
+        "is another tool's name. In lrft: after.push: OWNER/NAME",
+    ),
+    **dict.fromkeys(
+        ("comet_api_key", "swanlab_api_key", "hf_hub_token", "hf_use_auth_token"),
+        "is a secret, which no recipe holds: services read theirs from the environment",
+    ),
+    "loraplus_lr_embedding": "is not needed: embeddings are not trained",
+    **dict.fromkeys(
+        ("use_adam_mini", "use_badam", "use_apollo", "torchdistx_path"),
+        "is not supported in this version; training.optimizer has the optimisers that are there",
+    ),
+    "reference_free": "is another tool's name. In lrft: training.objective: {cpo: {alpha: 0}}, which has no reference",
+    **dict.fromkeys(
+        ("max_prompt_length", "max_completion_length", "max_target_length"),
+        "is not needed: data.max_length is of prompt and answer together, and a row that is longer is never cut in "
+        "silence",
+    ),
+    **dict.fromkeys(
+        ("loss_weights", "ld_alpha", "f_divergence_type", "use_weighting", "sync_ref_model", "dpop_lambda"),
+        "is not supported in this version: docs/preferences.md lists what dpo has",
+    ),
+    **dict.fromkeys(
+        ("pref_bco_weight", "ref_model_mixup_alpha", "ref_model_sync_steps"), "is not supported in this version"
+    ),
     "additional_target": ": adapter.modules_to_save is not supported in this version",
     "lora_modules_to_save": ": adapter.modules_to_save is not supported in this version",
 }
@@ -197,11 +347,14 @@ ABSENT: frozenset[str] = frozenset(
         "compile",
         "modules_to_save",
         "objective",
-        "streaming",
         "task",
     }
 )
 
+_PAIR_LOSSES = (
+    *("ipo", "hinge", "robust", "exo_pair", "bco_pair", "nca_pair", "apo_zero", "apo_down", "sppo_hard", "discopop"),
+)
+_SHORT = {"slic": "hinge", "bco": "bco_pair", "exo": "exo_pair", "nca": "nca_pair", "sppo": "sppo_hard"}
 # {key: {value: sentence}}: values that a nearest name would not explain.
 _NOT_YET = "is not supported in this version"
 _WARMUP = "training.warmup_ratio and training.warmup_steps hold for every schedule"
@@ -230,8 +383,14 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "data.train.format": dict.fromkeys(("dpo", "pairwise", "ranking", "orpo"), "Here: preference"),
     "training.objective": {
-        **{loss: f"Here: {{dpo: {{loss: {loss}}}}}" for loss in ("ipo", "hinge", "robust", "exo_pair", "bco_pair")},
-        **{"slic": "Here: {dpo: {loss: hinge}}", "bco": "Here: {dpo: {loss: bco_pair}}"},
+        **{loss: f"Here: {{dpo: {{loss: {loss}}}}}" for loss in _PAIR_LOSSES},
+        **{short: f"Here: {{dpo: {{loss: {loss}}}}}" for short, loss in _SHORT.items()},
+        **dict.fromkeys(("rm", "reward-modeling", "reward_modeling", "rlhf"), "Here: reward, a reward model of pairs"),
+        **dict.fromkeys(
+            ("ppo", "grpo", "rloo", "online_dpo", "gspo"),
+            "training on answers that the model itself samples is not supported in this version",
+        ),
+        **dict.fromkeys(("pt", "pretrain", "pretraining"), "Here: text"),
         **{"cdpo": "Here: {dpo: {label_smoothing: ...}}", "rpo": "Here: {dpo: {rpo_alpha: ...}}"},
     },
     "distributed.strategy": {

@@ -1,4 +1,4 @@
-"""Prints the answers of two models to the same held-out commands, side by side.
+"""Prints the answers of two models to the same held-out prompts, side by side.
 
 python recipes/quickstart/compare.py BASE MERGED TEST.jsonl [--rows 6]
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,7 +24,7 @@ from lrft.model.load import load_model, load_tokenizer
 MAX_NEW_TOKENS = 60
 
 
-def answers(folder: Path, prompts: list[list[dict[str, str]]]) -> list[str]:
+def answers(folder: Path, prompts: Sequence[list[dict[str, str]]]) -> list[str]:
     """Greedy answers, with nothing but transformers: what any other program would get from this folder."""
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=torch.float32)
@@ -36,13 +38,21 @@ def answers(folder: Path, prompts: list[list[dict[str, str]]]) -> list[str]:
     return found
 
 
+def asked(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
+    """The prompt of a row, and the answer that is wanted: of a conversation its last turn, of a pair the chosen one."""
+    if "messages" in row:
+        *prompt, answer = row["messages"]
+        return prompt, answer["content"]
+    return row["prompt"], row["chosen"]
+
+
 def one_line(answer: str, limit: int = 110) -> str:
     flat = " ".join(answer.split())
     return flat if len(flat) <= limit else f"{flat[:limit]} ..."
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Answers of two models to the same held-out commands.")
+    parser = argparse.ArgumentParser(description="Answers of two models to the same held-out prompts.")
     parser.add_argument("base")
     parser.add_argument("merged")
     parser.add_argument("test", type=Path)
@@ -50,8 +60,7 @@ def main() -> int:
     args = parser.parse_args()
 
     lines = args.test.read_text("utf-8").splitlines()[: args.rows]
-    chats = [json.loads(line)["messages"] for line in lines]
-    prompts = [chat[:-1] for chat in chats]
+    prompts, wanted = zip(*(asked(json.loads(line)) for line in lines), strict=True)
     try:
         before = answers(find_model(args.base, where="BASE"), prompts)
         after = answers(find_model(args.merged, where="MERGED"), prompts)
@@ -60,12 +69,12 @@ def main() -> int:
         return exit_code(error)
 
     table = Table(show_lines=True, expand=True)
-    for title, ratio in (("command", 3), ("before", 4), ("after", 4)):
+    for title, ratio in (("prompt", 3), ("before", 4), ("after", 4)):
         table.add_column(title, ratio=ratio)
-    for chat, old, new in zip(chats, before, after, strict=True):
-        right = new.strip() == chat[-1]["content"]
+    for prompt, answer, old, new in zip(prompts, wanted, before, after, strict=True):
+        right = new.strip() == answer
         marked = Text(one_line(new), style="green" if right else "red")
-        table.add_row(Text(chat[-2]["content"]), Text(one_line(old)), marked)
+        table.add_row(Text(prompt[-1]["content"]), Text(one_line(old)), marked)
     Console().print(table)
     return 0
 
