@@ -206,7 +206,13 @@ def test_the_page_is_what_the_figures_give() -> None:
     assert (ROOT / "docs" / "claims.md").read_text(encoding="utf-8") == page(KEPT)
 
 
-PAIRED = [claim for claim in CLAIMS if claim.name in KEPT and len(KEPT[claim.name]["methods"]) == 2]
+AS_GOOD = {"loram"}
+"""of methods that are to be nearly as good: exchanged with the better one they still are"""
+PAIRED = [
+    claim
+    for claim in CLAIMS
+    if claim.name in KEPT and len(KEPT[claim.name]["methods"]) == 2 and claim.name not in AS_GOOD
+]
 
 
 @pytest.mark.parametrize("claim", PAIRED, ids=lambda claim: claim.name)
