@@ -1,0 +1,107 @@
+"""torchtune: nested YAML with a component for each part."""
+
+from lrft.foreign.entries import Missing, Needless, Table, To
+
+TITLE = "torchtune"
+SIGNS = ("model._component_", "tokenizer._component_", "checkpointer._component_", "loss._component_")
+COMMANDS = ("tune",)
+
+_TOKENIZER = "the tokenizer is that of the model's folder"
+_FILES = "weights are found in the model's folder"
+_PROFILER = "what a profiler looks at is no part of a recipe"
+_KERNEL = "the loss is always made in chunks, where a token is trained"
+_IMAGES = "lrft trains on text"
+
+KEYS: Table = {
+    "output_dir": To("output_dir", "text"),
+    "model._component_": To("model.quantization", "torchtune_model"),
+    "model.lora_rank": To("adapter.rank"),
+    "model.lora_alpha": To("adapter.alpha", "above_zero"),
+    "model.lora_dropout": To("adapter.dropout"),
+    "model.lora_attn_modules": To("adapter.target_modules", "torchtune_attention"),
+    "model.apply_lora_to_mlp": To("adapter.target_modules", "parts", ["gate_proj", "up_proj", "down_proj"]),
+    "model.apply_lora_to_output": To("adapter.target_modules", "parts", ["lm_head"]),
+    "model.use_dora": To("adapter.method", "flag", "dora", "adapter.method: dora"),
+    "model.quantize_base": To("model.quantization", "flag", "nf4", "model.quantization: nf4"),
+    **dict.fromkeys(("model.decoder_trainable", "model.encoder_trainable", "model.fusion_trainable",
+                     "model.image_size", "tokenizer.image_size", "tokenizer.max_num_tiles"), Missing(_IMAGES)),
+    "checkpointer.checkpoint_dir": To("model.name", "text"),
+    "checkpointer.adapter_checkpoint": Needless("lrft train RECIPE --resume"),
+    "checkpointer.recipe_checkpoint": Needless("lrft train RECIPE --resume"),
+    "checkpointer.output_dir": Needless("output_dir is the run's folder"),
+    "checkpointer.": Needless(_FILES),
+    "tokenizer.max_seq_len": To("data.max_length"),
+    "tokenizer.": Needless(_TOKENIZER),
+    "dataset._component_": To("data.train", "torchtune_dataset"),
+    "dataset.source": To("data.train", "torchtune_source"),
+    "dataset.data_files": To("data.train", "torchtune_files"),
+    "dataset.packed": To("data.packing"),
+    "dataset.split": To("data.train.split", "whole_split"),
+    "dataset.train_on_input": To("data.train_on", "train_on_inputs", says="data.train_on: assistant or all"),
+    "dataset.column_map": To("data.train.columns", "renamed"),
+    "dataset.conversation_column": Needless("columns are found, or renamed by data.train.columns"),
+    "dataset.conversation_style": Needless("the format is found, or named by data.train.format"),
+    "dataset.new_system_prompt": Missing("a system message stands in each row"),
+    "dataset.": Missing("lrft reads rows by data.train: path, format, columns, prompt"),
+    "dataset": Missing("lrft reads rows by data.train: path, format, columns, prompt"),
+    "dataset_val._component_": Needless("data.validation holds rows out, or names a file"),
+    "dataset_val.": Missing("data.validation takes a fraction, a number of rows or a file, not a slice of a split"),
+    "batch_size_val": To("evaluation.micro_batch_size"),
+    "run_val_every_n_steps": To("evaluation.every", "steps"),
+    "seed": To("training.seed"),
+    "shuffle": To("data.shuffle"),
+    "batch_size": To("batch.per_device"),
+    "gradient_accumulation_steps": To("batch.accumulation"),
+    "epochs": To("training.epochs"),
+    "max_steps_per_epoch": Missing("training.max_steps ends the run; data.train.limit takes some rows"),
+    "optimizer._component_": To("training.optimizer", "component"),
+    "optimizer.lr": To("training.learning_rate", "number"),
+    "optimizer.weight_decay": To("training.weight_decay"),
+    "optimizer.betas": To("training.optimizer.betas"),
+    "optimizer.eps": To("training.optimizer.eps"),
+    "optimizer.fused": Needless("adamw is fused on a GPU"),
+    "optimizer_in_bwd": Needless("adapters are small: the optimiser steps after the backward pass"),
+    "lr_scheduler._component_": To("training.lr_scheduler", "component_schedule"),
+    "lr_scheduler.num_warmup_steps": To("training.warmup_steps"),
+    "clip_grad_norm": To("training.max_grad_norm", "clipping"),
+    "loss._component_": To("training.objective", "torchtune_loss"),
+    "loss.beta": To("training.objective.beta"),
+    "loss.label_smoothing": To("training.objective.label_smoothing"),
+    "loss.": Needless(_KERNEL),
+    "loss": Needless(_KERNEL),
+    "kd_loss._component_": To("training.objective", "torchtune_loss"),
+    "kd_loss.": Needless(_KERNEL),
+    "kd_ratio": To("training.objective.alpha", says="training.objective: {distill: {alpha: ...}}"),
+    "teacher_checkpointer.checkpoint_dir": To("training.objective.teacher", "text"),
+    "teacher_checkpointer.": Needless(_FILES),
+    "teacher_model.": Needless("the teacher is read from its folder"),
+    "dtype": To("training.precision", "precision", says="model.precision for the frozen weights, training.precision for "
+                "the computation"),
+    "enable_activation_checkpointing": To("training.gradient_checkpointing", "checkpointing"),
+    "enable_activation_offloading": To("training.activation_offload"),
+    "compile": To("training.compile"),
+    "device": Needless("the GPU is used where there is one"),
+    "low_cpu_ram": Needless("weights are read tensor by tensor"),
+    "fsdp.cpu_offload": Missing("a divided base stays on the GPUs"),
+    "resume_from_checkpoint": Needless("lrft train RECIPE --resume"),
+    "save_adapter_weights_only": Needless("an adapter is what a run saves; lrft merge writes a model"),
+    "metric_logger._component_": To("logging.report_to", "torchtune_logger"),
+    "metric_logger.project": To("logging.report_to.wandb.project", "text"),
+    "metric_logger.log_dir": Needless("metrics.jsonl stands in the run folder"),
+    "metric_logger.filename": Needless("metrics.jsonl stands in the run folder"),
+    "log_every_n_steps": To("logging.every", "steps"),
+    "log_peak_memory_stats": Needless("the peak of memory is in every log line"),
+    "log_level": Needless("what is shown does not depend on levels"),
+    "profiler.": Needless(_PROFILER),
+    "profiler": Needless(_PROFILER),
+    "collate_fn": Needless("batches are made by the objective"),
+    "quantizer.": Missing("training for a later quantisation is not supported"),
+}
+
+DEFAULTS = {
+    "model.lora_rank": 8,
+    "model.lora_alpha": 16,
+    "model.lora_dropout": 0.0,
+    "clip_grad_norm": "none",
+    "run_val_every_n_steps": "none",
+}
