@@ -15,19 +15,40 @@ _SHARDED = "distributed.strategy: fsdp needs no settings: blocks are found in th
 _RELORA = "options of a method are written behind its name: adapter.method: {relora: {...}}"
 _ONLINE = "training on answers that the model makes itself is not supported"
 _LISA = "only adapters are trained, not some layers in full"
-_PARALLEL = "the sequence or the experts of one row are not divided over devices; distributed.strategy: fsdp divides the base"
+_PARALLEL = (
+    "the sequence or the experts of one row are not divided over devices; distributed.strategy: fsdp divides the base"
+)
 
 KEYS: Table = {
-    **{name: trainer.KEYS[name] for name in (
-        *("output_dir", "learning_rate", "warmup_ratio", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
-        *("max_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "tf32", "bf16", "fp16", "gradient_checkpointing"),
-        *("gradient_checkpointing_kwargs", "neftune_noise_alpha", "torch_compile", "logging_steps", "eval_steps"),
-        *("eval_strategy", "save_steps", "save_strategy", "save_total_limit", "metric_for_best_model", "fsdp"),
-        *("greater_is_better", "load_best_model_at_end", "save_safetensors", "resume_from_checkpoint", "deepspeed"),
-        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "remove_unused_columns"),
-        *("group_by_length", "ddp_timeout", "ddp_find_unused_parameters", "local_rank", "hub_model_id", "hub_strategy"),
-        *("gradient_accumulation_steps", "report_to", "save_only_model", "optim_args", "label_smoothing_factor"),
-    )},
+    **{
+        name: trainer.KEYS[name]
+        for name in (
+            *("output_dir", "learning_rate", "warmup_ratio", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
+            *(
+                "max_steps",
+                "adam_beta1",
+                "adam_beta2",
+                "adam_epsilon",
+                "tf32",
+                "bf16",
+                "fp16",
+                "gradient_checkpointing",
+            ),
+            *("gradient_checkpointing_kwargs", "neftune_noise_alpha", "torch_compile", "logging_steps", "eval_steps"),
+            *("eval_strategy", "save_steps", "save_strategy", "save_total_limit", "metric_for_best_model", "fsdp"),
+            *("greater_is_better", "load_best_model_at_end", "save_safetensors", "resume_from_checkpoint", "deepspeed"),
+            *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "remove_unused_columns"),
+            *(
+                "group_by_length",
+                "ddp_timeout",
+                "ddp_find_unused_parameters",
+                "local_rank",
+                "hub_model_id",
+                "hub_strategy",
+            ),
+            *("gradient_accumulation_steps", "report_to", "save_only_model", "optim_args", "label_smoothing_factor"),
+        )
+    },
     **{name: quantization.KEYS[name] for name in ("load_in_4bit", "load_in_8bit")},
     **{f"bnb_config_kwargs.{name}": entry for name, entry in quantization.KEYS.items()},
     "base_model": To("model.name", "text"),
@@ -96,10 +117,14 @@ KEYS: Table = {
     "rpo_alpha": To("training.objective.rpo_alpha"),
     "cpo_alpha": To("training.objective.alpha"),
     "simpo_gamma": To("training.objective.gamma"),
-    "dpo_label_smoothing": To("training.objective.label_smoothing", says="training.objective: {dpo: {label_smoothing: ...}}"),
+    "dpo_label_smoothing": To(
+        "training.objective.label_smoothing", says="training.objective: {dpo: {label_smoothing: ...}}"
+    ),
     "reward_model": To("training.objective", "flag", "reward", "training.objective: reward"),
     "trl.": Missing(_ONLINE),
-    "model_config.output_router_logits": Needless("training.objective: {sft: {router_aux_loss_coef: ...}} asks for them"),
+    "model_config.output_router_logits": Needless(
+        "training.objective: {sft: {router_aux_loss_coef: ...}} asks for them"
+    ),
     "wandb_project": To("logging.report_to.wandb.project", "text"),
     "wandb_entity": To("logging.report_to.wandb.entity", "text"),
     "wandb_name": To("logging.report_to.wandb.run_name", "text"),
@@ -120,9 +145,19 @@ KEYS: Table = {
     "trackio_run_name": To("logging.report_to.trackio.run_name", "text"),
     "trackio_space_id": To("logging.report_to.trackio.space_id", "text"),
     **dict.fromkeys(
-        ("wandb_watch", "wandb_log_model", "wandb_run_id", "wandb_mode", "swanlab_description", "swanlab_mode",
-         "swanlab_log_completions", "hf_mlflow_log_artifacts", "use_otel_metrics", "otel_metrics_host",
-         "otel_metrics_port"),
+        (
+            "wandb_watch",
+            "wandb_log_model",
+            "wandb_run_id",
+            "wandb_mode",
+            "swanlab_description",
+            "swanlab_mode",
+            "swanlab_log_completions",
+            "hf_mlflow_log_artifacts",
+            "use_otel_metrics",
+            "otel_metrics_host",
+            "otel_metrics_port",
+        ),
         Missing("a tracker takes a project and the name of a run; its own environment variables hold the rest"),
     ),
     "fsdp_config": Needless(_SHARDED),
@@ -140,34 +175,76 @@ KEYS: Table = {
     "eot_tokens": Needless(_TOKENS),
     "resize_token_embeddings_to_32x": Missing("the embedding keeps its size"),
     **dict.fromkeys(
-        ("model_type", "tokenizer_type", "tokenizer_config", "tokenizer_use_fast", "tokenizer_legacy", "processor_type",
-         "is_llama_derived_model", "is_falcon_derived_model", "is_mistral_derived_model", "is_qwen_derived_model",
-         "hf_use_auth_token"),
+        (
+            "model_type",
+            "tokenizer_type",
+            "tokenizer_config",
+            "tokenizer_use_fast",
+            "tokenizer_legacy",
+            "processor_type",
+            "is_llama_derived_model",
+            "is_falcon_derived_model",
+            "is_mistral_derived_model",
+            "is_qwen_derived_model",
+            "hf_use_auth_token",
+        ),
         Needless(_AUTO),
     ),
     "tokenizer_use_mistral_common": Missing("the tokenizer is that of transformers"),
-    **dict.fromkeys(("pad_to_sequence_len", "max_packed_sequence_len", "sample_packing_eff_est", "strict"), Needless(_PACKED)),
+    **dict.fromkeys(
+        ("pad_to_sequence_len", "max_packed_sequence_len", "sample_packing_eff_est", "strict"), Needless(_PACKED)
+    ),
     "sample_packing_sequentially": Missing("packing joins rows in the order that leaves the fewest gaps"),
     "curriculum_sampling": Missing("data.shuffle: false keeps the order of the file"),
     "plugins": Needless(_KERNEL),
     **dict.fromkeys(
-        ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "liger_rope", "liger_rms_norm", "liger_rms_norm_gated",
-         "liger_glu_activation", "liger_layer_norm", "liger_fused_linear_cross_entropy", "cut_cross_entropy",
-         "use_kernels", "use_scattermoe", "use_sonicmoe", "fused_attn_kernel", "flash_attn_cross_entropy",
-         "flash_attn_rms_norm", "flash_attn_fuse_mlp", "flash_attn_fuse_qkv", "flash_optimum", "experts_implementation",
-         "torch_compile_mode", "torch_compile_backend", "s2_attention", "unsloth_lora_mlp", "low_cpu_mem_usage"),
+        (
+            "lora_mlp_kernel",
+            "lora_qkv_kernel",
+            "lora_o_kernel",
+            "liger_rope",
+            "liger_rms_norm",
+            "liger_rms_norm_gated",
+            "liger_glu_activation",
+            "liger_layer_norm",
+            "liger_fused_linear_cross_entropy",
+            "cut_cross_entropy",
+            "use_kernels",
+            "use_scattermoe",
+            "use_sonicmoe",
+            "fused_attn_kernel",
+            "flash_attn_cross_entropy",
+            "flash_attn_rms_norm",
+            "flash_attn_fuse_mlp",
+            "flash_attn_fuse_qkv",
+            "flash_optimum",
+            "experts_implementation",
+            "torch_compile_mode",
+            "torch_compile_backend",
+            "s2_attention",
+            "unsloth_lora_mlp",
+            "low_cpu_mem_usage",
+        ),
         Needless(_KERNEL),
     ),
     "flex_attn_compile_kwargs.": Needless(_KERNEL),
-    "loss_watchdog_threshold": Needless("a loss or gradient that is not finite stops the run before the optimiser acts"),
+    "loss_watchdog_threshold": Needless(
+        "a loss or gradient that is not finite stops the run before the optimiser acts"
+    ),
     "loss_watchdog_patience": Needless("a loss or gradient that is not finite stops the run before the optimiser acts"),
     "auto_resume_from_checkpoints": Needless("lrft train RECIPE --resume"),
     "push_dataset_to_hub": Missing("prepared rows stay on the machine"),
     "quantize_moe_experts": Missing("experts kept as one tensor are not quantised"),
     "relora": To("adapter.method", "flag", "relora", "adapter.method: relora"),
     **dict.fromkeys(
-        ("relora_steps", "relora_prune_ratio", "relora_cpu_offload", "jagged_restart_steps",
-         "jagged_restart_warmup_steps", "jagged_restart_anneal_steps"),
+        (
+            "relora_steps",
+            "relora_prune_ratio",
+            "relora_cpu_offload",
+            "jagged_restart_steps",
+            "jagged_restart_warmup_steps",
+            "jagged_restart_anneal_steps",
+        ),
         Missing(_RELORA),
     ),
     "lr_quadratic_warmup": Missing("warm-up is linear"),
@@ -176,4 +253,11 @@ KEYS: Table = {
     "gptq": Missing("a base in GPTQ's format cannot be trained on; model.quantization: nf4, fp4 or int8"),
 }
 
-DEFAULTS = {"num_epochs": 1, "lr_scheduler": "cosine", "micro_batch_size": 1, "warmup_ratio": 0.0, "val_set_size": 0, "adapter": "full"}
+DEFAULTS = {
+    "num_epochs": 1,
+    "lr_scheduler": "cosine",
+    "micro_batch_size": 1,
+    "warmup_ratio": 0.0,
+    "val_set_size": 0,
+    "adapter": "full",
+}

@@ -1,4 +1,4 @@
-"""What a line of a table says about a key of another tool: where it goes, why nothing is lost, or why it is left out."""
+"""What a table says about a key of another tool: where it goes, why nothing is lost, or why it is left out."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ SAYS: Mapping[str, str] = {
     "training.objective.label_smoothing": "training.objective: {sft: {label_smoothing: ...}}",
     "training.objective.gamma": "training.objective: {simpo: {gamma: ...}}",
     "training.objective.alpha": "training.objective: {cpo: {alpha: ...}}",
+    "training.objective.teacher": "training.objective: {distill: {teacher: ...}}",
     "training.objective.problem": "training.objective: {classification: {problem: ...}}",
     "training.objective.desirable_weight": "training.objective: {kto: {desirable_weight: ...}}",
     "training.objective.undesirable_weight": "training.objective: {kto: {undesirable_weight: ...}}",

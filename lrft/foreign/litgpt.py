@@ -12,9 +12,18 @@ KEYS: Table = {
     "checkpoint_dir": To("model.name", "litgpt_model"),
     "out_dir": To("output_dir", "text"),
     "precision": To("training.precision", "precision"),
-    "quantize": To("model.quantization", "words", {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4", "bnb.fp4": "fp4",
-                                                    "bnb.fp4-dq": "fp4", "bnb.int8": "int8",
-                                                    "bnb.int8-training": "int8"}),
+    "quantize": To(
+        "model.quantization",
+        "words",
+        {
+            "bnb.nf4": "nf4",
+            "bnb.nf4-dq": "nf4",
+            "bnb.fp4": "fp4",
+            "bnb.fp4-dq": "fp4",
+            "bnb.int8": "int8",
+            "bnb.int8-training": "int8",
+        },
+    ),
     "devices": To("batch.devices"),
     "num_nodes": To("batch.nodes"),
     "lora_r": To("adapter.rank"),
@@ -28,9 +37,12 @@ KEYS: Table = {
     "lora_head": To("adapter.target_modules", "parts", ["lm_head"]),
     "data.class_path": To("data.train", "litgpt_data"),
     "data.init_args.json_path": To("data.train", "text"),
-    "data.init_args.mask_prompt": To("data.train_on", "words", {"true": "assistant", "false": "all"},
-                                     "data.train_on: assistant"),
-    "data.init_args.prompt_style": Missing("rows are rendered by the tokenizer's chat template, or by data.train.prompt"),
+    "data.init_args.mask_prompt": To(
+        "data.train_on", "words", {"true": "assistant", "false": "all"}, "data.train_on: assistant"
+    ),
+    "data.init_args.prompt_style": Missing(
+        "rows are rendered by the tokenizer's chat template, or by data.train.prompt"
+    ),
     "data.init_args.ignore_index": Needless("tokens that are not trained are known by a mask"),
     "data.init_args.seed": Needless("training.seed decides the split"),
     "data.init_args.val_split_fraction": To("data.validation", "held_out"),
@@ -66,7 +78,9 @@ KEYS: Table = {
     "optimizer.init_args.weight_decay": To("training.weight_decay"),
     "optimizer.init_args.betas": To("training.optimizer.betas"),
     "optimizer.init_args.eps": To("training.optimizer.eps"),
-    "optimizer.init_args.": Missing("options of an optimiser are written out: training.optimizer: {NAME: {option: value}}"),
+    "optimizer.init_args.": Missing(
+        "options of an optimiser are written out: training.optimizer: {NAME: {option: value}}"
+    ),
     "access_token": Missing("a token belongs into the environment: HF_TOKEN"),
     "log_every_n_steps": To("logging.every", "steps"),
 }

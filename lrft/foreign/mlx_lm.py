@@ -31,18 +31,24 @@ KEYS: Table = {
     "epochs": Missing("mlx-lm does not read it: iters ends its runs"),
     "learning_rate": To("training.learning_rate", "number"),
     "optimizer": To("training.optimizer", "optimizer"),
-    "optimizer_config.": Missing("options of an optimiser are written out: training.optimizer: {NAME: {option: value}}"),
+    "optimizer_config.": Missing(
+        "options of an optimiser are written out: training.optimizer: {NAME: {option: value}}"
+    ),
     "optimizer_config": Missing("options of an optimiser are written out: training.optimizer: {NAME: {option: value}}"),
     "lr_schedule.name": To("training.lr_scheduler", "schedule"),
     "lr_schedule.warmup": To("training.warmup_steps"),
-    "lr_schedule.": Missing("a schedule ends with the run; its end is training.lr_scheduler: {NAME: {min_lr_ratio: ...}}"),
+    "lr_schedule.": Missing(
+        "a schedule ends with the run; its end is training.lr_scheduler: {NAME: {min_lr_ratio: ...}}"
+    ),
     "grad_checkpoint": To("training.gradient_checkpointing", "checkpointing"),
     "val_batches": Missing("the loss is that of all validation rows; data.validation says how many are held out"),
     "steps_per_report": To("logging.every", "passes"),
     "steps_per_eval": To("evaluation.every", "passes"),
     "save_every": To("checkpoint.every", "passes"),
     "adapter_path": To("output_dir", "text"),
-    "resume_adapter_file": Missing("continuing from an adapter is not a recipe key: lrft train RECIPE --resume goes on with a run"),
+    "resume_adapter_file": Missing(
+        "continuing from an adapter is not a recipe key: lrft train RECIPE --resume goes on with a run"
+    ),
     "report_to": To("logging.report_to", "trackers"),
     "project_name": To("logging.report_to.wandb.project", "text"),
     "wandb": To("logging.report_to.wandb.project", "text"),

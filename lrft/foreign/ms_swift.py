@@ -18,15 +18,24 @@ KEYS: Table = {
     "model": To("model.name", "text"),
     "model_revision": To("model.revision", "text"),
     "attn_impl": To("model.attention", "attention"),
-    "torch_dtype": To("training.precision", "precision", says="model.precision for the frozen weights, "
-                      "training.precision for the computation"),
+    "torch_dtype": To(
+        "training.precision",
+        "precision",
+        says="model.precision for the frozen weights, training.precision for the computation",
+    ),
     "quant_bits": To("model.quantization", "bits", says=quantization.BITS),
     "quant_method": To("model.quantization.method", says=quantization.BITS),
     "use_hf": Needless("models and data come from the Hugging Face hub"),
     "task_type": To("training.objective", "task"),
-    "problem_type": To("training.objective.problem", "words", {
-        "multi_label_classification": "multi-label", "single_label_classification": "single-label",
-        "regression": "regression"}),
+    "problem_type": To(
+        "training.objective.problem",
+        "words",
+        {
+            "multi_label_classification": "multi-label",
+            "single_label_classification": "single-label",
+            "regression": "regression",
+        },
+    ),
     "num_labels": Needless("labels are taken from the data"),
     "rlhf_type": To("training.objective", "loss"),
     "loss_type": To("training.objective", "loss", says="training.objective: {dpo: {loss: ...}}"),
@@ -59,11 +68,16 @@ KEYS: Table = {
     "val_dataset": To("data.validation", "hub_id", says="data.validation"),
     "split_dataset_ratio": To("data.validation", "held_out"),
     "interleave_prob": To("data.train.weight", "weights", says="data.train.weight, of each entry"),
-    "stopping_strategy": To("data.stop", "words", {"first_exhausted": "first", "all_exhausted": "all"},
-                            "data.stop: first, last or all, with weights of data.train"),
+    "stopping_strategy": To(
+        "data.stop",
+        "words",
+        {"first_exhausted": "first", "all_exhausted": "all"},
+        "data.stop: first, last or all, with weights of data.train",
+    ),
     "max_length": To("data.max_length"),
-    "truncation_strategy": To("data.too_long", "words", {"delete": "drop", "right": "truncate", "split": "split",
-                                                          "raise": "error"}),
+    "truncation_strategy": To(
+        "data.too_long", "words", {"delete": "drop", "right": "truncate", "split": "split", "raise": "error"}
+    ),
     "packing": To("data.packing"),
     "padding_free": Needless("rows are packed, or padded to the longest of a micro batch"),
     "strict": To("data.on_bad_row", "words", {"true": "error", "false": "skip"}, "data.on_bad_row"),
@@ -73,7 +87,9 @@ KEYS: Table = {
     "template": Needless("the tokenizer's own chat template is the default of data.chat_template"),
     "use_chat_template": Missing("rows with messages are rendered by a chat template, rows of text are not"),
     "system": Missing("a system message stands in each row, or in data.train.prompt"),
-    "enable_thinking": To("data.template_options", "option", "enable_thinking", "data.template_options: {enable_thinking: false}"),
+    "enable_thinking": To(
+        "data.template_options", "option", "enable_thinking", "data.template_options: {enable_thinking: false}"
+    ),
     "streaming": Missing("all rows are read before the first step"),
     "shuffle_buffer_size": Needless("all rows are shuffled"),
     "lazy_tokenize": Needless("rows are tokenised before the first step"),
@@ -88,7 +104,9 @@ KEYS: Table = {
     "create_checkpoint_symlink": Needless("best/ and last/ in the run folder"),
     "add_version": Needless("a run folder is never overwritten"),
     "config_file": Needless("distributed.strategy, and the launcher, say how processes work together"),
-    "deepspeed_autotp_size": Missing("tensors are not divided over devices; distributed.strategy: fsdp divides the base"),
+    "deepspeed_autotp_size": Missing(
+        "tensors are not divided over devices; distributed.strategy: fsdp divides the base"
+    ),
     "freeze_vit": Needless("adapters stand beside layers that text reaches"),
     "freeze_aligner": Needless("adapters stand beside layers that text reaches"),
     "model_author": Missing(_CARD),
@@ -100,19 +118,42 @@ KEYS: Table = {
         Missing(_IMAGES),
     ),
     **dict.fromkeys(
-        ("lisa_activated_layers", "lisa_step_interval", "llamapro_num_new_blocks", "reft_intervention_type",
-         "reft_rank", "adapter_act", "adapter_length", "boft_block_size", "boft_block_num", "fourier_n_frequency",
-         "vera_rank", "adalora_target_r", "adalora_init_r"),
+        (
+            "lisa_activated_layers",
+            "lisa_step_interval",
+            "llamapro_num_new_blocks",
+            "reft_intervention_type",
+            "reft_rank",
+            "adapter_act",
+            "adapter_length",
+            "boft_block_size",
+            "boft_block_num",
+            "fourier_n_frequency",
+            "vera_rank",
+            "adalora_target_r",
+            "adalora_init_r",
+        ),
         Missing(_OWN_METHOD),
     ),
     **dict.fromkeys(
-        ("galore_scale", "galore_update_proj_gap", "galore_optim_per_parameter", "galore_quantization",
-         "galore_with_embedding"),
+        (
+            "galore_scale",
+            "galore_update_proj_gap",
+            "galore_optim_per_parameter",
+            "galore_quantization",
+            "galore_with_embedding",
+        ),
         Missing(_GALORE),
     ),
     **dict.fromkeys(
-        ("lora_ga_batch_size", "lora_ga_iters", "lora_ga_max_length", "lora_ga_direction", "lora_ga_scale",
-         "lora_ga_stable_gamma"),
+        (
+            "lora_ga_batch_size",
+            "lora_ga_iters",
+            "lora_ga_max_length",
+            "lora_ga_direction",
+            "lora_ga_scale",
+            "lora_ga_stable_gamma",
+        ),
         Missing("options of a start are written behind its name: adapter.method: {lora-ga: {...}}"),
     ),
     **dict.fromkeys(

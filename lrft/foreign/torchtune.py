@@ -23,8 +23,17 @@ KEYS: Table = {
     "model.apply_lora_to_output": To("adapter.target_modules", "parts", ["lm_head"]),
     "model.use_dora": To("adapter.method", "flag", "dora", "adapter.method: dora"),
     "model.quantize_base": To("model.quantization", "flag", "nf4", "model.quantization: nf4"),
-    **dict.fromkeys(("model.decoder_trainable", "model.encoder_trainable", "model.fusion_trainable",
-                     "model.image_size", "tokenizer.image_size", "tokenizer.max_num_tiles"), Missing(_IMAGES)),
+    **dict.fromkeys(
+        (
+            "model.decoder_trainable",
+            "model.encoder_trainable",
+            "model.fusion_trainable",
+            "model.image_size",
+            "tokenizer.image_size",
+            "tokenizer.max_num_tiles",
+        ),
+        Missing(_IMAGES),
+    ),
     "checkpointer.checkpoint_dir": To("model.name", "text"),
     "checkpointer.adapter_checkpoint": Needless("lrft train RECIPE --resume"),
     "checkpointer.recipe_checkpoint": Needless("lrft train RECIPE --resume"),
@@ -75,8 +84,11 @@ KEYS: Table = {
     "teacher_checkpointer.checkpoint_dir": To("training.objective.teacher", "text"),
     "teacher_checkpointer.": Needless(_FILES),
     "teacher_model.": Needless("the teacher is read from its folder"),
-    "dtype": To("training.precision", "precision", says="model.precision for the frozen weights, training.precision for "
-                "the computation"),
+    "dtype": To(
+        "training.precision",
+        "precision",
+        says="model.precision for the frozen weights, training.precision for the computation",
+    ),
     "enable_activation_checkpointing": To("training.gradient_checkpointing", "checkpointing"),
     "enable_activation_offloading": To("training.activation_offload"),
     "compile": To("training.compile"),

@@ -4,7 +4,14 @@ from lrft.foreign import lora, quantization, trainer
 from lrft.foreign.entries import Missing, Needless, Table, To
 
 TITLE = "TRL"
-SIGNS = ("dataset_name", "use_peft", "model_name_or_path", "dataset_text_field", "dataset_mixture", "assistant_only_loss")
+SIGNS = (
+    "dataset_name",
+    "use_peft",
+    "model_name_or_path",
+    "dataset_text_field",
+    "dataset_mixture.datasets",
+    "assistant_only_loss",
+)
 COMMANDS = ("trl", "sft.py", "dpo.py", "kto.py", "orpo.py", "cpo.py", "reward_modeling.py")
 
 # What is trained, by the program that is started.
@@ -23,10 +30,16 @@ KEYS: Table = {
     "model_revision": To("model.revision", "text"),
     "trust_remote_code": To("model.trust_remote_code"),
     "attn_implementation": To("model.attention", "attention"),
-    "torch_dtype": To("training.precision", "precision", says="model.precision for the frozen weights, "
-                      "training.precision for the computation"),
-    "dtype": To("training.precision", "precision", says="model.precision for the frozen weights, training.precision for "
-                "the computation"),
+    "torch_dtype": To(
+        "training.precision",
+        "precision",
+        says="model.precision for the frozen weights, training.precision for the computation",
+    ),
+    "dtype": To(
+        "training.precision",
+        "precision",
+        says="model.precision for the frozen weights, training.precision for the computation",
+    ),
     "use_bnb_nested_quant": Needless(quantization.SCALES),
     "use_peft": To("adapter.method", "peft", says="adapter.method"),
     "lora_r": To("adapter.rank"),
@@ -61,8 +74,12 @@ KEYS: Table = {
     "padding_free": Needless("rows are packed, or padded to the longest of a micro batch"),
     "pad_to_multiple_of": Needless("rows are packed, or padded to the longest of a micro batch"),
     "eval_packing": Needless("data.packing holds for validation rows too"),
-    "assistant_only_loss": To("data.train_on", "words", {"true": "assistant", "false": "all"}, "data.train_on: assistant"),
-    "completion_only_loss": To("data.train_on", "words", {"true": "assistant", "false": "all"}, "data.train_on: assistant"),
+    "assistant_only_loss": To(
+        "data.train_on", "words", {"true": "assistant", "false": "all"}, "data.train_on: assistant"
+    ),
+    "completion_only_loss": To(
+        "data.train_on", "words", {"true": "assistant", "false": "all"}, "data.train_on: assistant"
+    ),
     "chat_template": To("data.chat_template", "template"),
     "chat_template_path": To("data.chat_template", "template"),
     "eos_token": Needless("the tokenizer's own end of turn is used"),
@@ -76,7 +93,9 @@ KEYS: Table = {
     "cpo_alpha": To("training.objective.alpha"),
     "desirable_weight": To("training.objective.desirable_weight"),
     "undesirable_weight": To("training.objective.undesirable_weight"),
-    "precompute_ref_log_probs": Needless("the reference's answers are kept: training.objective: {dpo: {reference: cached}}, the default"),
+    "precompute_ref_log_probs": Needless(
+        "the reference's answers are kept: training.objective: {dpo: {reference: cached}}, the default"
+    ),
     "ref_model_init_kwargs": Needless("the reference is the base with the adapter switched off"),
     "model_init_kwargs": Missing("model.precision, model.attention and model.revision say it"),
     "sync_ref_model": Missing("the reference stays the base"),

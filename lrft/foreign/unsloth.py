@@ -4,8 +4,12 @@ from lrft.foreign import lora, quantization, trainer
 from lrft.foreign.entries import Missing, Needless, Table, To
 
 TITLE = "Unsloth"
-SIGNS = ("from_pretrained.model_name", "get_peft_model.r", "get_peft_model.use_gradient_checkpointing",
-         "train_on_responses_only.instruction_part")
+SIGNS = (
+    "from_pretrained.model_name",
+    "from_pretrained.max_seq_length",
+    "get_peft_model.use_gradient_checkpointing",
+    "get_peft_model.r",
+)
 COMMANDS = ()
 
 _IMAGES = "lrft trains on text"
@@ -17,12 +21,23 @@ CALLS = {
     "*Model.from_pretrained": "from_pretrained",
     "*Model.get_peft_model": "get_peft_model",
     "LoraConfig": "get_peft_model",
-    **{name: "args" for name in (
-        "TrainingArguments", "UnslothTrainingArguments", "SFTConfig", "DPOConfig", "ORPOConfig", "KTOConfig", "CPOConfig",
-        "RewardConfig",
-    )},
-    **{name: "trainer" for name in ("SFTTrainer", "UnslothTrainer", "DPOTrainer", "ORPOTrainer", "KTOTrainer", "CPOTrainer",
-                                    "RewardTrainer")},
+    **dict.fromkeys(
+        (
+            "TrainingArguments",
+            "UnslothTrainingArguments",
+            "SFTConfig",
+            "DPOConfig",
+            "ORPOConfig",
+            "KTOConfig",
+            "CPOConfig",
+            "RewardConfig",
+        ),
+        "args",
+    ),
+    **dict.fromkeys(
+        ("SFTTrainer", "UnslothTrainer", "DPOTrainer", "ORPOTrainer", "KTOTrainer", "CPOTrainer", "RewardTrainer"),
+        "trainer",
+    ),
     "load_dataset": "load_dataset",
     "train_on_responses_only": "train_on_responses_only",
     "get_chat_template": "get_chat_template",
@@ -46,7 +61,9 @@ KEYS: Table = {
     **{f"get_peft_model.{name}": entry for name, entry in lora.KEYS.items() if name != "layers_pattern"},
     "get_peft_model.use_gradient_checkpointing": To("training.gradient_checkpointing", "checkpointing"),
     "get_peft_model.random_state": Needless("training.seed decides the init as well"),
-    "get_peft_model.finetune_vision_layers": To("adapter", "refused", _IMAGES, "adapter.target_modules: layers that text reaches"),
+    "get_peft_model.finetune_vision_layers": To(
+        "adapter", "refused", _IMAGES, "adapter.target_modules: layers that text reaches"
+    ),
     "get_peft_model.": Needless("adapter.target_modules names the layers"),
     **{f"args.{name}": entry for name, entry in trainer.KEYS.items()},
     "args.embedding_learning_rate": Missing("embeddings are not trained"),
@@ -60,9 +77,20 @@ KEYS: Table = {
     "args.dataset_text_field": To("data.train.columns", "text_column", says="data.train.columns: {theirs: text}"),
     "args.dataset_kwargs": Needless(_TEXT),
     "args.dataset_num_proc": Needless("rows are tokenised by as many processes as help"),
-    "trainer.class": To("training.objective", "words", {
-        "SFTTrainer": "sft", "UnslothTrainer": "sft", "DPOTrainer": "dpo", "ORPOTrainer": "orpo", "KTOTrainer": "kto",
-        "CPOTrainer": "cpo", "RewardTrainer": "reward"}, "training.objective: sft, dpo, simpo, orpo, cpo or kto"),
+    "trainer.class": To(
+        "training.objective",
+        "words",
+        {
+            "SFTTrainer": "sft",
+            "UnslothTrainer": "sft",
+            "DPOTrainer": "dpo",
+            "ORPOTrainer": "orpo",
+            "KTOTrainer": "kto",
+            "CPOTrainer": "cpo",
+            "RewardTrainer": "reward",
+        },
+        "training.objective: sft, dpo, simpo, orpo, cpo or kto",
+    ),
     "trainer.max_seq_length": To("data.max_length"),
     "trainer.max_length": To("data.max_length"),
     "trainer.max_prompt_length": Needless("data.max_length counts prompt and answer together"),
@@ -76,7 +104,9 @@ KEYS: Table = {
     "load_dataset.split": To("data.train.split", "whole_split"),
     "load_dataset.": Missing(_TEXT),
     "train_on_responses_only.": Needless("data.train_on: assistant is the default, found by the chat template itself"),
-    "get_chat_template.chat_template": Needless("the tokenizer's own chat template is the default of data.chat_template"),
+    "get_chat_template.chat_template": Needless(
+        "the tokenizer's own chat template is the default of data.chat_template"
+    ),
     "get_chat_template.": Needless("roles and contents are found: formats messages and sharegpt"),
 }
 

@@ -38,7 +38,9 @@ def read(path: Path) -> Configuration:
         return Configuration(path, line.keys, line.commands)
     found = _json(text, path) if kind == ".json" else _yaml(text, path)
     if not isinstance(found, dict) or not found:
-        raise UsageError(f"{path} holds no keys", "Give a configuration in YAML or JSON, a shell script or a Python file.")
+        raise UsageError(
+            f"{path} holds no keys", "Give a configuration in YAML or JSON, a shell script or a Python file."
+        )
     return Configuration(path, {str(key): _numbers(value) for key, value in _filled(found).items()})
 
 

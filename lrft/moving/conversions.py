@@ -109,7 +109,9 @@ def _targets(value: Any, by: Any, folder: Path) -> list[str]:
         return ["all-linear"]
     if isinstance(value, str) and re.search(r"[\\^$*+()|\[\]]", value):
         return [f"re:{value}"]
-    kept = [str(word) for word in words if str(word) not in ("all-linear", "embed_tokens", "lm_head") or len(words) == 1]
+    kept = [
+        str(word) for word in words if str(word) not in ("all-linear", "embed_tokens", "lm_head") or len(words) == 1
+    ]
     if "all-linear" in words:
         raise Unsaid(f"all-linear and modules trained in full: {SAVED_WHOLE}")
     return kept
@@ -150,7 +152,9 @@ def _method(value: Any, by: Any, folder: Path) -> list[str]:
     if word in registry.methods() or word in registry.PRESETS:
         return [word]
     close = nearest(word, registry.methods())
-    raise Unsaid(f"lrft has no method {value}" + (f"; {close[0]} is near" if close else "; lrft methods lists those it has"))
+    raise Unsaid(
+        f"lrft has no method {value}" + (f"; {close[0]} is near" if close else "; lrft methods lists those it has")
+    )
 
 
 def _peft(value: Any, by: Any, folder: Path) -> list[str]:
@@ -213,7 +217,9 @@ def _optimizer(value: Any, by: Any, folder: Path) -> Any:
     if word.lower().replace("_", "-") in registry.declared("optimizers"):
         return word.lower().replace("_", "-")
     if word not in values.OPTIMIZERS:
-        raise Unsaid(VALUES["training.optimizer"].get(word) or "optimisers: " + ", ".join(registry.declared("optimizers")))
+        raise Unsaid(
+            VALUES["training.optimizer"].get(word) or "optimisers: " + ", ".join(registry.declared("optimizers"))
+        )
     return values.OPTIMIZERS[word]
 
 
@@ -228,7 +234,9 @@ def _schedule(value: Any, by: Any, folder: Path) -> str:
     if word in CHOICE_OPTIONS["lr_scheduler"]:
         return word
     if word not in values.SCHEDULES:
-        raise Unsaid(VALUES["training.lr_scheduler"].get(word) or "schedules: " + ", ".join(CHOICE_OPTIONS["lr_scheduler"]))
+        raise Unsaid(
+            VALUES["training.lr_scheduler"].get(word) or "schedules: " + ", ".join(CHOICE_OPTIONS["lr_scheduler"])
+        )
     return values.SCHEDULES[word]
 
 
@@ -388,7 +396,8 @@ def _torchtune_model(value: Any, by: Any, folder: Path) -> str:
 
 
 def _torchtune_attention(value: Any, by: Any, folder: Path) -> list[str]:
-    return ["o_proj" if name == "output_proj" else str(name) for name in value]
+    names = value if isinstance(value, list) else [value]
+    return ["o_proj" if name == "output_proj" else str(name) for name in names]
 
 
 def _torchtune_loss(value: Any, by: Any, folder: Path) -> Any:
@@ -404,7 +413,7 @@ def _torchtune_loss(value: Any, by: Any, folder: Path) -> Any:
 
 def _torchtune_logger(value: Any, by: Any, folder: Path) -> list[str]:
     name = str(value).rsplit(".", 1)[-1].removesuffix("Logger").lower()
-    return _trackers("none" if name in ("disk", "stdout") else name.replace("wandb", "wandb"), by, folder)
+    return _trackers("none" if name in ("disk", "stdout") else name, by, folder)
 
 
 CONVERSIONS: Mapping[str, Conversion] = {

@@ -14,7 +14,7 @@ from lrft.moving import written
 from lrft.moving.configuration import Configuration, read, walk
 from lrft.moving.conversions import convert
 from lrft.moving.draft import Draft, Line, Nothing, Unsaid
-from lrft.moving.finish import PLACEHOLDER, finish
+from lrft.moving.finish import finish
 from lrft.moving.recognise import tool_of
 from lrft.moving.shell import DEVICES
 from lrft.recipe.load import of_tree
@@ -38,7 +38,9 @@ class Moved:
     open: tuple[str, ...]
 
 
-def move(path: Path, tool: str | None = None, *, head: str = "", model: str | None = None, data: str | None = None) -> Moved:
+def move(
+    path: Path, tool: str | None = None, *, head: str = "", model: str | None = None, data: str | None = None
+) -> Moved:
     """The configuration at `path` as a recipe that `lrft check --static` accepts.
 
     head: comment lines above it. model and data take the place of what the file names. Raises UsageError when the file
@@ -66,11 +68,11 @@ def move(path: Path, tool: str | None = None, *, head: str = "", model: str | No
 def _drafted(found: Configuration, tool: ModuleType) -> Draft:
     draft = Draft()
     given = dict(walk(found.keys, set(tool.KEYS)))
-    groups = {key.split(".", 1)[0] for key in given if "." in key}
+    groups = {key.split(".", 1)[0] for key in given}  # of a program: a call that it does not make has no defaults
     defaults = {
         key: value
         for key, value in tool.DEFAULTS.items()
-        if key not in given and ("." not in key or key.split(".", 1)[0] in groups)
+        if key not in given and (not hasattr(tool, "CALLS") or key.split(".", 1)[0] in groups)
     }
     for key, value in (*given.items(), *defaults.items()):
         line = Line(key, value, default=key in defaults and key not in given)
@@ -97,7 +99,7 @@ def entry_of(key: str, tool: ModuleType) -> Entry:
     parts = key.split(".")
     for length in range(len(parts) - 1, 0, -1):
         if (above := ".".join(parts[:length]) + ".") in tool.KEYS:
-            return tool.KEYS[above]  # type: ignore[no-any-return]
+            return tool.KEYS[above]
     return Missing(f"not a key of {tool.TITLE} that lrft knows")
 
 
@@ -138,6 +140,8 @@ def _refused(draft: Draft, text: str, place: str, reason: str) -> None:
     """Take out what stands on the line that a problem names."""
     key = written.key_on(text, int(place.split(":")[1]))
     # What a method or an optimiser needs is changed before the method is given up.
-    others = [name for name in draft.values if name != key and re.search(rf"(requires|needs) {re.escape(name)}\b", reason)]
+    others = [
+        name for name in draft.values if name != key and re.search(rf"(requires|needs) {re.escape(name)}\b", reason)
+    ]
     for name in others or [key]:
         draft.lose(name, reason)

@@ -102,8 +102,10 @@ def _methods(draft: Draft) -> None:
     if special:
         entries = [entry for entry, name in zip(entries, names, strict=True) if name not in builders or name in special]
     parts = [entry for entry in entries if entry != registry.DEFAULT_METHOD]
-    draft.values["adapter.method"] = parts[0] if len(parts) == 1 and isinstance(parts[0], str) else (
-        [registry.DEFAULT_METHOD, *parts] if parts and not special else parts or registry.DEFAULT_METHOD
+    draft.values["adapter.method"] = (
+        parts[0]
+        if len(parts) == 1 and isinstance(parts[0], str)
+        else ([registry.DEFAULT_METHOD, *parts] if parts and not special else parts or registry.DEFAULT_METHOD)
     )
     if special:  # what a tool takes for its LoRA says nothing of another method
         for key in [key for key in draft.values if key.startswith("adapter.") and draft.taken_by_default(key)]:

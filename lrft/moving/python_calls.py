@@ -74,7 +74,16 @@ def _constants(tree: ast.AST) -> dict[str, Any]:
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without objects of the program (models, tokenizers, data sets), which are no settings."""
-    objects = ("model", "tokenizer", "processing_class", "train_dataset", "eval_dataset", "args", "data_collator", "callbacks")
+    objects = (
+        "model",
+        "tokenizer",
+        "processing_class",
+        "train_dataset",
+        "eval_dataset",
+        "args",
+        "data_collator",
+        "callbacks",
+    )
     return {name: value for name, value in values.items() if name not in objects}
 
 
@@ -91,5 +100,3 @@ def _value(node: ast.expr, constants: Mapping[str, Any]) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError):
         return Computed(ast.unparse(node))
-
-

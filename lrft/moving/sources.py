@@ -117,7 +117,9 @@ def _hub_ids(value: Any, by: Any, folder: Path) -> list[dict[str, Any]]:
     for word in value if isinstance(value, list) else [value]:
         name, _, rows = str(word).partition("#")
         name = name.removeprefix("HF::").removeprefix("MS::")
-        name, _, configuration = name.partition(":") if "/" in name and not name.startswith(("/", ".")) else (name, "", "")
+        name, _, configuration = (
+            name.partition(":") if "/" in name and not name.startswith(("/", ".")) else (name, "", "")
+        )
         entry: dict[str, Any] = {"path": place(name, folder)}
         if configuration and entry["path"].startswith("hub:"):
             entry["path"] += f"/{configuration.split('/')[0]}"
@@ -156,8 +158,14 @@ def _registered(value: Any, by: Any, folder: Path) -> list[dict[str, Any]]:
 
 
 def _columns(given: Any) -> dict[str, str]:
-    ours = {"prompt": "instruction", "query": "input", "response": "output", "messages": "messages",
-            "chosen": "chosen", "rejected": "rejected"}
+    ours = {
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "messages": "messages",
+        "chosen": "chosen",
+        "rejected": "rejected",
+    }
     if not isinstance(given, dict):
         return {}
     return {theirs: ours[name] for name, theirs in given.items() if name in ours and theirs != ours[name]}
@@ -193,8 +201,10 @@ def _mlx_folder(value: Any, by: Any, folder: Path) -> list[dict[str, Any]]:
 def _torchtune_dataset(value: Any, by: Any, folder: Path) -> Any:
     name = str(value).rsplit(".", 1)[-1]
     if name not in TORCHTUNE:
-        raise Nothing("dataset.source names the data") if name in _BY_SOURCE else Unsaid(
-            f"{name}: name its data by data.train.path"
+        raise (
+            Nothing("dataset.source names the data")
+            if name in _BY_SOURCE
+            else Unsaid(f"{name}: name its data by data.train.path")
         )
     return {"path": f"hub:{TORCHTUNE[name]}"}
 

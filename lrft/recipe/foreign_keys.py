@@ -155,7 +155,9 @@ def _shown(choice: values.Choice) -> str:
     if isinstance(choice, str):
         return choice
     ((name, options),) = choice.items()
-    words = (f"{option}: {str(value).lower() if isinstance(value, bool) else value}" for option, value in options.items())
+    words = (
+        f"{option}: {str(value).lower() if isinstance(value, bool) else value}" for option, value in options.items()
+    )
     return f"{{{name}: {{{', '.join(words)}}}}}"
 
 
@@ -201,9 +203,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "training.lr_scheduler": {
         **{word: f"Here: {name}" for word, name in values.SCHEDULES.items()},
-        **dict.fromkeys(
-            ("cosine_with_min_lr", "cosine_warmup_with_min_lr"), "Here: {cosine: {min_lr_ratio: ...}}"
-        ),
+        **dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), "Here: {cosine: {min_lr_ratio: ...}}"),
         **dict.fromkeys(
             ("cosine_with_restarts", "cosine_with_hard_restarts"), "Here: {cosine-restarts: {cycles: ...}}"
         ),

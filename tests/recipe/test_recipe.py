@@ -539,7 +539,10 @@ def test_each_mistake_is_told_at_its_place(tmp_path: Path, line: str, place: str
         ("cutoff_len: 512", "In lrft: data.max_length"),
         ("train_on_inputs: false", "In lrft: data.train_on"),
         ("val_set_size: 0.1", "In lrft: data.validation"),
-        ("template: llama3", "without a key in lrft: the tokenizer's own chat template is the default of data.chat_template"),
+        (
+            "template: llama3",
+            "without a key in lrft: the tokenizer's own chat template is the default of data.chat_template",
+        ),
         ("per_device_train_batch_size: 4", "In lrft: training.micro_batch_size"),
         ("batch_size: 4", "is ambiguous. Per step over all devices: training.global_batch_size"),
         ("num_train_epochs: 3", "In lrft: training.epochs"),
