@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.cli.answer import answering
+from lrft.cli.arguments import AsJson
 from lrft.errors import UsageError, nearest
 from lrft.utils.text import Row, command
 
@@ -56,6 +58,7 @@ def init(
     tool: Annotated[
         str | None, typer.Option(help="The tool of --from, if its keys do not tell: axolotl, trl, peft, ...")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a commented recipe to start from.
 
@@ -69,17 +72,16 @@ def init(
     """
     refuse(path, method)
     if source is not None:
-        translate(path, source, tool, model=model, data=data)
+        translate(path, source, tool, model=model, data=data, as_json=as_json)
         return
     if tool is not None:
         raise UsageError("--tool says of which tool --from is: give both", "Example: lrft init --from config.yml")
     model, data = asked(model, data)
     from lrft.data.suggest import suggest
-    from lrft.tracking.console import Reporter
 
     found = suggest(data)
     write(path, model=model, data=data_section(data, found), method=method, full=full)
-    with Reporter(None) as reporter:
+    with answering(as_json) as reporter:
         reporter.table([("wrote", str(path)), *notes(data, found)])
         reporter.table([("next", [command("lrft", name, path) for name in ("check", "preview", "train")])])
 
@@ -180,10 +182,11 @@ def write_schema(folder: Path) -> None:
         files.write_text(folder / SCHEMA, schema_text())
 
 
-def translate(path: Path, source: Path, tool: str | None, *, model: str | None, data: str | None) -> None:
+def translate(
+    path: Path, source: Path, tool: str | None, *, model: str | None, data: str | None, as_json: bool
+) -> None:
     """Write the configuration `source` of another tool as a recipe to `path`, and say what became of its keys."""
     from lrft.moving.convert import move
-    from lrft.tracking.console import Reporter
     from lrft.utils import files
 
     moved = move(source, tool, head=head(path), model=model, data=data)
@@ -200,6 +203,6 @@ def translate(path: Path, source: Path, tool: str | None, *, model: str | None, 
         rows.append(("left out", [f"{line.key}: {line.text}" for line in moved.missing]))
     if moved.open:
         rows.append(("replace", f"{', '.join(moved.open)}: the configuration does not say it"))
-    with Reporter(None) as reporter:
+    with answering(as_json) as reporter:
         reporter.table(rows)
         reporter.table([("next", [command("lrft", name, path) for name in ("check", "preview", "train")])])

