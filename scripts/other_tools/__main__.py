@@ -61,7 +61,7 @@ def page_table(facts: list[dict[str, Any]]) -> str:
         keys = fact["carried"] + fact["needless"] + fact["missing"]
         share = f"{(fact['carried'] + fact['needless']) / keys:.0%}"
         figures = (keys, fact["carried"], fact["needless"], fact["missing"], share)
-        lines.append([fact["tool"], fact["repository"], f"`{fact['path']}`", *map(str, figures)])
+        lines.append([fact["tool"], fact["repository"], fact["path"], *map(str, figures)])
     head = ("tool", "repository", "file", "keys", "in the recipe", "needless", "left out", "nothing lost")
     return table(head, lines)
 
