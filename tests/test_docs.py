@@ -166,7 +166,8 @@ def test_what_does_not_exist_is_found() -> None:
 
 
 def test_a_command_or_a_recipe_that_is_refused_is_found(tmp_path: Path) -> None:
-    shell = "```bash\nlrft merge\nlrft plan a.yaml --devices 0\nlrft plan a.yaml --devices 2  # fine\nlrft train ... x\n```\n"
+    lines = ("lrft merge", "lrft plan a.yaml --devices 0", "lrft plan a.yaml --devices 2  # fine", "lrft train ... x")
+    shell = "```bash\n" + "\n".join(lines) + "\n```\n"
     assert [line.split(":")[0] for line in refused_commands(shell)] == ["lrft merge", "lrft plan a.yaml --devices 0"]
     yaml_blocks = "```yaml\nadapter: {rnak: 3}\n```\n```yaml\nadapter: {rank: 3}\n```\n```yaml\nfoo: 1\n```\n"
     assert [wrong.split("\n")[0] for wrong in refused_recipes(yaml_blocks, tmp_path)] == ["adapter: {rnak: 3}"]

@@ -16,7 +16,7 @@ def folder() -> Path:
 
 
 def stale(root: Path, now: float | None = None) -> list[Path]:
-    """Files named `lock` below `root` that are older than `OLD`. now: seconds since the epoch; the clock's when None."""
+    """Files named `lock` below `root` that are older than `OLD`. now: seconds since the epoch; None is the clock's."""
     now = time.time() if now is None else now
     found = []
     for path in sorted(root.rglob("lock")) if root.is_dir() else []:

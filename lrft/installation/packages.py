@@ -1,4 +1,4 @@
-"""Installed packages against what lrft, and each other, declare to need: read from their metadata, nothing is imported."""
+"""Installed packages against what lrft and they themselves declare to need: from metadata, nothing is imported."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -17,8 +18,8 @@ MAX_NEW_TOKENS = 60
 
 def answers(folder: Path, prompts: list[list[dict[str, str]]]) -> list[str]:
     """Greedy answers, with nothing but transformers: what any other program would get from this folder."""
-    tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=torch.float32)
+    tokenizer: Any = load_tokenizer(folder)
+    model: Any = load_model(folder, dtype=torch.float32)
     found = []
     for prompt in prompts:
         tokens = tokenizer.apply_chat_template(
@@ -35,7 +36,7 @@ def one_line(answer: str, limit: int = 110) -> str:
 
 
 def side_by_side(base: str, merged: str, test: Path, rows: int = 6) -> Table:
-    """The answers of both to the first `rows` commands of a file; right ones of `merged` are green. Raises LrftError."""
+    """Answers of both to the first `rows` commands of a file; right ones of `merged` are green. Raises LrftError."""
     chats = [json.loads(line)["messages"] for line in test.read_text("utf-8").splitlines()[:rows]]
     prompts = [chat[:-1] for chat in chats]
     before = answers(find_model(base, where="BASE"), prompts)

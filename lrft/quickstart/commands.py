@@ -24,11 +24,11 @@ ROOMS = (
 # fmt: on
 
 # {device: {action: phrasings}}, where {x} is the device with its room and {n} a number.
-SWITCH = {
+SWITCH: dict[str, tuple[str, ...]] = {
     "on": ("turn on {x}", "turn {x} on", "switch on {x}", "switch {x} on", "start {x}"),
     "off": ("turn off {x}", "turn {x} off", "switch off {x}", "switch {x} off", "stop {x}"),
 }
-MOVE = {
+MOVE: dict[str, tuple[str, ...]] = {
     "open": ("open {x}", "open up {x}", "get {x} open"),
     "close": ("close {x}", "shut {x}", "get {x} closed"),
 }

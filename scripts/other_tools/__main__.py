@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.page_table import table
+
 from lrft import recipe as recipes
 from lrft.moving.convert import move
 from lrft.utils import files
@@ -76,8 +77,8 @@ def main() -> int:
     keys = sum(fact["carried"] + fact["needless"] + fact["missing"] for fact in facts)
     kept, missing = sum(fact["carried"] for fact in facts), sum(fact["missing"] for fact in facts)
     said = (
-        f"{len(facts)} files, {keys:,} keys: {kept / keys:.0%} have a place in the recipe, {missing / keys:.0%} are left "
-        "out, nothing is lost without the others. `lrft check --static` accepts every recipe.\n\n"
+        f"{len(facts)} files, {keys:,} keys: {kept / keys:.0%} have a place in the recipe, {missing / keys:.0%} are "
+        "left out, nothing is lost without the others. `lrft check --static` accepts every recipe.\n\n"
     )
     files.write_text(PAGE, f"{before}{START}{said}{page_table(facts)}{END}{after}")
     return 0

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import typer
+from runs import Place
 
 from lrft.cli.main import COMMANDS, app, run_command
-from runs import Place
 
 # They train, answer or talk; what they print is progress, an answer, or JSON already.
 TALK = {"train", "generate", "chat", "serve", "schema", "quickstart"}

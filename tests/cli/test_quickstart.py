@@ -36,7 +36,8 @@ def combination(row: dict[str, Any]) -> tuple[str, str, str]:
 
 def test_same_seed_gives_the_same_bytes_in_any_process(tmp_path: Path) -> None:
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        program = f"from lrft.quickstart.commands import write; from pathlib import Path; write(Path('{folder}'), seed={seed})"
+        call = f"write(Path('{folder}'), seed={seed})"
+        program = f"from lrft.quickstart.commands import write; from pathlib import Path; {call}"
         home = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=home)
     for name in ("train.jsonl", "test.jsonl"):
