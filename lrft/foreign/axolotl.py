@@ -69,7 +69,7 @@ KEYS: Table = {
     "lora_target_linear": To("adapter.target_modules", "flag", "all-linear", "adapter.target_modules: all-linear"),
     "lora_target_parameters": lora.KEYS["target_parameters"],
     "lora_modules_to_save": Missing(lora.SAVED_WHOLE),
-    "lora_model_dir": Missing(lora.MERGE),
+    "lora_model_dir": To("adapter.start_from", "one_folder"),
     "lora_fan_in_fan_out": lora.KEYS["fan_in_fan_out"],
     "lora_on_cpu": Needless("an adapter is small"),
     "peft_layers_to_transform": To("adapter.layers", "layers"),

@@ -47,8 +47,8 @@ KEYS: Table = {
         "options of a method are written behind its name: adapter.method: {galore: {every: 200}}"
     ),
     "galore_layerwise": Needless(_LAYERWISE),
-    "adapter_name_or_path": Missing(lora.MERGE),
-    "create_new_adapter": Missing(lora.MERGE),
+    "adapter_name_or_path": To("adapter.start_from", "one_folder"),
+    "create_new_adapter": Needless("adapter.start_from with another rank or method takes over the update"),
     "dataset": To("data.train", "registered"),
     "eval_dataset": To("data.validation", "registered_one", says="data.validation"),
     "dataset_dir": Needless("dataset_info.json is read beside the configuration; data.train names the files"),

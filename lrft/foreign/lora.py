@@ -2,10 +2,6 @@
 
 from lrft.foreign.entries import Missing, Needless, Table, To
 
-MERGE = (
-    "continuing from an adapter is not a recipe key: merge it with `lrft merge ADAPTER -o FOLDER` and set model to "
-    "FOLDER"
-)
 SAVED_WHOLE = "adapter.modules_to_save is not supported in this version"
 LOFTQ = "LoftQ is not supported in this version"
 _VARIANT = "a variant of LoRA that lrft does not have; lrft methods lists those that it has"

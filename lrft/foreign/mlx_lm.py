@@ -46,9 +46,7 @@ KEYS: Table = {
     "steps_per_eval": To("evaluation.every", "passes"),
     "save_every": To("checkpoint.every", "passes"),
     "adapter_path": To("output_dir", "text"),
-    "resume_adapter_file": Missing(
-        "continuing from an adapter is not a recipe key: lrft train RECIPE --resume goes on with a run"
-    ),
+    "resume_adapter_file": Missing("adapter.start_from takes a folder of lrft or PEFT, not mlx-lm's file"),
     "report_to": To("logging.report_to", "trackers"),
     "project_name": To("logging.report_to.wandb.project", "text"),
     "wandb": To("logging.report_to.wandb.project", "text"),

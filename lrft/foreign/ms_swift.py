@@ -63,7 +63,7 @@ KEYS: Table = {
     "lorap_lr_ratio": To("adapter.method", "ratio", "lora+", "adapter.method: {lora+: {ratio: ...}}"),
     "use_galore": To("adapter.method", "flag", "galore", "adapter.method: galore"),
     "galore_rank": To("adapter.rank", says="adapter.rank"),
-    "adapters": Missing(lora.MERGE),
+    "adapters": To("adapter.start_from", "one_folder"),
     "dataset": To("data.train", "hub_ids"),
     "val_dataset": To("data.validation", "hub_id", says="data.validation"),
     "split_dataset_ratio": To("data.validation", "held_out"),

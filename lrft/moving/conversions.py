@@ -49,6 +49,14 @@ def _text(value: Any, by: Any, folder: Path) -> str:
     return str(value)
 
 
+def _one_folder(value: Any, by: Any, folder: Path) -> str:
+    """A folder of an adapter; several are merged one after the other by other tools."""
+    names = value if isinstance(value, list) else [word.strip() for word in str(value).split(",")]
+    if len(names) != 1 or isinstance(value, dict):
+        raise Unsaid("adapter.start_from takes one adapter; lrft combine makes one of several")
+    return str(names[0])
+
+
 def _number(value: Any, by: Any, folder: Path) -> float:
     try:
         return float(value)
@@ -419,6 +427,7 @@ def _torchtune_logger(value: Any, by: Any, folder: Path) -> list[str]:
 CONVERSIONS: Mapping[str, Conversion] = {
     "same": _same,
     "text": _text,
+    "one_folder": _one_folder,
     "number": _number,
     "above_zero": _above_zero,
     "warmup": _warmup,

@@ -10,7 +10,7 @@ from functools import cache
 
 from lrft.foreign import values
 from lrft.foreign.entries import SAYS, Entry, To, place
-from lrft.foreign.lora import LOFTQ, MERGE, SAVED_WHOLE
+from lrft.foreign.lora import LOFTQ, SAVED_WHOLE
 from lrft.foreign.tools import TOOLS
 from lrft.recipe.nodes import Node
 from lrft.recipe.schema import Section
@@ -119,12 +119,8 @@ SENTENCES: Mapping[str, str] = {
     "mlflow_tracking_uri": "is not a key of a recipe: set the environment variable MLFLOW_TRACKING_URI, and "
     "logging.report_to: [mlflow]",
     **dict.fromkeys(
-        ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "start_from"),
-        f": {MERGE}",
-    ),
-    **dict.fromkeys(
         ("ref_model", "ref_model_name_or_path", "reference_model"),
-        "is not needed: the reference is the base with the adapter switched off",
+        "is not needed: the reference is the base with the adapter switched off, or the adapter of adapter.start_from",
     ),
     "additional_target": f": {SAVED_WHOLE}",
     "lora_modules_to_save": f": {SAVED_WHOLE}",

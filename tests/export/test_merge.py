@@ -417,7 +417,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def rounded_once(found: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether it is `exact` with one rounding to dtype. Some processors multiply a part of a matrix in another order."""
+    """Whether it is `exact`, rounded once: some processors multiply a part of a matrix in another order."""
     half = 0.5 * torch.finfo(dtype).eps * exact.abs() + torch.finfo(dtype).tiny
     return found.dtype == dtype and bool(((found.float() - exact).abs() <= half + 2e-7 * exact.abs().max()).all())
 
