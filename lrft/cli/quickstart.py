@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -72,6 +71,8 @@ def write(folder: Path) -> None:
 
 def text_for(folder: Path) -> str:
     """The recipe of the package with the paths of `folder`."""
+    from importlib.resources import files
+
     text = files("lrft.quickstart").joinpath("recipe.yaml").read_text(encoding="utf-8")
     return text.replace(f"{NAME}/train.jsonl", str(folder / "train.jsonl")).replace(
         f"output_dir: {NAME}/run", f"output_dir: {folder / 'run'}"
