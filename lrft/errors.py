@@ -8,6 +8,7 @@ LrftError                1    a failure of the machine; printed without a traceb
 |-- MissingError         5    a package, model or device is missing
 |-- MemoryExhausted      6    out of memory, after the advice
 |-- NonFinite            7    the loss or a gradient became NaN or infinite
+|-- AfterFailed          8    the run is whole; a command of its recipe's `after` failed
 `-- Stopped       130, 143    Ctrl-C or SIGTERM, after a complete checkpoint
 
 Every other exception is a bug of lrft and keeps its traceback.
@@ -93,6 +94,10 @@ class MemoryExhausted(LrftError):
 
 class NonFinite(LrftError):
     exit_code = 7
+
+
+class AfterFailed(LrftError):
+    exit_code = 8
 
 
 class Stopped(LrftError):

@@ -26,8 +26,8 @@ FLOORS = (
     "adapters objectives runs",
     "methods distributed evaluation loading tracking report",
     "planning export serving installation quickstart",
-    "training inspection compare publishing",
-    "verification",
+    "training inspection compare judging publishing",
+    "verification tuning",
     "__init__",
     "cli",
     "__main__",
@@ -53,6 +53,8 @@ ONLY = {
     "export": "errors data adapters loading model utils",
     "publishing": "errors recipe utils version model adapters runs loading export",
     "serving": "errors data model adapters runs evaluation loading utils",
+    "judging": "errors registry utils data model adapters objectives evaluation loading report",
+    "tuning": "errors registry recipe utils data model loading report runs distributed tracking compare",
     "compare": "errors registry recipe utils data model adapters objectives evaluation runs distributed loading "
     "report tracking planning",
 }

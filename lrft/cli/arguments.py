@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrft.cli.errors import say
-from lrft.errors import LrftError, UsageError, nearest
+from lrft.errors import DataError, LrftError, UsageError, nearest
 
 if TYPE_CHECKING:
     from lrft.recipe import Recipe
@@ -76,14 +76,36 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
 
 
 def refuse_missing(recipe: Recipe) -> None:
-    """Raises MissingError for a package that the recipe needs and that is not installed, and RecipeError for rows that
-    its objective does not take, before anything is loaded."""
+    """Raises MissingError for a package that the recipe needs and that is not installed, RecipeError for rows that
+    its objective does not take, and DataError for a set of evaluation.sets that is not there, before anything is
+    loaded."""
     from lrft import registry
+    from lrft.data.readers import find
     from lrft.data.suggest import refuse_unfit
     from lrft.model import load
 
     load.refuse_missing(recipe.model.quantization, recipe.where("model.quantization"))
     refuse_unfit(recipe.data, registry.rows_of(*recipe.training.objective), recipe.where)
+    for name, path in recipe.evaluation.sets.items():
+        key = f"evaluation.sets.{name}"
+        try:
+            find(path, "validation")
+        except DataError as error:
+            raise DataError(f"{recipe.where(key)}  {key}: {error.message}", error.hint) from error
+
+
+def refuse_unready(recipe: Recipe) -> None:
+    """Raises MissingError for a program that an exporter of `after` needs, and DataError for rows of `after.eval` that
+    are not there. Imports torch where there are exporters."""
+    from lrft import registry
+    from lrft.data.files import is_remote
+    from lrft.data.readers import find
+
+    for path in recipe.after.eval:
+        if not is_remote(path) and not path.startswith("hub:"):
+            find(path)
+    for chosen in recipe.after.export:
+        registry.declared("exporters")[chosen.name].load()(**chosen.options).ready()
 
 
 def typed() -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrft.cli import errors
+from lrft.cli.answering import opened, show
 from lrft.cli.arguments import (
     Base,
     MaxNewTokens,
@@ -18,9 +18,6 @@ from lrft.cli.arguments import (
     Temperature,
     TopP,
     TrustRemoteCode,
-    adapter_in,
-    loading,
-    tell_choice,
 )
 from lrft.errors import LrftError, UsageError
 
@@ -42,15 +39,10 @@ def chat(
 
     Example: lrft chat runs/first
     """
-    with loading():
-        from lrft.evaluation.sampling import Sampling
-        from lrft.serving.conversation import Conversation
-        from lrft.serving.load import load
+    trained = opened(target, base, trust_remote_code)
+    from lrft.evaluation.sampling import Sampling
+    from lrft.serving.conversation import Conversation
 
-    adapter = adapter_in(target)
-    if adapter is not None:
-        tell_choice(Path(target), adapter)
-    trained = load(target, base, trust_remote_code)
     if not trained.asking.chat:
         raise UsageError(f"{target} has no chat template", "lrft generate --prompt continues plain text.")
     conversation = Conversation(trained, Sampling(temperature, top_p, seed), max_new_tokens, show)
@@ -92,10 +84,3 @@ def typed_lines() -> Iterator[str]:
             if not prompt:
                 raise
             print()
-
-
-def show(text: str) -> None:
-    """Write a stretch of an answer; what would steer a terminal is written out."""
-    from lrft.cli.generate import shown
-
-    shown(text)

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.cli.answer import answering
-from lrft.cli.arguments import AsJson, Overrides, RecipePath, as_written, loading, read_recipe, refuse_missing
+from lrft.cli.arguments import (
+    AsJson,
+    Overrides,
+    RecipePath,
+    as_written,
+    loading,
+    read_recipe,
+    refuse_missing,
+    refuse_unready,
+)
+from lrft.errors import Problem, RecipeError
+from lrft.utils.text import Row
 
 if TYPE_CHECKING:
     from lrft.recipe import Recipe
@@ -42,6 +53,8 @@ def check(
 def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     """Print a summary of the recipe. Raises a subclass of LrftError for the first problem."""
     with loading():
+        import torch
+
         from lrft.adapters import compose, targets
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
         from lrft.adapters.reach import uncalled
@@ -49,13 +62,17 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
         from lrft.loading.from_recipe import find_base, head_for, load_data, load_sets, objective_of
         from lrft.loading.metrics import refuse_unfit_metrics
         from lrft.loading.no_effect import refuse_without_effect
+        from lrft.loading.optimizer import rate_hint, refuse_optimizer
         from lrft.loading.others import find_others
         from lrft.model import linear
         from lrft.model.head import head_modules
         from lrft.model.load import load_skeleton
         from lrft.model.stored import Stored
         from lrft.model.weights import weight_files
+        from lrft.runs.after_training import shown
 
+    refuse_unready(recipe)
+    refuse_optimizer(recipe, torch.cuda.is_available())
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
@@ -69,7 +86,10 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     trained = count_trained(sites, composition, recipe.where) + in_full
     weights = weight_files(source)
     reason = unmergeable(sites, Stored(skeleton, names_in(weights)), weights)
-    load_sets(recipe, source, tokenizer, prepared)
+    if reason and recipe.after.merge:
+        text = f"after.merge: merging into this base is not possible: {reason}"
+        raise RecipeError([Problem(recipe.where("after.merge"), text)])
+    load_sets(recipe, source, tokenizer, list(prepared.report.labels) or None)
     objective = objective_of(recipe)
     refuse_unfit_metrics(recipe, objective, objective.module(skeleton))
     others = find_others(recipe, source, tokenizer, prepared.train)
@@ -82,6 +102,7 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
         f"{trained / 1e6:,.2f} M trainable parameters ({trained / (everything + trained):.2%})",
         *(f"left out: {line}" for line in left_out),
     ]
+    after: list[Row] = [("after", shown(recipe))] if shown(recipe) else []
     with answering(as_json) as reporter:
         reporter.table(
             [
@@ -89,9 +110,10 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
                 *((other.option, [other.name]) for other in others),
                 ("adapter", adapter),
                 ("data", prepared.report.lines()),
+                *after,
             ]
         )
-        for text in composition_warnings(composition, sites, skeleton):
+        for text in (*rate_hint(recipe), *composition_warnings(composition, sites, skeleton)):
             reporter.warn(text)
         if reason:
             reporter.warn(f"merging into this base is not possible: {reason}")

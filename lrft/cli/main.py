@@ -39,6 +39,7 @@ from lrft.cli.schema import schema
 from lrft.cli.serve import serve
 from lrft.cli.show import show
 from lrft.cli.train import train
+from lrft.cli.tune import tune
 from lrft.cli.verify import verify
 from lrft.errors import LrftError, MemoryExhausted, UsageError, exit_code, nearest
 from lrft.version import built_from
@@ -46,7 +47,7 @@ from lrft.version import built_from
 # In the order of use: `lrft --help` shows them like this.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Start": {"quickstart": quickstart, "init": init, "check": check, "data": data, "preview": preview, "plan": plan},
-    "Train": {"train": train, "compare": compare},
+    "Train": {"train": train, "tune": tune, "compare": compare},
     "Use": {
         "merge": merge,
         "eval": evaluate,

@@ -6,13 +6,13 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-from lrft.cli.arguments import Base, TrustRemoteCode, adapter_in, loading, tell_choice
+from lrft.cli.answering import chosen_adapter
+from lrft.cli.arguments import Base, TrustRemoteCode, loading
 
 KEY = "LRFT_API_KEY"
 
@@ -33,13 +33,12 @@ def serve(
     """
     with loading():
         from lrft.serving.http_server import Limits, Server
-        from lrft.serving.shelf import load_shelf
+        from lrft.serving.shelf import load_shelf, named_by_folder
         from lrft.tracking.console import Reporter
 
     for target in targets:
-        if (adapter := adapter_in(target)) is not None:
-            tell_choice(Path(target), adapter)
-    shelf = load_shelf(targets, base, trust_remote_code)
+        chosen_adapter(target)
+    shelf = load_shelf(named_by_folder(targets), base, trust_remote_code)
     key = os.environ.get(KEY) or None
     limits = Limits(max_new_tokens=max_new_tokens, batch_size=batch_size, waiting=max_waiting)
     server = Server(shelf, host=host, port=port, key=key, limits=limits)
@@ -48,8 +47,12 @@ def serve(
             [
                 ("models", list(shelf)),
                 ("serving", [f"http://{address(server.server_address)}/v1", "Ctrl-C ends it"]),
+                ("try it", [f"http://{address(server.server_address)}/"]),
             ]
         )
+        for name, trained in shelf.items():
+            if trained.asking.reading.writes_tools and server.forms[name] is None:
+                reporter.warn(f"{name}: calls of tools are given as text: its template's form of them is not known")
         if not server.local and key is None:
             reporter.warn(f"{host} can be reached from other machines, and {KEY} is not set: anyone may ask")
         until_stopped(server.serve_forever)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.cli.arguments import Overrides, RecipePath, as_written, loading, read_recipe, refuse_missing
+from lrft.cli.after import follow
+from lrft.cli.arguments import Overrides, RecipePath, as_written, loading, read_recipe, refuse_missing, refuse_unready
 from lrft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,7 +131,9 @@ def train_here(recipe: Recipe, source: Path, flags: Flags) -> None:
         from lrft.distributed import processes
         from lrft.training.run import train as run
         from lrft.training.state import Options
+        from lrft.utils.hardware import release_memory
 
+    refuse_unready(recipe)
     run(
         recipe,
         Options(
@@ -143,3 +146,5 @@ def train_here(recipe: Recipe, source: Path, flags: Flags) -> None:
         ),
     )
     processes.leave()
+    release_memory()  # what follows are processes of their own on the same devices
+    follow(recipe, quiet=flags.quiet)

@@ -14,6 +14,7 @@ from lrft.recipe.nodes import Node, Source
 from lrft.recipe.problems import Problems, Refused
 from lrft.recipe.schema import Recipe
 from lrft.recipe.yaml_parser import decode, parse, read_bytes
+from lrft.runs.after_training import shown
 
 Budget = Literal["parameters", "rank", "none"]
 Metric = Literal["loss", "perplexity", "exact_match"]
@@ -216,4 +217,7 @@ def _recipe_problems(comparison: Comparison) -> list[Problem]:
             if recipe.data.validation == "none":
                 text = f"data.validation: none leaves no validation rows to evaluate {comparison.metric} on"
                 found.append(Problem(recipe.where("data.validation"), text))
+            if shown(recipe):
+                text = "after: its commands follow one training, not each run of a comparison. Remove it"
+                found.append(Problem(recipe.where("after"), text))
     return found

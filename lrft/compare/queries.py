@@ -85,6 +85,21 @@ def merge(job: Job, comparison: Comparison) -> Task | None:
     return _task(job, "merge", ["merge", str(job.folder), "-o", str(out), "--json"], read, after=remove)
 
 
+def against(job: Job, other: Job) -> Task | None:
+    """The losses of two runs on the same rows, with their paired interval."""
+    name = f"against {other.folder}"
+    known = answer(job, name)
+    if known is not None and known.get("other") == other.facts.get("id"):
+        return None
+
+    def read(said: dict[str, Any]) -> dict[str, Any]:
+        (found,) = said["data"].values()
+        return {"other": other.facts.get("id"), "rows": found["rows"], "loss": found["figures"]["loss"]}
+
+    arguments = ["eval", str(job.folder), "--compare", str(other.folder), "--no-generate", "--json"]
+    return _task(job, name, arguments, read, file="against")
+
+
 def _figures(said: dict[str, Any]) -> dict[str, Any]:
     return {key: said[key] for key in ("loss", "perplexity", "exact_match") if key in said}
 
@@ -97,9 +112,11 @@ def _task(
     *,
     after: Callable[[], None] = lambda: None,
     module: str = "lrft",
+    file: str = "",
 ) -> Task:
-    """A command whose JSON becomes an answer of the job: `read` picks what is kept of it."""
-    out, log = job.beside(f".{name}.out"), job.beside(f".{name}.log")
+    """A command whose JSON becomes an answer of the job: `read` picks what is kept of it. file: in the place of its
+    name, for what it writes meanwhile."""
+    out, log = job.beside(f".{file or name}.out"), job.beside(f".{file or name}.log")
 
     def ended(code: int, seconds: float) -> None:
         kept: dict[str, Any] = {"run": job.facts.get("id"), "exit": code}

@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lrft.data.dataset import Rows
 from lrft.data.report import DataReport
 from lrft.errors import LrftError
@@ -25,6 +27,7 @@ from lrft.utils.files import apply_umask, room_for, sha256, sync
 # To be raised with every change of reading, rendering, masking or splitting that changes rows, and with each new figure
 # of their report: an old entry would go without it.
 FORMAT = 7
+TRAIN, VALIDATION, REPORT, MANIFEST = "train.safetensors", "validation.safetensors", "report.json", "manifest.json"
 # Libraries that decide on ids and renderings.
 _LIBRARIES = ("tokenizers", "transformers", "jinja2")
 
@@ -64,28 +67,34 @@ def locked(cache: Path, key: str) -> Iterator[Path]:
 def load(folder: Path) -> tuple[Rows, Rows | None, DataReport] | None:
     """What `save` wrote; None when there is nothing, or when it is damaged (a flipped bit counts)."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         if any(sha256(folder / name) != digest for name, digest in manifest.items()):
             return None
-        report = DataReport.from_dict(json.loads((folder / "report.json").read_text()))
-        validation = folder / "validation.safetensors"
-        held_out = Rows.load(validation) if validation.name in manifest else None
-        return Rows.load(folder / "train.safetensors"), held_out, report
+        train, validation, report = made(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    report.hit = True
+    return train, validation, report
 
 
-def save(folder: Path, train: Rows, validation: Rows | None, report: DataReport) -> None:
-    """Write beside, fsync, rename. Called with the lock held."""
+def made(folder: Path) -> tuple[Rows, Rows | None, DataReport]:
+    """The train rows, the validation rows and the report that lie in a folder of `save`, mapped and not checked."""
+    report = DataReport.from_dict(json.loads((folder / REPORT).read_text()))
+    held_out = Rows.load(folder / VALIDATION) if (folder / VALIDATION).exists() else None
+    return Rows.load(folder / TRAIN), held_out, report
+
+
+def save(folder: Path, rows: Rows, held_out: np.ndarray, report: DataReport) -> None:
+    """Write beside, fsync, rename. Called with the lock held. held_out: bool (N,), of the validation rows."""
     with room_for(folder):
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:12]}.", dir=folder.parent))
         try:
-            train.save(beside / "train.safetensors")
-            if validation is not None:
-                validation.save(beside / "validation.safetensors")
-            (beside / "report.json").write_text(json.dumps(report.to_dict()))
+            rows.save(beside / TRAIN, np.flatnonzero(~held_out))
+            if held_out.any():
+                rows.save(beside / VALIDATION, np.flatnonzero(held_out))
+            (beside / REPORT).write_text(json.dumps(report.to_dict()))
             manifest = {file.name: sha256(file) for file in sorted(beside.iterdir())}
-            (beside / "manifest.json").write_text(json.dumps(manifest))
+            (beside / MANIFEST).write_text(json.dumps(manifest))
             for file in beside.iterdir():
                 apply_umask(file)
                 sync(file)

@@ -28,9 +28,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from lrft.data.records import BadRow
 from lrft.data.report import NO_TOKEN
@@ -65,8 +65,7 @@ _GIVEN = ("messages", "tools", "add_generation_prompt", "raise_exception", "strf
 _MARKS = [chr(c) for c in range(0xFDD0, 0xFDF0)]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of text. plain: tokenised without recognising special tokens."""
 
     text: str
@@ -74,8 +73,7 @@ class Piece:
     plain: bool = False
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A trained answer: pieces[first:last], and its reference text."""
 
     first: int
@@ -122,7 +120,8 @@ class Renderer:
         self._tokenizer, self._template, self._train_on = tokenizer, template, train_on
         self._options = dict(options or {})
         added = tokenizer.added_tokens_decoder.values()
-        self._closing = _any_of(token.content for token in added)
+        self._endings = tuple(token.content for token in added if token.content)
+        self._closing = _any_of(self._endings)
         special = {token.content for token in added if token.special}
         self._special = _any_of(special | {str(t) for t in tokenizer.all_special_tokens} - {""})
         self._eos = str(tokenizer.eos_token)
@@ -241,7 +240,7 @@ class Renderer:
         add_eos = not end and chosen[-1] == len(turns) - 1
         pieces, places = _cut(full[:stop] if add_eos else full, bounds, marks, self.opening)
         if self._train_on == "all":
-            pieces = [replace(piece, trained=True) for piece in pieces]
+            pieces = [piece._replace(trained=True) for piece in pieces]
         references = [
             self._reference(messages[i], pieces[slice(*place)]) for i, place in zip(chosen, places, strict=True)
         ]
@@ -297,13 +296,15 @@ class Renderer:
 
     def _last_token(self, text: str) -> str:
         """The added token that `text` ends with; "" for none."""
+        if not text.endswith(self._endings):
+            return ""
         return next((m[0] for m in self._closing.finditer(text) if m.end() == len(text)), "")
 
     def _mark(
         self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> tuple[Sequence[Message], Sequence[Tool], tuple[str, str] | None]:
         """The messages and tools with the text of special tokens between marks, and the marks (None: no such text)."""
-        texts = list(texts_in((messages, tools)))
+        texts = texts_in((messages, tools))
         if not any(self._special.search(text) for text in texts):
             return messages, tools, None
         opening, closing = _free_marks(texts)
@@ -397,9 +398,8 @@ def _holds(written: str, message: Message) -> bool:
     """Whether the template wrote all that a turn says, where it says it as it is or within JSON."""
     calls = message.get("tool_calls", ())
     texts = [_content(message), message.get("reasoning_content", ""), *(call["function"]["name"] for call in calls)]
-    return all(
-        text.strip() in written or json.dumps(text.strip(), ensure_ascii=False)[1:-1] in written for text in texts
-    )
+    stripped = [text.strip() for text in texts if text]
+    return all(text in written or json.dumps(text, ensure_ascii=False)[1:-1] in written for text in stripped)
 
 
 def _unstable(i: int, what: str, alone: str, whole: str) -> DataError:

@@ -51,6 +51,11 @@ class Input:
         found = {"prompt": self.prompt, "completion": self.completion}
         return {key: text for key, text in found.items() if text is not None}
 
+    @property
+    def as_it_is(self) -> bool:
+        """Its records are read under their own names."""
+        return not self.columns and self.prompt is None and self.completion is None
+
     def advice(self, **keys: Any) -> str:
         """How to set keys of this entry, as they are written on the command line."""
         if self.key == "--data":
@@ -87,6 +92,8 @@ class Settings:
     kind: str = DEFAULT_ROWS
     labels: tuple[str, ...] | None = None
     """that rows may have, in the order of their numbers; None: those of the train rows"""
+    at_once: bool = False
+    """whether the first row that cannot be used is refused when it comes, not behind all others"""
 
 
 def settings(

@@ -1,4 +1,4 @@
-"""A tokenised set: flat arrays with offsets, in memory or mapped from a safetensors file.
+"""A tokenised set: flat arrays with offsets, in memory or mapped from a file.
 
 A row is what is sampled, split and counted: one token sequence, or several that belong together, such as two answers
 to one prompt. It may carry numbers, such as a label.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+
+from lrft.utils.safetensors_stream import TensorWriter
 
 _DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64, "U8": np.uint8, "BOOL": np.bool_}
 _NUMBERS = "numbers."
+_STRETCHES = {"tokens": "offsets", "trained": "offsets", "answers": "answer_offsets", "parts": "part_offsets"}
+PART = 4096
+"""Rows that are copied at once"""
 
 
 @dataclass(frozen=True)
@@ -74,27 +78,7 @@ class Rows:
     def of(cls, rows: Sequence[Row]) -> Rows:
         """Lay the rows out flat. The first token of a sequence is never trained: nothing stands before it."""
         files = {name: k for k, name in enumerate(dict.fromkeys(r.file for r in rows))}
-        answers = [r.answer.encode() for r in rows]
-        arrays = {
-            "tokens": _flat([r.tokens for r in rows], np.int32),
-            "trained": _flat([r.trained for r in rows], np.bool_),
-            "offsets": _offsets([len(r.tokens) for r in rows]),
-            "answers": np.frombuffer(b"".join(answers), dtype=np.uint8),
-            "answer_offsets": _offsets([len(a) for a in answers]),
-            "prompt_ends": np.array([r.prompt_end for r in rows], dtype=np.int64),
-            "cuts": np.array([r.cut for r in rows], dtype=np.int64),
-            "file": np.array([files[r.file] for r in rows], dtype=np.int32),
-            "number": np.array([r.number for r in rows], dtype=np.int64),
-            "parts": np.array([n for r in rows for n in r.sequences], dtype=np.int64),
-            "part_offsets": _offsets([len(r.sequences) for r in rows]),
-            "entry": np.array([r.entry for r in rows], dtype=np.int32),
-            "weight": np.array([r.weight for r in rows], dtype=np.float32),
-        }
-        for name in dict.fromkeys(name for r in rows for name in r.numbers):
-            arrays |= _numbers(name, [r.numbers.get(name, np.empty(0)) for r in rows])
-        first = _offsets(arrays["parts"].tolist())[:-1]
-        arrays["trained"][first[first < len(arrays["trained"])]] = False
-        return cls(arrays, tuple(files))
+        return cls(laid_out(rows, files, dict.fromkeys(name for r in rows for name in r.numbers)), tuple(files))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -122,6 +106,14 @@ class Rows:
         """Of the numbers that its rows carry."""
         named = [name for name in self._arrays if name.startswith(_NUMBERS) and not name.endswith(".offsets")]
         return tuple(name.removeprefix(_NUMBERS) for name in named)
+
+    def flat_numbers(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """What all rows carry under this name, end to end: float64, with the offsets of the rows: int64 (N + 1,)."""
+        return self._arrays[f"{_NUMBERS}{name}"], self._arrays[f"{_NUMBERS}{name}.offsets"]
+
+    def with_flat_numbers(self, name: str, values: np.ndarray) -> Rows:
+        """The same rows, each with as many numbers under this name as before: float64, end to end."""
+        return Rows({**self._arrays, f"{_NUMBERS}{name}": values}, self._files)
 
     def with_numbers(self, name: str, values: Sequence[np.ndarray]) -> Rows:
         """The same rows, each with its `values` under this name."""
@@ -174,30 +166,73 @@ class Rows:
         """The highest token id of the whole set; -1 for an empty one."""
         return int(self._arrays["tokens"].max(initial=-1))
 
+    @property
+    def sequence_lengths(self) -> np.ndarray:
+        """Tokens of each sequence of all rows: int64, as many as there are sequences."""
+        return self._arrays["parts"]
+
     def trained_tokens(self) -> int:
         """How many tokens of the whole set count in the loss."""
         return int(np.count_nonzero(self._arrays["trained"]))
 
+    def trained_counts(self) -> np.ndarray:
+        """How many tokens of each row count in the loss: int64 (N,)."""
+        found = np.zeros(len(self), dtype=np.int64)
+        for start in range(0, len(self), PART):
+            edges = self._offsets[start : start + PART + 1]
+            sums = _offsets(self._arrays["trained"][edges[0] : edges[-1]])
+            found[start : start + PART] = np.diff(sums[edges - edges[0]])
+        return found
+
     def slice(self, indices: Sequence[int] | np.ndarray) -> Rows:
-        """A new set of the rows `indices`, in that order."""
-        at = np.asarray(indices, dtype=np.int64)
-        old = self._arrays
-        arrays = {name: old[name][at] for name in ("prompt_ends", "cuts", "file", "number", "entry", "weight")}
-        offsets_of = {"tokens": "offsets", "trained": "offsets", "answers": "answer_offsets", "parts": "part_offsets"}
-        named = {f"{_NUMBERS}{name}": f"{_NUMBERS}{name}.offsets" for name in self.names}
-        for flat, offsets in (offsets_of | named).items():
-            parts = [old[flat][int(old[offsets][i]) : int(old[offsets][i + 1])] for i in at]
-            arrays[flat] = _flat(parts, old[flat].dtype)
-            arrays[offsets] = _offsets([len(p) for p in parts])
-        return Rows(arrays, self._files)
+        """A new set of the rows `indices`, in that order, in memory."""
+        return Rows(self._taken(np.asarray(indices, dtype=np.int64)), self._files)
+
+    def _taken(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of the rows `ids`, as those of a set of them alone."""
+        old, offsets = self._arrays, self._offsets_of()
+        arrays = {name: old[name][ids] for name in old.keys() - offsets.keys() - set(offsets.values())}
+        for flat, name in offsets.items():
+            starts, lengths = old[name][ids], old[name][ids + 1] - old[name][ids]
+            arrays[name] = _offsets(lengths)
+            places = np.arange(arrays[name][-1]) + np.repeat(starts - arrays[name][:-1], lengths)
+            arrays[flat] = old[flat][places]
+        return arrays
+
+    def _offsets_of(self) -> dict[str, str]:
+        """The names of the arrays in which rows have stretches, each with that of its offsets."""
+        return {**_STRETCHES, **{f"{_NUMBERS}{name}": f"{_NUMBERS}{name}.offsets" for name in self.names}}
 
     def rename(self, change: Callable[[str], str]) -> None:
         """Pass the names of the files that the rows came from through `change`."""
         self._files = tuple(change(name) for name in self._files)
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file; the names of the source files stand in its metadata."""
-        save_file(self._arrays, str(path), metadata={"files": json.dumps(self._files)})
+    def save(self, path: str | Path, ids: np.ndarray | None = None) -> None:
+        """Write one safetensors file of the rows `ids`, or of all, a part at a time; the names of the source files
+        stand in its metadata."""
+        chosen = np.arange(len(self)) if ids is None else ids
+        done = dict.fromkeys(self._arrays, 0)
+        with TensorWriter(Path(path), self._shapes(chosen), {"files": json.dumps(self._files)}) as file:
+            for start in range(0, max(len(chosen), 1), PART):
+                part = self._taken(chosen[start : start + PART])
+                for name, flat in {name: flat for flat, name in self._offsets_of().items()}.items():
+                    before = done[flat] // self._arrays[flat].itemsize
+                    part[name] = (part[name] + before)[bool(start) :]
+                for name, array in part.items():
+                    if array.size:
+                        file.write(name, done[name], array.data.cast("B"))
+                    done[name] += array.nbytes
+
+    def _shapes(self, ids: np.ndarray) -> dict[str, tuple[str, tuple[int], int]]:
+        """{array: (dtype, shape, bytes)} of a file of the rows `ids`; those of wide numbers first, so that all lie on
+        multiples of their width."""
+        sizes = dict.fromkeys(self._arrays, len(ids))
+        for flat, name in self._offsets_of().items():
+            offsets = self._arrays[name]
+            sizes |= {name: len(ids) + 1, flat: int((offsets[ids + 1] - offsets[ids]).sum())}
+        words = {np.dtype(dtype): word for word, dtype in _DTYPES.items()}
+        wide_first = sorted(self._arrays.items(), key=lambda item: -item[1].itemsize)
+        return {name: (words[a.dtype], (sizes[name],), sizes[name] * a.itemsize) for name, a in wide_first}
 
     @classmethod
     def load(cls, path: str | Path) -> Rows:
@@ -212,12 +247,39 @@ class Rows:
             raise ValueError(f"{path} lacks {error}") from error
 
 
+def laid_out(rows: Sequence[Row], files: Mapping[str, int], numbers: Iterable[str]) -> dict[str, np.ndarray]:
+    """The arrays of a set. files: the number of each file's name. numbers: names of what rows carry."""
+    answers = [r.answer.encode() for r in rows]
+    arrays = {
+        "tokens": _flat([r.tokens for r in rows], np.int32),
+        "trained": _flat([r.trained for r in rows], np.bool_),
+        "offsets": _offsets([len(r.tokens) for r in rows]),
+        "answers": np.frombuffer(b"".join(answers), dtype=np.uint8),
+        "answer_offsets": _offsets([len(a) for a in answers]),
+        "prompt_ends": np.array([r.prompt_end for r in rows], dtype=np.int64),
+        "cuts": np.array([r.cut for r in rows], dtype=np.int64),
+        "file": np.array([files[r.file] for r in rows], dtype=np.int32),
+        "number": np.array([r.number for r in rows], dtype=np.int64),
+        "parts": np.array([n for r in rows for n in r.sequences], dtype=np.int64),
+        "part_offsets": _offsets([len(r.sequences) for r in rows]),
+        "entry": np.array([r.entry for r in rows], dtype=np.int32),
+        "weight": np.array([r.weight for r in rows], dtype=np.float32),
+    }
+    for name in numbers:
+        arrays |= _numbers(name, [r.numbers.get(name, np.empty(0)) for r in rows])
+    first = _offsets(arrays["parts"])[:-1]
+    arrays["trained"][first[first < len(arrays["trained"])]] = False
+    return arrays
+
+
 def _flat(parts: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
-    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype=dtype)
+    return np.concatenate(parts, dtype=dtype) if parts else np.zeros(0, dtype=dtype)
 
 
-def _offsets(lengths: Sequence[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    found = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=found[1:])
+    return found
 
 
 def _numbers(name: str, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -247,7 +309,7 @@ def _map(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             raise ValueError(f"{path}: {name} has a wrong size")
         # An empty stretch cannot be mapped.
         arrays[name] = (
-            np.memmap(path, dtype=dtype, mode="r", offset=8 + size + start, shape=shape)
+            np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=8 + size + start, shape=shape))
             if end > start
             else np.zeros(shape, dtype=dtype)
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from lrft.data.config import Settings
 from lrft.data.dataset import Row
 from lrft.data.ingest import Found, drop, refuse_bad
 from lrft.data.records import BadRow
-from lrft.data.report import NO_TOKEN, TOO_LONG, DataReport, quantile_words, quantiles
+from lrft.data.report import EXAMPLES, NO_TOKEN, TOO_LONG, DataReport, quantile_words, quantiles
 from lrft.data.tokenize import Encoded, Encoder
 from lrft.errors import DataError
 
@@ -23,7 +25,7 @@ Item = tuple[Found, list[Rendered], list[Encoded]]
 Begun = tuple[list[tuple[Found, list[Rendered] | BadRow]], "Future[list[Encoded | BadRow]]"]
 
 
-def tokenized(samples: Sequence[Found], renderer: Renderer, encoder: Encoder) -> Iterator[Item]:
+def tokenized(samples: Iterable[Found], renderer: Renderer, encoder: Encoder) -> Iterator[Item]:
     """Samples with the texts and the tokens of their sequences, in order. A bad row is counted and left out.
 
     Rendering is Python and encoding is Rust, which does not hold Python's lock: one chunk is encoded while the next
@@ -44,8 +46,10 @@ def tokenized(samples: Sequence[Found], renderer: Renderer, encoder: Encoder) ->
                     yield item, texts, good
 
 
-def _chunks(samples: Sequence[Found]) -> Iterator[Sequence[Found]]:
-    return (samples[at : at + CHUNK] for at in range(0, len(samples), CHUNK))
+def _chunks(samples: Iterable[Found]) -> Iterator[list[Found]]:
+    left = iter(samples)
+    while chunk := list(islice(left, CHUNK)):
+        yield chunk
 
 
 def _begin(chunk: Sequence[Found], renderer: Renderer, encoder: Encoder, beside: Executor) -> Begun:
@@ -79,29 +83,39 @@ def _leave_out(item: Found, bad: BadRow) -> None:
 
 
 def encode_rows(
-    samples: Sequence[Found], renderer: Renderer, encoder: Encoder, settings: Settings, report: DataReport
-) -> list[tuple[str, Row]]:
-    """(role, row) for every row within max_length that has something to learn; counts go into `report`.
+    samples: Iterable[Found], renderer: Renderer, encoder: Encoder, settings: Settings, report: DataReport
+) -> Iterator[tuple[str, Row]]:
+    """(role, row) for every row within max_length that has something to learn; counts go into `report`, the last of
+    them with the last row.
 
-    Raises DataError for bad rows (on_bad_row: error) and long rows (too_long: error).
+    Raises DataError for bad rows (on_bad_row: error) and long rows (too_long: error), behind the last row.
     """
-    rows: list[tuple[str, Row]] = []
-    lengths: list[int] = []
-    long: list[tuple[str, int]] = []
+    lengths, long = array("q"), TooLong(settings)
     ends: dict[str, None] = {}
-    open_end = False
+    special_rows: dict[str, tuple[Found, list[str]]] = {}
+    open_end = chat = False
+    documents = True
     for item, texts, encoded in tokenized(samples, renderer, encoder):
+        if settings.at_once and settings.on_bad_row == "error":
+            refuse_bad([item.report])
+        chat = chat or bool(item.sample.messages)
+        documents = documents and item.sample.document is not None
         n = max(len(each.tokens) for each in encoded)
         lengths.append(n)
         if n > settings.max_length and settings.too_long == "error":
-            long.append((item.source, n))
+            long.add(item.source, n)
+            if settings.at_once:
+                long.refuse(lengths, "truncate | drop")
             continue
         made = _fit(item, encoded, settings, encoder)
         if isinstance(made, BadRow):
             _leave_out(item, made)
             continue
         marked = any(text.marked for text in texts)
-        special = marked or (item.sample.tokens and bool(renderer.special_in(item.sample)))
+        found = renderer.special_in(item.sample) if marked or item.sample.tokens else []
+        special = marked or bool(found)
+        if found:
+            special_rows.setdefault(item.report.path, (item, found))
         item.report.special_text += special
         report.special_text += special and not item.sample.tokens
         report.special_read += special and item.sample.tokens
@@ -112,35 +126,34 @@ def encode_rows(
         item.report.rows += len(made)
         if item.sample.label and item.report.role == "train":
             report.labels[item.sample.label] = report.labels.get(item.sample.label, 0) + 1
-        rows += [(item.report.role, row) for row in made]
+        for row in made:
+            yield item.report.role, row
     if settings.on_bad_row == "error":
         refuse_bad(report.sources)
-    _ask_about_special(samples, renderer)
-    if long:
-        documents = all(item.sample.document is not None for item in samples)
-        raise too_long(long, lengths, settings, "split | truncate | drop" if documents else "truncate | drop")
-    report.opening = renderer.opening if any(item.sample.messages for item in samples) else ""
+    for item, found in special_rows.values():
+        _ask_about_special(item, found)
+    long.refuse(lengths, "split | truncate | drop" if documents else "truncate | drop")
+    report.opening = renderer.opening if chat else ""
     report.end_tokens = list(ends)
     report.end_token_trained = bool(ends) and not open_end
-    return rows
 
 
-def _ask_about_special(samples: Sequence[Found], renderer: Renderer) -> None:
-    """Raise DataError where most rows of a source hold the text of special tokens and nobody said what it is."""
-    for item in samples:
-        source = item.report
-        if item.item.special_tokens != "auto" or 2 * source.special_text <= source.used:
-            continue
-        if not (found := renderer.special_in(item.sample)):
-            continue
-        raise DataError(
-            f"{source.path}: {source.special_text:,} of {source.used:,} rows hold the text of special tokens, such as "
-            f"{' '.join(found[:3])} in {item.source}: are they already rendered with a chat template?",
-            f"To encode it as the special tokens: {item.item.advice(special_tokens='tokens')}; to encode it as "
-            f"plain text: "
-            f"{item.item.advice(special_tokens='text')}. Rendered rows are trained as a whole; to train on answers "
-            "only, provide the conversations as messages.",
-        )
+def _ask_about_special(item: Found, found: Sequence[str]) -> None:
+    """Raise DataError where most rows of a source hold the text of special tokens and nobody said what it is.
+
+    item: the first of them, with the tokens `found` in it.
+    """
+    source = item.report
+    if item.item.special_tokens != "auto" or 2 * source.special_text <= source.used:
+        return
+    raise DataError(
+        f"{source.path}: {source.special_text:,} of {source.used:,} rows hold the text of special tokens, such as "
+        f"{' '.join(found[:3])} in {item.source}: are they already rendered with a chat template?",
+        f"To encode it as the special tokens: {item.item.advice(special_tokens='tokens')}; to encode it as "
+        f"plain text: "
+        f"{item.item.advice(special_tokens='text')}. Rendered rows are trained as a whole; to train on answers "
+        "only, provide the conversations as messages.",
+    )
 
 
 def _fit(item: Found, encoded: Sequence[Encoded], settings: Settings, encoder: Encoder) -> list[Row] | BadRow:
@@ -155,7 +168,7 @@ def _fit(item: Found, encoded: Sequence[Encoded], settings: Settings, encoder: E
     if not all(each.trained[:most].any() for each in encoded):
         cut = f": the whole answer is beyond token {most:,}" if row.cut else ""
         return BadRow(NO_TOKEN, f"no trained tokens{cut}")
-    if row.cut and len({each.tokens[:most].tobytes() for each in encoded}) < len(encoded):
+    if row.cut and len(encoded) > 1 and len({each.tokens[:most].tobytes() for each in encoded}) < len(encoded):
         return BadRow(TOO_LONG, f"what its {len(encoded)} sequences differ in is beyond token {most:,}")
     return [row]
 
@@ -166,8 +179,8 @@ def _row(item: Found, encoded: Sequence[Encoded], most: int) -> Row:
     inside = [span for span in first.spans if span[0] < most] or first.spans[:1]
     start, _, answer = inside[-1]
     return Row(
-        tokens=np.concatenate([each.tokens[:most] for each in encoded]),
-        trained=np.concatenate([each.trained[:most] for each in encoded]),
+        tokens=_joined([each.tokens[:most] for each in encoded]),
+        trained=_joined([each.trained[:most] for each in encoded]),
         # Nothing stands before the first token of a document: generation starts from that token.
         prompt_end=max(start, 1),
         answer=answer,
@@ -180,6 +193,10 @@ def _row(item: Found, encoded: Sequence[Encoded], most: int) -> Row:
         entry=item.item.number,
         weight=item.sample.weight,
     )
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _split(item: Found, encoded: Encoded, most: int, encoder: Encoder) -> list[Row]:
@@ -200,18 +217,33 @@ def _split(item: Found, encoded: Encoded, most: int, encoder: Encoder) -> list[R
     return rows
 
 
-def too_long(long: Sequence[tuple[str, int]], lengths: Sequence[int], settings: Settings, choices: str) -> DataError:
-    """What to say of rows (place, tokens) that are too long. choices: of data.too_long, for them."""
-    most = max(n for _, n in long)
-    lines = [f"{source}  {n:,} tokens" for source, n in long[:10]]
-    more = len(long) - len(lines)
-    choices = f"data.too_long: {choices}"
-    if settings.max_from == "the model":
-        hint = f"The model has {settings.max_length:,} positions. Set {choices}."
-    else:
-        hint = f"Set data.max_length: {most} to keep them all, or {choices}."
-    title = (
-        f"{len(long):,} of {len(lengths):,} rows ({len(long) / len(lengths):.1%}) are longer than "
-        f"{settings.max_length:,} tokens ({settings.max_from}). Lengths: {quantile_words(quantiles(lengths))}"
-    )
-    return DataError("\n".join([title, *lines, *([f"... and {more:,} more"] if more > 0 else [])]), hint)
+class TooLong:
+    """Rows that are longer than allowed: how many, and the first of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._first: list[tuple[str, int]] = []
+        self._count = 0
+
+    def add(self, source: str, tokens: int) -> None:
+        self._count += 1
+        if self._count <= EXAMPLES:
+            self._first.append((source, tokens))
+
+    def refuse(self, lengths: Sequence[int], choices: str) -> None:
+        """Raise DataError when there is any. lengths: of all rows. choices: of data.too_long, for them."""
+        if not self._count:
+            return
+        most = self._settings.max_length
+        lines = [f"{source}  {n:,} tokens" for source, n in self._first]
+        more = self._count - len(lines)
+        choices = f"data.too_long: {choices}"
+        if self._settings.max_from == "the model":
+            hint = f"The model has {most:,} positions. Set {choices}."
+        else:
+            hint = f"Set data.max_length: {max(lengths)} to keep them all, or {choices}."
+        title = (
+            f"{self._count:,} of {len(lengths):,} rows ({self._count / len(lengths):.1%}) are longer than "
+            f"{most:,} tokens ({self._settings.max_from}). Lengths: {quantile_words(quantiles(lengths))}"
+        )
+        raise DataError("\n".join([title, *lines, *([f"... and {more:,} more"] if more > 0 else [])]), hint)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,8 +31,7 @@ from lrft.errors import DataError, nearest
 from lrft.registry import DEFAULT_ROWS, ROWS
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A sample with its place, the input it came from and the report that counts it."""
 
     item: Input
@@ -48,28 +46,35 @@ class Found:
         return f"{self.file}{self.number}"
 
 
-def collect(inputs: Sequence[Input], settings: Settings, where: Where) -> tuple[list[Found], list[SourceReport]]:
-    """All usable samples in the order of the inputs, and one report per source.
+def collect(inputs: Sequence[Input], settings: Settings, where: Where, reports: list[SourceReport]) -> Iterator[Found]:
+    """The usable samples in the order of the inputs; one report per source is appended to `reports`.
 
-    Raises DataError when no format fits, when on_bad_row is error and a row is bad; RecipeError for columns.
+    Where on_bad_row is error, what stands behind a first bad row is read and counted, and not handed out: the caller
+    ends with `refuse_bad`. Raises DataError when no format fits; RecipeError for columns.
     """
-    samples: list[Found] = []
-    reports: list[SourceReport] = []
     for k, item in enumerate(inputs):
-        drawn: list[Found] = []
+        taken = _taken(item, settings, where, [settings.seed, k])
+        number, failed = 0, any(map(_bad, reports))
         for source in item.sources:
             report = SourceReport(path=source.path, role=item.role)
             reports.append(report)
-            drawn += _read(item, source, report, settings, where)
-        samples += _draw(drawn, item.limit, [settings.seed, k])
-    if settings.on_bad_row == "error":
-        refuse_bad(reports)
-    return samples, reports
+            for found in _read(item, source, report, settings, where):
+                if taken is not None and number not in taken:
+                    report.used -= 1
+                    report.dropped[NOT_DRAWN] = report.dropped.get(NOT_DRAWN, 0) + 1
+                elif settings.on_bad_row == "skip" or not (failed or _bad(report)):
+                    yield found
+                number += 1
+
+
+def _bad(report: SourceReport) -> int:
+    """How many of its rows are left out although the recipe does not say so."""
+    return sum(n for reason, n in report.dropped.items() if reason not in CHOSEN) if report.dropped else 0
 
 
 def refuse_bad(reports: Sequence[SourceReport]) -> None:
     """Raise DataError with the first bad rows when there is any."""
-    bad = sum(n for r in reports for reason, n in r.dropped.items() if reason not in CHOSEN)
+    bad = sum(map(_bad, reports))
     if not bad:
         return
     offenders = [e for r in reports for e in r.examples if e["reason"] not in CHOSEN]
@@ -86,8 +91,8 @@ def refuse_bad(reports: Sequence[SourceReport]) -> None:
     )
 
 
-def _read(item: Input, source: Source, report: SourceReport, settings: Settings, where: Where) -> list[Found]:
-    found: list[Found] = []
+def _read(item: Input, source: Source, report: SourceReport, settings: Settings, where: Where) -> Iterator[Found]:
+    """The usable samples of a source, counted in `report`."""
     seen: dict[str, None] = {}
     make: Callable[[dict[str, Any]], Sample] | None = None
     for record in source.records():
@@ -95,11 +100,12 @@ def _read(item: Input, source: Source, report: SourceReport, settings: Settings,
         try:
             if isinstance(record.value, BadRow):
                 raise record.value
-            seen |= dict.fromkeys(record.value)
+            if not record.value.keys() <= seen.keys():
+                seen |= dict.fromkeys(record.value)
             if make is None:
                 make = _maker(item, source, record.value, report, settings, where)
             _count_unused(record.value, item, report)
-            found.append(Found(item, make(record.value), source.name, record.number, record.head, report))
+            made = make(record.value)
         except BadRow as bad:
             drop(
                 report,
@@ -107,15 +113,20 @@ def _read(item: Input, source: Source, report: SourceReport, settings: Settings,
                 _with_way_out(bad, record.value, item, report.format),
                 record.head,
             )
+            if settings.at_once and settings.on_bad_row == "error":
+                refuse_bad([report])
+        else:
+            report.used += 1
+            yield Found(item, made, source.name, record.number, record.head, report)
     if report.read == 0:
         raise DataError(f"{source.path}: the file holds no rows")
     if make is not None:
         _require(set(item.columns), seen, item, source, where)
-    report.used = len(found)
-    return found
 
 
 def _count_unused(record: dict[str, Any], item: Input, report: SourceReport) -> None:
+    if item.as_it_is and not unused(record, report.format):
+        return
     left = _left_over(record, item)
     written = [column for column in left if column in item.wordings]  # there is one of this name, and another is made
     for column in (*unused(left, report.format), *written):
@@ -220,6 +231,8 @@ def _maker(
         why = f"format {name} has none" if writes else "the chat template writes no tools"
         refuse(where, f"{item.key}.tools", f"{why}: remove the key, or give data.chat_template another")
     reading = Reading(settings.template is not None, item.special_tokens == "tokens", writes, item.tools)
+    if item.as_it_is:
+        return lambda value: sample(value, name, reading)
     return lambda value: sample(_shaped(value, item), name, reading)
 
 
@@ -266,13 +279,14 @@ def refuse_other_kind(item: Input, source: Source, record: dict[str, Any], kind:
         refuse(where, "training.objective", f"{wanted}, but in {source.path} {text}")
 
 
-def _draw(found: list[Found], limit: int | None, seed: Sequence[int]) -> list[Found]:
-    """`limit` samples, in their old order; the others are counted as not drawn."""
-    if limit is None or limit >= len(found):
-        return found
-    taken = set(np.random.default_rng(seed).choice(len(found), size=limit, replace=False).tolist())
-    for k, item in enumerate(found):
-        if k not in taken:
-            item.report.used -= 1
-            item.report.dropped[NOT_DRAWN] = item.report.dropped.get(NOT_DRAWN, 0) + 1
-    return [found[k] for k in sorted(taken)]
+def _taken(item: Input, settings: Settings, where: Where, seed: Sequence[int]) -> set[int] | None:
+    """Which of its usable samples `limit` takes, as numbers from 0; None for all. To count them, all are read once."""
+    if item.limit is None:
+        return None
+    n = 0
+    for source in item.sources:
+        report = SourceReport(path=source.path, role=item.role)
+        n += sum(1 for _ in _read(item, source, report, settings, where))
+    if item.limit >= n:
+        return None
+    return set(np.random.default_rng(seed).choice(n, size=item.limit, replace=False).tolist())

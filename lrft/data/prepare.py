@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,17 @@ from lrft.data.chat_template import Renderer
 from lrft.data.config import Input, Settings, Where, inputs, read_input, settings, validation_input
 from lrft.data.dataset import Row, Rows
 from lrft.data.encode import encode_rows
+from lrft.data.growing import GrowingRows
 from lrft.data.ingest import Found, collect
 from lrft.data.report import DataReport, histogram, quantiles
 from lrft.data.split import set_apart, split, split_by_default
+from lrft.data.streaming import RowStream
 from lrft.data.tokenize import Encoder, require_usable
 from lrft.data.whole import keep_classes, measure_whole, number_labels
 from lrft.errors import DataError
 from lrft.registry import DEFAULT_ROWS, ROWS
 from lrft.utils.seeds import seed_of
+from lrft.utils.text import count
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Prepared:
     key: str
     cached: bool
     auxiliary: Rows | None = None
+    stream: RowStream | None = None
+    """where the rows are made while the run goes on; `train` is the first of them"""
 
     def rename(self, change: Callable[[str], str]) -> None:
         """Pass the names of the data's files through `change`, in the report and in the rows' places."""
@@ -73,9 +77,52 @@ def prepare(
     """
     chosen = settings(section, tokenizer, seed=seed, limit=limit, where=where, kind=kind)
     found = inputs(section, where=where)
+    if section.streaming:
+        return _streamed(found, replace(chosen, at_once=True), tokenizer, section, where, cache)
     share = "none" if found[-1].role == "validation" else section.validation
     by_default = "validation" not in section.model_fields_set
     return _prepare(found, chosen, tokenizer, share, where, cache if section.cache else None, by_default)
+
+
+def _streamed(
+    found: Sequence[Input], chosen: Settings, tokenizer: Any, section: Any, where: Where, cache: Path
+) -> Prepared:
+    """The stream of the train entries, its first rows, and the validation rows of a path."""
+    require_usable(tokenizer)
+    train = [item for item in found if item.role == "train"]
+    report, counted = _new_report(chosen), _new_report(chosen)
+
+    def stream_into(report: DataReport) -> RowStream:
+        def make(items: Sequence[Input]) -> Iterator[Row]:
+            samples = collect(items, chosen, where, report.sources)
+            return (row for _, row in _measured(samples, tokenizer, chosen, report, {}))
+
+        return RowStream(train, make, report, window=section.window, seed=chosen.seed, shuffle=section.shuffle)
+
+    first, validation = stream_into(report).first(section.window), None
+    _total(report, first, np.zeros(len(first), dtype=bool), np.zeros(len(first), dtype=np.uint64))
+    drawn = f"each is drawn from {count(section.window, 'row')}" if section.shuffle else "in their order"
+    aside = "; no validation rows are held out" if not isinstance(section.validation, str) else ""
+    report.held_out = f"streamed, {drawn}: these are the first rows{aside}"
+    if not len(first):
+        raise _nothing(report)
+    if others := [replace(item, role="train") for item in found if item.role == "validation"]:
+        made = _prepare(
+            others, replace(chosen, at_once=False), tokenizer, "none", where, cache if section.cache else None
+        )
+        validation = made.train
+        report.sources += [replace(source, role="validation") for source in made.report.sources]
+        report.validation_rows, report.validation_tokens = made.report.train_rows, made.report.tokens
+        report.validation_trained_tokens = made.report.trained_tokens
+    deciding = _deciding(found, chosen, "none") | {"window": section.window, "shuffle": section.shuffle}
+    report.key = store.make_key(deciding, tokenizer)
+    return Prepared(first, validation, report, report.key, cached=False, stream=stream_into(counted))
+
+
+def _new_report(chosen: Settings) -> DataReport:
+    return DataReport(
+        max_length=chosen.max_length, max_length_from=chosen.max_from, parts=list(ROWS[chosen.kind].parts)
+    )
 
 
 def with_rows_apart(prepared: Prepared, share: float, *, seed: int) -> Prepared:
@@ -128,26 +175,12 @@ def _prepare(
     key = store.make_key(_deciding(found, chosen, share) | {"by default": by_default}, tokenizer)
     with store.locked(cache, key) if cache is not None else nullcontext() as folder:
         if folder is not None and (kept := store.load(folder)) is not None:
-            train, validation, report = kept
-            report.hit = True
-            return Prepared(train, validation, report, key, cached=True)
-        with _young_garbage_only():
-            train, validation, report = _build(found, chosen, tokenizer, share, where, by_default)
-        report.key, report.hit = key, None if folder is None else False
-        if folder is not None:
-            store.save(folder, train, validation, report)
-        return Prepared(train, validation, report, key, cached=False)
-
-
-@contextmanager
-def _young_garbage_only() -> Iterator[None]:
-    """Without full collections: what a row is made of stays, and each of them would look at all rows again."""
-    before = gc.get_threshold()
-    gc.set_threshold(*before[:2], 1_000_000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
+            return Prepared(*kept, key, cached=True)
+        with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+            rows, held_out, report = _build(found, chosen, tokenizer, share, where, by_default, Path(place).parent)
+            report.key, report.hit = key, None if folder is None else False
+            store.save(Path(place), rows, held_out, report)
+            return Prepared(*store.made(Path(place)), key, cached=False)
 
 
 def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str) -> dict[str, Any]:
@@ -166,7 +199,8 @@ def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str
         for item in found
     ]
     deciding = asdict(chosen)
-    del deciding["max_from"]  # who set the limit decides on no row: a resolved recipe writes out what was left open
+    # Who set the limit decides on no row: a resolved recipe writes out what was left open. Nor when a bad one is told.
+    del deciding["max_from"], deciding["at_once"]
     return {"inputs": data, "settings": deciding, "validation": share}
 
 
@@ -177,42 +211,40 @@ def _build(
     share: float | int | str,
     where: Where,
     by_default: bool,
-) -> tuple[Rows, Rows | None, DataReport]:
-    samples, reports = collect(found, chosen, where)
-    report = DataReport(
-        sources=reports,
-        max_length=chosen.max_length,
-        max_length_from=chosen.max_from,
-        parts=list(ROWS[chosen.kind].parts),
-    )
-    made = _measured(samples, tokenizer, chosen, report)
-    train = [row for role, row in made if role == "train"]
-    validation = [row for role, row in made if role == "validation"]
-    if not train:
+    folder: Path,
+) -> tuple[Rows, np.ndarray, DataReport]:
+    """The rows, which of them are held out: bool (N,), and the report. folder: where they lie while they are made."""
+    report = _new_report(chosen)
+    names: dict[str, int] = {}
+    with GrowingRows(folder) as growing:
+        for role, row in _measured(collect(found, chosen, where, report.sources), tokenizer, chosen, report, names):
+            report.add_weight(row.weight)
+            growing.add(row, role == "validation")
+        rows, digests, held_out = growing.finished()
+    if held_out.all():
         raise _nothing(report)
     if any(item.role == "validation" for item in found):
-        if not validation:
+        if not held_out.any():
             raise DataError(f"{found[-1].sources[0].path}: no valid row in the validation data")
     else:
-        digests = [row.digest for row in train]
         if by_default:
             held_out, report.held_out = split_by_default(digests, float(share), chosen.seed)
         else:
             held_out = split(digests, share, chosen.seed)
         if ROWS[chosen.kind].named:
-            held_out = keep_classes(train, held_out)
-        validation = [row for row, out in zip(train, held_out, strict=True) if out]
-        train = [row for row, out in zip(train, held_out, strict=True) if not out]
+            held_out = keep_classes(rows, held_out)
     if ROWS[chosen.kind].named:
-        train, validation = number_labels(train, validation, report, chosen.labels)
-    _total(report, train, validation)
-    return Rows.of(train), Rows.of(validation) if validation else None, report
+        rows = number_labels(rows, held_out, names, report, chosen.labels)
+    _total(report, rows, held_out, digests)
+    return rows, held_out, report
 
 
-def _measured(samples: Sequence[Found], tokenizer: Any, chosen: Settings, report: DataReport) -> list[tuple[str, Row]]:
-    """The samples as rows, each with its role."""
+def _measured(
+    samples: Iterable[Found], tokenizer: Any, chosen: Settings, report: DataReport, names: dict[str, int]
+) -> Iterator[tuple[str, Row]]:
+    """The samples as rows, each with its role. names: filled with those of labels."""
     if ROWS[chosen.kind].whole:
-        return measure_whole(samples, tokenizer, chosen, report)
+        return measure_whole(samples, tokenizer, chosen, report, names)
     renderer = Renderer(tokenizer, chosen.template, chosen.train_on, chosen.template_options)
     return encode_rows(samples, renderer, Encoder(tokenizer), chosen, report)
 
@@ -225,20 +257,13 @@ def _nothing(report: DataReport) -> DataError:
     )
 
 
-def _total(report: DataReport, train: Sequence[Row], validation: Sequence[Row]) -> None:
-    """The totals of the report."""
-    report.train_rows, report.validation_rows = len(train), len(validation)
-    report.tokens, report.trained_tokens = _tokens(train)
-    report.validation_tokens, report.validation_trained_tokens = _tokens(validation)
-    lengths = [n for row in (*train, *validation) for n in row.sequences]
-    weights = [row.weight for row in (*train, *validation) if row.weight != 1]
-    report.weights = {"rows": len(weights), "least": min(weights), "most": max(weights)} if weights else {}
+def _total(report: DataReport, rows: Rows, held_out: np.ndarray, digests: np.ndarray) -> None:
+    """The totals of the report. held_out: bool (N,), of the validation rows. digests: uint64 (N,), of the contents."""
+    tokens, trained = rows.lengths, rows.trained_counts()
+    report.train_rows, report.validation_rows = int((~held_out).sum()), int(held_out.sum())
+    report.tokens, report.trained_tokens = int(tokens[~held_out].sum()), int(trained[~held_out].sum())
+    report.validation_tokens = int(tokens[held_out].sum())
+    report.validation_trained_tokens = int(trained[held_out].sum())
+    lengths = rows.sequence_lengths
     report.lengths, report.by_length = quantiles(lengths), histogram(lengths)
-    known = {row.digest for row in train}
-    report.repeated = sum(row.digest in known for row in validation)
-
-
-def _tokens(rows: Sequence[Row]) -> tuple[int, int]:
-    # The first token of a sequence is never trained: see Rows.of.
-    firsts = sum(bool(r.trained[at]) for r in rows for at in accumulate((0, *r.sequences[:-1])))
-    return sum(len(r.tokens) for r in rows), sum(int(np.count_nonzero(r.trained)) for r in rows) - firsts
+    report.repeated = int(np.isin(digests[held_out], digests[~held_out]).sum())

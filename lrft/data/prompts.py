@@ -25,16 +25,19 @@ from lrft.utils.text import count
 
 STAND_IN = "x"
 """The answer of a row that has none: the prompt is what stands before it"""
+BY = "adapter"
+"""The column that names who answers a row, where several can"""
 SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """row: the record as it was read. ids: int32 (n,), what generation starts from."""
+    """row: the record as it was read. ids: int32 (n,), what generation starts from. by: who is to answer."""
 
     place: str
     row: dict[str, Any]
     ids: np.ndarray
+    by: str = ""
 
 
 class Asking:
@@ -60,6 +63,12 @@ class Asking:
             return ()
         return (end,) if end else ()
 
+    def rendered(self, sample: Sample) -> str:
+        """The sample's last answer as the template writes it, without the token that ends it. Raises BadRow."""
+        made = self._render(sample)
+        text = "".join(piece.text for piece in made.pieces[made.spans[-1].first : made.spans[-1].last])
+        return text.removesuffix(made.end) if made.end else text
+
     def ids(self, asked: Sample) -> np.ndarray:
         """int32 (n,): what stands before the sample's answer; at least one token. Raises BadRow."""
         if not self.plain and asked.prompt:
@@ -82,9 +91,17 @@ class Asking:
 
 
 def read_prompts(
-    path: str, asking: Asking, *, form: str = "auto", columns: Mapping[str, str] | None = None, limit: int | None = None
+    path: str,
+    asking: Mapping[str, Asking],
+    *,
+    form: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
 ) -> list[Prompt]:
     """Every row of the file or folder as a prompt, in order. form, columns: as in an entry of data.train.
+
+    asking: of each that may answer, by name; with several, a row's column `adapter` names its own, and the first
+    answers rows that name none.
 
     Raises DataError for files that cannot be read, and for rows that are no prompts, with their places.
     """
@@ -94,7 +111,8 @@ def read_prompts(
         try:
             if isinstance(value, BadRow):
                 raise value
-            prompts.append(Prompt(place, value, asking.ids(_sample(value, form, columns or {}, asking.reading))))
+            by, record = _asked_of(rename(value, columns or {}), asking)
+            prompts.append(Prompt(place, value, asking[by].ids(_sample(record, form, asking[by].reading)), by))
         except BadRow as error:
             bad.append(f"{place}  {error.field}: {error.detail}" if error.field else f"{place}  {error.detail}")
     if bad:
@@ -111,8 +129,18 @@ def _records(path: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
             yield f"{source.name}{record.number}", record.value
 
 
-def _sample(record: Mapping[str, Any], form: str, columns: Mapping[str, str], reading: Reading) -> Sample:
-    named = _answered(rename(record, columns))
+def _asked_of(record: dict[str, Any], asking: Mapping[str, Asking]) -> tuple[str, dict[str, Any]]:
+    """(the name of who is to answer, the record without it). Raises BadRow for a name that is not there."""
+    first = next(iter(asking))
+    if len(asking) == 1 or record.get(BY) is None:
+        return first, record
+    if not isinstance(record[BY], str) or record[BY] not in asking:
+        raise BadRow("unknown adapter", f"there is no {record[BY]!r}; there are {', '.join(asking)}", BY)
+    return record[BY], {key: value for key, value in record.items() if key != BY}
+
+
+def _sample(record: dict[str, Any], form: str, reading: Reading) -> Sample:
+    named = _answered(record)
     named.pop("weight", None)  # of training: a row of weight 0 has a prompt too
     found = detect(named) if form == "auto" else form
     if found is None:

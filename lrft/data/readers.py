@@ -194,24 +194,24 @@ def _json(path: DataFile) -> Iterator[Record]:
 
 
 def _csv(path: DataFile) -> Iterator[Record]:
-    # Bytes that are not UTF-8 travel as lone surrogates, so that only their own row is bad.
-    text = path.read().decode("utf-8-sig", errors="surrogateescape")
     csv.field_size_limit(sys.maxsize)
-    # strict: otherwise an unclosed quote swallows the rest of the file as one field.
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(lines, None)
-        if not header:
-            return
-        if repeated := [name for name in header if header.count(name) > 1]:
-            raise DataError(f"{path}:1: the column '{repeated[0]}' appears twice in the header")
-        start = lines.line_num + 1
-        for fields in lines:
-            if fields:
-                yield Record(start, _csv_row(header, fields), head(",".join(fields)))
+    # Bytes that are not UTF-8 travel as lone surrogates, so that only their own row is bad.
+    with path.open() as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as text:
+        # strict: otherwise an unclosed quote swallows the rest of the file as one field.
+        lines = csv.reader(text, strict=True)
+        try:
+            header = next(lines, None)
+            if not header:
+                return
+            if repeated := [name for name in header if header.count(name) > 1]:
+                raise DataError(f"{path}:1: the column '{repeated[0]}' appears twice in the header")
             start = lines.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}:{lines.line_num}: {error}", "Look for an unclosed or stray quote.") from error
+            for fields in lines:
+                if fields:
+                    yield Record(start, _csv_row(header, fields), head(",".join(fields)))
+                start = lines.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{path}:{lines.line_num}: {error}", "Look for an unclosed or stray quote.") from error
 
 
 def _csv_row(header: list[str], fields: list[str]) -> dict[str, Any] | BadRow:

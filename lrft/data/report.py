@@ -124,6 +124,14 @@ class DataReport:
                 total[reason] = total.get(reason, 0) + records
         return total
 
+    def add_weight(self, weight: float) -> None:
+        """Count a row with this weight."""
+        if weight == 1:
+            return
+        least, most = self.weights.get("least", weight), self.weights.get("most", weight)
+        rows = self.weights.get("rows", 0) + 1
+        self.weights = {"rows": rows, "least": min(least, weight), "most": max(most, weight)}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the totals are included for readers and ignored by `from_dict`."""
         totals = {"read": self.read, "used": self.used, "truncated": self.truncated, "dropped": self.dropped}
@@ -204,6 +212,6 @@ def histogram(lengths: Sequence[int] | np.ndarray) -> list[dict[str, int]]:
     """Rows by their tokens in at most BINS bins of the same whole width from 1 on, each named by the most it takes."""
     if len(lengths) == 0:
         return []
-    width = max(1, -(-int(max(lengths)) // BINS))
+    width = max(1, -(-int(np.max(lengths)) // BINS))
     counts = np.bincount((np.maximum(np.asarray(lengths), 1) - 1) // width)
     return [{"up_to": (at + 1) * width, "rows": rows} for at, rows in enumerate(counts.tolist())]

@@ -52,6 +52,8 @@ class Sample:
 
     def with_tokens(self, tokens: bool) -> Sample:
         """All its sequences, with the text of special tokens standing for them or not."""
+        if tokens == self.tokens and all(each.tokens == tokens for each in self.beside):
+            return self
         return replace(self, tokens=tokens, beside=tuple(replace(each, tokens=tokens) for each in self.beside))
 
     def with_tools(self, tools: tuple[Tool, ...]) -> Sample:

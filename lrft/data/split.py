@@ -13,13 +13,13 @@ LEAST = 16
 """Rows that the default holds out of a small set, or a quarter of them where that is less"""
 
 
-def split_by_default(digests: Sequence[int], share: float, seed: int) -> tuple[np.ndarray, str]:
+def split_by_default(digests: Sequence[int] | np.ndarray, share: float, seed: int) -> tuple[np.ndarray, str]:
     """`split` for a recipe that says nothing about validation: it refuses no number of rows.
 
     Also, in words, where that is not the share: at least LEAST rows, or none.
     """
-    n, different = len(digests), len(set(digests))
-    places = np.array([_place(d, seed) for d in digests], dtype=np.float64)
+    n, different = len(digests), _different(digests)
+    places = _places(digests, seed)
     least = min(LEAST, n // 4)
     held_out = places < share
     enough = held_out.sum() >= least
@@ -37,14 +37,14 @@ def split_by_default(digests: Sequence[int], share: float, seed: int) -> tuple[n
     )
 
 
-def split(digests: Sequence[int], validation: float | int | str, seed: int) -> np.ndarray:
+def split(digests: Sequence[int] | np.ndarray, validation: float | int | str, seed: int) -> np.ndarray:
     """bool (N,): True for rows of the validation set. Rows of equal content are on the same side.
 
     digests: 8 bytes of each row's content hash. validation: a fraction in (0, 1), a number of rows, or
     "none". A number of rows is exceeded where the last one has duplicates. Raises DataError when a side would
     be empty.
     """
-    places = np.array([_place(d, seed) for d in digests], dtype=np.float64)
+    places = _places(digests, seed)
     if validation == "none":
         return np.zeros(len(places), dtype=bool)
     if isinstance(validation, int):
@@ -56,7 +56,7 @@ def split(digests: Sequence[int], validation: float | int | str, seed: int) -> n
         held_out = places <= np.partition(places, validation - 1)[validation - 1]
     else:
         held_out = places < float(validation)
-    different = len(set(digests))
+    different = _different(digests)
     copies = f": equal rows stay together, and only {different:,} differ" if different < len(places) else ""
     if not held_out.any():
         some = f"Give a number of rows, such as data.validation: {max(1, len(places) // 10)}, or none."
@@ -72,10 +72,10 @@ def split(digests: Sequence[int], validation: float | int | str, seed: int) -> n
     return held_out
 
 
-def set_apart(digests: Sequence[int], share: float, seed: int) -> np.ndarray:
+def set_apart(digests: Sequence[int] | np.ndarray, share: float, seed: int) -> np.ndarray:
     """bool (N,): True for a share of the training rows, at least one, that serve another purpose. As `split`: equal
     rows stay together. Raises DataError when none would be left to train on."""
-    places = np.array([_place(d, seed) for d in digests], dtype=np.float64)
+    places = _places(digests, seed)
     wanted = max(1, round(share * len(places)))
     apart = places <= np.partition(places, wanted - 1)[wanted - 1]
     if apart.all():
@@ -85,6 +85,15 @@ def set_apart(digests: Sequence[int], share: float, seed: int) -> np.ndarray:
             "Give more rows that differ.",
         )
     return apart
+
+
+def _places(digests: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
+    """float64 (N,)"""
+    return np.fromiter((_place(int(digest), seed) for digest in digests), dtype=np.float64, count=len(digests))
+
+
+def _different(digests: Sequence[int] | np.ndarray) -> int:
+    return len(np.unique(np.asarray(digests, dtype=np.uint64)))
 
 
 def _place(digest: int, seed: int) -> float:

@@ -53,7 +53,8 @@ def parts_of_files(files: dict[str, str], seed: int = 0) -> tuple[list[Part], li
         settings = Settings(
             _ANY_TEMPLATE, {}, "assistant", 2, "data.max_length", "drop", "skip", seed, kind=_kind(sources)
         )
-        samples, counted = collect([read], settings, lambda key: "default")
+        counted: list[SourceReport] = []
+        samples = list(collect([read], settings, lambda key: "default", counted))
         if not samples:
             raise DataError(f"{path}: no row can be used: {_first_reason(counted)}")
         texts = ["\n".join(text for each in found.sample.sequences for text in each.texts if text) for found in samples]

@@ -6,18 +6,17 @@ The text of a special token is text, unless the recipe says that it stands for t
 
 from __future__ import annotations
 
-import json
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from typing import Any, NoReturn
 
 import numpy as np
 
 from lrft.data.config import Settings
-from lrft.data.dataset import Row
-from lrft.data.encode import too_long
+from lrft.data.dataset import Row, Rows
+from lrft.data.encode import TooLong
 from lrft.data.ingest import Found, drop, refuse_bad
 from lrft.data.records import BadRow
 from lrft.data.report import TOO_LONG, DataReport
@@ -28,18 +27,21 @@ SECOND = "token_type_ids"
 
 
 def measure_whole(
-    samples: Sequence[Found], tokenizer: Any, settings: Settings, report: DataReport
-) -> list[tuple[str, Row]]:
-    """(role, row) for every sample under the length policy; counts go into `report`. Labels are names yet.
+    samples: Iterable[Found], tokenizer: Any, settings: Settings, report: DataReport, names: dict[str, int]
+) -> Iterator[tuple[str, Row]]:
+    """(role, row) for every sample under the length policy; counts go into `report`, the last with the last row.
 
-    Raises DataError for bad rows (on_bad_row: error) and long rows (too_long: error).
+    names: filled with the labels and their numbers, as they come: `number_labels` gives them others.
+    Raises DataError for bad rows (on_bad_row: error) and long rows (too_long: error), behind the last row.
     """
-    rows, lengths, long = [], list[int](), list[tuple[str, int]]()
+    lengths, long = array("q"), TooLong(settings)
     types = SECOND in tokenizer.model_input_names
+    report.whole, report.several = True, False
     for item, found, n in encoded(samples, tokenizer, settings.max_length):
         lengths.append(n)
+        report.several = report.several or item.sample.several
         if n > settings.max_length and settings.too_long == "error":
-            long.append((item.source, n))
+            long.add(item.source, n)
         elif n > settings.max_length and settings.too_long == "drop":
             item.report.used -= 1
             bad = BadRow(TOO_LONG, f"{n:,} tokens, max_length is {settings.max_length:,}")
@@ -47,16 +49,13 @@ def measure_whole(
         else:
             item.report.truncated += n > settings.max_length
             item.report.rows += 1
-            rows.append((item.report.role, row_of(item, found, n, types)))
-    report.whole, report.several = True, any(item.sample.several for item in samples)
+            yield item.report.role, row_of(item, found, n, types, names)
     if settings.on_bad_row == "error":
         refuse_bad(report.sources)
-    if long:
-        raise too_long(long, lengths, settings, "truncate | drop")
-    return rows
+    long.refuse(lengths, "truncate | drop")
 
 
-def encoded(samples: Sequence[Found], tokenizer: Any, most: int) -> Iterator[tuple[Found, Any, int]]:
+def encoded(samples: Iterable[Found], tokenizer: Any, most: int) -> Iterator[tuple[Found, Any, int]]:
     """Samples with their encoding, cut to `most` tokens as the tokenizer does (of two texts the longer one), and their
     whole number of tokens. Raises DataError for a tokenizer without a Rust backend."""
     if not getattr(tokenizer, "is_fast", False):
@@ -80,36 +79,34 @@ def encoded(samples: Sequence[Found], tokenizer: Any, most: int) -> Iterator[tup
         yield from zip(chunk, found, lengths, strict=True)
 
 
-def chunks(samples: Sequence[Found]) -> Iterator[list[Found]]:
+def chunks(samples: Iterable[Found]) -> Iterator[list[Found]]:
     """Not too many at a time, all of a chunk with special tokens read in the same way."""
     for _, alike in groupby(samples, key=lambda item: item.sample.tokens):
-        found = list(alike)
-        yield from (found[at : at + CHUNK] for at in range(0, len(found), CHUNK))
+        while chunk := list(islice(alike, CHUNK)):
+            yield chunk
 
 
-def row_of(item: Found, found: Any, n: int, types: bool) -> Row:
-    """n: tokens before any cut. types: whether to note, as "second", where the tokens of a second text begin."""
-    numbers = {name: np.array(values) for name, values in item.sample.numbers.items()}
+def row_of(item: Found, found: Any, n: int, types: bool, names: dict[str, int]) -> Row:
+    """n: tokens before any cut. types: whether to note, as "second", where the tokens of a second text begin. names:
+    of labels, with their numbers; new ones are added."""
+    sample = item.sample
+    numbers = {name: np.array(values) for name, values in sample.numbers.items()}
     if types:
         second = next((k for k, kind in enumerate(found.type_ids) if kind), None)
         numbers["second"] = np.array([] if second is None else [second], dtype=np.float64)
+    if not sample.numbers:
+        numbers["label"] = np.array([names.setdefault(name, len(names)) for name in sample.classes], dtype=np.float64)
     return Row(
         tokens=np.array(found.ids, dtype=np.int32),
         trained=np.zeros(len(found.ids), dtype=bool),
         prompt_end=0,
-        answer=str(item.sample.numbers["label"][0]) if item.sample.numbers else json.dumps(item.sample.classes),
+        answer=str(sample.numbers["label"][0]) if sample.numbers else ", ".join(sample.classes),
         file=item.file,
         number=item.number,
         cut=n - len(found.ids),
-        digest=item.sample.digest(),
+        digest=sample.digest(),
         numbers=numbers,
     )
-
-
-def names_of(row: Row) -> list[str]:
-    """The labels of a row that `row_of` made."""
-    names: list[str] = json.loads(row.answer)
-    return names
 
 
 def in_order(names: Sequence[str]) -> list[str]:
@@ -118,50 +115,60 @@ def in_order(names: Sequence[str]) -> list[str]:
     return sorted(set(names), key=(lambda name: (int(name), name)) if numbers else None)
 
 
-def keep_classes(rows: Sequence[Row], held_out: np.ndarray) -> np.ndarray:
+def keep_classes(rows: Rows, held_out: np.ndarray) -> np.ndarray:
     """`held_out` without rows of a label that no row to train on would have."""
-    left = {name for row, out in zip(rows, held_out, strict=True) if not out for name in names_of(row)}
-    return np.array(
-        [out and left.issuperset(names_of(row)) for row, out in zip(rows, held_out, strict=True)], dtype=bool
-    )
+    labels, owners = _labels(rows)
+    alone = ~np.isin(labels, labels[~held_out[owners]])
+    return held_out & (np.bincount(owners[alone], minlength=len(rows)) == 0)
+
+
+def _labels(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the labels of all rows, end to end, and the row of each: int64."""
+    labels, offsets = rows.flat_numbers("label")
+    return labels.astype(np.int64), np.repeat(np.arange(len(rows)), np.diff(offsets))
 
 
 def number_labels(
-    train: Sequence[Row], validation: Sequence[Row], report: DataReport, known: Sequence[str] | None
-) -> tuple[list[Row], list[Row]]:
-    """The rows with their labels as numbers in the order of the names, which go into `report` with their counts.
+    rows: Rows, held_out: np.ndarray, made: Mapping[str, int], report: DataReport, known: Sequence[str] | None
+) -> Rows:
+    """The rows with their labels numbered in the order of the names, which go into `report` with their counts.
 
-    known: the labels of a model that is asked; None: those of the train rows. Raises DataError for rows with a label
-    beyond them, and where there is nothing to tell apart.
+    held_out: bool (N,), of the validation rows. made: the names by the numbers that the rows have. known: the labels
+    of a model that is asked; None: those of the train rows. Raises DataError for rows with a label beyond them, and
+    where there is nothing to tell apart.
     """
-    counts = Counter(name for row in train for name in names_of(row))
-    held = Counter(name for row in validation for name in names_of(row))
+    labels, owners = _labels(rows)
+    held = held_out[owners]
+    counts, in_held = _counted(labels[~held], list(made)), _counted(labels[held], list(made))
     names = list(known) if known is not None else in_order(list(counts))
-    refuse_unknown([*train, *validation], names, "the model" if known is not None else "the train rows")
+    place = {name: k for k, name in enumerate(names)}
+    numbers = np.array([place.get(name, -1) for name in made], dtype=np.int64)[labels]
+    if (numbers < 0).any():
+        strange = np.flatnonzero(numbers < 0)
+        first = strange[np.argmin(held[strange])]  # of the train rows, where there is one
+        place_of_first = rows.source(int(owners[first]))
+        _refuse_unknown(len(strange), list(made)[labels[first]], place_of_first, names, known is not None)
     if known is None and len(names) < 2 and not report.several:
         only = f"all have the label {names[0]}" if names else "none has a label"
-        raise DataError(f"nothing to tell apart: of {len(train):,} train rows {only}")
-    report.labels = {name: counts[name] + held[name] for name in names}
-    report.label_notes = notes(counts, held, bool(validation)) if known is None else []
-    place = {name: k for k, name in enumerate(names)}
-
-    def numbered(row: Row) -> Row:
-        own = np.array(sorted(place[name] for name in names_of(row)), dtype=np.float64)
-        return replace(row, answer=", ".join(names_of(row)), numbers={**row.numbers, "label": own})
-
-    return [numbered(row) for row in train], [numbered(row) for row in validation]
+        raise DataError(f"nothing to tell apart: of {int((~held_out).sum()):,} train rows {only}")
+    report.labels = {name: counts[name] + in_held[name] for name in names}
+    report.label_notes = notes(counts, in_held, bool(held_out.any())) if known is None else []
+    return rows.with_flat_numbers("label", numbers[np.lexsort((numbers, owners))].astype(np.float64))
 
 
-def refuse_unknown(rows: Sequence[Row], names: Sequence[str], whose: str) -> None:
-    """Raises DataError for rows with labels beyond `names`."""
-    strange = [(row, name) for row in rows for name in names_of(row) if name not in names]
-    if not strange:
-        return
-    row, name = strange[0]
+def _counted(labels: np.ndarray, names: Sequence[str]) -> Counter[str]:
+    """How often each comes, in the order of the first of each."""
+    found, first, counts = np.unique(labels, return_index=True, return_counts=True)
+    return Counter({names[found[k]]: int(counts[k]) for k in np.argsort(first)})
+
+
+def _refuse_unknown(count: int, name: str, source: str, names: Sequence[str], asked: bool) -> NoReturn:
+    """Raises DataError for labels beyond `names`, the first of which is `name`."""
+    whose = "the model" if asked else "the train rows"
     close = nearest(name, list(names))
     listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     raise DataError(
-        f"{len(strange):,} labels are none of {whose}, such as {name!r} in {row.file}{row.number}",
+        f"{count:,} labels are none of {whose}, such as {name!r} in {source}",
         f"{f'Did you mean {close[0]}? ' if close else ''}Labels of {whose}: {listed}",
     )
 

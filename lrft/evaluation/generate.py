@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, StoppingCriteria
 
 from lrft.model.end_tokens import stop_ids
+from lrft.model.load import position_limit
 from lrft.model.modes import evaluation_mode
 
 if TYPE_CHECKING:
@@ -34,27 +35,53 @@ def generate(
 
     Prompts of a batch are padded on the left, masked, with positions counted from their own first token, so that a
     batch answers as each prompt does alone. With copies each token is the likeliest by the mean of the copies'
-    probabilities.
+    probabilities. An answer ends at the model's last position.
     """
     inner: Any = getattr(model, "module", model)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     with evaluation_mode(inner):
-        many = copies()
+        many, limit = copies(), position_limit(inner.config)
         for at in range(0, len(order), batch_size):
             chosen = order[at : at + batch_size]
-            made = answer_batch(
-                inner,
-                [prompts[i] for i in chosen],
-                pad_id=pad_id,
-                stop_ids=stop_ids,
-                max_new_tokens=max_new_tokens,
-                copies=many,
-            )
-            for i, ids in zip(chosen, made, strict=True):
-                answers[i] = until_stop(ids, stop_ids)
+            for group, most in with_room([len(prompts[i]) for i in chosen], [max_new_tokens] * len(chosen), limit):
+                rows = [chosen[k] for k in group]
+                made = answer_batch(
+                    inner,
+                    [prompts[i] for i in rows],
+                    pad_id=pad_id,
+                    stop_ids=stop_ids,
+                    max_new_tokens=most,
+                    copies=many,
+                )
+                for i, ids in zip(rows, made, strict=True):
+                    answers[i] = until_stop(ids, stop_ids)
             progress(at + len(chosen))
     return answers
+
+
+def with_room(lengths: Sequence[int], wanted: Sequence[int], limit: int | None) -> list[tuple[list[int], int]]:
+    """Groups of prompts that can be answered together, each with the most tokens of its answers.
+
+    Positions run on in a row that has ended while others go on. So a prompt whose own positions end before the longest
+    answer of all is answered alone, as far as they reach. limit: the model's positions, None for any number.
+    """
+    most = max(wanted)
+    alone = [k for k, length in enumerate(lengths) if limit is not None and length + most > limit]
+    together = [k for k in range(len(lengths)) if k not in alone]
+    groups = [([k], max(1, min(wanted[k], (limit or 0) - lengths[k]))) for k in alone]
+    return [*([(together, max(wanted[k] for k in together))] if together else []), *groups]
+
+
+def room_note(lengths: Sequence[int], wanted: int, limit: int | None) -> str:
+    """That some prompts leave less room than `wanted` tokens, as a sentence; "" when all have it."""
+    short = [length for length in lengths if limit is not None and length + wanted > limit]
+    if not short or limit is None:
+        return ""
+    return (
+        f"{len(short):,} of {len(lengths):,} prompts, of up to {max(short):,} tokens, leave less than {wanted:,} of "
+        f"the model's {limit:,} positions: their answers end there"
+    )
 
 
 def answer_batch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,7 @@ def loss_of(
     rank: int = 0,
     world: int = 1,
     reduce: Callable[[Tensor], Tensor] = lambda t: t,
+    each: Callable[[list[int], Tensor, float, Mapping[str, Tensor]], None] = lambda ids, loss, weight, sums: None,
 ) -> dict[str, Any]:
     """{"loss", "tokens" or what else the objective counts, "perplexity" where it is one, "figures" where there
     are any}:
@@ -36,6 +37,7 @@ def loss_of(
 
     model      a `LossModule`, or a distributed wrapper around one
     objective  how rows become batches and what counts in them; None: supervised fine-tuning, whose tokens count
+    each       is told of every batch: its rows, its summed loss, what counts in it, and the sums that it noted
 
     Each rank measures its own rows, none twice; the sums are added up by `reduce`.
     """
@@ -55,9 +57,10 @@ def loss_of(
     with evaluation_mode(model):
         look_ahead(losses, ((batch(ids), bool(ids)) for ids in micros), reduce)
         for ids in micros:
-            loss = losses(batch(ids)).double()
+            loss, weight = losses(batch(ids)).double(), objective.weight(rows, ids)
             sums[0] += loss if ids else 0.0
-            sums[1] += objective.weight(rows, ids)
+            sums[1] += weight
+            each(ids, loss, weight, losses.sums)
             noted = added_up(noted, losses.sums, float(bool(ids)))
     losses.ahead = None
     total, counted = reduce(sums).tolist()

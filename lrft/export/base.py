@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lrft.adapters.storage import SavedAdapter
 
@@ -21,6 +21,13 @@ class Exporter:
     writes_gguf: ClassVar[bool] = False
     """whether `out` holds model.gguf of the stored dtype `dtype`, an option; transformers then reads it back, and its
     logits and tokens are compared with the adapter's"""
+
+    takes: ClassVar[Literal["any", "mergeable", "merged", "peft"]] = "any"
+    """what of an adapter can be exported so: any; one that adds to weights; one that the base's files can hold merged;
+    one that stock PEFT represents. A recipe that asks for what will not be possible is refused before its first step"""
+
+    def ready(self) -> None:
+        """Raises MissingError for a program or package that `export` needs: asked before a training that ends in it."""
 
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
         """Write the new folder `out`. base: the base model's folder. Returns facts for the user.

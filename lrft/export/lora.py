@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class Lora(Exporter):
     """The adapter as stock PEFT's LoRA, whatever the method: its update, cut to a rank in each layer."""
 
     name: ClassVar[str] = "lora"
+    takes: ClassVar[Literal["mergeable"]] = "mergeable"
     writes_adapter: ClassVar[bool] = True
 
     rank: int | None = None

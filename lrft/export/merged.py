@@ -16,6 +16,7 @@ class Merged(Exporter):
     """Base and adapter in one model folder, which any tool that reads transformers' folders loads."""
 
     name: ClassVar[str] = "merged"
+    takes: ClassVar[Literal["merged"]] = "merged"
     writes_model: ClassVar[bool] = True
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

@@ -29,6 +29,7 @@ class Ollama(Gguf):
     """model.gguf as by --to gguf, and a Modelfile with the trained template: `ollama create NAME -f Modelfile`."""
 
     name: ClassVar[str] = "ollama"
+    needs: ClassVar[str] = "gguf"
 
     dtype: Literal["f32", "f16", "bf16", "q8_0"] = "f16"
     """As of gguf."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lrft.adapters.peft_export import PEFT_TENSORS
 from lrft.adapters.storage import SavedAdapter
@@ -22,6 +22,7 @@ class PeftFolder(Exporter):
     """The adapter as stock PEFT's LoRA, with its tokenizer; exact, so only where PEFT can represent the method."""
 
     name: ClassVar[str] = "peft"
+    takes: ClassVar[Literal["peft"]] = "peft"
 
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
         if not (saved.folder / PEFT_TENSORS).is_file():

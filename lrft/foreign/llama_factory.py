@@ -74,7 +74,7 @@ KEYS: Table = {
     "preprocessing_num_workers": Needless("rows are tokenised by as many processes as help"),
     "preprocessing_batch_size": Needless("rows are tokenised by as many processes as help"),
     "tokenized_path": Needless("tokenised rows are cached in lrft's own folder"),
-    "streaming": Missing("all rows are read before the first step"),
+    "streaming": To("data.streaming"),
     "use_fast_tokenizer": Needless("the tokenizer is loaded as transformers does"),
     "disable_gradient_checkpointing": To("training.gradient_checkpointing", "unless", "full"),
     "enable_liger_kernel": trainer.KEYS["use_liger_kernel"],

@@ -90,8 +90,8 @@ KEYS: Table = {
     "enable_thinking": To(
         "data.template_options", "option", "enable_thinking", "data.template_options: {enable_thinking: false}"
     ),
-    "streaming": Missing("all rows are read before the first step"),
-    "shuffle_buffer_size": Needless("all rows are shuffled"),
+    "streaming": To("data.streaming"),
+    "shuffle_buffer_size": To("data.window", says="data.window, with data.streaming: true"),
     "lazy_tokenize": Needless("rows are tokenised before the first step"),
     "load_from_cache_file": Needless("cached rows are found by their content"),
     "cached_dataset": Needless("cached rows are found by their content"),

@@ -60,7 +60,7 @@ KEYS: Table = {
     "datasets": To("data.train", "trl_mixture"),
     "test_split_size": To("data.validation", "held_out"),
     "dataset_mixer": Missing("data.train with a weight for each entry"),
-    "dataset_streaming": Missing("all rows are read before the first step"),
+    "dataset_streaming": To("data.streaming"),
     "dataset_num_proc": Needless("rows are tokenised by as many processes as help"),
     "dataset_text_field": To("data.train.columns", "text_column", says="data.train.columns: {theirs: text}"),
     "dataset_kwargs.": Needless(_SAME_COLUMNS),

@@ -24,6 +24,9 @@ def with_auxiliary(prepared: data.Prepared, recipe: Recipe, source: Path, tokeni
     if wanted is None:
         return prepared
     if isinstance(wanted, float):
+        if prepared.stream is not None:
+            text = "data.streaming: adapter.method sets a share of the rows apart, which a stream has not"
+            raise RecipeError([Problem(recipe.where("data.streaming"), text)])
         return data.with_rows_apart(prepared, wanted, seed=recipe.training.seed)
     config = load_config(source, trust_remote_code=recipe.model.trust_remote_code)
     rows, report = data.prepare_file(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,11 @@ def refuse_unread_columns(prepared: data.Prepared, objective: str) -> None:
             )
 
 
-def load_sets(recipe: Recipe, source: Path, tokenizer: Any, prepared: data.Prepared) -> dict[str, data.Rows]:
-    """The rows of evaluation.sets, read as validation data are: labels are those of `prepared`. Raises as
+def load_sets(recipe: Recipe, source: Path, tokenizer: Any, labels: Sequence[str] | None) -> dict[str, data.Rows]:
+    """The rows of evaluation.sets, read as validation data are. labels: of a head that tells classes apart. Raises as
     `prepare_data` does."""
     config = load_config(source, trust_remote_code=recipe.model.trust_remote_code)
     objective = recipe.training.objective
-    labels = list(prepared.report.labels) if registry.head_of(objective.name) else None
     found = {}
     for name, path in recipe.evaluation.sets.items():
         found[name], _ = data.prepare_file(
@@ -141,7 +140,7 @@ def load_sets(recipe: Recipe, source: Path, tokenizer: Any, prepared: data.Prepa
             where=recipe.where,
             cache=cache_dir() if recipe.data.cache else None,
             kind=registry.rows_of(*objective),
-            labels=labels or None,
+            labels=labels if registry.head_of(objective.name) else None,
         )
         found[name].rename(recipe.masked)
     data.refuse_missing_rows(tuple(found.values()), embedding_rows(config), tokenizer)

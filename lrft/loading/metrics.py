@@ -14,7 +14,7 @@ from lrft.loading.from_recipe import made
 from lrft.metrics.base import Metric
 from lrft.objectives.base import LossModule, Objective
 from lrft.recipe import Recipe
-from lrft.registry import PYTHON
+from lrft.registry import PYTHON, missing_package
 
 
 class OwnFunction(Metric):
@@ -68,11 +68,19 @@ def figures_of(recipe: Recipe, objective: Objective, losses: LossModule, metrics
     return frozenset(wanted)
 
 
-def metrics_of(recipe: Recipe, *, allow_code: bool) -> Metrics:
-    """Raises UsageError for a user's code that has not been allowed, MissingError for one that is not there."""
+def metrics_of(recipe: Recipe, *, allow_code: bool, of_answers: bool = True) -> Metrics:
+    """of_answers: whether there are answers; without, only metrics of the rows are made, and no code of a user's.
+
+    Raises UsageError for a user's code that has not been allowed, MissingError for one that is not there.
+    """
+    for chosen in recipe.evaluation.metrics:
+        if package := missing_package(chosen, "metrics"):
+            text = f"evaluation.metrics: {chosen.name} needs the package {package}, which is not installed"
+            raise MissingError(text, f"pip install {package}")
     found = [
         own_function(recipe, chosen.name, allow_code) if chosen.name.startswith(PYTHON) else made(chosen, "metrics")
         for chosen in recipe.evaluation.metrics
+        if of_answers or not chosen.name.startswith(PYTHON)
     ]
     return Metrics(
         tuple(metric for metric in found if metric.of_rows), tuple(metric for metric in found if not metric.of_rows)

@@ -195,6 +195,8 @@ class Objective:
     """whether rows count by their weights (batches have them beside the labels); else rows with weights are refused"""
     reads_margins: ClassVar[bool] = False
     """whether the column margin of pairs counts; else it is refused"""
+    placed: ClassVar[tuple[str, ...]] = ()
+    """noted sums in which each row has a place of its own, (..., rows): a row that counts twice needs two places"""
 
     @classmethod
     def of_head(cls, head: Head) -> Objective:

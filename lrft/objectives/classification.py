@@ -41,6 +41,7 @@ class Classification(Objective):
     # A label is of a whole text, of which whoever asks the model later reads the beginning too.
     defaults: ClassVar[dict[str, Any]] = {"data.too_long": "truncate"}
     unit: ClassVar[str] = "text"
+    placed: ClassVar[tuple[str, ...]] = ("pairs",)
 
     problem: Literal["auto", "single-label", "multi-label", "regression"] = "auto"
     """auto: multi-label where labels are lists, else one label of several; regression: one output, squared error."""

@@ -17,6 +17,7 @@ class Adafactor(Optimizer):
     """Adafactor (Shazeer and Stern, arXiv 1804.04235) as torch has it: a mean square for each row and column."""
 
     name: ClassVar[str] = "adafactor"
+    rates: ClassVar[str] = "takes rates relative to each tensor's size, such as 0.01"
 
     beta2_decay: Annotated[float, Field(lt=0)] = -0.8
     """Power of the step by which the decay of the mean squares approaches 1."""

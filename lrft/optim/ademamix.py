@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.optim.base import Optimizer
-from lrft.optim.groups import refuse_paging_without_gpu
+from lrft.optim.groups import on_gpu, refuse_paging_without_gpu
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,13 @@ class AdEMAMix(Optimizer):
     paged: bool = False
     """Moves state to the machine's memory while a GPU's is full."""
 
-    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def refuse(self, gpu: bool) -> None:
         """Raises UsageError for paging without a GPU."""
         if self.paged:
-            refuse_paging_without_gpu(groups, self.name, "Set paged: false.")
+            refuse_paging_without_gpu(gpu, self.name, "Set paged: false.")
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        self.refuse(on_gpu(groups))
         from bitsandbytes.optim import AdEMAMix as Made
         from bitsandbytes.optim import AdEMAMix8bit
 

@@ -18,6 +18,12 @@ class Optimizer:
     """Whether state may be kept in 8 bits with a scale for each block of numbers. What edits single rows of an
     optimiser's state (`edits_moments` of a method) is refused beside it."""
 
+    rates: ClassVar[str] = ""
+    """how its learning rates are to those of adamw, for which methods declare their defaults; "" for alike"""
+
+    def refuse(self, gpu: bool) -> None:
+        """Raises UsageError where it cannot run. gpu: whether what is trained is on CUDA devices."""
+
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimiser over `groups` of named parameters, each with "lr" and "weight_decay". State is tensors and
         numbers only."""

@@ -16,9 +16,9 @@ def on_gpu(groups: Iterable[dict[str, Any]]) -> bool:
     return all(parameter.device.type == "cuda" for group in groups for _, parameter in group["params"])
 
 
-def refuse_paging_without_gpu(groups: Iterable[dict[str, Any]], name: str, instead: str) -> None:
+def refuse_paging_without_gpu(gpu: bool, name: str, instead: str) -> None:
     """Raises UsageError: state moves between the memory of a CUDA device and of the machine, or there is no paging."""
-    if not on_gpu(groups):
+    if not gpu:
         raise UsageError(f"training.optimizer: {name} pages its state out of a GPU's memory; there is no GPU", instead)
 
 

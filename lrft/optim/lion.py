@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.optim.base import Optimizer
-from lrft.optim.groups import refuse_paging_without_gpu
+from lrft.optim.groups import on_gpu, refuse_paging_without_gpu
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Lion(Optimizer):
     name: ClassVar[str] = "lion"
     needs: ClassVar[str] = "bitsandbytes"
     blockwise: ClassVar[bool] = True
+    rates: ClassVar[str] = "takes a third to a tenth of that"
 
     betas: Annotated[
         tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
@@ -33,10 +34,13 @@ class Lion(Optimizer):
     paged: bool = False
     """Moves state to the machine's memory while a GPU's is full."""
 
-    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def refuse(self, gpu: bool) -> None:
         """Raises UsageError for paging without a GPU."""
         if self.paged:
-            refuse_paging_without_gpu(groups, self.name, "Set paged: false.")
+            refuse_paging_without_gpu(gpu, self.name, "Set paged: false.")
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        self.refuse(on_gpu(groups))
         from bitsandbytes.optim import Lion8bit, Lion32bit
 
         made = {8: Lion8bit, 32: Lion32bit}[self.bits]

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.optim.base import Optimizer
-from lrft.optim.groups import refuse_paging_without_gpu
+from lrft.optim.groups import on_gpu, refuse_paging_without_gpu
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,12 @@ class PagedAdamW(Optimizer):
     bits: Literal[8, 32] = 32
     """Bits of a number of the state."""
 
-    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def refuse(self, gpu: bool) -> None:
         """Raises UsageError without a GPU."""
-        refuse_paging_without_gpu(groups, self.name, "Use adamw-8bit or adamw.")
+        refuse_paging_without_gpu(gpu, self.name, "Use adamw-8bit or adamw.")
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        self.refuse(on_gpu(groups))
         from bitsandbytes.optim import PagedAdamW8bit, PagedAdamW32bit
 
         made = {8: PagedAdamW8bit, 32: PagedAdamW32bit}[self.bits]

@@ -26,6 +26,7 @@ from lrft.model.weights import cache_dir
 from lrft.optim import lr_schedule
 from lrft.planning.plan import imagined, rows_of_a_pass
 from lrft.recipe import Recipe
+from lrft.runs.after_training import shown
 from lrft.runs.folder import RunFolder
 from lrft.runs.probe import PROBE
 from lrft.tracking.console import PLAIN_WIDTH
@@ -125,6 +126,7 @@ def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Proc
                 else "no cache of tokenised rows: each rank tokenises them",
             ],
         ),
+        *([("after", shown(recipe))] if shown(recipe) else []),
     ]
 
 

@@ -9,6 +9,7 @@ from lrft.planning import communication
 from lrft.planning.communication import H100_LINKS
 from lrft.planning.plan import EFFICIENCY, Plan
 from lrft.recipe import Recipe
+from lrft.runs import after_training
 from lrft.utils.text import Row, byte_size, count, duration
 
 
@@ -52,6 +53,8 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
         ("memory", [*shown, f"{'together':<12}{byte_size(held.total):>10}"]),
         ("time", time_lines(plan)),
     ]
+    if commands := after_training.shown(recipe):
+        said.append(("after", [*commands, "memory and time of these are not estimated"]))
     if plan.devices > 1:
         said.append((f"{plan.devices} devices", device_lines(plan)))
     return said

@@ -14,7 +14,7 @@ from lrft.recipe import messages, no_effect
 from lrft.recipe.foreign_keys import VALUES
 from lrft.recipe.nodes import DEFAULT, Node, mapping, plain
 from lrft.recipe.problems import Problems, Refused
-from lrft.recipe.schema import LISTED, REGISTERED, EvaluationSection
+from lrft.recipe.schema import LISTED, REGISTERED, DataSection, EvaluationSection
 from lrft.recipe.types import is_number
 
 FORMAT = 1
@@ -54,6 +54,7 @@ def all_of(root: Node, problems: Problems) -> Node:
         root = root.with_child("training", training)
     _rows(root, problems)
     _shares(root, problems)
+    _streaming(root, problems)
     for (name, key), kind in LISTED.items():
         section = root.child(name)
         listed = section.child(key) if section is not None else None
@@ -61,6 +62,7 @@ def all_of(root: Node, problems: Problems) -> Node:
             entries = [_registered(entry, f"{name}.{key}", kind, problems) for entry in listed.value]
             root = root.with_child(name, section.with_child(key, replace(listed, value=entries)))
     _best(root, problems)
+    _after(root, problems)
     no_effect.refuse(root, problems)
     return adapter(root, problems)
 
@@ -113,6 +115,37 @@ def _shares(root: Node, problems: Problems) -> None:
         )
 
 
+def _streaming(root: Node, problems: Problems) -> None:
+    """What a stream of rows cannot have, since its rows are known when they come."""
+    streaming, window = root.at(("data", "streaming")), root.at(("data", "window"))
+    defaults = {name: field.default for name, field in DataSection.model_fields.items()}
+    if streaming is None or streaming.value is not True:
+        if window is not None and window.value != defaults["window"]:
+            problems.add(window.place, "data.window has no effect: data.streaming is not true. Remove it, or set that")
+        return
+    steps, epochs = root.at(("training", "max_steps")), root.at(("training", "epochs"))
+    if steps is None or steps.value is None:
+        text = "data.streaming needs training.max_steps: how many rows there are is known when all have come"
+        problems.add(streaming.place, text)
+    elif epochs is not None and epochs.value is not None:
+        problems.add(epochs.place, "training.epochs: a stream of rows ends by training.max_steps alone. Remove it")
+    validation = root.at(("data", "validation"))
+    if validation is not None and not isinstance(validation.value, str) and validation.value != defaults["validation"]:
+        text = "no share of a stream can be held out: expected the path of other data, or none"
+        problems.add(validation.place, f"data.validation: {text}; got {validation.value}")
+    train = root.at(("data", "train"))
+    for k, entry in enumerate(train.value if train is not None and isinstance(train.value, list) else []):
+        for key in ("weight", "limit"):
+            node = entry.child(key) if isinstance(entry.value, dict) else None
+            if node is not None and node.value is not None:
+                text = "does not go with data.streaming, which takes all rows in the order of the files: remove it"
+                problems.add(node.place, f"data.train.{k}.{key} {text}")
+    named = root.at(("training", "objective", "name"))
+    if named is not None and isinstance(named.value, str) and registry.head_of(named.value):
+        text = f"{named.value} does not go with data.streaming: its labels are numbered over all rows"
+        problems.add(named.place, f"training.objective: {text}")
+
+
 def _best(root: Node, problems: Problems) -> None:
     """evaluation.best names a metric that is measured, and evaluation.answers is for metrics of answers."""
     section = root.child("evaluation")
@@ -134,6 +167,33 @@ def _best(root: Node, problems: Problems) -> None:
         problems.add(
             answers.place, "evaluation.answers has no effect: no metric of evaluation.metrics looks at answers"
         )
+
+
+def _after(root: Node, problems: Problems) -> None:
+    """An exporter writes one folder, and what is pushed is what `after` makes."""
+    section = root.child("after")
+    if section is None or not isinstance(section.value, dict):
+        return
+    listed, merge, push, source = (section.child(key) for key in ("export", "merge", "push", "push_from"))
+    named = [
+        name for entry in (listed.value if listed is not None else []) if (name := entry.child("name")) is not None
+    ]
+    names = [name.value for name in named]
+    for k, node in enumerate(named):
+        if node.value in names[:k]:
+            problems.add(
+                node.place, f"after.export: {node.value} is listed twice, and both would write export/{node.value}"
+            )
+    if source is None or not isinstance(source.value, str) or source.value == "adapter":
+        return
+    if push is None:
+        problems.add(source.place, "after.push_from has no effect: there is no after.push. Remove it, or name one")
+    made = ["adapter", *(["merged"] if merge is not None and merge.value is True else []), *names]
+    if source.value not in made:
+        text = (
+            f"after.push_from: expected {_one_of(made)}; got '{source.value}'. after.merge and after.export make others"
+        )
+        problems.add(source.place, text)
 
 
 def _registered(entry: Node, key: str, kind: str, problems: Problems) -> Node:

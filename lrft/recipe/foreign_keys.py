@@ -85,6 +85,51 @@ OTHERS: Mapping[str, str] = {
     "dpo_ftx": "training.objective: {dpo: {rpo_alpha: ...}}",
     "cdpo_label_smoothing": "training.objective: {dpo: {label_smoothing: ...}}",
     "rl_gamma": "training.objective: {simpo: {gamma: ...}}",
+    **dict.fromkeys(("num_samples", "max_train_samples"), "data.train.limit, of each entry"),
+    "disable_shuffling": "data.shuffle",
+    **dict.fromkeys(
+        ("buffer_size", "pretrain_multipack_buffer_size", "streaming_multipack_buffer_size"),
+        "data.window, with data.streaming: true",
+    ),
+    "pretraining_dataset": "data.train, with training.objective: text",
+    "ds_type": "data.train.path, whose ending says the kind",
+    "split_special_tokens": "data.train.special_tokens: text or tokens",
+    **dict.fromkeys(
+        (
+            "field_messages",
+            "field_instruction",
+            "field_input",
+            "field_output",
+            "field_system",
+            "field_prompt",
+            "field_chosen",
+            "field_rejected",
+            "field_completion",
+            "field_label",
+            "field_tools",
+        ),
+        "data.train.columns: {theirs: ours}",
+    ),
+    "roles_to_train": "data.train_on: assistant, last-assistant or all",
+    **dict.fromkeys(("batch_flattening", "sample_packing_group_size", "sample_packing_bin_size"), "data.packing"),
+    "eval_sequence_len": "data.max_length, for all rows",
+    **dict.fromkeys(("train_split", "dataset_split", "split_name"), "data.train.split"),
+    **dict.fromkeys(("galore_proj_type", "optim_target_modules"), "adapter.method: galore"),
+    "early_stopping_steps": "training.early_stopping: {patience: ...}",
+    "early_stopping_threshold": "training.early_stopping: {min_delta: ...}",
+    "cosine_constant_lr_ratio": "training.lr_scheduler: {wsd: {decay_ratio: ...}}",
+    "auto_find_batch_size": "training.micro_batch_size: auto",
+    "compute_dtype": "training.precision",
+    "eval_max_new_tokens": "evaluation.max_new_tokens",
+    **dict.fromkeys(("eval_table_size", "num_completions_to_print"), "evaluation.samples"),
+    "eval_on_each_dataset": "evaluation.sets",
+    **dict.fromkeys(
+        ("comet_experiment_key", "comet_mode", "comet_online"),
+        "logging.report_to: [{comet_ml: {project: ..., run_name: ...}}]",
+    ),
+    **dict.fromkeys(
+        ("swanlab_workspace", "swanlab_logdir"), "logging.report_to: [{swanlab: {project: ..., run_name: ...}}]"
+    ),
 }
 
 # Names with a sentence of their own.
@@ -122,6 +167,65 @@ SENTENCES: Mapping[str, str] = {
         ("ref_model", "ref_model_name_or_path", "reference_model"),
         "is not needed: the reference is the base with the adapter switched off, or the adapter of adapter.start_from",
     ),
+    **dict.fromkeys(
+        ("dataset_processes", "dataset_num_proc", "preprocessing_num_workers", "preprocessing_batch_size"),
+        "is not needed: the tokenizer takes all cores, and memory does not grow with the rows",
+    ),
+    **dict.fromkeys(
+        ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
+        "is not needed: a step's rows are read from mapped files, and no loader stands between",
+    ),
+    **dict.fromkeys(
+        ("dataset_prepared_path", "tokenized_path", "overwrite_cache", "dataset_keep_in_memory"),
+        "is not needed: tokenised rows are kept below LRFT_CACHE and made again when anything has changed; "
+        "data.cache: false keeps none",
+    ),
+    **dict.fromkeys(
+        ("dataset_exact_deduplication", "deduplicate"),
+        "is not a key: `lrft data RECIPE` lists exact and near copies, so that they can be taken out of the files",
+    ),
+    "group_by_length": "is not needed: the rows of a step are sorted by length before they are dealt to passes",
+    **dict.fromkeys(
+        ("pad_to_sequence_len", "pad_to_multiple_of"),
+        "is not needed: a pass is padded to its longest row, or packed",
+    ),
+    "dataloader_drop_last": "is not needed: the last step of an epoch has fewer rows and its own divisor",
+    "remove_unused_columns": "is not needed: columns that no format reads are counted in the report",
+    "ignore_pad_token_for_loss": "is not needed: padding is masked by its place, whatever the token",
+    **dict.fromkeys(
+        ("train_on_eos", "train_on_eot"), "is not needed: the token that closes an answer is trained with it"
+    ),
+    **dict.fromkeys(
+        ("message_field_training", "message_field_training_detail"),
+        "is not a key: a turn with train: false, or weight: 0, is shown and not trained",
+    ),
+    **dict.fromkeys(
+        ("message_property_mappings", "message_field_role", "message_field_content"),
+        "is not needed: turns are read with role and content, or with from and value",
+    ),
+    **dict.fromkeys(
+        ("default_system", "system_prompt"), "is not a key: rows have a system turn of their own or a column system"
+    ),
+    "tool_format": "is not needed: the chat template writes calls and tools",
+    "plot_loss": "is not needed: report.md of a run has the picture of the losses",
+    **dict.fromkeys(
+        ("include_effective_tokens_per_second", "include_tokens_per_second", "include_num_input_tokens_seen"),
+        "is not needed: metrics.jsonl and trackers get tokens, and tokens a second, of each step",
+    ),
+    "overwrite_output_dir": "is not part of a recipe: give --fresh to the command",
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "export_hub_model_id", "hub_strategy"),
+        "is not part of a recipe: lrft push RUN OWNER/NAME",
+    ),
+    **dict.fromkeys(
+        ("comet_api_key", "swanlab_api_key", "hf_hub_token", "hf_use_auth_token"),
+        "is a secret, which no recipe holds: services read theirs from the environment",
+    ),
+    "loraplus_lr_embedding": "is not needed: embeddings are not trained",
+    **dict.fromkeys(
+        ("use_adam_mini", "use_badam", "use_apollo", "torchdistx_path"),
+        "is not supported in this version; training.optimizer has the optimisers that are there",
+    ),
     "additional_target": f": {SAVED_WHOLE}",
     "lora_modules_to_save": f": {SAVED_WHOLE}",
 }
@@ -136,7 +240,6 @@ ABSENT: frozenset[str] = frozenset(
         "compile",
         "modules_to_save",
         "objective",
-        "streaming",
         "task",
     }
 )

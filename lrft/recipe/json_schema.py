@@ -48,6 +48,8 @@ def json_schema() -> Schema:
     metrics["anyOf"].append({"type": "string", "pattern": f"^{registry.PYTHON}.+:[A-Za-z_][A-Za-z0-9_]*$"})
     _write(definitions["LoggingSection"]["properties"]["report_to"], {"type": "array", "items": trackers})
     _write(definitions["EvaluationSection"]["properties"]["metrics"], {"type": "array", "items": metrics})
+    exporters = {"type": "array", "items": _registered(definitions, "exporters")}
+    _write(definitions["AfterSection"]["properties"]["export"], exporters)
     for model in (schema, *definitions.values()):
         _allow_null(model)
     sections = schema["properties"]

@@ -29,6 +29,7 @@ SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("evaluation",): schema.EvaluationSection,
     ("checkpoint",): schema.CheckpointSection,
     ("logging",): schema.LoggingSection,
+    ("after",): schema.AfterSection,
 }
 # Where a misplaced key is looked for. The others repeat names, or are written as a choice.
 _FINDABLE = [section for section in SECTIONS if len(section) < 2 or section == ("data", "train")]

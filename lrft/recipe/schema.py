@@ -38,8 +38,10 @@ from lrft.recipe.types import (
     Patterns,
     Positive,
     Reports,
+    Repository,
     Share,
     Text,
+    Texts,
     Tools,
     Validation,
     Values,
@@ -227,6 +229,12 @@ class DataSection(Section):
     )
     shuffle: bool = Field(default=True, description="Shuffles the rows each epoch, with training.seed.")
     cache: bool = Field(default=True, description="Caches the tokenised rows for later runs.")
+    streaming: bool = Field(
+        default=False,
+        description="Makes the rows while the run goes on, for data that are too large for a cache. Needs "
+        "training.max_steps; validation rows are a path of their own, or none.",
+    )
+    window: Count = Field(default=10_000, description="With streaming: the rows that each row is drawn from.")
 
 
 class LrScheduler(Section):
@@ -251,7 +259,11 @@ REGISTERED: Mapping[str, tuple[str, str]] = {"objective": ("objectives", "sft"),
 
 
 # Keys that hold a list of names of a registry, each alone or as {name: options}: (section, key) -> registry.
-LISTED: Mapping[tuple[str, str], str] = {("evaluation", "metrics"): "metrics", ("logging", "report_to"): "trackers"}
+LISTED: Mapping[tuple[str, str], str] = {
+    ("evaluation", "metrics"): "metrics",
+    ("logging", "report_to"): "trackers",
+    ("after", "export"): "exporters",
+}
 
 
 def default_of(key: str) -> Named:
@@ -405,6 +417,20 @@ class LoggingSection(Section):
     )
 
 
+class AfterSection(Section):
+    merge: bool = Field(default=False, description="`lrft merge`: writes merged/ in the run folder.")
+    export: SeveralNamed = Field(
+        default=(), description="`lrft export --to` each of these exporters, by name: writes export/NAME."
+    )
+    eval: Texts = Field(default=(), description="`lrft eval --data` each of these files.")
+    push: Repository | None = Field(
+        default=None, description="`lrft push --to` this repository of the hub, OWNER/NAME; private when it is new."
+    )
+    push_from: Text = Field(
+        default="adapter", description="What is pushed: adapter, merged, or the name of an exporter of after.export."
+    )
+
+
 class Recipe(Section):
     """A whole recipe. Attributes are the keys of the file."""
 
@@ -419,6 +445,9 @@ class Recipe(Section):
     evaluation: EvaluationSection = Field(default=EvaluationSection(), description="Evaluation during training.")
     checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="Checkpoints.")
     logging: LoggingSection = Field(default=LoggingSection(), description="Logging.")
+    after: AfterSection = Field(
+        default=AfterSection(), description="Commands that follow a finished training, in this order."
+    )
     output_dir: Text = Field(description="Run folder.")
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -22,6 +22,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+REPOSITORY = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
 
 def refuse(sentence: str) -> PydanticCustomError:
@@ -76,6 +77,12 @@ def _validation(value: Any) -> int | float | str:
     if isinstance(value, str) and value and not looks_like_number(value):
         return value
     raise refuse(f"expected a fraction below 1, a number of rows, a path, or none; got {said(value)}")
+
+
+def _repository(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(REPOSITORY, value):
+        return value
+    raise refuse(f"expected OWNER/NAME, a repository of the hub; got {said(value)}")
 
 
 def _layers(value: Any) -> str | tuple[int, ...]:
@@ -185,6 +192,10 @@ Tools = Annotated[
     tuple[dict[str, Any], ...], PlainValidator(_tools), _any_of({"type": "array", "items": {"type": "object"}}, _TEXT)
 ]
 Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(_as_tuple), _any_of(_TEXT, {"type": "array", "items": _TEXT})]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), _any_of(_TEXT, {"type": "array", "items": _TEXT})]
+Repository = Annotated[
+    str, PlainValidator(_repository), WithJsonSchema({"type": "string", "pattern": f"^{REPOSITORY}$"})
+]
 Reports = Annotated[
     tuple[Literal["markdown", "html"], ...],
     Field(strict=False),

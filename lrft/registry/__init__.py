@@ -15,7 +15,7 @@ from lrft.registry.methods import (
 )
 from lrft.registry.presets import PRESETS, Preset
 from lrft.registry.rates import DEFAULT_RATE, Rate, default_rate
-from lrft.registry.rooms import PYTHON, ROOMS, Chosen, declared, refuse_missing
+from lrft.registry.rooms import PYTHON, ROOMS, Chosen, declared, missing_package
 from lrft.registry.rows import DEFAULT_ROWS, ROWS, RowKind, head_of, objectives_for, rate_factor, rows_of
 
 __all__ = [
@@ -49,12 +49,12 @@ __all__ = [
     "found_spec",
     "head_of",
     "methods",
+    "missing_package",
     "objectives_for",
     "over_quantized",
     "rate_factor",
     "read_card",
     "reading",
-    "refuse_missing",
     "rows_of",
     "sources",
 ]

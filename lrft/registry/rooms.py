@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from lrft.errors import MissingError
 from lrft.registry.declarations import Declaration, add_card, declaration, declaring, reading, sources
 
 # Where the classes of each kind lie, and the group of entry points by which an installed package adds to them.
@@ -45,11 +44,8 @@ class Chosen(Protocol):
     def name(self) -> str: ...
 
 
-def refuse_missing(key: str, chosen: Chosen, kind: str) -> None:
-    """Raises MissingError where the package that a declaration `needs` is not installed. Imports nothing."""
+def missing_package(chosen: Chosen, kind: str) -> str:
+    """The package that a declaration `needs` where it is not installed; else "". Imports nothing."""
     card = declared(kind).get(chosen.name)  # none: a user's own function
-    package = "" if card is None else card.facts.get("needs", "")
-    if package and find_spec(package.replace("-", "_")) is None:
-        raise MissingError(
-            f"{key}: {chosen.name} needs the package {package}, which is not installed", f"pip install {package}"
-        )
+    package: str = "" if card is None else card.facts.get("needs", "")
+    return package if package and find_spec(package.replace("-", "_")) is None else ""

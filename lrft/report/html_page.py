@@ -26,7 +26,8 @@ STYLE = """
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem; background: var(--ground); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; } p { margin: .4rem 0; } p, li { max-width: 52rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
+h4 { font-size: .85rem; margin: .6rem 0 .2rem; color: var(--dim); } p { margin: .4rem 0; } p, li { max-width: 52rem; }
 .dim { color: var(--dim); } .bad { color: var(--c4); } p.bad { font-weight: 600; }
 .beside { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; padding: .75rem; background: var(--panel); border-radius: .5rem; min-width: 0; }
@@ -51,6 +52,8 @@ th { color: var(--dim); font-weight: 600; } td { white-space: pre-wrap; max-widt
 .figures tbody th { color: var(--ink); white-space: nowrap; }
 code, pre { font: .85rem/1.45 ui-monospace, monospace; white-space: pre-wrap; }
 pre { background: var(--panel); padding: .75rem; border-radius: .5rem; margin: .4rem 0; }
+mark { background: none; color: inherit; text-decoration: underline; text-underline-offset: .2em; font-weight: 600; }
+mark::before { content: "["; } mark::after { content: "]"; }
 summary { cursor: pointer; font-weight: 600; } details { margin: .6rem 0; } ul { padding-left: 1.2rem; }
 @media (max-width: 62rem) { .figures thead { display: none; } .figures tr { display: block; padding: .5rem 0; }
   .figures td { display: flex; justify-content: space-between; gap: 1.5rem; text-align: right; }

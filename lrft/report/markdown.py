@@ -8,7 +8,19 @@ from typing import Any
 
 from lrft.report import sections
 from lrft.report.loss_plot import loss_picture
-from lrft.report.sections import Block, Cell, Points, Table, evaluations, pace, recorded, samples, summary, verdict
+from lrft.report.sections import (
+    Block,
+    Cell,
+    Points,
+    Section,
+    Table,
+    evaluations,
+    pace,
+    recorded,
+    samples,
+    summary,
+    verdict,
+)
 from lrft.runs.metrics import read_metrics
 from lrft.utils.files import write_bytes, write_text
 from lrft.utils.markdown import escape, table
@@ -22,12 +34,15 @@ def write_report(run_dir: Path) -> Path:
     run = sections.read_run(run_dir)
     records, unreadable = read_metrics(run_dir / "metrics.jsonl")
     write_bytes(run_dir / "loss.png", loss_picture(records))
-    write_text(run_dir / "report.md", _markdown(run, records, unreadable))
+    write_text(run_dir / "report.md", _markdown(run, records, unreadable, sections.commands_after(run_dir)))
     return run_dir / "report.md"
 
 
-def _markdown(run: Mapping[str, Any], records: Sequence[dict[str, Any]], unreadable: int) -> str:
+def _markdown(
+    run: Mapping[str, Any], records: Sequence[dict[str, Any]], unreadable: int, after: Sequence[Section]
+) -> str:
     sections = [
+        *after,
         *recorded(run),
         pace(records, unreadable),
         *evaluations(records),

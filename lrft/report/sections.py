@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lrft.errors import CheckFailed
+from lrft.runs.after_training import kept
 from lrft.runs.metrics import of_kind, values
 from lrft.runs.verdict import BEST, LAST, START, worse_than_base
 from lrft.utils.files import read_json
@@ -145,6 +146,15 @@ def verdict(run: Mapping[str, Any]) -> str:
     result = run.get("result")
     worse = worse_than_base(result) if isinstance(result, Mapping) else ""
     return f"This run is {worse}." if worse else ""
+
+
+def commands_after(run_dir: Path) -> list[Section]:
+    """The commands of the recipe's `after`, and how they ended; nothing where there are none."""
+    held = kept(run_dir)
+    rows = [
+        [Cell(one.command), Cell("done" if not one.exit_code else f"failed, exit code {one.exit_code}")] for one in held
+    ]
+    return [Section("After training", [Table(["command", ""], rows)])] if rows else []
 
 
 def recorded(run: Mapping[str, Any]) -> list[Section]:

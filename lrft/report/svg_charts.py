@@ -28,13 +28,14 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart. `faint`: in the background; `dotted`: each point is marked."""
+    """One line of a chart. `faint`: in the background; `dotted`: each point is marked; `ringed`: with a ring too."""
 
     label: str
     points: Sequence[Point]
     colour: int = 0
     faint: bool = False
     dotted: bool = False
+    ringed: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def scatter(title: str, spots: Sequence[Spot], front: Sequence[int], *, across: 
     places = [(x.at(spot.at[0]), y.at(spot.at[1])) for spot in spots]
     drawn = [_path([places[at] for at in front], "front")] if len(front) > 1 else []
     for at, (spot, (a, b)) in enumerate(zip(spots, places, strict=True)):
-        drawn += [element("circle", cx=a, cy=b, r=8, class_="ring")] if at in front else []
+        drawn += [_ring((a, b))] if at in front else []
         remark = ", on the Pareto front" if at in front else ""
         drawn.append(_dot((a, b), f"dot {_style(spot.colour)}", _told(spot.label, spot.at) + remark))
     names = labels([spot.label for spot in spots], places)
@@ -209,7 +210,8 @@ def _line(x: Axis, y: Axis, line: Line) -> list[Html]:
     places = [(x.at(a), y.at(b)) for a, b in points]
     style = _style(line.colour) + (" faint" if line.faint else "")
     dots = [_dot(place, style, _told(line.label, point)) for place, point in zip(places, points, strict=True)]
-    return [_path(places, style), *(dots if line.dotted or len(places) == 1 else [])]
+    rings = [_ring(place) for place in places] if line.ringed else []
+    return [_path(places, style), *rings, *(dots if line.dotted or len(places) == 1 else [])]
 
 
 def _path(places: Sequence[Point], style: str) -> Html:
@@ -218,6 +220,10 @@ def _path(places: Sequence[Point], style: str) -> Html:
 
 def _dot(place: Point, style: str, told: str) -> Html:
     return element("circle", element("title", told), cx=place[0], cy=place[1], r=3.5, class_=style)
+
+
+def _ring(place: Point) -> Html:
+    return element("circle", cx=place[0], cy=place[1], r=8, class_="ring")
 
 
 def _told(label: str, point: Point) -> str:

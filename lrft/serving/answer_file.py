@@ -19,12 +19,9 @@ class AnswerFile:
     """
 
     def __init__(self, out: Path, asked: Mapping[str, Any]) -> None:
-        """asked: all that decides on the answers, as JSON. Raises UsageError when OUT exists, or answers to something
-        else were begun."""
-        if out.exists():
-            raise UsageError(f"{out} exists", "Choose another file with -o.")
-        if not out.parent.is_dir():
-            raise UsageError(f"{out.parent} is not a folder")
+        """asked: all that decides on the answers, as JSON. Raises UsageError as `refuse_taken`, and when answers to
+        something else were begun."""
+        refuse_taken(out)
         self.out, self._partial = out, out.with_name(f"{out.name}.partial")
         self.done: dict[int, dict[str, Any]] = {}
         """row -> its answer, of an earlier command"""
@@ -55,6 +52,14 @@ class AnswerFile:
         self.close()
         files.write_bytes(self.out, text.encode("utf-8", "backslashreplace"))
         self._partial.unlink()
+
+
+def refuse_taken(out: Path) -> None:
+    """Raises UsageError when OUT exists, or its folder does not."""
+    if out.exists():
+        raise UsageError(f"{out} exists", "Choose another file with -o.")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} is not a folder")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

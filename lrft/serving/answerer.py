@@ -14,33 +14,37 @@ from transformers import StoppingCriteria
 
 from lrft.adapters.ensemble import copying
 from lrft.errors import UsageError
-from lrft.evaluation.generate import answer_batch, pad_token, stop_tokens
+from lrft.evaluation.generate import answer_batch, pad_token, stop_tokens, with_room
 from lrft.evaluation.sampling import GREEDY, Draw, Sampling
 from lrft.loading.saved import Target
 from lrft.model.load import position_limit
 from lrft.model.modes import evaluation_mode
 from lrft.serving.text import Growing
+from lrft.serving.tool_calls import Call
 
 
 @dataclass(frozen=True)
 class Request:
-    """ids: int32 (n,), the prompt. stop: texts that end the answer and do not belong to it."""
+    """ids: int32 (n,), the prompt. stop: texts that end the answer and do not belong to it. shown: special tokens that
+    are written into the text, which others are not."""
 
     ids: np.ndarray
     max_new_tokens: int
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
     told: Callable[[str], bool] = field(default=lambda text: True, compare=False)
     """gets the text as it grows; False ends the answer"""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """finish: stop (an end token or a stop text), length, or cancelled."""
+    """finish: stop (an end token or a stop text), length, or cancelled. calls: of tools, read from the text."""
 
     text: str
     tokens: int
     finish: str
+    calls: tuple[Call, ...] = ()
 
 
 class Watch(StoppingCriteria):
@@ -110,17 +114,18 @@ class Answerer:
             request.max_new_tokens if room is None else min(room, request.max_new_tokens)
             for request, room in zip(requests, rooms, strict=True)
         ]
-        growing = [Growing(self.tokenizer, request.stop, request.told) for request in requests]
+        growing = [Growing(self.tokenizer, request.stop, request.told, request.shown) for request in requests]
         with self.placed(), evaluation_mode(self.model):
             copies = self.copies()
-            answer_batch(
-                self.model,
-                [request.ids for request in requests],
-                pad_id=pad_token(self.tokenizer),
-                stop_ids=self.ends,
-                max_new_tokens=max(most),
-                copies=copies,
-                draw=Draw([request.sampling for request in requests], copies),
-                watch=Watch(growing, most, self.ends, copies),
-            )
+            for group, longest in with_room([len(request.ids) for request in requests], most, self.positions):
+                answer_batch(
+                    self.model,
+                    [requests[k].ids for k in group],
+                    pad_id=pad_token(self.tokenizer),
+                    stop_ids=self.ends,
+                    max_new_tokens=longest,
+                    copies=copies,
+                    draw=Draw([requests[k].sampling for k in group], copies),
+                    watch=Watch([growing[k] for k in group], [most[k] for k in group], self.ends, copies),
+                )
         return [Answer(answer.text, len(answer.ids), answer.finish) for answer in growing]

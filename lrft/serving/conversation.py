@@ -24,7 +24,7 @@ class Conversation:
     trained: Trained
     sampling: Sampling
     max_new_tokens: int
-    told: Callable[[str], None]
+    told: Callable[[str], object]
     turns: list[Message] = field(default_factory=list)
     asked: int = 0
     """answers so far, each drawn from a seed of its own"""

@@ -13,9 +13,9 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -29,7 +29,9 @@ from lrft.errors import DataError, UsageError
 from lrft.serving.answerer import Answer, Request
 from lrft.serving.batches import Batches, Closed, Full, Ticket
 from lrft.serving.load import Trained
-from lrft.serving.openai_api import ApiError, Asked, ChatAsked, Reply, TextAsked, read
+from lrft.serving.openai_api import ApiError, Asked, ChatAsked, Reply, TextAsked, finish, read
+from lrft.serving.page import page, policy
+from lrft.serving.tool_calls import Form, Reading, form_of
 
 IDLE_SECONDS = 30.0  # that a connection may say nothing while it is to say something
 LOOK_SECONDS = 0.25  # between two looks whether a client that waits is still there
@@ -67,6 +69,7 @@ class Server(ThreadingHTTPServer):
         self.plain = {
             name: Asking(trained.tokenizer, plain=True, options=trained.options) for name, trained in shelf.items()
         }
+        self.forms = {name: form_of(trained.asking) for name, trained in shelf.items()}
         self.free = threading.BoundedSemaphore(limits.connections)
         self.created = int(time.time())
         if ":" in host:
@@ -97,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         """Requests hold what people wrote: nothing of them is printed."""
 
     def do_GET(self) -> None:
-        self.answer({"/health": self.health, "/v1/models": self.models})
+        self.answer({"/": self.page, "/health": self.health, "/v1/models": self.models})
 
     def do_POST(self) -> None:
         self.answer({"/v1/chat/completions": self.chat, "/v1/completions": self.complete})
@@ -106,8 +109,8 @@ class Handler(BaseHTTPRequestHandler):
         """Do what the path says; every failure becomes a body of OpenAI's form."""
         try:
             with self.room():
-                self.refuse_strangers()
                 path = urlsplit(self.path).path
+                self.refuse_strangers(open_to_all=path == "/")
                 if path.startswith("/v1/models/") and self.command == "GET":
                     self.send(200, self.model(unquote(path.removeprefix("/v1/models/"))))
                 elif path in routes:
@@ -129,14 +132,26 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.server.free.release()
 
-    def refuse_strangers(self) -> None:
-        """Raises ApiError without the key, and for a page of another site that a browser was led to."""
+    def refuse_strangers(self, *, open_to_all: bool) -> None:
+        """Raises ApiError without the key, and for a page of another site that a browser was led to. open_to_all: no
+        key is asked for, as a browser could give none."""
         named = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         if self.server.local and named not in LOOPBACK:
             raise ApiError(403, f"this server answers on loopback addresses alone, not as {named}", "forbidden_host")
         given = self.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
-        if self.server.key is not None and not hmac.compare_digest(given, self.server.key.encode()):
+        if self.server.key is not None and not open_to_all and not hmac.compare_digest(given, self.server.key.encode()):
             raise ApiError(401, "wrong or no API key", "invalid_api_key")
+
+    def page(self) -> None:
+        """A page to try the models in a browser. It holds nothing of them, and asks for the key itself."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(page())))
+        self.send_header("Content-Security-Policy", policy())
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.end_headers()
+        self.wfile.write(page())
 
     def health(self) -> None:
         self.send(200, {"status": "ok"})
@@ -160,11 +175,18 @@ class Handler(BaseHTTPRequestHandler):
         if not trained.asking.chat:
             raise ApiError(400, f"{asked.model} has no chat template; use /v1/completions", "no_chat_template", "model")
         try:
-            turns = [turn.message() for turn in asked.messages]
-            ids = encode_prompt(trained.tokenizer, turns, options=trained.options)
+            turns = [turn.read(f"messages.{number}") for number, turn in enumerate(asked.messages)]
+            tools = asked.offered
+        except BadRow as error:
+            raise ApiError(400, f"{error.field}: {error.detail}", "invalid_value", error.field) from error
+        if tools and not trained.asking.reading.writes_tools:
+            raise ApiError(400, f"the chat template of {asked.model} takes no tools", "invalid_value", "tools")
+        try:
+            ids = encode_prompt(trained.tokenizer, turns, tools=tools, options=trained.options)
         except DataError as error:
             raise ApiError(400, f"messages: {error.message}", "invalid_value", "messages") from error
-        self.reply(asked, trained, [ids], "messages")
+        form = self.server.forms[asked.model] if tools else None
+        self.reply(asked, trained, [ids], "messages", form, [tool["function"]["name"] for tool in tools])
 
     def complete(self) -> None:
         asked: TextAsked = read(self.body(), TextAsked)
@@ -175,10 +197,19 @@ class Handler(BaseHTTPRequestHandler):
             raise ApiError(400, f"prompt: {error.detail}", "invalid_value", "prompt") from error
         self.reply(asked, trained, prompts, "prompt")
 
-    def reply(self, asked: Asked, trained: Trained, prompts: Sequence[np.ndarray], param: str) -> None:
-        """Have the prompts answered, and send the answers."""
+    def reply(
+        self,
+        asked: Asked,
+        trained: Trained,
+        prompts: Sequence[np.ndarray],
+        param: str,
+        form: Form | None = None,
+        tools: Sequence[str] = (),
+    ) -> None:
+        """Have the prompts answered, and send the answers. form: in which calls of `tools` are read from them."""
         most = self.most(asked, trained, prompts, param)
-        requests = [Request(ids, most, asked.sampling(n), asked.stops) for n, ids in enumerate(prompts)]
+        shown = form.tokens if form is not None else ()
+        requests = [Request(ids, most, asked.sampling(n), asked.stops, shown) for n, ids in enumerate(prompts)]
         try:
             tickets = self.server.batches.submit(asked.model, requests)
         except Full:
@@ -186,12 +217,12 @@ class Handler(BaseHTTPRequestHandler):
         except Closed:
             raise ApiError(503, "the server is shutting down", "shutting_down") from None
         count = sum(len(ids) for ids in prompts)
+        answers = (self.read_calls(self.events(ticket), form, tools) for ticket in tickets)
         try:
             if asked.stream:
-                self.stream(asked, tickets, count)
+                self.stream(asked, answers, count)
             else:
-                answers = [self.last(self.events(ticket)) for ticket in tickets]
-                self.send(200, Reply(asked).whole(answers, count))
+                self.send(200, Reply(asked).whole([self.last(events) for events in answers], count))
         finally:
             for ticket in tickets:
                 ticket.leave()
@@ -231,6 +262,22 @@ class Handler(BaseHTTPRequestHandler):
                 return
 
     @staticmethod
+    def read_calls(events: Iterator[str | Answer], form: Form | None, tools: Sequence[str]) -> Iterator[str | Answer]:
+        """The events, with calls in the answer and not in its text."""
+        if form is None:
+            yield from events
+            return
+        reading, said = Reading(form, tools), ""
+        for event in events:
+            if isinstance(event, Answer):
+                text, calls = reading.end()
+                yield from [text] if text else []
+                yield replace(event, text=said + text, calls=tuple(calls))
+            elif text := reading.add(event):
+                said += text
+                yield text
+
+    @staticmethod
     def last(events: Iterator[str | Answer]) -> Answer:
         return next(event for event in events if isinstance(event, Answer))
 
@@ -241,7 +288,7 @@ class Handler(BaseHTTPRequestHandler):
         if poller.poll(0) and not self.connection.recv(1, socket.MSG_PEEK):
             raise ConnectionAbortedError
 
-    def stream(self, asked: Asked, tickets: Sequence[Ticket], prompt_tokens: int) -> None:
+    def stream(self, asked: Asked, answering: Iterable[Iterator[str | Answer]], prompt_tokens: int) -> None:
         """Server-sent events, the choices one after the other; an error after the first is an event too."""
         reply, answers = Reply(asked), []
         self.close_connection = True
@@ -251,13 +298,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         try:
-            for number, ticket in enumerate(tickets):
+            for number, events in enumerate(answering):
                 if reply.chat:
                     self.event(reply.chunk(number, "", first=True))
-                for event in self.events(ticket):
+                for event in events:
                     if isinstance(event, Answer):
                         answers.append(event)
-                        self.event(reply.chunk(number, "", event.finish))
+                        if event.calls:
+                            self.event(reply.calls(number, event.calls))
+                        self.event(reply.chunk(number, "", finish(event)))
                     else:
                         self.event(reply.chunk(number, event))
             if asked.usage_wanted:

@@ -11,7 +11,7 @@ from typing import Any
 from lrft.adapters.attached import Attached
 from lrft.data.prompts import Asking
 from lrft.errors import UsageError
-from lrft.loading.saved import adapter_folder, load_target
+from lrft.loading.saved import load_target
 from lrft.model.weights import fingerprint
 from lrft.runs.locate import run_of
 from lrft.serving.answerer import Answerer
@@ -68,10 +68,11 @@ def was_plain(target: str) -> bool:
     return bool(formats) and formats <= PLAIN_FORMATS
 
 
-def weights_digest(target: str, trained: Trained) -> str:
-    """sha256 of the weights that answer: the base's, and the adapter's."""
-    digest = hashlib.sha256(fingerprint(trained.folder).encode())
-    if trained.attached is not None:
-        for path in sorted(adapter_folder(Path(target)).glob("*.safetensors")):
+def weights_digest(base: Path, adapters: Mapping[str, Path]) -> str:
+    """sha256 of the weights that answer: the base's, and those of the adapters with their names."""
+    digest = hashlib.sha256(fingerprint(base).encode())
+    for name, folder in adapters.items():
+        digest.update(name.encode())
+        for path in sorted(folder.glob("*.safetensors")):
             digest.update(files.sha256(path).encode())
     return digest.hexdigest()

@@ -5,23 +5,27 @@ Parameters that would change the answer and are not supported are refused, never
 
 from __future__ import annotations
 
+import json
 import secrets
+import string
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lrft.data.tools import Tool, calls_of, tools_of
 from lrft.data.turns import Message
 from lrft.evaluation.sampling import Sampling
 from lrft.serving.answerer import Answer
+from lrft.serving.tool_calls import Call
 
 STOPS = 4  # texts that a request may stop at, as OpenAI has it
 # What says nothing about the answer's text.
 WITHOUT_EFFECT = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
 # Accepted with the value that means that nothing is asked.
 NEUTRAL: dict[str, Any] = {"n": 1, "best_of": 1, "presence_penalty": 0, "frequency_penalty": 0, "logprobs": False}
-NEUTRAL |= {"echo": False, "logit_bias": {}, "tools": [], "response_format": {"type": "text"}, "tool_choice": "none"}
+NEUTRAL |= {"echo": False, "logit_bias": {}, "tools": [], "response_format": {"type": "text"}}
 NEUTRAL |= {"parallel_tool_calls": True}
 
 
@@ -47,11 +51,28 @@ class Part(BaseModel):
 class Turn(BaseModel):
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part]
+    content: str | list[Part] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    refusal: None = None
 
-    def message(self) -> Message:
-        said = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": said}
+    def read(self, place: str) -> Message:
+        """As a chat template takes it. Raises BadRow for calls that are none, and ApiError for keys of other roles."""
+        given = {"assistant": self.tool_calls, "tool": self.tool_call_id or self.name}
+        for role, value in given.items():
+            if value is not None and role != self.role:
+                raise ApiError(400, f"{place} is a turn of {self.role}, but has keys of {role}", "invalid_value")
+        if self.content is None and self.tool_calls is None:
+            raise ApiError(400, f"{place}.content: field required", "invalid_value", f"{place}.content")
+        message: Message = {"role": self.role}
+        if self.content is not None:
+            text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+            message["content"] = text
+        if self.tool_calls is not None:
+            message["tool_calls"] = calls_of(self.tool_calls, f"{place}.tool_calls")
+        of_tool = {"tool_call_id": self.tool_call_id, "name": self.name}
+        return message | {key: value for key, value in of_tool.items() if value is not None}
 
 
 class StreamOptions(BaseModel):
@@ -97,6 +118,13 @@ class Asked(BaseModel):
 class ChatAsked(Asked):
     messages: Annotated[list[Turn], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: list[dict[str, Any]] = []
+    tool_choice: Literal["auto", "none"] = "auto"
+
+    @property
+    def offered(self) -> tuple[Tool, ...]:
+        """The tools that may be called. Raises BadRow for what is none."""
+        return tools_of(self.tools, "tools") if self.tool_choice == "auto" else ()
 
     def most(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -140,16 +168,18 @@ class Reply:
         self.created = int(time.time())
 
     def whole(self, answers: Sequence[Answer], prompt_tokens: int) -> dict[str, Any]:
-        choices = [
-            self._choice(n, {"message": {"role": "assistant", "content": a.text, "refusal": None}}, a.text, a.finish)
-            for n, a in enumerate(answers)
-        ]
+        choices = [self._choice(n, {"message": message(a)}, a.text, finish(a)) for n, a in enumerate(answers)]
         kind = "chat.completion" if self.chat else "text_completion"
         return self._body(kind, choices) | {"usage": usage(answers, prompt_tokens)}
 
     def chunk(self, number: int, text: str, finish: str | None = None, *, first: bool = False) -> dict[str, Any]:
         delta = {**({"role": "assistant"} if first else {}), **({"content": text} if text or first else {})}
         return self._chunk([self._choice(number, {"delta": delta}, text, finish)])
+
+    def calls(self, number: int, found: Sequence[Call]) -> dict[str, Any]:
+        """The chunk with calls, each whole."""
+        delta = {"tool_calls": [{"index": k, **call} for k, call in enumerate(called(found))]}
+        return self._chunk([self._choice(number, {"delta": delta}, "", None)])
 
     def last(self, answers: Sequence[Answer], prompt_tokens: int) -> dict[str, Any]:
         """The chunk of a stream that has its usage."""
@@ -164,6 +194,28 @@ class Reply:
 
     def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+
+def message(answer: Answer) -> dict[str, Any]:
+    """An assistant's turn. With calls, content is null where nothing else was said."""
+    said: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+    return said | {"content": answer.text or None, "tool_calls": called(answer.calls)} if answer.calls else said
+
+
+def called(calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """Calls with ids of nine letters and digits, the only ones that some templates take back."""
+    return [
+        {
+            "id": "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9)),
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+        }
+        for call in calls
+    ]
+
+
+def finish(answer: Answer) -> str:
+    return "tool_calls" if answer.calls and answer.finish == "stop" else answer.finish
 
 
 def usage(answers: Sequence[Answer], prompt_tokens: int) -> dict[str, int]:

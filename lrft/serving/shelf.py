@@ -24,17 +24,25 @@ from lrft.serving.load import Trained, load, was_plain
 BASE = "base"
 
 
-def load_shelf(targets: Sequence[str], base_model: str | None = None, trusted: bool = False) -> dict[str, Trained]:
-    """What answers under each name: the base and the adapters of runs or folders, or one plain model.
-
-    Raises UsageError for adapters of different bases, or two of one name.
-    """
+def named_by_folder(targets: Sequence[str]) -> dict[str, str]:
+    """The targets by the names of their folders. Raises UsageError for two of one name."""
     named = {name_of(target): target for target in targets}
     if len(named) < len(targets) or BASE in named:
         raise UsageError(f"the names must differ, also from {BASE}: {', '.join(map(name_of, targets))}")
+    return named
+
+
+def load_shelf(
+    named: Mapping[str, str], base_model: str | None = None, trusted: bool = False, put: str | None = None
+) -> dict[str, Trained]:
+    """What answers under each name: the base, and the adapters of runs or folders by theirs; or one plain model.
+
+    put: chat or text, how a prompt of plain text is put; None: as each run's rows were. Raises UsageError for adapters
+    of different bases.
+    """
     folders = {name: folder for name, target in named.items() if (folder := adapter_at(target)) is not None}
     if len(named) == 1 and not folders:
-        return {name: load(target, base_model, trusted) for name, target in named.items()}
+        return {name: load(target, base_model, trusted, put) for name, target in named.items()}
     if missing := named.keys() - folders.keys():
         raise UsageError(f"{named[missing.pop()]} is neither a run nor an adapter", "A plain model is served alone.")
     saved = {name: read_any(folder) for name, folder in folders.items()}
@@ -45,8 +53,8 @@ def load_shelf(targets: Sequence[str], base_model: str | None = None, trusted: b
         refuse_other_base(other, source, accepted=False)
     trusted = trusted or all(trusts_remote_code(folder) for folder in folders.values())
     model = load_as_trained(first, source, trust_remote_code=trusted)
-    shelf = {BASE: plain(model, source, trusted)}
-    return shelf | {name: adapted(model, source, one, named[name], trusted) for name, one in saved.items()}
+    shelf = {BASE: plain(model, source, trusted, put)}
+    return shelf | {name: adapted(model, source, one, named[name], trusted, put) for name, one in saved.items()}
 
 
 def name_of(target: str) -> str:
@@ -74,15 +82,17 @@ def refuse_different(one: SavedAdapter, other: SavedAdapter) -> None:
             )
 
 
-def plain(model: Any, source: Path, trusted: bool) -> Trained:
+def plain(model: Any, source: Path, trusted: bool, put: str | None = None) -> Trained:
     """The base by itself."""
     tokenizer = load_tokenizer(source, trusted)
-    asking = Asking(tokenizer)
+    asking = Asking(tokenizer, plain=put == "text")
     ends = tuple(stop_tokens(model, tokenizer))
     return Trained(tokenizer, source, None, asking, Answerer(model, tokenizer, ends).ending(*asking.ends), {})
 
 
-def adapted(model: Any, source: Path, saved: SavedAdapter, target: str, trusted: bool) -> Trained:
+def adapted(
+    model: Any, source: Path, saved: SavedAdapter, target: str, trusted: bool, put: str | None = None
+) -> Trained:
     """An adapter, read, and set aside: `model` is the plain base again."""
     own = (saved.folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(saved.folder if own else source, trusted)
@@ -94,7 +104,7 @@ def adapted(model: Any, source: Path, saved: SavedAdapter, target: str, trusted:
     attached.detach()
     recipe = recipe_of(saved.folder)
     options = {} if recipe is None else dict(recipe.data.template_options)
-    asking = Asking(tokenizer, plain=was_plain(target), options=options)
+    asking = Asking(tokenizer, plain=was_plain(target) if put is None else put == "text", options=options)
     answerer = Answerer(model, tokenizer, ends, copies, partial(in_model, model, layers)).ending(*asking.ends)
     return Trained(tokenizer, source, None, asking, answerer, options)
 

@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
     "training.activation_offload",
     "training.compile",
     "distributed.",
+    "after.",
 )
 
 
@@ -76,6 +77,7 @@ def write_checkpoint(session: Session, optimizer: Mapping[str, Tensor], path: Pa
         {
             "progress": vars(session.progress),
             "data": session.inputs.prepared.key,
+            "stream": None if session.inputs.prepared.stream is None else session.inputs.prepared.stream.state(),
             "base": session.base.info,
             "others": {option: other.fingerprint for option, other in session.engine.losses.others.items()},
             "optimizer": with_state(optimizer),
@@ -127,6 +129,8 @@ def restore(session: Session) -> None:
     if engine.accelerator.scaler is not None:
         engine.accelerator.scaler.load_state_dict(saved["scaler"])
     session.progress = progress_of(saved["progress"])
+    if session.inputs.prepared.stream is not None:
+        session.inputs.prepared.stream.load_state(saved["stream"])
     session.notes.checks["resumed"] = f"resumed from {path.name}"
     if session.folder is not None:
         session.folder.take_up(path, best_step=session.progress.best_step, keep=session.recipe.checkpoint.keep)

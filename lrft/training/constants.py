@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrft.data import Rows
 from lrft.data.collate import micro_batches
-from lrft.errors import CheckFailed
+from lrft.errors import CheckFailed, Problem, RecipeError
 from lrft.model.weights import cache_dir
 from lrft.objectives.base import START
 from lrft.recipe import Recipe
@@ -30,6 +30,11 @@ def with_constants(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
     """The inputs, their rows with what the objective asks of its reference; as they are where it asks nothing."""
     if not engine.losses.constant:
         return inputs
+    if inputs.prepared.stream is not None:
+        name, options = recipe.training.objective
+        way = f". Set training.objective: {{{name}: {{reference: each-step}}}}" if "reference" in options else ""
+        text = f"data.streaming: {name} asks the base of all rows before the first step, which a stream has not{way}"
+        raise RecipeError([Problem(recipe.where("data.streaming"), text)])
     train, validation = inputs.train, inputs.validation
     train = of_rows(train, kept_at(recipe, inputs, base, "train"), engine)
     if validation is not None:

@@ -52,26 +52,28 @@ class Sums:
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
-def forward_backward(session: Session, run: Run, ids: np.ndarray, signals: StopSignals) -> Passes:
+def forward_backward(session: Session, run: Run, rows: Rows, ids: np.ndarray, signals: StopSignals) -> Passes:
     """The passes of all micro-batches, the parts' penalties, and the sums of both over all ranks. Then the gradient
     that a part composes from these and from passes of its own."""
     engine, owner = session.engine, session.adapted.composition.gradient_owner
-    weight = engine.objective.weight(session.inputs.train, ids)
-    sums, penalty = passes_and_penalties(session, run, ids, weight)
+    weight = engine.objective.weight(rows, ids)
+    sums, penalty = passes_and_penalties(session, run, rows, ids, weight)
     values, signal = over_ranks(engine, sums.values, signals.received)
     (loss, added), figures = values[:2].tolist(), engine.objective.figures(replace(sums, values=values).noted)
     if owner is not None:
-        passes = PassesOfStep(session, run, ids)
+        passes = PassesOfStep(session, run, rows, ids)
         passes.put(owner.compose_gradient(run, passes.take(), passes))
     if penalty is None and engine.losses.extra is None:
         return Passes(loss / weight, None, signal, figures)
     return Passes(loss / weight, added / weight + (0.0 if penalty is None else penalty), signal, figures)
 
 
-def passes_and_penalties(session: Session, run: Run, ids: np.ndarray, weight: float) -> tuple[Sums, float | None]:
+def passes_and_penalties(
+    session: Session, run: Run, rows: Rows, ids: np.ndarray, weight: float
+) -> tuple[Sums, float | None]:
     """`passes_of_rank` over the step's own rows, and the backward pass of the parts' penalties: their sum, or None."""
     engine = session.engine
-    sums = passes_of_rank(engine, session.inputs.train, ids, weight, seed=run.seed, step=run.step)
+    sums = passes_of_rank(engine, rows, ids, weight, seed=run.seed, step=run.step)
     penalties = [term for part in session.adapted.composition.parts if (term := part.loss(run)) is not None]
     if not penalties:
         return sums, None
@@ -128,8 +130,8 @@ def over_ranks(engine: Engine, local: Tensor, signal: int) -> tuple[Tensor, int]
 class PassesOfStep:
     """The `StepPasses` of one step."""
 
-    def __init__(self, session: Session, run: Run, ids: np.ndarray) -> None:
-        self.session, self.engine, self.run, self.ids = session, session.engine, run, ids
+    def __init__(self, session: Session, run: Run, rows: Rows, ids: np.ndarray) -> None:
+        self.session, self.engine, self.run, self.rows, self.ids = session, session.engine, run, rows, ids
         self.trained = session.adapted.attached.trained().values()
 
     @property
@@ -150,8 +152,8 @@ class PassesOfStep:
             p.grad = gradient.to(p.dtype) * self.scale
 
     def own(self) -> Gradients:
-        weight = self.engine.objective.weight(self.session.inputs.train, self.ids)
-        passes_and_penalties(self.session, self.run, self.ids, weight)
+        weight = self.engine.objective.weight(self.rows, self.ids)
+        passes_and_penalties(self.session, self.run, self.rows, self.ids, weight)
         return self.take()
 
     def auxiliary(self) -> Gradients:

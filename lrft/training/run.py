@@ -16,6 +16,7 @@ from lrft.planning.plan import make_plan
 from lrft.recipe import Recipe
 from lrft.report.html import write_page
 from lrft.report.markdown import write_report
+from lrft.runs.after_training import shown
 from lrft.runs.environment import environment
 from lrft.runs.folder import RunFolder
 from lrft.runs.probe import save_probe
@@ -145,6 +146,7 @@ def finish(session: Session) -> None:
     # One process says it: the others have ended well by then, or do so undisturbed.
     if folder is not None and (verdict := worse_than_base(facts["result"])):
         raise CheckFailed(
-            f"this run is {verdict}. There is no best/; last/ is the state at the end.",
+            f"this run is {verdict}. There is no best/; last/ is the state at the end."
+            + (" The commands of `after` were not run." if shown(session.recipe) else ""),
             "Lower training.learning_rate, or look at the rows with lrft preview.",
         )

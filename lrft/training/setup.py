@@ -47,6 +47,7 @@ from lrft.loading.from_recipe import (
 )
 from lrft.loading.metrics import Metrics, figures_of, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
+from lrft.loading.optimizer import rate_hint, refuse_optimizer
 from lrft.loading.others import find_others, load_others
 from lrft.model.compile import compile_blocks
 from lrft.model.end_tokens import add_stops
@@ -61,6 +62,7 @@ from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
 from lrft.runs.folder import RunFolder
 from lrft.training import sanity_checks
+from lrft.training.after import refuse_impossible
 from lrft.training.checkpoint import resume_point
 from lrft.training.constants import with_constants
 from lrft.training.engine import Engine
@@ -82,6 +84,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     notes = Notes()
     compute = hardware.computation(recipe.training.precision)
     zero2.refuse(recipe, processes.world_size())
+    refuse_optimizer(recipe, torch.cuda.is_available())
+    notes.warnings += rate_hint(recipe)
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     metrics = metrics_of(recipe, allow_code=options.allow_code)
     inputs = load_inputs(recipe, metrics)
@@ -99,6 +103,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     losses.wanted = figures_of(recipe, objective, losses, metrics.of_rows)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
     adapted = adapt(recipe, inputs, base, context, resume_point(folder, options))
+    refuse_impossible(recipe, adapted)
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
     inputs = with_constants(recipe, inputs, base, engine)
     notes.checks |= losses.checks()
@@ -124,7 +129,7 @@ def load_inputs(recipe: Recipe, metrics: Metrics) -> Inputs:
     batches = batch_schedule(recipe, prepared.train)
     auxiliary = auxiliary_schedule(recipe, prepared.auxiliary, batches.total_steps)
     others = find_others(recipe, source, tokenizer, prepared.train)
-    sets = load_sets(recipe, source, tokenizer, prepared)
+    sets = load_sets(recipe, source, tokenizer, list(prepared.report.labels) or None)
     return Inputs(source, tokenizer, prepared, batches, auxiliary, others, metrics, sets)
 
 

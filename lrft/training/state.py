@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lrft.adapters.attached import Attached
 from lrft.adapters.compose import Composition
 from lrft.data import BatchSchedule, Prepared, Rows
@@ -57,8 +59,21 @@ class Inputs:
     sets: Mapping[str, Rows] = field(default_factory=dict)
     """further validation rows, by name"""
 
+    def of_step(self, step: int) -> tuple[Rows, np.ndarray]:
+        """A set, and the ids of the rows of optimiser step `step` in it. A stream gives its next ones."""
+        if self.prepared.stream is None:
+            return self.train, self.batches.rows(step)
+        rows = self.prepared.stream.take(self.batches.global_batch)
+        return rows, np.arange(len(rows))
+
+    def epochs(self, step: int) -> float:
+        """How many times the rows have come after `step` steps: of a stream, whole times."""
+        stream = self.prepared.stream
+        return step / self.batches.steps_per_epoch if stream is None else float(stream.epoch)
+
     @property
     def train(self) -> Rows:
+        """The rows to train on; the first of them where they are streamed."""
         return self.prepared.train
 
     @property

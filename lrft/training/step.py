@@ -53,15 +53,15 @@ def train_step(
 ) -> int:
     """One optimiser step. Returns the signal received by any process, or 0."""
     began = time.monotonic()
-    engine, rows, progress = session.engine, session.inputs.train, session.progress
+    engine, progress = session.engine, session.progress
     session.watchdog.step = progress.step
     session.watchdog.at("beginning")
-    ids = session.inputs.batches.rows(progress.step)
+    rows, ids = session.inputs.of_step(progress.step)
     lr = session.recipe.training.learning_rate * lr_factor(
         session.recipe, progress.step, session.inputs.batches.total_steps
     )
     run = begin(session, lr)
-    passes = forward_backward(session, run, ids, signals)
+    passes = forward_backward(session, run, rows, ids, signals)
     unreached = movement.unreached(engine.reduce)
     shown = is_shown(progress.step, session.recipe.logging.every, run.total_steps)
     stepped = clip_and_step(
@@ -84,7 +84,7 @@ def train_step(
         session.trackers.console.warn(text)
     record = step_record(
         step=progress.step,
-        epoch=progress.step / session.inputs.batches.steps_per_epoch,
+        epoch=session.inputs.epochs(progress.step),
         tokens=progress.tokens,
         loss=passes.loss,
         lr=lr,

@@ -13,6 +13,7 @@ from lrft.adapters.targets import module_names
 from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
+from lrft.runs.after_training import shown
 from lrft.runs.verdict import BEST, BY_METRIC, LAST, START, STARTED_FROM, worse_than_base
 from lrft.training import sources
 from lrft.utils import threads
@@ -34,12 +35,13 @@ def start(session: Session) -> list[Row]:
         ("data", [*session.inputs.prepared.report.lines(), *sources.lines(session.recipe, session.inputs)]),
         ("training", training_lines(session.recipe, session.inputs, session.base, session.engine)),
         ("checks", check_lines(session)),
+        *([("after", shown(session.recipe))] if shown(session.recipe) else []),
     ]
 
 
 def end(session: Session) -> list[Row]:
     """The end summary, with next commands."""
-    p, out = session.progress, output_dir(session.recipe)
+    p, out, stream = session.progress, output_dir(session.recipe), session.inputs.prepared.stream
     done, worse = count(p.step, "step"), worse_than_base(result(session))
     if worse:
         done += f"   {worse}"
@@ -51,6 +53,7 @@ def end(session: Session) -> list[Row]:
         done += f"   {what} {p.best_loss:.4f}{at}{began}"
     return [
         ("done", [done]),
+        *([("streamed", [f"{count(stream.epoch, 'epoch')} done; {stream.counts}"])] if stream else []),
         ("saved", [f"last/ in {out}; no best/" if worse else f"best/ and last/ in {out}"]),
         ("checked", check_lines(session)),
         ("next", [command("lrft", "report", out)] if worse else next_commands(out, mergeable(session.adapted))),
@@ -135,10 +138,11 @@ def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -
     t, batches, world = recipe.training, inputs.batches, engine.world
     passes = -(-t.global_batch_size // (engine.micro * world))
     epochs = batches.total_steps / batches.steps_per_epoch
+    rounds = "" if inputs.prepared.stream is not None else f"{epochs:.4g} epoch{'s' * (epochs != 1)} = "
     checkpointing = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
     divided = ", base sharded" if engine.strategy.together else ""
     return [
-        f"{epochs:.4g} epoch{'s' * (epochs != 1)} = {count(batches.total_steps, 'step')} of "
+        f"{rounds}{count(batches.total_steps, 'step')} of "
         f"{count(t.global_batch_size, 'row')}: {engine.micro} per pass x {count(passes, 'pass', 'passes')} x "
         f"{count(world, 'process', 'processes')}{divided}",
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {base.compute}   seed {t.seed}"

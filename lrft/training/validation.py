@@ -9,9 +9,10 @@ from accelerate.utils import broadcast_object_list
 
 from lrft.data import Rows
 from lrft.errors import NonFinite
-from lrft.evaluation.generate import answer_rows, with_prompts
+from lrft.evaluation.generate import answer_rows, room_note, with_prompts
 from lrft.evaluation.loss import counted_as, loss_of
 from lrft.loading.evaluation_interval import answered_rows
+from lrft.model.load import position_limit
 from lrft.recipe import EarlyStopping
 from lrft.training import sources
 from lrft.training.engine import Engine
@@ -69,11 +70,14 @@ def answers_now(session: Session, rows: Rows, micro: int) -> list[dict[str, Any]
     chosen = asked.slice(range(min(answered_rows(session.recipe), len(asked))))
     if not len(chosen) or not (engine.strategy.together or engine.accelerator.is_main_process):
         return []
+    most, lengths = session.recipe.evaluation.max_new_tokens, [len(chosen.prompt(i)) for i in range(len(chosen))]
+    if note := room_note(lengths, most, position_limit(session.base.model.config)):
+        session.trackers.console.warn(f"evaluation.max_new_tokens: {note}")
     return answer_rows(
         session.base.model,
         session.inputs.tokenizer,
         chosen,
-        max_new_tokens=session.recipe.evaluation.max_new_tokens,
+        max_new_tokens=most,
         batch_size=micro,
         copies=engine.losses.copies,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OF_COMPUTATION = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def release_memory() -> None:
+    """Give back to the devices what torch keeps of them for later."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def device() -> torch.device:

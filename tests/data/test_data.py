@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,10 +30,12 @@ from lrft.data import preview
 from lrft.data.cache import locked
 from lrft.data.chat_template import Piece, Rendered
 from lrft.data.config import Input
+from lrft.data.dataset import Row, Rows
 from lrft.data.encode import tokenized
 from lrft.data.format import CLASSIC, REQUIRED, detect
+from lrft.data.growing import GrowingRows
 from lrft.data.hub import hub_name
-from lrft.data.ingest import Found
+from lrft.data.ingest import Found, collect
 from lrft.data.records import BadRow
 from lrft.data.report import SourceReport
 from lrft.data.sample import Sample
@@ -750,16 +752,65 @@ def test_an_error_of_the_encoder_stops_everything(monkeypatch: pytest.MonkeyPatc
     assert not set(threading.enumerate()) - before
 
 
-@pytest.mark.parametrize("fails", [True, False])
-def test_rows_are_made_without_full_collections(tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = lines(tmp_path / "a.jsonl", *texts(3), *([{"text": ""}] if fails else []))
-    module, during, before = sys.modules["lrft.data.prepare"], [], gc.get_threshold()
-    build = module._build
-    monkeypatch.setattr(module, "_build", lambda *args: [during.append(gc.get_threshold()), build(*args)][1])
-    with pytest.raises(DataError) if fails else contextlib.nullcontext():
-        prepare(tmp_path, path)
-    assert during == [(*before[:2], 1_000_000)]
-    assert gc.get_threshold() == before
+def test_samples_are_taken_as_rows_are_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_encode, "CHUNK", 2)
+    taken: list[int] = []
+    samples = (taken.append(item.number) or item for item in numbered(20)[0])
+    ahead = [
+        len(taken) - done for done, _ in enumerate(tokenized(samples, as_text, lambda texts, names: [0] * len(texts)))
+    ]
+    assert len(ahead) == 20
+    assert max(ahead) == 4, "one chunk and the one after it"
+
+
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_a_set_is_the_same_whatever_parts_it_was_written_in(
+    part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of one sequence and of two, from two files, where numbers come with a late row."""
+    made = [
+        Row(
+            np.arange(n, n + 4, dtype=np.int32),
+            np.arange(4) % 2 == 0,
+            1,
+            f"é{n}",
+            f"{n % 2}.jsonl:",
+            n,
+            digest=2**64 - 1 - n,
+            parts=(1, 3) if n == 2 else (),
+            numbers={"late": np.array([0.5, n])} if n > 3 else {},
+        )
+        for n in range(7)
+    ]
+    whole = Rows.of(made)
+    for module in ("lrft.data.growing", "lrft.data.dataset"):
+        monkeypatch.setattr(sys.modules[module], "PART", part)
+    with GrowingRows(tmp_path) as growing:
+        for row in made:
+            growing.add(row, held_out=row.number > 4)
+        grown, digests, held_out = growing.finished()
+    assert not list(tmp_path.iterdir()), "nothing is left"
+    assert digests.tolist() == [row.digest for row in made]
+    assert np.flatnonzero(held_out).tolist() == [5, 6]
+    chosen = np.array([6, 0, 4, 2])
+    grown.save(tmp_path / "some.safetensors", chosen)
+    for found, ids in ((grown, range(7)), (Rows.load(tmp_path / "some.safetensors"), chosen), (grown.slice([]), [])):
+        assert len(found) == len(ids)
+        assert found.trained_counts().tolist() == [int(whole.trained(i).sum()) for i in ids]
+        for k, i in enumerate(ids):
+            assert (found.answer(k), found.source(k)) == (whole.answer(i), whole.source(i))
+            assert found.numbers("late", k).tolist() == whole.numbers("late", i).tolist()
+            pairs = zip(found.sequences(k), whole.sequences(i), strict=True)
+            assert all(np.array_equal(a, b) for mine, theirs in pairs for a, b in zip(mine, theirs, strict=True))
+
+
+def test_a_bad_row_ends_the_work_on_those_behind_it_but_not_the_count(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", *texts(2), {"text": ""}, *texts(3), {"text": None})
+    reports: list[SourceReport] = []
+    chosen = data.config.settings(section(path), tiny.chatml(), seed=0, limit=None, where=lambda key: "default")
+    found = collect(data.config.inputs(section(path), where=lambda key: "default"), chosen, str, reports)
+    assert [item.number for item in found] == [1, 2]
+    assert (reports[0].read, reports[0].used, reports[0].dropped) == (7, 5, {"empty": 1, "null": 1})
 
 
 # --- report and preview ---

@@ -68,6 +68,15 @@ def test_more_processes_and_nodes(nine: Place, keys: tuple[str, ...], each: int)
     assert runs.records(one, "eval")[-1]["loss"] == pytest.approx(runs.records(more, "eval")[-1]["loss"], rel=1e-5)
 
 
+def test_streamed_rows_are_shared_by_two_processes(nine: Place) -> None:
+    keys = ("data.streaming=true", "data.window=4", "training.max_steps=4", "~training.epochs")
+    one = nine.train(*KEYS, *keys, out="one")
+    two = launch(nine, "two", *keys)
+    assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
+    told = [[(record["tokens"], record["epoch"]) for record in runs.records(run)] for run in (one, two)]
+    assert told[0] == told[1]
+
+
 def test_a_run_goes_on_with_another_number_of_processes(nine: Place) -> None:
     whole = nine.train(*KEYS, out="whole")
     cut = runs.cut(launch(nine, "two", "distributed.strategy=fsdp"), 2, nine.root / "cut")

@@ -12,10 +12,10 @@ import tiny
 import tiny_tokenizers
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from lrft.data import Row, Rows
-from lrft.evaluation.generate import answer_rows, generate, pad_token, stop_tokens, until_stop, with_prompts
+from lrft.evaluation.generate import answer_rows, generate, pad_token, room_note, stop_tokens, until_stop, with_prompts
 from lrft.evaluation.loss import loss_of
 from lrft.model.modes import evaluation_mode
 from lrft.model.packed_attention import use_rowwise
@@ -192,6 +192,7 @@ class Parrot(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.said = said
+        self.config = LlamaConfig()
 
     def generate(self, input_ids: torch.Tensor, max_new_tokens: int, pad_token_id: int, **_: Any) -> torch.Tensor:
         new = [(self.said[int(ids[-1])] + [pad_token_id] * max_new_tokens)[:max_new_tokens] for ids in input_ids]
@@ -248,3 +249,17 @@ def test_stop_tokens_are_those_of_tokenizer_and_generation_config() -> None:
 def test_the_pad_token_is_any_and_zero_counts() -> None:
     for pad, end, expected in ((0, 5, 0), (None, 5, 5), (None, None, 0), (4, 5, 4)):
         assert pad_token(SimpleNamespace(pad_token_id=pad, eos_token_id=end)) == expected
+
+
+def test_answers_end_at_the_last_position_and_a_prompt_near_it_is_answered_as_alone() -> None:
+    model, limit, most = tiny.make("gpt2"), 64, 40
+    model.config.n_positions = limit  # it has more: what is asked is whether they are kept to
+    prompts = [np.arange(3, 3 + n, dtype=np.int32) for n in (60, 5, 30, 64)]
+    together = generate(model, prompts, pad_id=0, stop_ids=[], max_new_tokens=most, batch_size=4)
+    assert [len(ids) for ids in together] == [4, 40, 34, 1]
+    for prompt, ids in zip(prompts, together, strict=True):
+        asked = torch.from_numpy(prompt.astype("int64"))[None]
+        stock = model.generate(asked, max_new_tokens=len(ids), do_sample=False, pad_token_id=0, eos_token_id=None)
+        assert stock[0, len(prompt) :].tolist() == ids
+    assert room_note([5, 24], most, limit) == ""
+    assert room_note([5, 25, 60], most, limit).startswith("2 of 3 prompts, of up to 60 tokens, leave less than 40 of")

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import lrft
-from lrft.adapters.storage import save_adapter
+from lrft.adapters.storage import load_adapter, save_adapter
 from lrft.cli.main import run_command
 from lrft.export.gguf import PACKAGES
 from lrft.model.hub import find_model
@@ -31,6 +31,7 @@ from lrft.model.load import load_model
 from lrft.model.weights import cache_dir, fingerprint
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart"
+ASKED = ("turn on the light", "what time is it?", "Köln 12")
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}
 FAMILIES: dict[str, Any] = {
@@ -96,6 +97,26 @@ def test_the_file_reads_back_as_the_adapter_with_template_and_end(
     assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
     assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert str(tmp_path) not in "".join(str(field.contents()) for field in fields.values())
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_answers_as_transformers_does(family: str, tmp_path: Path, tokenizer: Any, converter: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="NOT TESTED WITH LLAMA.CPP: pip install xllamacpp")
+    from common.llama_cpp import answers
+
+    adapter, out = adapted(tmp_path, family, tokenizer), tmp_path / "out"
+    assert run_command(["export", str(adapter), "--to", "gguf", "dtype=f32", "-o", str(out)]) == 0
+    model = load_model(tmp_path / "base", dtype=torch.float32).eval()
+    load_adapter(model, adapter)
+    prompts = [[tokenizer.convert_tokens_to_ids("<|im_start|>"), *tokenizer(text)["input_ids"]] for text in ASKED]
+    expected = []
+    for prompt in prompts:
+        asked = torch.tensor([prompt])
+        made = model.generate(asked, max_new_tokens=16, do_sample=False, pad_token_id=0, eos_token_id=2)
+        expected.append(tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True))
+    assert answers(out / "model.gguf", prompts, 16) == expected
+    assert len(set(expected)) == len(ASKED)
 
 
 def test_a_missing_or_wrong_converter_is_said_before_anything_is_merged(

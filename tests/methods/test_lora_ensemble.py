@@ -19,11 +19,11 @@ import lrft
 from lrft.adapters.ensemble import by_copy, copying
 from lrft.adapters.storage import save_adapter
 from lrft.cli import main
-from lrft.cli.eval import rows_for
 from lrft.errors import UsageError
 from lrft.evaluation.generate import generate
 from lrft.evaluation.loss import loss_of
 from lrft.export.merge import merge_adapter
+from lrft.loading.evaluation_rows import rows_for
 from lrft.model.load import load_model
 from lrft.objectives.sft import TokenLoss
 

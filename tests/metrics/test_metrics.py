@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_token_accuracy_counts_the_likeliest_of_trained_tokens(place: Place, dir
     assert found == [pytest.approx(right / total)] * 2
 
 
-def test_a_run_reports_what_it_was_asked_for(place: Place) -> None:
+def test_a_run_reports_what_it_was_asked_for(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     other = runs.write_rows(place.root / "other.jsonl", runs.rows(4, seed=9))
     code = place.root / "mine.py"
     code.write_text("def length(answers):\n    return sum(len(a['answer']) for a in answers) / len(answers)\n")
@@ -98,6 +99,18 @@ def test_a_run_reports_what_it_was_asked_for(place: Place) -> None:
     best = max(evals, key=lambda record: record["figures"]["length"])  # the first of equals
     assert [record["best"] for record in evals].index(True) == 0
     assert max(record["step"] for record in evals if record["best"]) == best["step"]
+    capsys.readouterr()
+    assert run_command(["eval", str(run), "--json", "--allow-code", "--samples=9"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    answers = [len(sample["answer"]) for sample in told["samples"]]
+    assert len(answers) == 5
+    assert told["figures"].pop("length") == sum(answers) / 5  # a run may look at fewer answers
+    assert told["figures"] == pytest.approx({name: best["figures"][name] for name in told["figures"]}, rel=1e-5)
+    assert set(told["figures"]) == set(best["figures"]) - {"length"}
+    assert run_command(["eval", str(run), "--json", "--data", str(other), "--no-generate"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["figures"]) == {"token_accuracy"}
+    assert run_command(["eval", str(run)]) == 2
+    assert "--allow-code" in capsys.readouterr().err
     alone = place.train(f"data.validation={other}", "evaluation.every=2", "evaluation.at_start=true", out="alone")
     losses = [record["loss"] for record in runs.records(alone, "eval")]
     assert [record["figures"]["other/loss"] for record in evals] == pytest.approx(losses)

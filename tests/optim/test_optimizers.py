@@ -14,6 +14,7 @@ from torch import nn
 from lrft import registry
 from lrft.cli.main import run_command
 from lrft.errors import MissingError, RecipeError, UsageError
+from lrft.loading.optimizer import rate_hint
 from lrft.optim.optimizer import grouped, load_state_tensors, state_tensors, with_state
 from lrft.utils import files
 
@@ -172,8 +173,9 @@ def test_paging_without_a_gpu_is_refused(place: Place, spelt: str) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UsageError, match="there is no GPU"):
-        place.train(f"training.optimizer={spelt}")
+        place.train(f"training.optimizer={spelt}", "data.train=unread.jsonl")
     assert not (place.root / "run").exists()
+    assert run_command(["check", str(place.root / "recipe.yaml"), f"training.optimizer={spelt}"]) == 2
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +183,21 @@ def test_a_missing_package_is_named_before_anything_is_loaded(place: Place, monk
     with pytest.raises(MissingError) as refused:
         place.train("training.optimizer=lion", "model=nowhere")
     assert refused.value.lines()[-1].endswith("pip install bitsandbytes")
+    with pytest.raises(MissingError) as refused:
+        place.train("training.optimizer=lion", "logging.report_to=[wandb, mlflow]")
+    assert refused.value.lines()[-1].endswith("pip install bitsandbytes wandb mlflow")
+    assert [line.split("  ")[1].split(":")[0] for line in refused.value.message.splitlines()] == [
+        *("training.optimizer", "logging.report_to", "logging.report_to")
+    ]
+
+
+def test_a_default_rate_beside_an_optimiser_with_others_is_said(place: Place) -> None:
+    for optimizer, said in (("adafactor", 1), ("lion", 1), ("adamw", 0), ("muon", 0)):
+        named = f"training.optimizer={optimizer}"
+        assert rate_hint(place.recipe(named)) == []
+        hints = rate_hint(place.recipe(named, "~training.learning_rate"))
+        assert len(hints) == said
+        assert all(f"a default for adamw; {optimizer} takes" in hint for hint in hints)
 
 
 def test_methods_that_rest_or_restart_go_with_other_states(place: Place) -> None:

@@ -96,7 +96,7 @@ def test_what_only_the_data_show_is_refused_before_weights_are_loaded(
     ("keys", "code", "says"),
     [
         (["logging.report_to=[swanlab]"], 5, "argument 2  logging.report_to: swanlab needs the package swanlab"),
-        (["evaluation.sets={more: gone.jsonl}"], 3, "gone.jsonl: no such file"),
+        (["evaluation.sets={more: gone.jsonl}"], 3, "argument 2  evaluation.sets.more: gone.jsonl: no such file"),
         (["evaluation.metrics=['python:gone.py:score']"], 5, "evaluation.metrics: there is no file gone.py"),
         (["evaluation.metrics=[token_accuracy]", "training.objective=orpo"], 2, "orpo has no token_accuracy"),
         (["training.objective={sft: {router_aux_loss_coef: 0.1}}"], 2, "LlamaForCausalLM has no such loss"),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import answering
 import numpy as np
 import pytest
+import tiny
 import tiny_tokenizers
 import torch
 from answering import lines
 from runs import rows, write_rows
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lrft.cli.main import run_command
 from lrft.data.prompts import Asking, read_prompts
@@ -44,7 +47,7 @@ def test_a_row_is_asked_as_training_and_a_conversation_ask_it_with_or_without_it
         ],
     )
     expected = encode_prompt(tokenizer, [asked])
-    found = read_prompts(str(path), Asking(tokenizer))
+    found = read_prompts(str(path), {"": Asking(tokenizer)})
     assert [prompt.place.rpartition(":")[2] for prompt in found] == [str(n) for n in range(1, 10)]
     assert all(np.array_equal(prompt.ids, expected) for prompt in found)
     thinking = "{% if not think %}be short {% endif %}" + tiny_tokenizers.CHATML
@@ -112,6 +115,10 @@ def test_an_interrupted_file_continues_and_ends_as_if_never_interrupted(
         (["--prompt", "x", "--as", "text", "--system", "y"], 2, "--system requires a chat template"),
         (["--prompt", " ".join(["hello"] * 600)], 2, "the model has 256 positions"),
         (["--prompt", "", "--as", "text"], 2, "the prompt has no tokens"),
+        (["--prompt", "x", "--adapter", "a=b"], 2, "--adapter is only for --data"),
+        (["--data", "{good}", "-o", "{new}", "--adapter", "two"], 2, "--adapter must be NAME=RUN (got two)"),
+        (["--data", "{good}", "-o", "{new}", "--adapter", "one=x"], 2, "one is another's name already"),
+        (["--data", "{good}", "-o", "{new}", "--adapter", "a=nowhere"], 2, "nowhere is neither a run nor an adapter"),
         (["--data", "{bad}", "-o", "{new}"], 3, "bad.jsonl: 3 rows cannot be asked"),
         (["--data", "{bad}", "-o", "{new}"], 3, "no 'content'"),
         (["--data", "{bad}", "-o", "{new}"], 3, "bad.jsonl:3  has no tokens"),
@@ -135,6 +142,64 @@ def test_a_wrong_call_is_answered_and_writes_nothing(
     assert run_command(["generate", str(place / "one"), *[word.format(**made) for word in words]]) == code
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl", "long.jsonl"]
+
+
+def test_each_row_is_answered_by_the_adapter_that_it_names_as_by_that_alone(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["two", "base", None, "one", "two", None]
+    asked = [{"prompt": f"{n}?", **({"adapter": name} if name else {})} for n, name in enumerate(names)]
+    data, most = write_rows(tmp_path / "rows.jsonl", asked), ["--max-new-tokens", "8"]
+    words = ["generate", str(place / "one"), "--data", str(data), *most, "--adapter", f"two={place / 'two'}"]
+    assert run_command([*words, "-o", str(tmp_path / "out.jsonl")]) == 0
+    found = lines(tmp_path / "out.jsonl")
+    assert [line["adapter"] for line in found] == [name or "one" for name in names]
+    assert [line["input"] for line in found] == asked
+    for line in found:
+        adapter = None if line["adapter"] == "base" else line["adapter"]
+        assert line["answer"] == answering.stock(place, adapter, answering.turns(line["input"]["prompt"]))
+    assert len({line["answer"] for line in found}) > 4
+    # A plain model answers what names no adapter; other adapters are other answers.
+    plain = ["generate", str(place / "base"), "--data", str(data), *most, "--adapter", f"one={place / 'one'}"]
+    assert run_command([*plain, "-o", str(tmp_path / "plain.jsonl"), "--limit", "1"]) == 3
+    assert "rows.jsonl:1  adapter: there is no 'two'; there are base, one" in capsys.readouterr().err
+    both = [*plain, "--adapter", f"two={place / 'two'}", "-o", str(tmp_path / "plain.jsonl")]
+    assert run_command(both) == 0
+    assert [line["adapter"] for line in lines(tmp_path / "plain.jsonl")] == [name or "base" for name in names]
+    (tmp_path / "x.jsonl.partial").write_text(json.dumps({"asked": {"weights": "others"}}) + "\n")
+    assert run_command([*both[:-1], str(tmp_path / "x.jsonl")]) == 2
+    assert "holds answers to other rows or with other settings (weights" in capsys.readouterr().err
+
+
+def test_answers_end_at_the_model_s_positions_and_rows_beside_them_go_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny_tokenizers.chatml()
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=2, eos_token_id=2
+    )
+    torch.manual_seed(0)
+    tiny.save(GPT2LMHeadModel(config), tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "?" * n} for n in (26, 2)])
+    words = ["generate", str(tmp_path / "base"), "--data", str(data), "--as", "text", "--max-new-tokens", "20"]
+    for size in ("1", "2"):
+        assert run_command([*words, "-o", str(tmp_path / f"{size}.jsonl"), "--batch-size", size]) == 0
+        told = capfd.readouterr()
+        assert "1 answer had no end at the model's last position of 32" in " ".join(told.out.split())
+        assert "reminder" not in told.err
+    long, short = lines(tmp_path / "2.jsonl")
+    assert lines(tmp_path / "1.jsonl") == [long, short]
+    assert len(tokenizer("?" * 26)["input_ids"]) + long["tokens"] == 32
+    assert short["tokens"] == 20
+
+
+def test_a_file_that_exists_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = write_rows(tmp_path / "taken.jsonl", [{}])
+    assert run_command(["generate", "nowhere", "--data", "neither.jsonl", "-o", str(taken)]) == 2
+    assert "taken.jsonl exists" in capsys.readouterr().err
 
 
 def test_one_prompt_is_printed(place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lrft.errors import UsageError
 from lrft.serving import batches
 from lrft.serving.answerer import Answerer
 from lrft.serving.http_server import Limits, Server
-from lrft.serving.shelf import load_shelf
+from lrft.serving.shelf import load_shelf, named_by_folder
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shelf(root: Path) -> Any:
-    return load_shelf([str(root / "one"), str(root / "two")])
+    return load_shelf(named_by_folder([str(root / "one"), str(root / "two")]))
 
 
 @contextmanager
@@ -212,8 +212,8 @@ def test_only_adapters_of_one_base_are_served_together(root: Path, tmp_path: Pat
     other = answering.make(tmp_path, seed=5)
     (other / "one").rename(other / "three")
     with pytest.raises(UsageError, match="fingerprint differs"):
-        load_shelf([str(root / "one"), str(other / "three")])
+        load_shelf(named_by_folder([str(root / "one"), str(other / "three")]))
     with pytest.raises(UsageError, match="names must differ"):
-        load_shelf([str(root / "one"), str(root / "one")])
+        load_shelf(named_by_folder([str(root / "one"), str(root / "one")]))
     with pytest.raises(UsageError, match="is neither a run nor an adapter"):
-        load_shelf([str(root / "one"), str(root)])
+        load_shelf(named_by_folder([str(root / "one"), str(root)]))

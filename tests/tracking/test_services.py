@@ -126,7 +126,7 @@ def test_one_that_hangs_keeps_nobody_waiting(
 
 def test_a_run_ends_well_beside_a_tracker_that_fails(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is not there: what the check at the start cannot see, as a broken installation."""
-    monkeypatch.setattr(registry, "refuse_missing", lambda *_: None)
+    monkeypatch.setattr(registry, "missing_package", lambda *_: "")
     name = next(name for name in ("aim", "swanlab", "comet_ml") if registry.find_spec(name) is None)
     run = place.train(f"logging.report_to=[{name}]")
     assert len(runs.records(run)) == runs.STEPS
