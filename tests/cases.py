@@ -19,6 +19,8 @@ from lrft.model import linear
 
 Count = Callable[[int, int, int], int]
 RANK = 4
+DOWN = {(24, 44), (24, 96)}
+"""shapes of the second layers of feed-forward blocks"""
 
 
 def pair(d: int, k: int, r: int) -> int:
@@ -35,6 +37,14 @@ def even_square(d: int, k: int, r: int) -> int:
 
 def randlora(d: int, k: int, r: int) -> int:
     return math.ceil(min(d, k) / r) * (r + min(d, k))
+
+
+def lokr(d: int, k: int, r: int, factor: int | None = None) -> int:
+    """With the divisors of the sides that occur here; those of `factor` 12, where both matrices are products."""
+    small = {12: 3, 24: 4, 44: 4, 72: 8, 96: 8} if factor is None else {12: 12, 24: 12, 44: 4, 72: 12, 96: 12}
+    (n, m), larger = (small[d], small[k]), (d // small[d], k // small[k])
+    first = r * (n + m) if factor and r < max(n, m) / 2 else n * m
+    return first + (r * sum(larger) if r < max(larger) / 2 else math.prod(larger))
 
 
 def salt(d: int, k: int, r: int, ratio: float) -> int:
@@ -86,6 +96,12 @@ CASES: dict[str, tuple[Any, Count]] = {
     "c3a": ({"c3a": {"block": 4}}, lambda d, k, r: d * k // 4),
     "gralora+rslora+dora": (["gralora", "rslora", "dora"], lambda d, k, r: pair(d, k, r) + d),
     "hra": ("hra", lambda d, k, r: r * k),
+    "loha": ("loha", lambda d, k, r: 2 * pair(d, k, r)),
+    "loha+dora": (["loha", "dora"], lambda d, k, r: 2 * pair(d, k, r) + d),
+    "lokr": ("lokr", lokr),
+    "lokr-both": ({"lokr": {"factor": 12, "decompose_both": True}}, lambda d, k, r: lokr(d, k, r, 12)),
+    "hira": ("hira", pair),
+    "ia3": ({"ia3": {"inputs_of": ["down_proj", "mlp.c_proj"]}}, lambda d, k, r: k if (d, k) in DOWN else d),
     "lorma": ("lorma", lambda d, k, r: 2 * r * d),
     "lorma-inputs": ({"lorma": {"side": "inputs"}}, lambda d, k, r: 2 * r * k),
     "lorma-pi": ({"lorma": {"variant": "pi"}}, lambda d, k, r: 2 * r * d),
@@ -140,7 +156,7 @@ CASES: dict[str, tuple[Any, Count]] = {
     "sora+rslora+dora": ([{"sora": {"rule": "released"}}, "rslora", "dora"], lambda d, k, r: r * (d + k + 1) + d),
     "dylora": ("dylora", pair),
     "dylora-all": ({"dylora": {"frozen": False, "strict": True, "use_rank": 2}}, pair),
-    "prilora": ({"prilora": {"spread": 0.0}}, pair),
+    "prilora": ({"prilora": {"spread": 0.0, "every": 2.0}}, pair),
     "increlora": ({"increlora": {"over": 1.0}}, lambda d, k, r: r * (d + k + 1)),
     "increlora+dora": ([{"increlora": {"over": 1.0}}, "dora"], lambda d, k, r: r * (d + k + 1) + d),
     "elalora": ({"elalora": {"over": 1.0}}, lambda d, k, r: r * (d + k + 1)),
@@ -276,7 +292,10 @@ NOT_A_LORA = (
     "galore",
     "goat",
     "gradnormlorp",
+    "hira",
     "hra",
+    "ia3",
+    "lokr",
     "lora-ensemble",
     "loraprune",
     "lorma",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrft import registry
+from lrft.adapters.gradients import FurtherPasses
 from lrft.adapters.part import Method, Outputs, Part, Run
 from lrft.registry import MethodCard
 
@@ -74,9 +75,15 @@ class Composition:
         return next((part for part in self.parts if "gradient" in part.slots), None)
 
     @property
+    def further_passes(self) -> FurtherPasses:
+        """Those of all parts in each step."""
+        each = [part.further_passes for part in self.parts]
+        return FurtherPasses(*(sum(getattr(one, kind.name) for one in each) for kind in fields(FurtherPasses)))
+
+    @property
     def looks_at_outputs(self) -> bool:
         """Whether some part adds a term of the loss that is made of logits."""
-        return any(type(part).output_loss is not Part.output_loss for part in self.parts)
+        return any(part.looks_at_outputs for part in self.parts)
 
     @property
     def acting_between_passes(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,6 +12,18 @@ from torch import Tensor, nn
 
 Gradients = dict[nn.Parameter, Tensor]
 """By trained tensor: means over the global batch, of all processes, without a loss scale."""
+
+
+@dataclass(frozen=True)
+class FurtherPasses:
+    """Passes that a part makes in each step beside the step's own: for the forecast of time."""
+
+    own: int = 0
+    """forward and backward over the step's rows"""
+    auxiliary: int = 0
+    """forward and backward over its auxiliary rows"""
+    base: int = 0
+    """forward alone over the step's rows, by the untouched base"""
 
 
 class StepPasses(Protocol):

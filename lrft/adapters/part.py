@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.calibration import CalibrationContext
-from lrft.adapters.gradients import Gradients, StepPasses
+from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses
 
 CalibrationResult = Mapping[str, Mapping[str, Tensor]]
 
@@ -91,14 +91,16 @@ class Making:
 
 
 class Outputs(Protocol):
-    """The n trained tokens of a micro-batch and the logits that predict them (`lrft.objectives.sft.Outputs`)."""
+    """The n trained tokens of a micro-batch and the logits that predict them, or of n texts the logits of their labels
+    (`lrft.objectives.sft.Outputs`)."""
 
     targets: Tensor
-    """(n,)"""
+    """(n,); of texts (n, m)"""
+    of_texts: bool
 
     @property
     def logits(self) -> Tensor:
-        """(n, vocabulary) float32. Asking for them makes them all at once, which needs memory."""
+        """(n, vocabulary) float32; of texts (n, labels). Asking for them makes them all at once, which needs memory."""
 
     def base_logits(self) -> Tensor:
         """The same of the untouched base, without gradient: one more forward pass."""
@@ -130,6 +132,8 @@ class Part:
     """source of learning_rate; required together with it"""
     edits_moments: ClassVar[bool] = False
     """whether it changes single numbers of the optimiser's state, which one that keeps 8 bits for each does not have"""
+    no_reference: ClassVar[str] = ""
+    """why an objective that measures against the base is refused beside it, as the end of "X ..."; "" for none"""
     needs_adamw: ClassVar[str] = ""
     """what of AdamW it works with, when it works beside no other optimiser: the end of "NAME ..." """
     offset_from_init: ClassVar[bool] = False
@@ -203,6 +207,11 @@ class Part:
 
     # every optimiser step
     @property
+    def looks_at_outputs(self) -> bool:
+        """Whether it adds a term of the loss that is made of logits."""
+        return type(self).output_loss is not Part.output_loss
+
+    @property
     def acts_between_passes(self) -> bool:
         """Whether it acts on gradients, trained tensors or the optimiser between the passes of one step and those of
         the next, or adds a term to the step's loss. One that uses such a hook for something else says so."""
@@ -231,6 +240,11 @@ class Part:
         on in no other way, or a file, read as data.train is; None: no such rows. Raises ValueError with the reason when
         the options lack them."""
         return None
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        """What `compose_gradient` and `output_loss` ask for in each step."""
+        return FurtherPasses()
 
     def compose_gradient(self, run: Run, gradient: Gradients, passes: StepPasses) -> Gradients:
         """The slot "gradient": the step's gradient, made of its own loss's (`gradient`) and of those of further passes.

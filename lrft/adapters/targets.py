@@ -15,6 +15,7 @@ from lrft.adapters.adapter import Adapter, AdapterLinear, Site
 from lrft.adapters.unfit import SHARED, sharing, unfit
 from lrft.errors import Problem, RecipeError, nearest
 from lrft.model import linear
+from lrft.model.layers import head_of
 from lrft.model.quantized import QuantizedLinear, count
 
 Where = Callable[[str], str]
@@ -163,8 +164,7 @@ def _only_unfit(
 
 def output_head_names(model: nn.Module, linears: Mapping[str, nn.Module]) -> set[str]:
     """Names of the matrix that makes logits. all-linear leaves it out, as the field does."""
-    get = getattr(model, "get_output_embeddings", None)
-    head = get() if get is not None else None
+    head = head_of(model) if hasattr(model, "get_output_embeddings") else None
     return {name for name, module in linears.items() if module is head}
 
 

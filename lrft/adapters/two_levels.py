@@ -17,17 +17,19 @@ from collections.abc import Collection
 
 from torch import nn
 
-from lrft.adapters.gradients import Gradients, StepPasses, combined, displaced, norm
+from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses, combined, displaced, norm
 
 LENGTH = 0.01
 """of eps v: darts_alpha"""
 TINY = 1e-15
+PASSES = FurtherPasses(own=3, auxiliary=1)
+"""of `two_level_gradient`"""
 
 
 def two_level_gradient(
     gradient: Gradients, passes: StepPasses, upper: Collection[nn.Parameter], length: float = LENGTH
 ) -> Gradients:
-    """What both levels step along, from the step's own gradient. Five passes with that of the step."""
+    """What both levels step along, from the step's own gradient."""
     above = set(upper)
     with passes.stepped({p: g for p, g in gradient.items() if p not in above}):
         hyper = hypergradient(passes, above, length)

@@ -34,7 +34,7 @@ def compare(
     seeds       [1, 2, 3]
     budget      parameters (of the baseline), rank, none
     baseline    reference run; default: the first
-    metric      loss, perplexity or exact_match (validation)
+    metric      of the validation rows: loss, exact_match, ...
     forgetting  general text: its loss before and after
     output_dir  folder of the comparison
 

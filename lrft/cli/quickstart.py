@@ -13,6 +13,7 @@ from lrft.cli.arguments import loading
 from lrft.errors import LrftError, UsageError
 from lrft.utils.text import command
 
+MODEL = "SmolLM2-135M-Instruct"
 NAME = "quickstart"
 """the folder that the recipe itself names"""
 
@@ -33,10 +34,10 @@ def quickstart(
     typer.echo(f"{recipe}, {folder / 'train.jsonl'}, {test}")
     if only_files:
         return
-    from lrft.quickstart.model import fetch
+    from lrft.quickstart.model import MODELS, fetch
 
     step("2/6 Model: SmolLM2-135M-Instruct")
-    model = str(fetch())
+    model = str(fetch(MODELS[MODEL]))
     typer.echo(model)
     generation = ["--max-new-tokens", "40", "--batch-size", "25"]
     step("3/6 Before: exact match of the untouched model on held-out commands")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lrft.compare import metric as metrics
 from lrft.compare.grid import NAME, Variant, find_grid, find_variants
 from lrft.errors import Problem, RecipeError, UsageError, nearest
 from lrft.recipe import env_vars
@@ -17,7 +18,6 @@ from lrft.recipe.yaml_parser import decode, parse, read_bytes
 from lrft.runs.after_training import shown
 
 Budget = Literal["parameters", "rank", "none"]
-Metric = Literal["loss", "perplexity", "exact_match"]
 
 KEYS: dict[str, str] = {
     "recipe": "The recipe shared by all runs: a recipe file, relative to this one, or a recipe's keys. Required.",
@@ -27,12 +27,11 @@ KEYS: dict[str, str] = {
     "budget": "parameters (default): choose each rank to match the baseline's trainable parameters; rank: use the "
     "baseline's rank; none.",
     "baseline": "Name of the reference run. Default: the first.",
-    "metric": "loss, perplexity or exact_match on the validation rows. Default: loss.",
+    "metric": "loss, perplexity, exact_match or a figure of the objective, on the validation rows. Default: loss.",
     "forgetting": "A file of general text: its loss before and after training.",
     "output_dir": "Output folder of the comparison. Required.",
 }
 BUDGETS: tuple[Budget, ...] = ("parameters", "rank", "none")
-METRICS: tuple[Metric, ...] = ("loss", "perplexity", "exact_match")
 SEEDS = (1, 2, 3)
 MOST_RUNS = 1000
 
@@ -46,7 +45,7 @@ class Comparison:
     seeds: tuple[int, ...]
     budget: Budget
     baseline: str
-    metric: Metric
+    metric: str
     forgetting: str | None
     output: Path
 
@@ -60,7 +59,7 @@ class Comparison:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric != "exact_match"
+        return metrics.lower_is_better(self.metric)
 
 
 def read(path: Path) -> Comparison:
@@ -78,7 +77,7 @@ def read(path: Path) -> Comparison:
     except Refused as refused:
         problems.add(refused.place, refused.text)
         raise RecipeError(problems.sorted()) from None
-    found = [*problems.sorted(), *_recipe_problems(comparison)]
+    found = [*problems.sorted(), *_recipe_problems(comparison, str((root.child("metric") or root).place))]
     if found:
         raise RecipeError(list(dict.fromkeys(found)))
     return comparison
@@ -105,7 +104,7 @@ def _read(path: Path, root: Node, problems: Problems) -> Comparison:
         seeds=seeds,
         budget=budget,
         baseline=_baseline(root, problems),
-        metric=_choice(root, "metric", METRICS, problems),
+        metric=_metric(root.child("metric"), problems),
         forgetting=_existing(root, "forgetting", problems),
         output=Path(output or ""),
     )
@@ -171,6 +170,15 @@ def _choice(root: Node, key: str, words: tuple[Any, ...], problems: Problems) ->
     return node.value
 
 
+def _metric(node: Node | None, problems: Problems) -> str:
+    if node is None or node.value is None:
+        return metrics.LOSS
+    if node.value not in metrics.every_metric():
+        problems.add(node.place, metrics.unknown(node.value))
+        return metrics.LOSS
+    return str(node.value)
+
+
 def _seeds(node: Node | None, problems: Problems) -> tuple[int, ...]:
     if node is None or node.value is None:
         return SEEDS
@@ -204,9 +212,13 @@ def _baseline(root: Node, problems: Problems) -> str:
     return str(node.value)
 
 
-def _recipe_problems(comparison: Comparison) -> list[Problem]:
-    """What is wrong with the recipes of the runs. What several have in common is said once, by the caller."""
+def _recipe_problems(comparison: Comparison, where: str) -> list[Problem]:
+    """What is wrong with the recipes of the runs. What several have in common is said once, by the caller.
+
+    where: the metric was given
+    """
     found: list[Problem] = []
+    good: list[Recipe] = []
     for variant in comparison.variants:
         for point in variant.points:
             try:
@@ -220,4 +232,5 @@ def _recipe_problems(comparison: Comparison) -> list[Problem]:
             if shown(recipe):
                 text = "after: its commands follow one training, not each run of a comparison. Remove it"
                 found.append(Problem(recipe.where("after"), text))
-    return found
+            good.append(recipe)
+    return [*found, *(Problem(where, text) for text in metrics.unfit(comparison.metric, good))]

@@ -12,10 +12,12 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from lrft.compare.config import Comparison, Metric
+from lrft.compare.config import Comparison
 from lrft.compare.jobs import NOT_FAILURES, Job, last_words
+from lrft.compare.metric import COMMON, EXACT_MATCH, LOSS, PERPLEXITY
 from lrft.compare.pool import Task
 from lrft.errors import CheckFailed, UsageError
+from lrft.runs.metrics import of_kind, read_metrics
 from lrft.runs.verdict import BEST, LAST, worse_than_base
 
 FINAL = (0, UsageError.exit_code, CheckFailed.exit_code)
@@ -29,7 +31,7 @@ def answer(job: Job, name: str) -> dict[str, Any] | None:
     return kept if known else None
 
 
-def metric_of(job: Job, metric: Metric) -> float | None:
+def metric_of(job: Job, metric: str) -> float | None:
     """The metric of a finished run on its validation rows; None when it is not known.
 
     Of its best checkpoint; of its last one where none was better than the untouched base, whose own loss is no
@@ -37,20 +39,28 @@ def metric_of(job: Job, metric: Metric) -> float | None:
     """
     result = job.facts.get("result", {})
     best = result.get(LAST, result.get(BEST)) if worse_than_base(result) else result.get(BEST)
-    if metric == "exact_match" or best is None:
-        found = (answer(job, "evaluation") or {}).get(metric)
-        return None if found is None else float(found)
-    return float(best) if metric == "loss" else math.exp(min(best, 700.0))
+    if best is not None and metric in (LOSS, PERPLEXITY):
+        return float(best) if metric == LOSS else math.exp(min(best, 700.0))
+    known = figures_of(job) | (answer(job, "evaluation") or {})
+    return None if known.get(metric) is None else float(known[metric])
 
 
-def evaluation(job: Job, metric: Metric) -> Task | None:
+def figures_of(job: Job) -> dict[str, Any]:
+    """Those of the evaluation of the run's best state, or of its last one where none beats the base."""
+    result = job.facts.get("result", {})
+    step = None if worse_than_base(result) else result.get("best step")
+    evals = of_kind(read_metrics(job.folder / "metrics.jsonl")[0], "eval")
+    those = [record for record in evals if step is None or record["step"] == step]
+    found: dict[str, Any] = those[-1].get("figures", {}) if those else {}
+    return found
+
+
+def evaluation(job: Job, metric: str) -> Task | None:
     """`lrft eval`, where the run's own record does not hold the metric."""
     if metric_of(job, metric) is not None:
         return None
     generate = (
-        ["--max-new-tokens", str(job.recipe.evaluation.max_new_tokens)]
-        if metric == "exact_match"
-        else ["--no-generate"]
+        ["--max-new-tokens", str(job.recipe.evaluation.max_new_tokens)] if metric == EXACT_MATCH else ["--no-generate"]
     )
     return _task(job, "evaluation", ["eval", str(job.folder), "--json", "--samples", "0", *generate], _figures)
 
@@ -101,7 +111,7 @@ def against(job: Job, other: Job) -> Task | None:
 
 
 def _figures(said: dict[str, Any]) -> dict[str, Any]:
-    return {key: said[key] for key in ("loss", "perplexity", "exact_match") if key in said}
+    return said.get("figures", {}) | {key: said[key] for key in COMMON if key in said}
 
 
 def _task(

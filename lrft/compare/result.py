@@ -83,7 +83,7 @@ def gather(comparison: Comparison, jobs: Sequence[Job], choices: Sequence[Choice
             for job in failed
         ],
         "measured_on": measured_on([job for _, those in best.values() for job in those]),
-        "warnings": [*_warnings(comparison, best, rows), *_questions(jobs)],
+        "warnings": [*_warnings(comparison, best, rows), *unmeasured(comparison, jobs), *_questions(jobs)],
         "interval": intervals.FORMULA,
     }
 
@@ -245,6 +245,16 @@ def undecided(rows: Sequence[Facts], baseline: str) -> list[str]:
     return [
         f"{', '.join(names)}: the interval of the difference to {baseline} holds 0, so this comparison cannot tell "
         "them apart; more seeds or more validation rows narrow it"
+    ]
+
+
+def unmeasured(comparison: Comparison, jobs: Sequence[Job]) -> list[str]:
+    """The finished runs that have no such metric, as a classifier of numbers has no accuracy."""
+    finished = [job for job in jobs if job.state == "finished"]
+    return [
+        f"{job.label} has no {comparison.metric}: its evaluations have {', '.join(queries.figures_of(job)) or 'none'}"
+        for job, value in zip(finished, _values(comparison, finished), strict=True)
+        if value is None and not queries.said_of(job, "evaluation")
     ]
 
 

@@ -15,8 +15,9 @@ IGNORE_INDEX = -100
 """label of an ignored position, as in torch's cross_entropy"""
 WEIGHTS = "weights"
 """of the tokens of a batch, beside its labels, where rows have weights"""
-Form = Literal["padded", "packed", "rowwise"]
-"""How rows share a tensor: side by side, or end to end, or end to end with their ends as the attention mask"""
+Form = Literal["padded", "packed", "rowwise", "shared"]
+"""How rows share a tensor: side by side, or end to end, or end to end with their ends as the attention mask, or so with
+prompts that several sequences share (`lrft.objectives.shared_prompt`)"""
 
 
 def micro_batches(
@@ -44,6 +45,12 @@ def ends_mask(lengths: Sequence[int]) -> torch.Tensor:
     Four dimensions: transformers hands such a mask to the attention as it is (`lrft.model.packed_attention` reads it).
     """
     return torch.tensor(lengths).cumsum(0)[None, None, None]
+
+
+def branches_mask(lengths: Sequence[int], shared: Sequence[int]) -> torch.Tensor:
+    """The same of rows of which some go on from the beginning of another: int64 (1, 1, 2, rows), where each row ends,
+    and how many tokens it shares, the first ones of the last row before it that shares none."""
+    return torch.stack([torch.tensor(lengths).cumsum(0), torch.tensor(shared)])[None, None]
 
 
 def sequence_numbers(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -248,7 +248,8 @@ def read_input(entry: Any, key: str, role: str, *, where: Where) -> Input:
     if taken := [ours for ours in renamed if ours in wordings]:
         refuse(where, f"{key}.columns", f"a column is renamed to {taken[0]}, which {key}.{taken[0]} writes: keep one")
     if entry.split != "train" and not has_splits(entry.path):
-        refuse(where, f"{key}.split", f"{entry.path} has no splits: only hub datasets and folders of save_to_disk do")
+        have = "hub datasets and what save_to_disk makes of a DatasetDict have some"
+        refuse(where, f"{key}.split", f"{entry.path} has no splits; {have}. To use fewer rows: {key}.limit")
     try:
         tools = tools_of(list(entry.tools), "")
     except BadRow as bad:

@@ -22,7 +22,7 @@ from typing import Any
 from lrft.data import pictures
 from lrft.data.labelled import TEXTS, labelled, scored
 from lrft.data.preference import kto, preference
-from lrft.data.records import BadRow, kind_of
+from lrft.data.records import BadRow, kind_of, listed
 from lrft.data.report import NO_TOKEN
 from lrft.data.sample import NO_TEMPLATE, Sample, is_filled, system_turn, with_system
 from lrft.data.tools import Tool, tools_of
@@ -221,7 +221,7 @@ def sample(record: Mapping[str, Any], name: str, reading: Reading) -> Sample:
     if name == "text":  # a document has been put together by whoever wrote it
         return made
     _refuse_telling(record, name)
-    own = record.get("tools") if "tools" in OPTIONAL.get(name, ()) else None
+    own = listed(record.get("tools")) if "tools" in OPTIONAL.get(name, ()) else None
     if is_filled(own) and not made.messages:
         raise BadRow("column tools", "is not empty, and only conversations have tools", "tools")
     if not made.messages or not (is_filled(own) or reading.tools):
@@ -246,7 +246,7 @@ def _weight(value: Any) -> float:
 
 def _refuse_telling(record: Mapping[str, Any], name: str) -> None:
     for column in unused(record, name):
-        if column in TELLING and is_filled(record[column]):
+        if column in TELLING and is_filled(listed(record[column])):
             raise BadRow(f"column {column}", f"is not empty, and format {name} does not use it", column)
 
 
@@ -301,8 +301,8 @@ def _alpaca(record: Mapping[str, Any], chat: bool) -> Sample:
 
 
 def _history(record: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Earlier questions and answers: [[question, answer], ...]."""
-    pairs = record.get("history")
+    """Earlier questions and answers: [[question, answer], ...], or JSON text of it."""
+    pairs = listed(record.get("history"))
     if not is_filled(pairs):
         return ()
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,16 @@ def _without_filled(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_filled(item) for key, item in value.items() if item is not None}
     return value
+
+
+def listed(value: Any) -> Any:
+    """The list that JSON text of one says, as files of flat columns hold lists; any other value as it is."""
+    if not (isinstance(value, str) and value.lstrip().startswith("[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def kind_of(value: Any) -> str:

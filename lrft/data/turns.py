@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lrft.data.records import BadRow, kind_of
+from lrft.data.records import BadRow, kind_of, listed
 from lrft.data.tools import CALLS, calls_of
 
 Message = dict[str, Any]
@@ -31,10 +31,11 @@ _OF_ROLE = {
 
 
 def messages_of(turns: Any, field: str) -> tuple[tuple[Message, ...], frozenset[int]]:
-    """The messages of a list of turns, and the numbers of answers that are not trained. Raises BadRow.
+    """The messages of a list of turns, or JSON text of one, and the numbers of answers that are not trained.
 
-    A system turn without content says nothing and is left out.
+    A system turn without content says nothing and is left out. Raises BadRow.
     """
+    turns = listed(turns)
     if not isinstance(turns, list):
         raise BadRow(null_or_type(turns), f"must be a list of turns, this is {kind_of(turns)}", field)
     read = [_turn(turn, f"{field}[{i}]") for i, turn in enumerate(turns)]

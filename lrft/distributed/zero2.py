@@ -24,6 +24,7 @@ from torch import Tensor
 from lrft.adapters import compose
 from lrft.adapters.attached import Attached
 from lrft.adapters.compose import Composition
+from lrft.distributed import compile_lock
 from lrft.distributed.sizes import MESSAGE
 from lrft.distributed.strategy import Strategy
 from lrft.errors import CheckFailed, MissingError, Problem, RecipeError
@@ -95,6 +96,7 @@ class Zero2(Strategy):
         os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
         # DeepSpeed 0.19 calls a collective by the name that torch 2.13 has given up: no matter of the user's.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor", FutureWarning)
+        compile_lock.refuse_left_behind()
         told = io.StringIO()
         try:
             with contextlib.redirect_stdout(told):  # it prints and logs what it finds and compiles

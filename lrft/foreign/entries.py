@@ -32,7 +32,7 @@ class Missing(NamedTuple):
 Entry = To | Needless | Missing
 Table = Mapping[str, Entry]
 
-_OBJECTIVE = "training.objective: sft, dpo, simpo, orpo, cpo or kto"
+_OBJECTIVE = "training.objective: sft, dpo, simpo, orpo, cpo, kto or reward"
 _BETA = "training.objective: {dpo: {beta: ...}}, and the same of simpo, orpo, cpo and kto"
 _TRACKER = "logging.report_to: [{%s: {project: ..., run_name: ...}}]"
 

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lrft.adapters.gradients import Gradients, StepPasses, combined, displaced, norm
+from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses, combined, displaced, norm
 from lrft.adapters.part import Part, Run
 
 TINY = 1e-12  # where a gradient is zero
@@ -42,6 +42,10 @@ class AdversarialModelPerturbation(Part):
     """Learning rate of the ascent. The authors' inner_lr."""
     ball: Literal["tensor", "all"] = "tensor"
     """Whose length the radius bounds: each tensor's by itself, as in the authors' code, or that of all together."""
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        return FurtherPasses(own=self.steps if self.eps else 0)
 
     def compose_gradient(self, run: Run, gradient: Gradients, passes: StepPasses) -> Gradients:
         if not self.eps:

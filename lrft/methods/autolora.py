@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lrft.adapters.adapter import Delta, Factors, Site
-from lrft.adapters.gradients import Gradients, StepPasses
+from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses
 from lrft.adapters.part import Method, Run
-from lrft.adapters.two_levels import two_level_gradient
+from lrft.adapters.two_levels import PASSES, two_level_gradient
 from lrft.methods.lora import LoraAdapter
 
 
@@ -57,6 +57,10 @@ class Autolora(Method):
 
     def build(self, site: Site) -> Delta:
         return SelectedPair(site)
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        return PASSES
 
     def compose_gradient(self, run: Run, gradient: Gradients, passes: StepPasses) -> Gradients:
         return two_level_gradient(

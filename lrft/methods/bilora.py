@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from lrft.adapters.adapter import Delta, Site
 from lrft.adapters.gated import GatedPair
-from lrft.adapters.gradients import Gradients, StepPasses
+from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses
 from lrft.adapters.part import Method, Run
-from lrft.adapters.two_levels import two_level_gradient
+from lrft.adapters.two_levels import PASSES, two_level_gradient
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ class Bilora(Method):
             for rows in (adapter.tensors()["A"], adapter.tensors()["B"].T):
                 gaps.append((rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)).square().sum())
         return self.orthogonality * torch.stack(gaps).mean() if gaps else None
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        return PASSES
 
     def compose_gradient(self, run: Run, gradient: Gradients, passes: StepPasses) -> Gradients:
         return two_level_gradient(gradient, passes, [adapter.tensors()["gate"] for adapter in run.adapters.values()])

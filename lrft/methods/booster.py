@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from lrft.adapters.gradients import Gradients, StepPasses, combined, displaced, norm
+from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses, combined, displaced, norm
 from lrft.adapters.part import Part, Run
 
 TINY = 1e-7  # as in the released code
@@ -45,6 +45,10 @@ class Booster(Part):
         if not self.harmful:
             raise ValueError("needs harmful rows: name their file, {booster: {harmful: FILE}}")
         return self.harmful
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        return FurtherPasses(auxiliary=2)
 
     def compose_gradient(self, run: Run, gradient: Gradients, passes: StepPasses) -> Gradients:
         before = passes.auxiliary()

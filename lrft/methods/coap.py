@@ -37,6 +37,8 @@ class Coap(Projecting):
         "W <- W - lr factor Adam(G P') P, P <- P - 0.1 grad of mean (G P'P - G)^2 (1 - cos(M P, G))"
     )
     evidence: ClassVar[str] = "twenty steps compared with the released code, for all projection updates"
+    learning_rate: ClassVar[float] = 6e-5
+    rate_source: ClassVar[str] = "docs/benchmark.md: three times full's best, or more"
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     requires: ClassVar[tuple[str, ...]] = ("dense",)

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from lrft.adapters.gradients import Gradients, StepPasses, combined, displaced
+from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses, combined, displaced
 from lrft.adapters.part import Part, Run
 
 
@@ -33,6 +33,10 @@ class GradientRegularization(Part):
     """Weight of the penalty. The paper tries 1e-4 to 0.1."""
     eps: Annotated[float, Field(gt=0)] = 0.1
     """Length of the ascent step over the gradient. The paper tries 0.01 to 0.5."""
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        return FurtherPasses(own=1)
 
     def compose_gradient(self, run: Run, gradient: Gradients, passes: StepPasses) -> Gradients:
         with displaced(combined((self.eps, gradient))):

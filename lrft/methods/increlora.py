@@ -1,7 +1,8 @@
 """IncreLoRA. Zhang et al., 2023, arXiv 2308.12043.
 
 The released code adds tensors and raises the divisor of alpha as a layer grows, which shrinks what it has learnt; here
-tensors are made once, zero until their turn, and the factor is that of the final mean rank. Its scores are those of one
+tensors are made once, zero until their turn, and the factor is that of the final mean rank (`rescale` shrinks the gates
+instead of the factor: the same update, with steps of the gates that are not shrunk). Its scores are those of one
 micro-batch of one process; here those of the whole step, for as many layers at a time as memory allows.
 """
 
@@ -60,6 +61,8 @@ class Increlora(Method):
     """Share of the run between growths: 100 to 3000 steps in the scripts."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of the run in which the learning rate of a new component rises to that of the others."""
+    rescale: bool = False
+    """Whether a layer that grows from n to m components keeps n / m of its update, as in the released code."""
     orthogonality: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the mean distance of A A' and B' B from the identity: 0.1 to 0.3 in the scripts."""
 
@@ -181,6 +184,8 @@ class Increlora(Method):
             for site in order:
                 n, born = self.active(run, site), self.born(run, site)
                 given = min(self.grow, due, len(born) - n)
+                if self.rescale:
+                    run.adapters[site].tensors()["gate"][:n] *= n / (n + given)
                 born[n : n + given] = done
                 due -= given
 

@@ -30,7 +30,7 @@ class Loldu(Method):
     parameters: ClassVar[str] = "r"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
     evidence: ClassVar[str] = "update compared with the released code, to rounding"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 6e-3
     rate_source: ClassVar[str] = "as svfit, whose diagonal it trains"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")

@@ -38,6 +38,7 @@ class Loram(Part):
     slots: ClassVar[tuple[str, ...]] = ("base",)
     requires: ClassVar[tuple[str, ...]] = ("pair", "delta")
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "forward")
+    no_reference: ClassVar[str] = "trains on a pruned base and answers on the whole one"
     quantization_conflict: ClassVar[str] = "cuts rows and columns out of the base's weights, which are codes"
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5

@@ -34,8 +34,8 @@ class OnlineSubspaceDescent(Projecting):
     paper: ClassVar[str] = "arXiv 2408.12857"
     equation: ClassVar[str] = "W <- W - lr factor Adam(G P') P, P <- AdamW of |U P'P - U|^2 for U = G / |G|"
     evidence: ClassVar[str] = "optimiser steps compared with the released code, including its decay of P"
-    learning_rate: ClassVar[float] = 1e-4
-    rate_source: ClassVar[str] = "three times full's best on a tiny task, as galore's"
+    learning_rate: ClassVar[float] = 2e-4
+    rate_source: ClassVar[str] = "docs/benchmark.md: ten times full's best, or more"
     on: ClassVar[str] = "full"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     requires: ClassVar[tuple[str, ...]] = ("dense",)

@@ -47,6 +47,8 @@ class RiemannLora(Part):
     equation: ClassVar[str] = "dW <- the r leading singular triplets of dW - lr H, H the momentum on the manifold"
     exports: ClassVar[str] = "PEFT LoRA of rank 2r on the original base, or merged model"
     evidence: ClassVar[str] = "reconstruction of the papers' algorithms, compared with dense formulas"
+    learning_rate: ClassVar[float] = 6e-4
+    rate_source: ClassVar[str] = "docs/benchmark.md: three times LoRA's best, or more"
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "pair-gradient", "init")
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     conflicts: ClassVar[tuple[str, ...]] = ("scale", "pair-rates", "magnitude", "restart", "steps", "entries")

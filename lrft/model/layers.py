@@ -24,7 +24,7 @@ def decoder_of(model: Any) -> nn.Module:
     transformers may name a part that makes logits of them: then it is what that part has around the embedding.
     """
     decoder: nn.Module = model.get_decoder()
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embedding = head_of(model), model.get_input_embeddings()
     if not holds(decoder, embedding):  # the layer that makes logits may be called decoder
         decoder = model
     while holds(decoder, head):
@@ -37,10 +37,16 @@ def decoder_of(model: Any) -> nn.Module:
     return decoder
 
 
-def head_of(model: Any) -> nn.Module:
-    """The layer that makes logits of hidden states."""
-    head: nn.Module = model.get_output_embeddings()
-    return head
+def head_of(model: Any) -> Any:
+    """The layer that makes logits of hidden states; None for a model without one.
+
+    A model that also sees or hears may name none of its own, and leave it to the language model inside.
+    """
+    for part in (model, model.get_decoder()):
+        head = getattr(part, "get_output_embeddings", lambda: None)()
+        if head is not None:
+            return head
+    return None
 
 
 def makes_chosen_logits(model: nn.Module) -> bool:

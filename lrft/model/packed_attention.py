@@ -2,8 +2,9 @@
 
 transformers keeps packed rows apart with a mask of (tokens, tokens), which costs memory and makes the kernel compute
 what it then throws away. Here the mask is the list of the rows' ends (`data.collate.ends_mask`: integers of four
-dimensions, which transformers hands on as they are), and each row is one call of the causal kernel. Any other mask goes
-to transformers' own SDPA, so generation and padded batches are untouched.
+dimensions, which transformers hands on as they are), and each row is one call of the causal kernel. A row that goes on
+from the beginning of another (`data.collate.branches_mask`) gets the other's queries and keys there. Any other mask
+goes to transformers' own SDPA, so generation and padded batches are untouched.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -70,22 +71,35 @@ def attention(
 
     if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    lengths = row_lengths(attention_mask)
+    lengths, shared = row_lengths(attention_mask)
     window = kwargs.get("sliding_window")
-    rows = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    outputs = []
-    for length, (q, k, v) in zip(lengths, rows, strict=True):
-        mask = window_mask(length, window, q.device) if window and length > window else None
-        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0])
+    outputs: list[Tensor] = []
+    trunk: tuple[Tensor, ...] = (query, key, value)
+    for length, before, row in zip(lengths, shared, rows_of((query, key, value), lengths), strict=True):
+        if before:  # the causal kernel once more over what is shared: the rest of the layer is not
+            row = tuple(torch.cat([first[:, :, :before], own], dim=2) for first, own in zip(trunk, row, strict=True))
+        else:
+            trunk = row
+        whole = before + length
+        mask = window_mask(whole, window, query.device) if window and whole > window else None
+        q, k, v = row
+        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0][:, before:])
     return torch.cat(outputs, dim=1), None
 
 
-def row_lengths(mask: Tensor) -> list[int]:
-    """Tokens of each row. Asked once per forward pass: the answer stays on the tensor, for reading a GPU's waits."""
-    kept: list[int] | None = getattr(mask, "row_lengths", None)
+def rows_of(tensors: Sequence[Tensor], lengths: list[int]) -> Iterator[tuple[Tensor, ...]]:
+    """The part of each of `tensors` (B, heads, T, head size) that is one row's."""
+    return zip(*(tensor.split(lengths, dim=2) for tensor in tensors), strict=True)
+
+
+def row_lengths(mask: Tensor) -> tuple[list[int], list[int]]:
+    """Tokens of each row, and those that it shares with one before it. Asked once per forward pass: the answer stays on
+    the tensor, for reading a GPU's waits."""
+    kept: tuple[list[int], list[int]] | None = getattr(mask, "row_lengths", None)
     if kept is None:
-        ends = mask.flatten().tolist()
-        kept = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        ends, *shared = mask[0, 0].tolist()
+        lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        kept = (lengths, *(shared or [[0] * len(ends)]))
         mask.row_lengths = kept  # type: ignore[attr-defined]
     return kept
 

@@ -62,6 +62,16 @@ def common_layout(own: Layout, others: Iterable[OtherModel], *, packing: bool | 
     return replace(own, form="padded", said="", warning=warning)
 
 
+@dataclass(frozen=True)
+class Forwards:
+    """Forward passes that an objective makes without gradients, each over all tokens of the rows."""
+
+    before: int = 0
+    """once, before the first step, over the rows of training and validation"""
+    step: int = 0
+    """in each step and evaluation, over their rows, beside the pass that answers them"""
+
+
 class LossModule(nn.Module):
     """Abstract: a model that answers a batch with its loss, summed over what the objective counts, float32, shape ().
 
@@ -186,11 +196,17 @@ class Objective:
     """what the default learning rate of a method is multiplied by; read without import, like `rows`"""
     head: ClassVar[str] = ""
     """the kind of head that it trains (`lrft.model.head.KINDS`), in batches that are padded; "" for a language model"""
+    ranked_by: ClassVar[dict[str, str]] = {}
+    """figures by which runs can be compared, each with which is better, "higher" or "lower"; read without import"""
     unit: ClassVar[str] = "trained token"
     """what `weight` counts, and the loss is a mean over, as one of them is called"""
     perplexity: ClassVar[bool] = False
-    """whether e to the power of the loss is a perplexity"""
+    """whether e to the power of the loss is a perplexity; read without import"""
 
+    referenced: ClassVar[bool] = False
+    """whether rows are measured against the untouched base; read without import"""
+    shares_prompts: ClassVar[bool] = False
+    """whether its batches may have the form "shared" """
     weighs_rows: ClassVar[bool] = False
     """whether rows count by their weights (batches have them beside the labels); else rows with weights are refused"""
     reads_margins: ClassVar[bool] = False
@@ -219,6 +235,10 @@ class Objective:
         """The head to be trained, for objectives that name a kind. report: of the data. pad_id: fills up batches. seed:
         of what the checkpoint lacks of it. Raises ValueError for options that do not fit the data."""
         raise NotImplementedError("abstract")
+
+    def forwards(self) -> Forwards:
+        """What it costs beside the passes of other objectives; models that its options name are counted apart."""
+        return Forwards()
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Figures beside the loss, from what the module has noted, added up over the step or the validation rows.

@@ -23,6 +23,7 @@ from lrft.model.head import Head
 from lrft.objectives.base import LossModule, Objective
 from lrft.objectives.cross_entropy import wide
 from lrft.objectives.figures import of_confusion, of_labels, spearman
+from lrft.objectives.sft import Outputs
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 PROBLEMS = {"single-label": SINGLE, "multi-label": MULTI, "regression": NUMBER}
@@ -42,6 +43,14 @@ class Classification(Objective):
     defaults: ClassVar[dict[str, Any]] = {"data.too_long": "truncate"}
     unit: ClassVar[str] = "text"
     placed: ClassVar[tuple[str, ...]] = ("pairs",)
+    ranked_by: ClassVar[dict[str, str]] = {
+        "accuracy": "higher",
+        "macro-F1": "higher",
+        "micro-F1": "higher",
+        "Matthews": "higher",
+        "MSE": "lower",
+        "Spearman": "higher",
+    }
 
     problem: Literal["auto", "single-label", "multi-label", "regression"] = "auto"
     """auto: multi-label where labels are lists, else one label of several; regression: one output, squared error."""
@@ -131,19 +140,38 @@ class ClassLoss(LossModule):
     divided by those of its neighbours: what a row teaches does not depend on who shares its step.
     """
 
+    adds_extra: ClassVar[bool] = True
     mixes_copies: ClassVar[bool] = True
 
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         if self.head is None:
             raise ValueError("a head is required, whose labels are known")
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
-        logits, labels, copies = wide(self.model(**inputs).logits), batch["labels"], self.copies()
+        logits, labels, copies = self.answer(batch), batch["labels"], self.copies()
         answer = {SINGLE: self.single, MULTI: self.several, NUMBER: self.number}[self.head.problem or SINGLE]
         if copies > 1 and not self.training:
             own = len(labels) // copies
             batch = {**batch, "row": batch["row"][:own]}
             return answer(mixed(logits, copies, self.head.problem), labels[:own], batch)
-        return answer(logits, labels, batch) / copies
+        total = answer(logits, labels, batch) / copies
+        outputs = Outputs(labels, lambda: logits, lambda: self.base_answer(batch), of_texts=True)
+        if not self.training or self.extra is None or (term := self.extra(outputs)) is None:
+            return total
+        added = len(labels) * term / copies
+        self.last_extra = added.detach()
+        return total + added
+
+    def answer(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The logits (rows, labels), float32."""
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return wide(self.model(**{name: batch[name] for name in names if name in batch}).logits)
+
+    @torch.no_grad()
+    def base_answer(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The same of the untouched base with the head as it started. Raises ValueError where nobody has said how."""
+        if self.as_base is None:
+            raise ValueError("base logits require as_base")
+        with self.as_base():
+            return self.answer(batch)
 
     def factors(self, logits: Tensor) -> Tensor | None:
         weights = self.head.weights if self.head is not None else ()

@@ -22,6 +22,7 @@ class Cpo(PairObjective):
 
     name: ClassVar[str] = "cpo"
     rows: ClassVar[str] = "preference"
+    ranked_by: ClassVar[dict[str, str]] = {"reward accuracy": "higher"}
     rate_factor: ClassVar[float] = 0.05
     only_with: ClassVar[dict[str, Any]] = {"label_smoothing": ("loss", ("sigmoid",))}
 

@@ -40,6 +40,7 @@ class Distill(Sft):
     name: ClassVar[str] = "distill"
     perplexity: ClassVar[bool] = False
     weighs_rows: ClassVar[bool] = False
+    ranked_by: ClassVar[dict[str, str]] = {"token_loss": "lower", "divergence": "lower"}
     models: ClassVar[tuple[str, ...]] = ("teacher",)
     required: ClassVar[tuple[str, ...]] = ("teacher",)
     only_with: ClassVar[dict[str, Any]] = {"beta": ("loss", ("jsd",)), "top_k": ("loss", ("forward-kl", "jsd"))}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lrft.data import Rows
 from lrft.data.collate import Form, collate
 from lrft.data.dataset import Row
-from lrft.objectives.base import LossModule, Objective
+from lrft.objectives.base import Forwards, LossModule, Objective
 from lrft.objectives.log_probabilities import log_probabilities
 from lrft.objectives.pairs import REFERENCE, references
 
@@ -34,8 +34,10 @@ class Kto(Objective):
 
     name: ClassVar[str] = "kto"
     rows: ClassVar[str] = "kto"
+    ranked_by: ClassVar[dict[str, str]] = {"reward margin": "higher"}
     rate_factor: ClassVar[float] = 0.05
     unit: ClassVar[str] = "answer"
+    referenced: ClassVar[bool] = True
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull towards the base; the larger, the closer the model stays."""
@@ -60,6 +62,11 @@ class Kto(Objective):
             f"{OTHER}{name}": value for name, value in other.items()
         }
         return batch | {"label": label} | references(rows, ids)
+
+    def forwards(self) -> Forwards:
+        """The mismatched answers are about as long as the rows."""
+        cached = self.reference == "cached"
+        return Forwards(before=2 if cached else 0, step=1 if cached else 3)
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         found = super().figures(sums)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lrft.data.collate import IGNORE_INDEX, sequence_numbers
 from lrft.model.layers import head_of
+from lrft.objectives import shared_prompt
 from lrft.objectives.cross_entropy import chunks, hidden_before_labels, logits_before_labels, wide
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -18,14 +19,19 @@ INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 def sequences_in(batch: Mapping[str, Tensor]) -> int:
     """How many token sequences a batch holds."""
+    if shared_prompt.OF in batch:
+        return batch["attention_mask"].shape[-1]
     return int((batch["position_ids"] == 0).sum()) if "position_ids" in batch else len(batch["input_ids"])
 
 
 def log_probabilities(model: nn.Module, batch: Mapping[str, Tensor], *, direct: bool) -> tuple[Tensor, Tensor]:
     """(sum of the log-probabilities of each sequence's trained tokens, their number): (S,) each, at least float32.
 
-    batch as of `lrft.data.collate.collate`. direct: as in `Objective.module`.
+    batch as of `lrft.data.collate.collate`, or of `lrft.objectives.shared_prompt`. direct: as in `Objective.module`.
     """
+    if shared_prompt.OF in batch:
+        hidden, of = shared_prompt.hidden_before(model, batch), batch[shared_prompt.OF]
+        return summed(chunked_log_probabilities(head_of(model), hidden, batch[shared_prompt.TARGETS]), of, batch)
     inputs = {name: batch[name] for name in INPUTS if name in batch}
     labels = batch["labels"]
     of = sequence_numbers(batch)[:, 1:][labels[:, 1:] != IGNORE_INDEX]  # row by row, as the tokens come below
@@ -36,6 +42,11 @@ def log_probabilities(model: nn.Module, batch: Mapping[str, Tensor], *, direct: 
         logits, after = logits_before_labels(model, inputs, labels)
         chosen = after != IGNORE_INDEX
         tokens = of_targets(wide(logits[chosen]), after[chosen])
+    return summed(tokens, of, batch)
+
+
+def summed(tokens: Tensor, of: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Sums and numbers of the tokens' values (n,) for each sequence; of: int64 (n,), which one a token belongs to."""
     empty = tokens.new_zeros(sequences_in(batch))
     return empty.index_add(0, of, tokens), empty.detach().index_add(0, of, torch.ones_like(tokens.detach()))
 

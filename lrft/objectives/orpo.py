@@ -23,6 +23,7 @@ class Orpo(PairObjective):
 
     name: ClassVar[str] = "orpo"
     rows: ClassVar[str] = "preference"
+    ranked_by: ClassVar[dict[str, str]] = {"reward accuracy": "higher"}
     rate_factor: ClassVar[float] = 0.05
 
     beta: Annotated[float, Field(gt=0)] = 0.1

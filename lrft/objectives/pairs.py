@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lrft.data import Rows
 from lrft.data.collate import Form, collate
-from lrft.objectives.base import LossModule, Objective
+from lrft.objectives import shared_prompt
+from lrft.objectives.base import Forwards, LossModule, Objective
 from lrft.objectives.log_probabilities import log_probabilities, sequences_in
 
 REFERENCE = "reference"
@@ -57,8 +58,7 @@ class PairObjective(Objective):
     """Abstract: rows are pairs, each of which counts one. A subclass says what a pair's loss is."""
 
     unit: ClassVar[str] = "pair"
-    referenced: ClassVar[bool] = False
-    """whether `losses` asks for the reference"""
+    shares_prompts: ClassVar[bool] = True
     whole_step: ClassVar[bool] = False
     """whether `losses` asks for the mean reward of the whole step"""
 
@@ -77,8 +77,13 @@ class PairObjective(Objective):
         return sequences_in(batch) // 2
 
     def collate(self, rows: Rows, ids: Sequence[int], *, pad_id: int, form: Form) -> dict[str, Tensor]:
-        batch = collate(rows, ids, pad_id=pad_id, form=form)
+        shared = form == "shared"
+        batch = shared_prompt.collate(rows, ids) if shared else collate(rows, ids, pad_id=pad_id, form=form)
         return batch | references(rows, ids)
+
+    def forwards(self) -> Forwards:
+        asked = self.referenced and getattr(self, REFERENCE) != "cached"
+        return Forwards(before=self.referenced and not asked, step=asked + self.whole_step * (1 + asked))
 
     def module(self, model: nn.Module, *, direct: bool = False) -> PairLoss:
         return PairLoss(model, self, direct=direct)
@@ -89,6 +94,12 @@ def references(rows: Rows, ids: Sequence[int]) -> dict[str, Tensor]:
     if REFERENCE not in rows.names:
         return {}
     return {REFERENCE: torch.stack([torch.from_numpy(rows.numbers(REFERENCE, i).copy()) for i in ids])}
+
+
+def preferred(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """float64 (n,) of rewards (n,): 1 where the chosen answer has the larger one, 0.5 where both are equal, as they are
+    before the first step."""
+    return ((chosen - rejected).detach().sign().double() + 1) / 2
 
 
 class PairLoss(LossModule):
@@ -108,7 +119,7 @@ class PairLoss(LossModule):
             sums = self.sums_of_rewards(pairs) if self.ahead is None else self.ahead
             mean = (sums[0] / sums[1]).to(pairs.chosen.dtype)
         losses = self.objective.losses(pairs, mean)
-        self.note("reward accuracy", (chosen > rejected).double())
+        self.note("reward accuracy", preferred(chosen, rejected))
         self.note("reward margin", chosen - rejected)
         self.note("chosen reward", chosen)
         self.note("rejected reward", rejected)

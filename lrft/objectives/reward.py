@@ -21,6 +21,7 @@ from lrft.data.collate import Form, collate
 from lrft.model.head import Head
 from lrft.objectives.base import LossModule, Objective
 from lrft.objectives.cross_entropy import wide
+from lrft.objectives.pairs import preferred
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Reward(Objective):
 
     name: ClassVar[str] = "reward"
     rows: ClassVar[str] = "preference"
+    ranked_by: ClassVar[dict[str, str]] = {"reward accuracy": "higher"}
     head: ClassVar[str] = "sequence"
     reads_margins: ClassVar[bool] = True
     unit: ClassVar[str] = "pair"
@@ -74,7 +76,7 @@ class RewardLoss(LossModule):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         rewards = wide(self.model(**inputs).logits)[:, 0]
         chosen, rejected = rewards[::2], rewards[1::2]
-        self.note("reward accuracy", (chosen > rejected).double())
+        self.note("reward accuracy", preferred(chosen, rejected))
         self.note("reward margin", chosen - rejected)
         self.note("chosen reward", chosen)
         self.note("rejected reward", rejected)

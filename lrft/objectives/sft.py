@@ -38,10 +38,18 @@ class Outputs:
     """What a micro-batch was answered with, for terms of the loss that look at more than the token loss.
 
     targets   (n,) the trained tokens
+    of_texts  whether a head answers whole texts: targets (n, m) are then their labels, logits (n, labels)
     """
 
-    def __init__(self, targets: Tensor, logits: Callable[[], Tensor], base_logits: Callable[[], Tensor]) -> None:
-        self.targets = targets
+    def __init__(
+        self,
+        targets: Tensor,
+        logits: Callable[[], Tensor],
+        base_logits: Callable[[], Tensor],
+        *,
+        of_texts: bool = False,
+    ) -> None:
+        self.targets, self.of_texts = targets, of_texts
         self._logits, self._base_logits = logits, base_logits
         self.made: Tensor | None = None
 

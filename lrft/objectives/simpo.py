@@ -22,6 +22,7 @@ class Simpo(PairObjective):
 
     name: ClassVar[str] = "simpo"
     rows: ClassVar[str] = "preference"
+    ranked_by: ClassVar[dict[str, str]] = {"reward accuracy": "higher"}
     rate_factor: ClassVar[float] = 0.05
 
     beta: Annotated[float, Field(gt=0)] = 2.0

@@ -16,5 +16,6 @@ class Text(Sft):
     """
 
     name: ClassVar[str] = "text"
+    perplexity: ClassVar[bool] = True
     weighs_rows: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"data.too_long": "split"}

@@ -132,27 +132,41 @@ def zero2(whole: Memory, devices: int) -> Memory:
 
 
 def rings(
-    whole: Memory, passes: int, blocks: int, outside: int, devices: int, nodes: int
+    whole: Memory,
+    passes: int,
+    blocks: int,
+    outside: int,
+    devices: int,
+    nodes: int,
+    sums: int = 1,
+    forward: int = 0,
 ) -> dict[str, tuple[Ring, ...]]:
     """What devices exchange in an optimiser step, by strategy.
 
-    Gradients are summed once, over all devices: ddp does so in the last backward pass, fsdp after it. Divided blocks
-    are gathered in each pass, forward and backward, by the devices that hold them together. zero2 sums gradients in
-    each pass, leaving each device the sums of its part, and gathers what each has made of its own after the step.
+    passes: micro-batches of a device. sums: how often they go forward and backward. forward: how often forward alone.
+
+    Gradients are summed over all devices each time: ddp does so in the last backward pass, fsdp after it. Divided
+    blocks are gathered in each pass, forward and backward, by the devices that hold them together. zero2 sums gradients
+    in each pass, leaving each device the sums of its part, and gathers what each has made of its own after the step.
     """
     if devices == 1:
         return {"one device": ()}
-    summed = summing(whole.gradients, BUCKET, devices, nodes)
-    after = replace(summing(whole.gradients, MESSAGE, devices, nodes), behind=False)
+    summed = repeated(summing(whole.gradients, BUCKET, devices, nodes), sums)
+    after = replace(repeated(summing(whole.gradients, MESSAGE, devices, nodes), sums), behind=False)
+    gathers = passes * (2 * sums + forward)
     fsdp: dict[str, tuple[Ring, ...]] = {
         name: (
-            gathering(whole.weights - outside, 2 * passes, blocks, size, nodes if size == devices else 1),
+            gathering(whole.weights - outside, gathers, blocks, size, nodes if size == devices else 1),
             after,
         )
         for name, size in copies(devices, nodes).items()
         if blocks
     }
     return {"ddp": (summed,), "zero2": zero2_rings(whole, passes, devices, nodes)} | fsdp
+
+
+def repeated(ring: Ring, times: int) -> Ring:
+    return replace(ring, size=times * ring.size, times=times * ring.times)
 
 
 def zero2_rings(whole: Memory, passes: int, devices: int, nodes: int) -> tuple[Ring, ...]:

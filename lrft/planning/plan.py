@@ -22,9 +22,10 @@ from lrft import data
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, AdapterLinear
 from lrft.adapters.attach import attach_sites, prune_base, select_sites
+from lrft.adapters.gradients import FurtherPasses
 from lrft.adapters.reach import uncalled
 from lrft.data.collate import micro_batches
-from lrft.data.sampler import batch_schedule, tokens_of
+from lrft.data.sampler import auxiliary_schedule, batch_schedule, tokens_of
 from lrft.distributed import fsdp, processes, zero2
 from lrft.errors import LrftError, Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
@@ -169,7 +170,9 @@ def make_plan(
     if devices > 1 and recipe.distributed.strategy == "zero2":
         zero2.refuse_parts(recipe, composition)
     micro = micro or rows_of_a_pass(recipe, devices)
-    longest = largest_batch(recipe, prepared.train, schedule, devices, micro)
+    further = composition.further_passes
+    passed = passed_over(recipe, prepared, schedule, further)
+    longest = max(largest_batch(recipe, rows, order, devices, micro) for rows, order, _ in passed)
     found = imagine_adapted(recipe, source, composition, longest, micro, active)
     kept, weights = found.kept, found.weights
     beside = [weigh(recipe, other, found.matrix) for other in others if other.option != START]
@@ -180,14 +183,29 @@ def make_plan(
     tokens = found.copies * tokens_of(prepared.train, schedule)
     passes = -(-t.global_batch_size // (micro * devices))
     divided = (found.blocks, found.outside, devices, nodes)
-    memory, rings = communication.over_devices(whole, *divided), communication.rings(whole, passes, *divided)
+    memory, rings = (
+        communication.over_devices(whole, *divided),
+        communication.rings(whole, passes, *divided, sums=1 + further.own + further.auxiliary, forward=further.base),
+    )
     if composition.acting_between_passes:  # zero2 is refused
         memory.pop("zero2", None)
         rings.pop("zero2", None)
     strategy, why = chosen(recipe, weights, list(memory))
-    flops = communication.operations(tokens, found.matrix, found.trained, t.gradient_checkpointing)
-    flops += 2.0 * tokens * sum(matrix for _, matrix in beside)  # forward alone
-    sizes = Sizes(found.matrix, found.blocks, weights, found.adapter + found.state, found.copies)
+    answered = found.copies * sum(times * tokens_of(rows, order) for rows, order, times in passed)
+    flops = communication.operations(answered, found.matrix, found.trained, t.gradient_checkpointing)
+    named = sum(matrix for _, matrix in beside)
+    forwards = made(t.objective, "objectives").forwards()
+    asked = found.matrix * forwards.step + named
+    flops += 2.0 * tokens * (asked + further.base * found.matrix)  # forward alone
+    sizes = Sizes(
+        found.matrix,
+        asked,
+        found.matrix * forwards.before,
+        found.blocks,
+        weights,
+        found.adapter + found.state,
+        found.copies,
+    )
     speeds = Speeds(speed * EFFICIENCY * devices, seconds_of_a_weight(active))
     return Plan(
         modules=found.modules,
@@ -207,6 +225,17 @@ def make_plan(
         devices=devices,
         nodes=nodes,
     )
+
+
+def passed_over(
+    recipe: Recipe, prepared: data.Prepared, schedule: data.BatchSchedule, further: FurtherPasses
+) -> list[tuple[data.Rows, data.BatchSchedule, int]]:
+    """Rows of the steps, their order, and how often a step passes over its own forward and backward."""
+    passed = [(prepared.train, schedule, 1 + further.own)]
+    beside = auxiliary_schedule(recipe, prepared.auxiliary, schedule.total_steps)
+    if prepared.auxiliary is not None and beside is not None:
+        passed.append((prepared.auxiliary, beside, further.auxiliary))
+    return passed
 
 
 def imagine_adapted(

@@ -108,5 +108,8 @@ def time_lines(plan: Plan) -> list[str]:
     )
     evaluated = f"{count(plan.evaluations, 'evaluation')} {duration(part.evaluation)}"
     evaluated += f", their answers at most {duration(part.answers)}" if part.answers else ""
-    beside = [f"start {duration(part.start)}", f"saving {duration(part.saving)}"]
+    asked = (
+        [f"before the first step {duration(part.before)}, to ask the base about all rows once"] if part.before else []
+    )
+    beside = [f"start {duration(part.start)}", *asked, f"saving {duration(part.saving)}"]
     return [f"about {duration(part.total)}", steps, *([evaluated] if plan.evaluations else []), *beside]

@@ -24,6 +24,10 @@ class Sizes:
 
     matrix: int
     """weights of its linear layers"""
+    asked: int
+    """the same of what answers beside it without gradients, in each step and evaluation"""
+    asked_before: int
+    """the same of what answers all rows once, before the first step"""
     blocks: int
     weights: int
     """bytes of the base"""
@@ -47,6 +51,8 @@ class TimeParts:
 
     start: float
     """libraries, data and weights"""
+    before: float
+    """what the objective asks of the base before the first step, where the cache does not have it"""
     steps: float
     evaluation: float
     """losses of the validation rows"""
@@ -71,8 +77,9 @@ def time_parts(
     together = min(micro, max(recipe.evaluation.samples, 1))
     return TimeParts(
         start=time.process_time() + sizes.weights / READ,
+        before=2.0 * sizes.asked_before * (tokens + int(prepared.train.lengths.sum())) / speeds.many,
         steps=flops / speeds.many,
-        evaluation=n * sizes.copies * 2.0 * sizes.matrix * tokens / speeds.many,
+        evaluation=n * sizes.copies * 2.0 * (sizes.matrix + sizes.asked) * tokens / speeds.many,
         answers=n * math.ceil(generated / together) * token,
         saving=checkpoints(recipe, prepared, schedule) * (EACH_CHECKPOINT + sizes.checkpoint / WRITTEN),
     )

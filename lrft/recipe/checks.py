@@ -51,6 +51,7 @@ def all_of(root: Node, problems: Problems) -> Node:
             if node is not None:
                 training = training.with_child(key, _registered(node, f"training.{key}", kind, problems))
         _other_optimizer(root, training, problems)
+        _other_reference(root, training, problems)
         root = root.with_child("training", training)
     _rows(root, problems)
     _shares(root, problems)
@@ -240,18 +241,42 @@ def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
             problems.add(later, f"distributed.strategy: zero2 requires {reason}")
 
 
+def _methods(root: Node) -> list[Node]:
+    """The name of each entry of adapter.method."""
+    method = root.at(("adapter", "method"))
+    entries = method.value if method is not None and isinstance(method.value, list) else []
+    return [name for entry in entries if (name := entry.child("name")) is not None]
+
+
+def _other_reference(root: Node, training: Node, problems: Problems) -> None:
+    """An objective that measures against the base beside a method that does not train on it."""
+    objective = training.at(("objective", "name"))
+    declared, cards = registry.declared("objectives"), registry.methods()
+    if objective is None or objective.value not in declared:
+        return
+    if not declared[objective.value].facts.get("referenced", False):
+        return
+    alike = registry.objectives_for(registry.rows_of(objective.value))
+    others = [name for name in alike if not declared[name].facts.get("referenced", False)]
+    for name in _methods(root):
+        reason = cards[name.value].facts.get("no_reference") if name.value in cards else None
+        if reason:
+            way = f", or training.objective: {_one_of(others)}, which has no reference" if others else ""
+            text = f"{name.value} {reason}, and training.objective: {objective.value} measures against the base"
+            problems.add(name.place, f"adapter.method: {text}. Use another method{way}")
+
+
 def _other_optimizer(root: Node, training: Node, problems: Problems) -> None:
     """A method may bring an optimiser that takes the options of adamw, and zero2 divides the state of adamw: nothing
     else works beside them."""
-    node, method = training.at(("optimizer", "name")), root.at(("adapter", "method"))
+    node = training.at(("optimizer", "name"))
     if node is None or node.value in ("adamw", None):
         return
     strategy = root.at(("distributed", "strategy"))
     if strategy is not None and strategy.value == "zero2":
         problems.add(node.place, f"training.optimizer: distributed.strategy zero2 needs adamw (got {node.value})")
     cards = registry.methods()
-    entries = method.value if method is not None and isinstance(method.value, list) else []
-    names = [name.value for entry in entries if (name := entry.child("name")) is not None]
+    names = [name.value for name in _methods(root)]
     chosen = registry.declared("optimizers").get(node.value) if isinstance(node.value, str) else None
     blockwise = chosen is not None and chosen.facts.get("blockwise", False)
     for name in names:

@@ -85,6 +85,19 @@ OTHERS: Mapping[str, str] = {
     "dpo_ftx": "training.objective: {dpo: {rpo_alpha: ...}}",
     "cdpo_label_smoothing": "training.objective: {dpo: {label_smoothing: ...}}",
     "rl_gamma": "training.objective: {simpo: {gamma: ...}}",
+    **dict.fromkeys(
+        ("peft_model_id", "init_from", "init_adapter", "pretrained_adapter", "lora_path", "lora_weights", "peft_path"),
+        "adapter.start_from",
+    ),
+    **dict.fromkeys(("alignment_type", "train_mode"), "training.objective: sft, dpo, simpo, orpo, cpo, kto or reward"),
+    "simpo_beta": "training.objective: {dpo: {beta: ...}}, and the same of simpo, orpo, cpo and kto",
+    "discopop_tau": "training.objective: {dpo: {loss: discopop, temperature: ...}}",
+    **dict.fromkeys(
+        ("dpo_norm_loss", "length_normalize", "dpo_use_length_normalization"),
+        "training.objective: {dpo: {length_normalized: true}}",
+    ),
+    "center_rewards_coefficient": "training.objective: {reward: {center: ...}}",
+    "gamma_beta_ratio": "training.objective: {simpo: {gamma: ...}}",
     **dict.fromkeys(("num_samples", "max_train_samples"), "data.train.limit, of each entry"),
     "disable_shuffling": "data.shuffle",
     **dict.fromkeys(
@@ -151,6 +164,19 @@ SENTENCES: Mapping[str, str] = {
         ("devices", "num_nodes", "num_processes", "nproc_per_node"),
         "is not needed: the launcher says it, as in torchrun --nproc-per-node 2 -m lrft train",
     ),
+    "reference_free": "is another tool's name. In lrft: training.objective: {cpo: {alpha: 0}}, which has no reference",
+    **dict.fromkeys(
+        ("max_prompt_length", "max_completion_length", "max_target_length"),
+        "is not needed: data.max_length is of prompt and answer together, "
+        "and a row that is longer is never cut in silence",
+    ),
+    **dict.fromkeys(
+        ("loss_weights", "ld_alpha", "f_divergence_type", "use_weighting", "sync_ref_model", "dpop_lambda"),
+        "is not supported in this version: docs/preferences.md lists what dpo has",
+    ),
+    "pref_bco_weight": "is not supported in this version",
+    "ref_model_mixup_alpha": "is not supported in this version",
+    "ref_model_sync_steps": "is not supported in this version",
     "on_signal": "is not needed: SIGTERM and Ctrl-C always save a checkpoint before the run ends",
     **dict.fromkeys(
         ("generation", "generation_config", "generation_max_length", "predict_with_generate"),
@@ -215,7 +241,7 @@ SENTENCES: Mapping[str, str] = {
     "overwrite_output_dir": "is not part of a recipe: give --fresh to the command",
     **dict.fromkeys(
         ("push_to_hub", "hub_model_id", "export_hub_model_id", "hub_strategy"),
-        "is not part of a recipe: lrft push RUN OWNER/NAME",
+        "is another tool's name. In lrft: after.push: OWNER/NAME",
     ),
     **dict.fromkeys(
         ("comet_api_key", "swanlab_api_key", "hf_hub_token", "hf_use_auth_token"),
@@ -244,6 +270,10 @@ ABSENT: frozenset[str] = frozenset(
     }
 )
 
+_PAIR_LOSSES = (
+    *("ipo", "hinge", "robust", "exo_pair", "bco_pair", "nca_pair", "apo_zero", "apo_down", "sppo_hard", "discopop"),
+)
+_SHORT = {"slic": "hinge", "bco": "bco_pair", "exo": "exo_pair", "nca": "nca_pair", "sppo": "sppo_hard"}
 # {key: {value: sentence}}: values that a nearest name would not explain.
 _NOT_YET = "is not supported in this version"
 _WARMUP = "training.warmup_ratio and training.warmup_steps hold for every schedule"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,19 +19,20 @@ from lrft.utils import hardware
 SHARE_OF_MEMORY = 0.6
 
 
-def largest_that_fits(engine: Engine, rows: Rows, global_batch: int) -> int:
+def largest_that_fits(engine: Engine, sets: Sequence[Rows], global_batch: int) -> int:
     """The largest micro-batch whose pass, backward pass and step go through, of a step's rows and their halves.
 
-    Tried are the longest of `rows`. Every process has the same answer. Parameters, gradients and the state of the
-    optimiser are afterwards as they were. Raises what runs out of memory when a single row does.
+    Tried are the longest rows of each of `sets`, which a step passes over one after the other. Every process has the
+    same answer. Parameters, gradients and the state of the optimiser are afterwards as they were. Raises what runs out
+    of memory when a single row does.
     """
-    count = min(math.ceil(global_batch / engine.world), len(rows))
+    count = min(math.ceil(global_batch / engine.world), max(map(len, sets)))
     if engine.device.type == "cpu":
         # The least of all processes: they make their passes together.
-        mine = torch.tensor([expected_to_fit(engine, rows, count)])
+        mine = torch.tensor([min(expected_to_fit(engine, rows, count) for rows in sets)])
         count = int(engine.accelerator.gather(mine).min())
     while True:
-        failed = attempt(engine, rows, count)
+        failed = next((error for rows in sets if (error := attempt(engine, rows, count))), None)
         if not engine.reduce(torch.tensor([float(failed is not None)], device=engine.device)).item():
             return count
         if count == 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -58,8 +58,10 @@ from lrft.model.weights import fingerprint, weight_files
 from lrft.objectives.base import START, LossModule, Objective, common_layout
 from lrft.objectives.neftune import add_noise
 from lrft.objectives.packing import Layout, find_layout
+from lrft.objectives.shared_prompt import sharing
 from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
+from lrft.recipe.schema import default_of
 from lrft.runs.folder import RunFolder
 from lrft.training import sanity_checks
 from lrft.training.after import refuse_impossible
@@ -102,6 +104,9 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     layout = common_layout(layout, losses.others.values(), packing=recipe.data.packing)
     losses.wanted = figures_of(recipe, objective, losses, metrics.of_rows)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
+    # Behind calibration, which looks at labels; and neftune's noise is scaled by the length of a row.
+    if objective.shares_prompts and not recipe.training.neftune_alpha:
+        layout = sharing(base.model, inputs.train, layout, compute)
     adapted = adapt(recipe, inputs, base, context, resume_point(folder, options))
     refuse_impossible(recipe, adapted)
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
@@ -117,7 +122,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     if adapted.resumed_from is None:
         compare_init(engine, inputs.train, adapted, base.compute, notes)
     if recipe.training.micro_batch_size == "auto":
-        engine.micro = largest_that_fits(engine, inputs.train, recipe.training.global_batch_size)
+        sets = [rows for rows in (inputs.train, inputs.auxiliary) if rows is not None]
+        engine.micro = largest_that_fits(engine, sets, recipe.training.global_batch_size)
     return session
 
 
@@ -198,6 +204,14 @@ def resumed_sites(
     return select_sites(model, recipe.adapter, composition, recipe.where, passed_over)
 
 
+def refuse_beside(recipe: Recipe, names: Sequence[str], does: str) -> NoReturn:
+    """Raises RecipeError for methods that the objective has no place for."""
+    objective, usual = recipe.training.objective.name, default_of("objective").name
+    text = f"{' '.join(names)} {does}, which training.objective: {objective} does not take up"
+    remedy = f"Take {' and '.join(names)} out, or train with {usual}"
+    raise RecipeError([Problem(recipe.where("adapter.method"), f"adapter.method: {text}. {remedy}")])
+
+
 def start_engine(
     recipe: Recipe,
     inputs: Inputs,
@@ -210,11 +224,10 @@ def start_engine(
     """Phase 4: checkpointing and compilation of the blocks, the optimiser, and the strategy around both."""
     t, model = recipe.training, base.model
     if adapted.composition.looks_at_outputs and not losses.adds_extra:
-        text = f"adapter.method: adds to the loss, which training.objective: {objective.name} does not take up"
-        raise RecipeError([Problem(recipe.where("adapter.method"), text)])
-    if not losses.mixes_copies and any("copies" in part.slots for part in adapted.composition.parts):
-        text = f"adapter.method: answers in copies, which training.objective: {objective.name} does not know"
-        raise RecipeError([Problem(recipe.where("adapter.method"), text)])
+        names = [part.name for part in adapted.composition.parts if part.looks_at_outputs]
+        refuse_beside(recipe, names, "adds to the loss")
+    if not losses.mixes_copies and (names := [p.name for p in adapted.composition.parts if "copies" in p.slots]):
+        refuse_beside(recipe, names, "answers in copies")
     if losses.mixes_copies:
         losses.copies = copying(model)
     losses.as_base = lambda: adapted.attached.as_base(model)

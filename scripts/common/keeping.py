@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ OF_COMPARISON = ("metric", "baseline", "budget", "seeds", "runs", "grid", "faile
 OF_METHOD = ("run", "methods", "rank", "trained", "best", "values", "mean", "spread", "difference", "low", "high")
 
 Facts = dict[str, Any]
+SUBREAPER = 36
+"""PR_SET_CHILD_SUBREAPER of prctl(2)"""
 
 
 def of_comparison(compared: Facts, cost: Path) -> Facts:
@@ -31,14 +35,28 @@ def of_comparison(compared: Facts, cost: Path) -> Facts:
 @contextmanager
 def counted(path: Path) -> Iterator[None]:
     """Adds the seconds of what is done inside to those at `path`: a comparison that was broken off goes on."""
+    adopt()
+    before = children()
     wall, cpu = time.monotonic(), processor_seconds()
     try:
         yield
     finally:
+        for left in children() - before:
+            os.waitpid(left, 0)
         spent = {"wall_seconds": time.monotonic() - wall, "cpu_seconds": processor_seconds() - cpu}
-        before = files.read_json(path) if path.is_file() else dict.fromkeys(spent, 0.0)
+        so_far = files.read_json(path) if path.is_file() else dict.fromkeys(spent, 0.0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, {key: round(before[key] + spent[key], 1) for key in spent})
+        files.write_json(path, {key: round(so_far[key] + spent[key], 1) for key in spent})
+
+
+def adopt() -> None:
+    """Have the kernel hand to this process what its children leave behind when they end: runs of a comparison are forks
+    of a server that `lrft compare` does not wait for, and whoever waits for a process is told what it has used."""
+    ctypes.CDLL(None).prctl(SUBREAPER, 1)
+
+
+def children() -> set[int]:
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
 def processor_seconds() -> float:

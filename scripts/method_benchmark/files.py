@@ -17,7 +17,9 @@ from method_benchmark.tasks import TASKS
 FOLDER, KEPT = Path("recipes/benchmark"), Path("docs/benchmark")
 SEARCH, SEARCHED = "rates", "instructions"
 """the comparison that searches, and its task"""
-COMPARISONS = (SEARCH, *TASKS)
+OF_ADDED = "-added"
+"""ending of the comparisons of ADDED"""
+COMPARISONS = tuple(name + ending for ending in ("", OF_ADDED) for name in (SEARCH, *TASKS))
 SEEDS = {SEARCH: (1,), **dict.fromkeys(TASKS, (2, 3))}
 LADDER = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 """learning rates to search"""
@@ -34,6 +36,11 @@ RATES: dict[str, tuple[float, float]] = {
     # The weights themselves are trained, or a step goes further than LoRA's.
     **dict.fromkeys(("full", "frugal", "flora", "corda", "lora+", "lora-ga", "remora"), LOWER),
     "randlora": (3e-4, 1e-2),
+    # Few numbers between frozen factors, or a rate that stands for plain gradient descent.
+    **dict.fromkeys(("loldu", "low-rank-tickets", "svfit"), (3e-2, 0.3)),
+    **dict.fromkeys(("bilora", "curlora", "lamda", "lora2", "pmss"), (1e-2, 0.1)),
+    **dict.fromkeys(("blockllm", "coap", "gradnormlorp"), LOWER),
+    "lorta": HIGHER,
     # The best of what was tried first lay at its end.
     **dict.fromkeys(("dct-adamw", "elalora", "fedsvd", "hra", "increlora", "lora-dropout", "lora-fa"), WIDER),
     **dict.fromkeys(("lora-xs", "lorma", "lotr", "melora"), WIDER),
@@ -51,58 +58,68 @@ OPTIONS: dict[str, Any] = {
     "galore": {"factor": 0.25},
     "frugal": {"projection": "block", "inactive_scale": 1.0},
     "lori": {"sparse_rate": 1.0},
+    "prilora": {"pruned": 0.0},
     "sorsa": {"penalty": 0.04},
 }
+ADDED = (
+    "svfit",
+    "coap",
+    "online-subspace-descent",
+    "lora-rite",
+    "loft",
+    "riemannlora",
+    "curlora",
+    "pmss",
+    "allora",
+    "lora-mini",
+    "sltrain",
+    "dota",
+    "lorta",
+)
+"""methods that were measured later, in comparisons of their own, with the baseline again"""
+IN_TASKS = ("coap", "loft", "lora-rite", "svfit")
+"""those of ADDED that were trained on the tasks too, at the rates found"""
 LATER = (
     "adversarial-model-perturbation",
-    "allora",
     "ard-lora",
     "autolora",
     "bilora",
     "blockllm",
-    "coap",
     "comp-lora",
-    "curlora",
     "cuttlefish",
     "denselora",
     "diffora",
     "dora-dynamic",
-    "dota",
     "dress",
     "finegates",
     "galore-plus",
     "gor",
     "gradient-regularization",
     "gradnormlorp",
+    "hira",
+    "ia3",
     "lamda",
-    "loft",
+    "loha",
+    "lokr",
     "loldu",
     "lora-ggpo",
-    "lora-mini",
-    "lora-rite",
     "lora2",
     "loram",
     "loraprune",
     "lorb-correlation",
     "lors",
-    "lorta",
     "low-rank-tickets",
     "lte",
     "maestro",
     "norm-loss",
-    "online-subspace-descent",
     "orthonormal-constraint",
-    "pmss",
     "reslora",
-    "riemannlora",
     "salt",
     "sam",
     "sara",
     "slope",
-    "sltrain",
     "spectral-reg",
     "sst",
-    "svfit",
     "wara",
     "weight-refactorization",
     "welore",
@@ -117,20 +134,28 @@ OUTSIDE: dict[str, str] = {
 """methods that have no row, and why"""
 
 
+def parted(comparison: str) -> tuple[str, str]:
+    """SEARCH or the task of a comparison, and its ending."""
+    name = comparison.removesuffix(OF_ADDED)
+    return name, comparison[len(name) :]
+
+
 def runs(comparison: str) -> Iterator[tuple[str, str]]:
     """(name, what stands behind it) of each run: the baseline first, then by name."""
-    best = {} if comparison == SEARCH else best_rates()
-    names = sorted({*registry.methods(), *registry.PRESETS} - {*OUTSIDE, registry.DEFAULT_METHOD})
-    for name in (registry.DEFAULT_METHOD, *names):
+    name, ending = parted(comparison)
+    best = {} if name == SEARCH else best_rates(ending)
+    first = {*registry.methods(), *registry.PRESETS} - {*OUTSIDE, *ADDED, registry.DEFAULT_METHOD}
+    later = ADDED if name == SEARCH else IN_TASKS
+    for run in (registry.DEFAULT_METHOD, *sorted(later if ending else first)):
         keys = []
-        if name in OPTIONS:
-            given = ", ".join(f"{key}: {value}" for key, value in OPTIONS[name].items())
-            keys.append(f"adapter.method: {{{name}: {{{given}}}}}")
-        if name in best:
-            keys.append(f"training.learning_rate: {best[name]}")
-        elif name in RATES and comparison == SEARCH:
-            keys.append(f"training.learning_rate: {rates(RATES[name])}")
-        yield name, f" {{{', '.join(keys)}}}" if keys else ""
+        if run in OPTIONS:
+            given = ", ".join(f"{key}: {value}" for key, value in OPTIONS[run].items())
+            keys.append(f"adapter.method: {{{run}: {{{given}}}}}")
+        if run in best:
+            keys.append(f"training.learning_rate: {best[run]}")
+        elif run in RATES and name == SEARCH:
+            keys.append(f"training.learning_rate: {rates(RATES[run])}")
+        yield run, f" {{{', '.join(keys)}}}" if keys else ""
 
 
 def rates(between: tuple[float, float]) -> list[float]:
@@ -139,18 +164,21 @@ def rates(between: tuple[float, float]) -> list[float]:
     return [rate for rate in LADDER if low <= rate <= high]
 
 
-def best_rates() -> dict[str, float]:
-    """By run; nothing for one that has not been tried."""
-    kept = files.read_json(KEPT / f"{SEARCH}.json")
-    return {row["run"]: row["best"]["training.learning_rate"] for row in kept["methods"] if row["best"]}
+def best_rates(ending: str) -> dict[str, float]:
+    """By run of the comparisons with this ending; nothing for one that has not been tried."""
+    path = KEPT / f"{SEARCH}{ending}.json"
+    kept = files.read_json(path)["methods"] if path.is_file() else []
+    return {row["run"]: row["best"]["training.learning_rate"] for row in kept if row["best"]}
 
 
 def text(comparison: str) -> str:
-    search = comparison == SEARCH
-    task = SEARCHED if search else comparison
+    name, ending = parted(comparison)
+    search = name == SEARCH
+    task = SEARCHED if search else name
     head = f"The search for each method's learning rate, on the {task}" if search else f"The {task} task"
+    which = "methods that were measured later" if ending else "every method of the first runs"
     lines = [
-        f"# {head} of docs/benchmark.md: every method that there is.",
+        f"# {head} of docs/benchmark.md: {which}.",
         "# `scripts/benchmark files` writes this file.",
         "recipe:",
         "  extends: common.yaml",
@@ -158,7 +186,7 @@ def text(comparison: str) -> str:
         "runs:",
         *(f"  {name}:{keys}" for name, keys in runs(comparison)),
         *(["grid:", f"  training.learning_rate: {rates(BETWEEN)}"] if search else []),
-        f"seeds: {list(SEEDS[comparison])}",
+        f"seeds: {list(SEEDS[name])}",
         f"output_dir: runs/benchmark/{comparison}",
     ]
     return "\n".join(lines) + "\n"

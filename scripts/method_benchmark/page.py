@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lrft.compare.columns import NOTHING, number
 from lrft.utils import files
 from lrft.utils.text import duration
 from method_benchmark import picture
-from method_benchmark.files import KEPT, OPTIONS, OUTSIDE, SEARCH, SEEDS
+from method_benchmark.files import KEPT, OF_ADDED, OPTIONS, OUTSIDE, SEARCH, SEARCHED, SEEDS
 from method_benchmark.tasks import TASKS, rows
 
 WRITTEN, DRAWN = Path("docs/benchmark.md"), Path("docs/benchmark.svg")
@@ -66,14 +66,26 @@ scripts/benchmark                      # this page alone, from docs/benchmark
 def write() -> None:
     kept = {path.stem: files.read_json(path) for path in KEPT.glob("*.json")}
     files.write_text(WRITTEN, page(kept))
-    picture.draw(changes(kept), DRAWN)
+    picture.draw(changes(first_runs(kept)), DRAWN)
 
 
 def page(kept: Mapping[str, Facts]) -> str:
     """The whole page. kept: by comparison."""
-    parts = [TOP, "![change of the loss against LoRA, by method](benchmark.svg)\n", legend(kept), main_table(kept)]
-    parts += [notes(kept), samples(), FOOT]
-    return "\n".join(parts)
+    first, later = first_runs(kept), added(kept)
+    parts = [TOP, "![change of the loss against LoRA, by method](benchmark.svg)\n", legend(first), main_table(first)]
+    parts += [notes(first)]
+    if later:
+        parts += [later_section(later)]
+    return "\n".join([*parts, left_out(), samples(), FOOT])
+
+
+def first_runs(kept: Mapping[str, Facts]) -> dict[str, Facts]:
+    return {name: facts for name, facts in kept.items() if not name.endswith(OF_ADDED)}
+
+
+def added(kept: Mapping[str, Facts]) -> dict[str, Facts]:
+    """The comparisons of `files.ADDED`, by SEARCH and task."""
+    return {name.removesuffix(OF_ADDED): facts for name, facts in kept.items() if name.endswith(OF_ADDED)}
 
 
 def by_run(facts: Facts) -> dict[str, Facts]:
@@ -160,8 +172,45 @@ def rate_text(row: Facts, facts: Facts) -> str:
     return f"{rate:g}{'*' if rate in (min(tried), max(tried)) else ''}"
 
 
+LATER = """\
+## Measured later
+
+Newer methods in the same comparisons, on another machine ({cpu}). The base was trained there by the same recipe, which
+rounding makes another base: compare with {baseline} in this table, not with the table above. `search` is the best loss
+of the search ({searched}, seed 1). Some were trained on the tasks too, at that rate and with the other seeds.
+{cost}
+"""
+
+
+def later_section(later: Mapping[str, Facts]) -> str:
+    search = later[SEARCH]
+    tasks = [task for task in TASKS if task in later]
+    found = by_run(search)
+    base = found[search["baseline"]]
+    ordered = sorted(found.values(), key=lambda row: float("inf") if row["mean"] is None else row["mean"])
+    lines = []
+    for place, row in enumerate(ordered, 1):
+        run = row["run"]
+        figures = [loss(rows[run]) if run in rows else "" for rows in (by_run(later[task]) for task in tasks)]
+        shown = f"**{run}**" if run == base["run"] else run
+        of_search = [rate_text(row, search), loss(row)]
+        lines.append([str(place), shown, kind(run), trained(row, base), *of_search, *figures])
+    head = LATER.format(
+        cpu=search["machine"]["cpu"], baseline=base["run"], searched=SEARCHED, cost=clock(later.values())
+    )
+    return head + "\n" + table(["", "method", "kind", "trained", "rate", "search", *tasks], lines, words=3)
+
+
+def clock(facts: Iterable[Facts]) -> str:
+    """`126 runs in 1 h 5 min on the clock, beside other work, 2026-12-01.`"""
+    those = list(facts)
+    runs = sum(sum(each["runs"].values()) for each in those)
+    wall = duration(sum(each["cost"]["wall_seconds"] for each in those))
+    return f"{runs} runs in {wall} on the clock, beside other work, {max(each['date'] for each in those)}."
+
+
 def notes(kept: Mapping[str, Facts]) -> str:
-    lines = [f"- {name}: not in the table, {why}" for name, why in OUTSIDE.items()]
+    lines = []
     for name, given in OPTIONS.items():
         lines.append(f"- {name} with {', '.join(f'{key}: {value}' for key, value in given.items())}")
     failed = [f"- {name}, {one['run']}: {one['said']}" for name, facts in kept.items() for one in facts["failed"]]
@@ -178,6 +227,13 @@ def notes(kept: Mapping[str, Facts]) -> str:
     )
     failed = ["", "Runs that gave no figure:", "", *failed] if failed else []
     return "\n".join([said, "Options that are not the defaults:", "", *lines, *failed]) + "\n"
+
+
+def left_out() -> str:
+    """The methods without a row, by the reason."""
+    reasons = dict.fromkeys(OUTSIDE.values())
+    lines = [f"- {', '.join(n for n, why in OUTSIDE.items() if why == reason)}: {reason}" for reason in reasons]
+    return "\n".join(["Methods in no table:", "", *lines]) + "\n"
 
 
 def samples() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from model_table.forecasts import section
 from model_table.trying import YES, Tried
 
 HEAD = """\
@@ -48,6 +49,8 @@ def page(found: dict[str, Any]) -> str:
     ]
     if notes:
         parts.append("## What does not work\n\n" + "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1)))
+    if "forecasts" in found:
+        parts.append(section(found["forecasts"]))
     if missing := [one for one in tried if one.not_built]:
         parts.append(NOT_BUILT + "".join(f"- {one.family}: {one.not_built}\n" for one in missing))
     return "\n".join(parts)

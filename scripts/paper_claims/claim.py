@@ -68,6 +68,15 @@ def lower_loss(facts: Facts, *, run: str) -> Verdict:
     return Verdict(max(apart) < 0, f"{words}: {signed(apart, 1, '.2f')}.")
 
 
+def together(held: Mapping[str, bool], figures: str) -> Verdict:
+    """A claim of several methods shows where it holds for each; where it holds for some, the figures say for which."""
+    some = [run for run, holds in held.items() if holds]
+    others = [run for run in held if run not in some]
+    if some and others:
+        figures += f" For {' and '.join(some)} alone it holds, for {' and '.join(others)} it does not."
+    return Verdict(not others, figures)
+
+
 def shares(by_seed: Mapping[str, float]) -> str:
     return ", ".join(f"{100 * share:.1f} %" for share in by_seed.values())
 

@@ -6,13 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from performance import curves, inside, machine, merge, methods, report, startup, steps
+from performance import curves, inside, machine, merge, methods, preferences, report, startup, steps
 from performance.place import Place
 from performance.processes import ROOT
 
 MODES = {
     "curves": curves.measure,
     "methods": methods.measure,
+    "preferences": preferences.measure,
     "kernels": inside.kernels,
     "startup": startup.measure,
     "merge": merge.measure,
@@ -24,6 +25,7 @@ Measures lrft against its peers and writes docs/performance.md, .svg and .json.
   steps     a training step: lrft, PEFT, TRL and a hand-written limit
   curves    losses of lrft and of PEFT from the same first values
   methods   every method of lrft against lora
+  preferences   a step of dpo against one of sft, and against TRL
   kernels   fast paths against their definitions
   startup   --help, a recipe error, the first step
   merge     lrft merge against a copy and against PEFT
@@ -39,7 +41,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("mode", choices=["steps", *MODES, "all", "page"])
     parser.add_argument("--model", action="append", choices=["smollm2", "small", "llama-8b"], help="of steps; repeat")
-    parser.add_argument("--only", help="contestants of steps, with semicolons between: 'limit; lrft; peft-loop'")
+    parser.add_argument(
+        "--only", help="contestants of steps or preferences, with semicolons between: 'limit; lrft; peft-loop'"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="processes of each contestant")
     parser.add_argument("--steps", type=int, default=3, help="steps that count in each process")
     parser.add_argument("--rows", type=int, default=16, help="rows of a step")

@@ -68,6 +68,40 @@ CONTESTANTS: tuple[Contestant, ...] = (
 )
 
 
+PREFERENCES: tuple[Contestant, ...] = (
+    lrft("lrft sft", "sft of the same sequences, chosen and rejected, each a row; micro-batches of 4 rows"),
+    Contestant(
+        "lrft dpo",
+        "lrft_step",
+        "dpo, its reference computed before the first step; micro-batches of 2 pairs",
+        options={"pairs": True, "recipe": ["training.objective=dpo", "training.micro_batch_size=2"]},
+    ),
+    Contestant(
+        "lrft dpo, each step",
+        "lrft_step",
+        "dpo, reference: each-step",
+        options={
+            "pairs": True,
+            "recipe": ["training.objective={dpo: {reference: each-step}}", "training.micro_batch_size=2"],
+        },
+    ),
+    peer(
+        "trl dpo",
+        "trl_dpo",
+        "TRL DPOTrainer, precompute_ref_log_probs=True, all pairs in one padded batch, checkpointing off",
+        precompute=True,
+    ),
+    peer(
+        "trl dpo, 2 pairs",
+        "trl_dpo",
+        "the same, 2 pairs a pass as lrft, their gradients accumulated",
+        precompute=True,
+        pairs_at_once=2,
+    ),
+    peer("trl dpo, each step", "trl_dpo", "TRL DPOTrainer, its defaults but for checkpointing, which is off"),
+)
+
+
 def chosen(names: str | None, among: Iterable[Contestant] = CONTESTANTS) -> list[Contestant]:
     """Those named, with semicolons between; the usual ones for None. Raises ValueError for a name that is none."""
     table = {entry.name: entry for entry in among}

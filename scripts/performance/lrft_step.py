@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from performance.job import Job
 from performance.recorder import Recorder
-from performance.rows import load
+from performance.rows import PAIRS, load
 
 RECIPE = """\
 model: {model}
@@ -31,7 +31,8 @@ output_dir: {folder}/run
 
 
 def run(job: Job, recorder: Recorder) -> None:
-    """Options: `recipe`, keys to change (key=value); `start`, a file for the adapter's first values."""
+    """Options: `recipe`, keys to change (key=value); `pairs`, whether each two rows are one pair; `start`, a file for
+    the adapter's first values."""
     from lrft.training.diagnostics import AdapterHealth
     from lrft.training.sanity_checks import MovementCheck
     from lrft.training.signals import StopSignals
@@ -54,13 +55,13 @@ def run(job: Job, recorder: Recorder) -> None:
 
 def recipe_file(job: Job, folder: Path) -> Path:
     """The recipe of a job, in `folder`."""
-    rows = Path(job.rows)
+    rows, pairs = Path(job.rows), job.options.get("pairs", False)
     made = load(rows)
     text = RECIPE.format(
         model=job.model,
         rank=job.rank,
-        rows=rows.with_suffix(".jsonl"),
-        batch=len(made[0].rows),
+        rows=rows.with_suffix(PAIRS if pairs else ".jsonl"),
+        batch=len(made[0].rows) // (2 if pairs else 1),
         longest=max(batch.longest for batch in made),
         rate=f"{job.learning_rate:.10f}",
         seed=job.seed,
@@ -99,7 +100,7 @@ def telling(recorder: Recorder) -> Any:
 
 def seen(rows: Any, ids: np.ndarray) -> dict[str, int]:
     """What lrft's own data path has made of the rows of a step."""
-    tokens, labelled = [rows.tokens(int(i)) for i in ids], [rows.trained(int(i)) for i in ids]
+    tokens, labelled = zip(*(sequence for i in ids for sequence in rows.sequences(int(i))), strict=True)
     return {
         "tokens": sum(map(len, tokens)),
         "labelled": int(sum(mask.sum() for mask in labelled)),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from performance import curves, inside, machine, merge, methods, picture, startup, steps
+from performance import curves, inside, machine, merge, methods, picture, preferences, startup, steps
 from performance.processes import ROOT
 from performance.tables import count
 
@@ -25,6 +25,7 @@ PAGES: dict[str, tuple[str, Callable[[Section], str]]] = {
     "steps": ("A training step", steps.page),
     "curves": ("The same losses", curves.page),
     "methods": ("Methods", methods.page),
+    "preferences": ("Preference pairs", preferences.page),
     "kernels": ("Fast paths", inside.kernels_page),
     "startup": ("Start", startup.page),
     "merge": ("Merging", merge.page),

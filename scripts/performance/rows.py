@@ -18,6 +18,7 @@ from statistics import NormalDist
 FIRST_WORD = 3  # ids below are the unknown, the start and the end token
 END = 2
 PHRASES = 400
+PAIRS = ".pairs.jsonl"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,13 @@ def batch(shape: Shape, rng: random.Random, bank: Sequence[Sequence[int]]) -> Ba
     return Batch([Row(_text(size, rng, bank), size - count) for size, count in zip(sizes, labelled, strict=True)])
 
 
+def in_pairs(batch: Batch) -> Batch:
+    """The same rows, but for the second of each two having the prompt of the first: two answers to one prompt."""
+    first, second = batch.rows[::2], batch.rows[1::2]
+    others = [Row([*a.tokens[: a.answer], *b.tokens[b.answer :]], a.answer) for a, b in zip(first, second, strict=True)]
+    return Batch([row for pair in zip(first, others, strict=True) for row in pair])
+
+
 def batches(shape: Shape, *, vocabulary: int, steps: int = 1, seed: int = 0) -> list[Batch]:
     """The rows of `steps` steps over ids below `vocabulary`."""
     rng = random.Random(f"rows {seed}")
@@ -126,6 +134,15 @@ def save(made: Sequence[Batch], path: Path) -> Path:
     return path
 
 
+def save_pairs(made: Sequence[Batch], path: Path) -> Path:
+    """`save`, and each two rows as one of text, the first being the better answer: PATH's name with PAIRS."""
+    rows = [row for step in made for row in step.rows]
+    lines = [json.dumps(as_pair(a, b)) + "\n" for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    save(made, path)
+    path.with_suffix(PAIRS).write_text("".join(lines))
+    return path
+
+
 def load(path: Path) -> list[Batch]:
     return [Batch([Row(**row) for row in step]) for step in json.loads(path.read_text())]
 
@@ -134,6 +151,12 @@ def as_text(row: Row) -> dict[str, str]:
     """The row in the words of the benchmark's tokenizer, id 17 being "t17"; the end token is lrft's to add."""
     prompt, answer = row.tokens[: row.answer], row.tokens[row.answer : -1]
     return {"prompt": _words(prompt), "completion": "".join(f" t{token}" for token in answer)}
+
+
+def as_pair(chosen: Row, rejected: Row) -> dict[str, str]:
+    """Two rows of one prompt in the same words."""
+    better, worse = as_text(chosen), as_text(rejected)
+    return {"prompt": better["prompt"], "chosen": better["completion"], "rejected": worse["completion"]}
 
 
 def _words(tokens: Sequence[int]) -> str:

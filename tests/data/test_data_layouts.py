@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import random
 import shlex
 from pathlib import Path
@@ -400,6 +402,38 @@ def test_without_a_generation_prompt_the_opening_is_trained_and_stands_before_th
     assert tokenizer.decode(prepared.train.prompt(0)) == turn("user", "a") + opening
     assert data.encode_prompt(tokenizer, CHAT["messages"][:1]).tolist() == prepared.train.prompt(0).tolist()
     assert read(tmp_path, CHAT)[1].report.opening == ""
+
+
+@pytest.mark.parametrize(
+    ("columns", "messages"),
+    [
+        ({"messages": json.dumps([USER, ASSISTANT]), "tools": "[]"}, [USER, ASSISTANT]),
+        (
+            {"conversations": ' [{"from": "human", "value": "who?"}, {"from": "gpt", "value": "Tom."}]'},
+            [USER, ASSISTANT],
+        ),
+        ({"instruction": "who?", "output": "Tom.", "history": "[]"}, [USER, ASSISTANT]),
+        (
+            {"instruction": "who?", "output": "Tom.", "history": '[["who?", "Tom."]]'},
+            [USER, ASSISTANT, USER, ASSISTANT],
+        ),
+        ({"instruction": "who?", "output": "[", "history": ""}, [USER, {**ASSISTANT, "content": "["}]),
+    ],
+)
+def test_lists_may_be_json_text_as_flat_tables_hold_them(
+    columns: dict[str, str], messages: list[dict[str, str]], tmp_path: Path
+) -> None:
+    stock = tiny.chatml().apply_chat_template(messages, tokenize=True, return_dict=False)
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([columns, columns.values()])
+    prepared = prepare(tmp_path, tmp_path / "a.csv", tokenizer=tiny.chatml())
+    assert prepared.train.tokens(0).tolist() == stock
+
+
+def test_text_that_is_no_json_list_is_no_conversation(tmp_path: Path) -> None:
+    for text in ("hello", "[not JSON", '{"role": "user"}'):
+        with pytest.raises(DataError, match="messages: must be a list of turns, this is text"):
+            prepare(tmp_path, lines(tmp_path / "a.jsonl", {"messages": text}))
 
 
 # --- folders of save_to_disk ---

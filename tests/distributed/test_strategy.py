@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ import runs
 import tiny
 import torch
 from runs import Place
+from torch.utils.file_baton import FileBaton
 
 import lrft
 from lrft import registry
 from lrft.adapters import compose
 from lrft.cli.main import run_command
-from lrft.distributed import zero2
-from lrft.errors import CheckFailed, MissingError, RecipeError
+from lrft.distributed import compile_lock, zero2
+from lrft.errors import CheckFailed, LrftError, MissingError, RecipeError
 from lrft.training.sanity_checks import MovementCheck
 from lrft.training.setup import set_up
 from lrft.training.state import Options
@@ -144,6 +147,43 @@ def test_a_deepspeed_that_does_not_start_is_told_with_what_it_printed(monkeypatc
     with pytest.raises(MissingError, match="DeepSpeed failed to start: CUDA_HOME is not set") as caught:
         zero2.Zero2(None, attached.model, optimizer, attached, None)
     assert "no compiler was found" in "\n".join(caught.value.lines())
+
+
+def test_a_lock_that_a_killed_run_has_left_is_named_before_deepspeed_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / compile_lock.EXTENSION / "lock"
+    compile_lock.refuse_left_behind()
+    lock.parent.mkdir()
+    baton = FileBaton(str(lock))
+    assert baton.try_acquire()
+    os.utime(lock, (0, 0))
+    compile_lock.refuse_left_behind()
+    os.close(baton.fd)
+    attached = lrft.attach(tiny.make("llama"), {"method": "lora", "rank": 4})
+    optimizer = torch.optim.AdamW(attached.trained().values())
+    with pytest.raises(LrftError, match=f"would wait forever: no process on this machine holds {lock}") as caught:
+        zero2.Zero2(None, attached.model, optimizer, attached, None)
+    assert f"rm {lock}" in "\n".join(caught.value.lines())
+
+
+def test_a_lock_that_another_machine_may_hold_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / compile_lock.EXTENSION / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    with pytest.raises(LrftError, match="would wait forever"):
+        compile_lock.refuse_left_behind(0.05)
+    lock.touch()
+    capsys.readouterr()
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), lock.unlink()))
+    compile_lock.refuse_left_behind(600.0)
+    assert slept == [1.0]
+    assert "waiting for up to 600 s" in capsys.readouterr().err
 
 
 WORKER = """

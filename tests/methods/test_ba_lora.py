@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import classifiers
 import pytest
 import runs
 import tiny
@@ -177,6 +179,67 @@ def test_a_run_tells_the_token_loss_and_the_terms_apart_and_resumes_exactly(plac
     assert "regularisation" not in alone
     cut = runs.cut(straight, 2, place.root / "cut")
     assert runs.differing(runs.tensors(straight), runs.tensors(place.train(*keys, out=cut.name, resume="last"))) == []
+
+
+D = 4
+
+
+def of_texts(part: BaLora, Z: Tensor, Z0: Tensor) -> float:
+    outputs = Outputs(torch.zeros(len(Z), 1), lambda: Z, lambda: Z0, of_texts=True)
+    found = part.output_loss(run_at(99), outputs)
+    return 0.0 if found is None else found.item()
+
+
+def test_of_texts_rows_are_compared_by_direction_in_version_1() -> None:
+    Z, Z0 = logits(1)[:, :D], logits(2)[:, :D]
+    total = 0.0
+    for row, row0 in zip(Z.tolist(), Z0.tolist(), strict=True):
+        long, long0 = math.hypot(*row), math.hypot(*row0)
+        total += sum((a / long - b / long0) ** 2 for a, b in zip(row, row0, strict=True))
+    assert of_texts(only("consistency", version=1), Z, Z0) == pytest.approx(total / (N * D), rel=1e-9)
+    assert of_texts(only("consistency"), Z, Z0) == pytest.approx(term(only("consistency"), Z, Z0))
+
+
+def test_of_texts_labels_are_to_vary_each_by_itself() -> None:
+    Z = logits(1)[:, :D]
+    columns = Z.T.tolist()
+    means = [sum(column) / N for column in columns]
+    total = 0.0
+    for i in range(D):
+        for j in range(D):
+            pairs = zip(columns[i], columns[j], strict=True)
+            C = sum((a - means[i]) * (b - means[j]) for a, b in pairs) / (N - 1)
+            total += C**2 if i != j else 0.0
+    for version in (1, 2):
+        assert of_texts(only("diversity", version=version), Z, Z) == pytest.approx(total / D, rel=1e-9)
+    assert of_texts(only("diversity"), Z[:1], Z[:1]) == 0, "one row does not vary"
+
+
+def test_of_texts_svd_is_the_share_of_the_sum_and_constant_for_few_labels() -> None:
+    Z = logits(1)[:, :D]
+    S = torch.linalg.svdvals(Z)
+    for version in (1, 2):
+        found = of_texts(only("svd", version=version, leading=2), Z, Z)
+        assert found == pytest.approx(-(S[:2].sum() / S.sum()).item(), rel=1e-6)
+    assert of_texts(only("svd"), Z, Z) == pytest.approx(-1.0)
+    assert BaLora().coefficients(of_texts=True) == (0.15, 0.03, 0.03)
+    assert BaLora(version=1).coefficients(of_texts=True) == (1e-4, 4e-4, 1e-4)
+
+
+@pytest.mark.parametrize("base", ["llama", "bert"])
+def test_a_classifier_is_held_by_the_base_with_the_head_as_it_started(base: str, tmp_path: Path) -> None:
+    """And micro-batches count by their texts."""
+    place = classifiers.place(tmp_path, base)
+    method = "adapter.method=[pissa, {ba-lora: {svd: 0, diversity: 0, consistency: 2.0, schedule: false}}]"
+    keys = (method, "training.max_steps=4", "training.learning_rate=0.01")
+    first, *later = runs.records(one := place.train(*keys, "training.micro_batch_size=1", out="one"))
+    assert first["regularisation"] == pytest.approx(0, abs=1e-5)
+    assert later[-1]["regularisation"] > 1e-3
+    four = place.train(*keys, "training.micro_batch_size=4", out="four")
+    assert runs.distance(runs.tensors(one), runs.tensors(four), "adapter") < 2e-4
+    free = place.train("adapter.method=pissa", *keys[1:], "training.micro_batch_size=4", out="free")
+    assert runs.records(free)[0]["loss"] == pytest.approx(first["loss"], rel=1e-5), "the loss is that of the labels"
+    assert runs.distance(runs.tensors(four), runs.tensors(free), "adapter") > 1e-3
 
 
 def test_without_pissa_it_says_what_the_paper_does() -> None:

@@ -191,6 +191,24 @@ def test_growth_hardly_changes_the_output() -> None:
     assert 0 < (after - before).norm() / before.norm() < 1e-4
 
 
+def test_rescaled_growth_is_alpha_over_the_layers_present_rank() -> None:
+    """Against dense products with the factor of the released code, alpha / r of the layer, relative to its start."""
+    attached = lrft.attach(tiny.make("llama"), {"method": {"increlora": {"rescale": True, "grow": 2}}, "rank": 4})
+    tiny.disturb(list(attached.trained().values()))
+    part = compose.compose([("increlora", {"rescale": True, "grow": 2})]).method
+    run = Run(9, 20, nn.Identity(), attached.modules, torch.optim.SGD(attached.trained().values()), 0, lambda t: t)
+    for adapter in attached.modules.values():
+        adapter.gate.data[1:] = 0.0
+    start = {site: attached.delta(site).double() for site in attached.modules}
+    with torch.no_grad():
+        for progress in (0.5, 1.0):
+            part.extend(run, 9, progress)
+    grown = {site: part.active(run, site) for site in attached.modules}
+    assert set(grown.values()) >= {3, 5}
+    for site, first in start.items():
+        assert torch.allclose(attached.delta(site).double(), first / grown[site], atol=1e-7)
+
+
 def test_new_components_warm_up_from_their_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
     part, attached, run = pieces({"begin": 0.2, "end": 0.6, "interval": 0.1, "warmup": 0.25})
     inner = type(part).after_step

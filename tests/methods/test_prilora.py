@@ -1,7 +1,9 @@
-"""PRILoRA's ranks: they rise in a line with depth, keep their sum, and leave the factor alone."""
+"""PRILoRA: ranks rise in a line with depth, keep their sum, and leave the factor alone; A is pruned by its inputs."""
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import cases
@@ -13,6 +15,7 @@ from runs import Place
 
 import lrft
 from lrft.adapters.adapter import Site
+from lrft.adapters.part import Run
 from lrft.errors import RecipeError
 from lrft.methods.prilora import Prilora
 
@@ -82,8 +85,8 @@ def test_depth_counts_among_the_adapted_blocks() -> None:
     assert [site.rank for site in Prilora().assign_ranks(sites(9)[8:14])] == [4, 4, 8, 8, 12, 12]
 
 
-def test_without_spread_it_is_a_plain_lora(place: Place) -> None:
-    one = runs.tensors(place.train("adapter.method=[lora, {prilora: {spread: 0.0}}]", out="a"))
+def test_without_spread_and_pruning_it_is_a_plain_lora(place: Place) -> None:
+    one = runs.tensors(place.train("adapter.method=[lora, {prilora: {spread: 0.0, pruned: 0.0}}]", out="a"))
     two = runs.tensors(place.train("adapter.method=lora", out="b"))
     assert runs.differing(one, two) == []
 
@@ -97,6 +100,54 @@ def test_a_run_trains_the_planned_ranks_and_resumes_exactly(place: Place) -> Non
     part = runs.cut(whole, 3, place.root / "cut")
     place.train(*keys, out=part.name, resume="last")
     assert runs.differing(runs.tensors(part), runs.tensors(whole)) == []
+
+
+def test_the_least_of_each_row_become_zero_by_the_inputs_of_its_tokens_and_nothing_else() -> None:
+    """Two passes of a step, one with padding, and an evaluation that does not count; then a second step."""
+    model, ids = tiny.make("llama"), tiny.tokens()
+    attached = lrft.attach(model, {"method": "lora", "rank": 4})
+    part = Prilora(pruned=0.3, every=2, smoothing=0.75)
+    run = Run(0, 10, model, attached.modules, None, 0, lambda t: t)  # type: ignore[arg-type]
+    mask = torch.ones_like(ids)
+    mask[0, -3:] = 0
+    stock, seen = tiny.make("llama"), {name: [] for name in attached.modules}  # the same, for B is zero
+    for name, inputs in seen.items():
+        stock.get_submodule(name).register_forward_pre_hook(lambda _, x, inputs=inputs: inputs.append(x[0].detach()))
+    expected = {name: [0.0] * site.k for name, site in ((site.name, site) for site in attached.sites)}
+    start = {name: adapter.A.detach().clone() for name, adapter in attached.modules.items()}
+    for step in range(2):
+        run.step = step
+        part.before_step(run)
+        for given, rows in ((mask, 1 + step), (None, 2)):
+            for each in (model.train(), stock):
+                each(input_ids=ids[:rows] + step, attention_mask=None if given is None else given[:rows])
+        model.eval()(input_ids=ids)
+        with torch.no_grad():
+            model.train()(input_ids=ids)
+        part.after_step(run)
+        for name, inputs in seen.items():
+            padded, whole = inputs.pop(0), inputs.pop(0)
+            tokens = [*padded[mask[: 1 + step].bool()].tolist(), *whole.flatten(0, 1).tolist()]
+            for j, n in enumerate(expected[name]):
+                expected[name][j] = 0.75 * n + 0.25 * math.sqrt(sum(x[j] ** 2 for x in tokens))
+        if step == 0:
+            assert all(torch.equal(attached.modules[name].A, A) for name, A in start.items())
+    for name, A in start.items():
+        assert part.norms[name].tolist() == pytest.approx(expected[name], rel=1e-4)
+        for row, found in zip(A.tolist(), attached.modules[name].A.tolist(), strict=True):
+            order = sorted(range(len(row)), key=lambda j: abs(row[j]) * expected[name][j])
+            zero = set(order[: math.floor(0.3 * len(row))])
+            assert found == [0.0 if j in zero else row[j] for j in range(len(row))]
+
+
+def test_a_run_prunes_and_what_is_pruned_trains_on(place: Place) -> None:
+    def zeros(run: Path) -> list[float]:
+        found = [t for n, t in runs.tensors(run).items() if "lora_A" in n and "optimizer" not in n]
+        return [(A == 0).float().mean().item() for A in found]
+
+    keys = ("adapter.method={prilora: {spread: 0.0, every: 2}}", "training.learning_rate=0.01")
+    assert zeros(place.train(*keys, "training.max_steps=4", out="at")) == pytest.approx([0.5] * 14, abs=0.03)
+    assert max(zeros(place.train(*keys, "training.max_steps=5", out="after"))) < 0.1
 
 
 def test_stock_peft_reads_the_ranks(place: Place) -> None:

@@ -28,7 +28,7 @@ from lrft.errors import CheckFailed, LrftError, RecipeError
 from lrft.export.merge import merge_adapter
 from lrft.model import fake_kernels
 from lrft.model.classes import auto_class
-from lrft.model.layers import decoder_of
+from lrft.model.layers import decoder_of, head_of
 from lrft.model.load import imagine_quantized, load_model, load_skeleton
 from lrft.model.packed_attention import kernels_of
 from lrft.objectives.packing import find_layout
@@ -464,6 +464,20 @@ def test_the_decoder_makes_no_logits() -> None:
     named_so = model_of("modernbert-decoder", SMALL)
     assert decoder_of(named_so) is named_so.model
     assert len(chosen(named_so).found) > 2
+
+
+def test_a_head_that_the_language_model_inside_names_is_no_target_of_all_linear() -> None:
+    tower = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = {"text_config": {**SMALL, "encoder_hidden_size": 24}, "vision_config": {**tower, "image_size": 32}}
+    model = model_of("blip", words)
+    assert model.get_output_embeddings() is None
+    head = model.text_decoder.cls.predictions.decoder
+    assert head_of(model) is head
+    assert decoder_of(model) is model.text_decoder.bert
+    choice = targets.choose(model, recipe.parse_adapter({"rank": 2}), lambda key: key)
+    assert choice.found
+    assert all(module is not head for module in choice.found.values())
+    assert "text_decoder.cls.predictions.decoder" not in choice.left_out
 
 
 # --- rows

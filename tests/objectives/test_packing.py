@@ -193,7 +193,7 @@ def test_a_row_that_sees_its_neighbour_is_noticed(monkeypatch: pytest.MonkeyPatc
     model = model_of(transformers.LlamaConfig(**SMALL))
     ids = [torch.from_numpy(rows_of(5, 7).tokens(i).astype(np.int64)) for i in range(2)]
     assert packed_equals_alone(model, ids, packed_form(model)) < 1e-5
-    monkeypatch.setattr(packed_attention, "row_lengths", lambda mask: [12])
+    monkeypatch.setattr(packed_attention, "row_lengths", lambda mask: ([12], [0]))
     assert packed_equals_alone(model, ids, packed_form(model)) > 1e-2
 
 
@@ -224,9 +224,9 @@ def test_a_model_with_another_kernel_keeps_it() -> None:
 def test_the_ends_are_read_once_for_all_layers() -> None:
     mask = ends_mask([3, 1, 5])
     assert mask.shape == (1, 1, 1, 3)
-    assert packed_attention.row_lengths(mask) == [3, 1, 5]
+    assert packed_attention.row_lengths(mask) == ([3, 1, 5], [0, 0, 0])
     mask.zero_()
-    assert packed_attention.row_lengths(mask) == [3, 1, 5]
+    assert packed_attention.row_lengths(mask) == ([3, 1, 5], [0, 0, 0])
 
 
 def test_a_model_without_parts_is_asked_for_its_logits() -> None:

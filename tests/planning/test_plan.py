@@ -20,17 +20,20 @@ from cases import CASES
 from runs import Place
 from scaling_tables import tables
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaModel
 
 import lrft
 from lrft.adapters import compose
 from lrft.adapters.attach import attach_sites, prune_base
 from lrft.cli.main import run_command
 from lrft.errors import RecipeError
-from lrft.loading.from_recipe import load_recipe_tokenizer, prepare_data
+from lrft.loading.from_recipe import load_data, load_recipe_tokenizer, prepare_data
 from lrft.model.load import load_model
 from lrft.planning import activation_memory, plan
 from lrft.planning import render as plan_render
 from lrft.planning.plan import Plan, chosen, make_plan
+from lrft.training import step
+from lrft.training.passes import forward_backward
 from lrft.utils import files
 from lrft.utils.text import byte_size
 
@@ -44,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def planned(place: Place, *keys: str, devices: int = 1, nodes: int = 1) -> Plan:
     recipe = place.recipe(*keys)
-    prepared = prepare_data(recipe, place.root / "base", load_recipe_tokenizer(recipe, place.root / "base"))
+    _, prepared = load_data(recipe, place.root / "base")
     return make_plan(recipe, place.root / "base", prepared, devices, nodes=nodes)
 
 
@@ -93,6 +96,57 @@ def test_steps_tokens_and_the_largest_pass_are_those_of_the_run(place: Place) ->
     two = sorted(rows.lengths.tolist())[-2:]
     assert max(two) < made.largest <= sum(two)
     assert planned(place, "data.packing=false").largest >= made.largest
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"adversarial-model-perturbation": {"steps": 2}},
+        {"adversarial-model-perturbation": {"eps": 0.0}},
+        "gradient-regularization",
+        {"booster": {"harmful": runs.other_rows()}},
+        {"bilora": {"share": 0.5}},
+        "ba-lora",
+        {"ba-lora": {"consistency": 0.0}},
+    ],
+    ids=["amp", "amp-off", "gradient-regularization", "booster", "bilora", "ba-lora", "ba-lora-alone"],
+)
+def test_operations_are_those_of_every_pass_that_a_step_makes(
+    method: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = (
+        f"adapter.method={json.dumps(method)}",
+        "training.micro_batch_size=1",  # no padding
+        "training.gradient_checkpointing=none",
+        "training.max_steps=2",
+    )
+    made = planned(place, *keys)
+    tokens, inside = {True: 0, False: 0}, [False]
+    forward = LlamaModel.forward
+
+    def counting(model: Any, **given: Any) -> Any:
+        tokens[torch.is_grad_enabled()] += inside[0] * given["input_ids"].numel()
+        return forward(model, **given)
+
+    def of_a_step(*given: Any) -> Any:
+        inside[0] = True
+        found = forward_backward(*given)
+        inside[0] = False
+        return found
+
+    monkeypatch.setattr(LlamaModel, "forward", counting)
+    monkeypatch.setattr(step, "forward_backward", of_a_step)
+    place.train(*keys, out="passes", fresh=True)
+    matrix = sum(m["layers"] * m["d"] * m["k"] for m in made.modules)
+    assert made.flops == pytest.approx(tokens[True] * (4 * matrix + 2 * made.trained) + tokens[False] * 2 * matrix)
+
+
+def test_gradients_are_summed_and_blocks_gathered_for_every_pass(place: Place) -> None:
+    alone, more = (
+        planned(place, f"adapter.method={json.dumps(method)}", devices=2).communication
+        for method in ("lora", {"adversarial-model-perturbation": {"steps": 2}})
+    )
+    assert {name: more[name] / alone[name] for name in more} == {name: pytest.approx(3) for name in ("ddp", "fsdp")}
 
 
 def test_what_autograd_keeps_is_what_it_keeps_with_real_tensors() -> None:
@@ -312,9 +366,36 @@ def test_time_is_more_than_steps(place: Place, capsys: pytest.CaptureFixture[str
     parts = made.time
     assert made.evaluations == 4
     assert made.seconds == pytest.approx(parts.start + parts.steps + parts.evaluation + parts.answers + parts.saving)
+    assert parts.before == 0
     assert min(parts.start, parts.steps, parts.evaluation, parts.answers, parts.saving) > 0
     without = planned(place)
     assert (without.evaluations, without.time.evaluation, without.time.answers) == (0, 0, 0)
     assert parts.saving == pytest.approx(4 * without.time.saving), "steps 2, 3, 4 and 6; the last one alone"
     longer = planned(place, *keys, "evaluation.max_new_tokens=256").time
     assert longer.answers / parts.answers == pytest.approx(2, rel=0.9)
+
+
+def test_what_the_reference_costs_is_in_the_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass without gradients is two operations for each token and weight."""
+    monkeypatch.setattr(plan, "speed_here", lambda dtype: 1e9)
+    asks = {"prompt": [{"role": "user", "content": "2 + 2?"}]}
+    rows = [asks | {"chosen": "four", "rejected": "five" + " or six" * n} for n in range(8)]
+    runs.write_rows(place.root / "pairs.jsonl", rows)
+    keys = (f"data.train={place.root / 'pairs.jsonl'}", "data.validation=2", "evaluation.every=2", "data.cache=false")
+    plain, cached, each = (
+        planned(place, *keys, f"training.objective={words}")
+        for words in ("simpo", "dpo", "{dpo: {reference: each-step, loss: bco_pair}}")
+    )
+    matrix = sum(m["layers"] * m["d"] * m["k"] for m in plain.modules if m["module"] != "lm_head")
+    matrix += sum(m["d"] * m["k"] for m in plain.modules if m["module"] == "lm_head")
+    recipe = place.recipe(*keys, "training.objective=dpo")
+    prepared = prepare_data(recipe, place.root / "base", load_recipe_tokenizer(recipe, place.root / "base"))
+    tokens = int(prepared.train.lengths.sum()), int(prepared.validation.lengths.sum())
+    assert plain.time.before == each.time.before == 0
+    assert cached.time.before == pytest.approx(2 * matrix * sum(tokens) / 0.75e9)
+    assert (cached.flops, cached.time.evaluation) == (plain.flops, plain.time.evaluation)
+    assert each.flops - plain.flops == pytest.approx(3 * 2 * matrix * plain.tokens)
+    assert each.time.evaluation == pytest.approx(4 * plain.time.evaluation)
+    lines = plan_render.time_lines(cached)
+    assert sum("to ask the base about all rows once" in line for line in lines) == 1
+    assert cached.seconds == pytest.approx(sum(dataclasses.asdict(cached.time).values()))

@@ -92,34 +92,44 @@ def test_every_method_has_a_run_that_trains_it(name: str, monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     comparison = read(Path(comparisons.FOLDER / f"{name}.yaml"))
     words = {*registry.methods(), *registry.PRESETS}
-    assert {variant.name for variant in comparison.variants} == words - set(comparisons.OUTSIDE)
-    assert {*comparisons.RATES, *comparisons.OPTIONS, *comparisons.OUTSIDE} <= words
+    part, ending = comparisons.parted(name)
+    first, later = words - {*comparisons.OUTSIDE, *comparisons.ADDED}, {*comparisons.ADDED}
+    expected = first if not ending else later if part == comparisons.SEARCH else {*comparisons.IN_TASKS}
+    assert {variant.name for variant in comparison.variants} == expected | {"lora"}
+    assert {*comparisons.IN_TASKS} <= later
+    assert not later & {*comparisons.OUTSIDE}
+    assert {*comparisons.RATES, *comparisons.OPTIONS, *comparisons.OUTSIDE, *later} <= words
     assert comparison.baseline == "lora"
     for variant in comparison.variants:
-        assert len(variant.points) in ((3, 4, 5) if name == comparisons.SEARCH else (1,))
+        assert len(variant.points) in ((3, 4, 5) if part == comparisons.SEARCH else (1,))
         recipe, _ = variant.recipe(variant.points[0], seed=1, output=Path("out"))
         named = {entry.name for entry in recipe.adapter.method}
         preset = registry.PRESETS.get(variant.name)
         assert (variant.name in named) if preset is None else named >= {name for name, _ in preset.entries}
 
 
-def test_tasks_take_the_rates_that_were_found_and_seeds_that_did_not_find_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ending", ["", comparisons.OF_ADDED])
+def test_tasks_take_the_rates_that_were_found_and_seeds_that_did_not_find_them(
+    ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    found = {row["run"]: row["best"] for row in KEPT[comparisons.SEARCH]["methods"]}
-    searched = read(Path(comparisons.FOLDER / f"{comparisons.SEARCH}.yaml"))
+    search = comparisons.SEARCH + ending
+    found = {row["run"]: row["best"] for row in KEPT[search]["methods"]}
+    searched = read(Path(comparisons.FOLDER / f"{search}.yaml"))
     for task in TASKS:
-        comparison = read(Path(comparisons.FOLDER / f"{task}.yaml"))
+        comparison = read(Path(comparisons.FOLDER / f"{task}{ending}.yaml"))
         assert not {*comparison.seeds} & {*searched.seeds}
         for variant in comparison.variants:
             recipe, _ = variant.recipe(variant.points[0], seed=2, output=Path("out"))
             assert {"training.learning_rate": recipe.training.learning_rate} == found[variant.name]
 
 
-def test_what_was_searched_is_what_the_search_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("search", [comparisons.SEARCH, comparisons.SEARCH + comparisons.OF_ADDED])
+def test_what_was_searched_is_what_the_search_says(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    searched = read(Path(comparisons.FOLDER / f"{comparisons.SEARCH}.yaml"))
+    searched = read(Path(comparisons.FOLDER / f"{search}.yaml"))
     wanted = {(variant.name, *point.plain().values()) for variant in searched.variants for point in variant.points}
-    kept = KEPT[comparisons.SEARCH]["grid"]
+    kept = KEPT[search]["grid"]
     assert {(point["run"], *point["point"].values()) for point in kept} == wanted
     assert len(kept) == len(wanted)
 
@@ -177,8 +187,10 @@ def test_the_page_is_what_the_figures_give() -> None:
     assert set(KEPT) == {*comparisons.COMPARISONS}, "scripts/benchmark run"
     text = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
     assert text == page.page(KEPT)
-    for row in KEPT[comparisons.SEARCH]["methods"]:
+    for row in (row for ending in ("", comparisons.OF_ADDED) for row in KEPT[comparisons.SEARCH + ending]["methods"]):
         assert re.search(rf"\| \**{re.escape(row['run'])}\** \|", text)
+    for name in comparisons.OUTSIDE:
+        assert re.search(rf"^- .*{re.escape(name)}[,:]", text, re.MULTILINE)
 
 
 def test_a_rate_at_the_edge_has_a_star() -> None:

@@ -254,6 +254,16 @@ def test_the_cost_of_all_calls_is_added_up_and_of_those_that_fail(tmp_path: Path
     assert files.read_json(cost)["cpu_seconds"] >= first["cpu_seconds"] + 0.4
 
 
+def test_the_cost_has_what_is_left_behind_by_those_that_end_first(tmp_path: Path) -> None:
+    """As the runs of a comparison are, which a fork server waits for and nobody for that."""
+    busy = "import time\nwhile time.process_time() < 0.5: pass"
+    leaves = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {busy!r}], start_new_session=True)"
+    cost = tmp_path / "cost.json"
+    with keeping.counted(cost):
+        subprocess.run([sys.executable, "-c", leaves], check=True)
+    assert files.read_json(cost)["cpu_seconds"] >= 0.45
+
+
 @pytest.mark.slow
 def test_a_claim_is_run_and_kept(place: Path) -> None:
     """Two runs of one step; then again, from what is there."""

@@ -101,7 +101,6 @@ def test_problems_by_their_rows(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         (("data.packing=true",), "data.packing: classification trains a head, which answers each row by itself"),
-        (("adapter.method=ba-lora",), "adds to the loss, which training.objective: classification does not take up"),
         (("training.objective={classification: {class_weights: [1.0]}}",), "class_weights has 1 numbers"),
         (("training.objective={classification: {problem: both}}",), "problem"),
     ],

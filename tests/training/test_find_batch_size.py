@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +69,22 @@ def test_it_halves_until_the_longest_rows_fit(place: Place, monkeypatch: pytest.
     session = set_up(place.recipe(AUTO), Options())
     assert session.engine.micro == 2
     assert seen[-2:] == [sum(lengths[:4]), sum(lengths[:2])]
+
+
+def test_auxiliary_rows_have_to_fit_too_and_few_of_them_limit_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = " ".join(["several longer words"] * 14)
+    path = runs.write_rows(tmp_path / "long.jsonl", [{"prompt": words, "completion": "yes"} for _ in range(2)])
+    keys = (AUTO, f"adapter.method={json.dumps({'booster': {'harmful': str(path)}})}", "data.packing=false")
+    inputs = set_up(place.recipe(*keys), Options()).inputs
+    assert inputs.auxiliary is not None
+    whole = 2 * int(max(inputs.auxiliary.lengths))
+    assert whole > 4 * int(max(inputs.train.lengths)), "four of the others fit"
+    short_of_memory(monkeypatch, whole)
+    assert set_up(place.recipe(*keys), Options()).engine.micro == 4, "two rows, which fit, say nothing of four"
+    short_of_memory(monkeypatch, whole - 1)
+    assert set_up(place.recipe(*keys), Options()).engine.micro == 1
 
 
 def test_memory_without_a_gpu_is_counted_not_tried(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

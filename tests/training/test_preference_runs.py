@@ -106,6 +106,12 @@ def test_a_run_of_judged_answers_notes_its_kl_and_says_when_labels_are_of_one_ki
         (("training.objective=ipo",), "Here: {dpo: {loss: ipo}}"),
         (("training.objective={dpo: {beta: 0}}",), "beta"),
         (("training.objective={dpo: {loss: hinge, label_smoothing: 0.1}}",), "label_smoothing is only for loss"),
+        (("training.objective=sppo",), "Here: {dpo: {loss: sppo_hard}}"),
+        (("training.objective=rm",), "Here: reward, a reward model of pairs"),
+        (("training.objective=grpo",), "answers that the model itself samples is not supported"),
+        (("training.objective={dpo: {temperature: 0.1}}",), "temperature is only for loss: discopop"),
+        (("training.center_rewards_coefficient=0.1",), "In lrft: training.objective: {reward: {center: ...}}"),
+        (("training.max_prompt_length=10",), "data.max_length is of prompt and answer together"),
         (("training.pref_beta=0.1",), "In lrft: training.objective: {dpo: {beta: ...}}"),
     ],
 )
@@ -123,10 +129,19 @@ def test_the_default_learning_rate_is_lower_for_preferences(place: Place) -> Non
     assert "times 0.05 for dpo" in recipe.where("training.learning_rate")
 
 
-@pytest.mark.parametrize("method", ["[lora, ba-lora]", "lora-ensemble"])
-def test_methods_that_need_the_token_loss_are_refused(preferences: Place, method: str) -> None:
-    with pytest.raises(RecipeError, match=r"which training\.objective: dpo does not"):
+@pytest.mark.parametrize(("method", "name"), [("[lora, ba-lora]", "ba-lora"), ("lora-ensemble", "lora-ensemble")])
+def test_methods_that_need_the_token_loss_are_refused(preferences: Place, method: str, name: str) -> None:
+    with pytest.raises(RecipeError, match=r"which training\.objective: dpo does not take up") as caught:
         preferences.train("training.objective=dpo", f"adapter.method={method}")
+    assert f"Take {name} out, or train with sft" in str(caught.value)
+
+
+def test_a_method_that_does_not_train_on_the_base_is_refused_beside_a_reference(place: Place) -> None:
+    with pytest.raises(RecipeError) as caught:
+        place.recipe("training.objective=dpo", "adapter.method=[lora, loram]")
+    assert "loram trains on a pruned base and answers on the whole one" in str(caught.value)
+    assert "Use another method, or training.objective: cpo, orpo, reward or simpo" in str(caught.value)
+    place.recipe("training.objective=simpo", "adapter.method=[lora, loram]")
 
 
 @pytest.mark.slow
