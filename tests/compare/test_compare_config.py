@@ -271,14 +271,14 @@ def test_a_mistake_is_found_without_torch(write) -> None:
 def test_every_key_is_in_the_help_and_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["compare", "--help"]) == 0
     shown = capsys.readouterr().out
-    page = (Path(registry.__file__).parents[1] / "docs" / "compare.md").read_text()
+    page = (Path(registry.__file__).parents[2] / "docs" / "compare.md").read_text()
     for key in files.KEYS:
         assert f"\n  {key} " in shown
         assert f"| `{key}` |" in page
 
 
 def test_the_example_that_ships_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(registry.__file__).parents[1]
+    root = Path(registry.__file__).parents[2]
     monkeypatch.chdir(root)
     (path,) = (root / "recipes" / "compare").glob("*.yaml")
     assert len(read(path).variants) > 2
