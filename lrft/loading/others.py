@@ -196,10 +196,10 @@ def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows) ->
     if found.saved is not None:
         around = partial(switched, base, layers_of(base, found.saved))
         said = f"{found.name}   on the same base"
-        return OtherModel(base, Layout(), True, around, found.key, found.fingerprint, said)
+        return OtherModel(base, Layout(), True, around, _written(recipe, found.key), found.fingerprint, said)
     if found.is_base:
         said = f"{found.name}   the base itself"
-        return OtherModel(base, Layout(), True, nullcontext, found.key, found.fingerprint, said)
+        return OtherModel(base, Layout(), True, nullcontext, _written(recipe, found.key), found.fingerprint, said)
     dtype = hardware.frozen_dtype(recipe.model.precision, compute)
     model: Any = load_model(
         found.folder,
@@ -210,7 +210,7 @@ def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows) ->
     model.to(base.device)
     layout = find_layout(model, rows, packing=recipe.data.packing, compute=compute)
     said = f"{found.name}   {count(model) / 1e6:,.1f} M parameters, frozen in {dtype}"
-    return OtherModel(model, layout, False, nullcontext, found.key, found.fingerprint, said)
+    return OtherModel(model, layout, False, nullcontext, _written(recipe, found.key), found.fingerprint, said)
 
 
 def layers_of(base: Any, saved: SavedAdapter) -> dict[str, AdapterLinear]:

@@ -69,15 +69,15 @@ CONTESTANTS: tuple[Contestant, ...] = (
 
 
 PREFERENCES: tuple[Contestant, ...] = (
-    lrft("lrft sft", "sft of the same sequences, chosen and rejected, each a row; micro-batches of 4 rows"),
+    lrft("lrft, sft", "sft of the same sequences, chosen and rejected, each a row; micro-batches of 4 rows"),
     Contestant(
-        "lrft dpo",
+        "lrft, dpo",
         "lrft_step",
         "dpo, its reference computed before the first step; micro-batches of 2 pairs",
         options={"pairs": True, "recipe": ["training.objective=dpo", "training.micro_batch_size=2"]},
     ),
     Contestant(
-        "lrft dpo, each step",
+        "lrft, dpo each step",
         "lrft_step",
         "dpo, reference: each-step",
         options={

@@ -11,7 +11,7 @@ from performance.rounds import Plan
 from performance.steps import dtype, unequal
 from performance.tables import count, noisy, ratio, spread, table, whole
 
-SFT, OWN, PEER = "lrft sft", "lrft dpo", "trl dpo"
+SFT, OWN, PEER = "lrft, sft", "lrft, dpo", "trl dpo"
 
 
 def measure(place: Place, options: argparse.Namespace) -> dict[str, Any]:

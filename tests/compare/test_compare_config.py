@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import lrft
 from lrft import recipe as recipes
-from lrft import registry
 from lrft.cli.main import run_command
 from lrft.compare import config as files
 from lrft.compare.config import Comparison, read
@@ -271,14 +271,14 @@ def test_a_mistake_is_found_without_torch(write) -> None:
 def test_every_key_is_in_the_help_and_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["compare", "--help"]) == 0
     shown = capsys.readouterr().out
-    page = (Path(registry.__file__).parents[2] / "docs" / "compare.md").read_text()
+    page = (Path(lrft.__file__).parents[1] / "docs" / "compare.md").read_text()
     for key in files.KEYS:
         assert f"\n  {key} " in shown
         assert f"| `{key}` |" in page
 
 
 def test_the_example_that_ships_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(registry.__file__).parents[2]
+    root = Path(lrft.__file__).parents[1]
     monkeypatch.chdir(root)
     (path,) = (root / "recipes" / "compare").glob("*.yaml")
     assert len(read(path).variants) > 2

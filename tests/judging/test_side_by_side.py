@@ -203,8 +203,9 @@ def test_a_run_and_its_base(trained: runs.Place) -> None:
 
 
 def test_a_run_and_its_merged_model_are_told_apart_by_nothing(trained: runs.Place, tmp_path: Path) -> None:
-    """A plain model of the same vocabulary gets the same tokens, and answers the same."""
+    """A plain model of the same vocabulary gets the same tokens, also without a template, and answers the same."""
     out = tmp_path / "page.html"
+    (trained.root / "merged" / "chat_template.jinja").unlink()
     options = ["--compare", str(trained.root / "merged"), "-o", str(out)]
     part = evaluated(trained, str(trained.root / "run"), *options)["data"][OWN]
     assert part["same_tokens"]

@@ -16,6 +16,7 @@ from lrft.cli.main import run_command
 from lrft.errors import MissingError, RecipeError, UsageError
 from lrft.loading.optimizer import rate_hint
 from lrft.optim.optimizer import grouped, load_state_tensors, state_tensors, with_state
+from lrft.registry import rooms
 from lrft.utils import files
 
 CARDS = registry.declared("optimizers")
@@ -179,7 +180,7 @@ def test_paging_without_a_gpu_is_refused(place: Place, spelt: str) -> None:
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    monkeypatch.setattr(rooms, "find_spec", lambda name: None)
     with pytest.raises(MissingError) as refused:
         place.train("training.optimizer=lion", "model=nowhere")
     assert refused.value.lines()[-1].endswith("pip install bitsandbytes")

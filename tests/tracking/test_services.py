@@ -12,6 +12,7 @@ from runs import Place
 
 from lrft import registry
 from lrft.errors import MissingError, RecipeError
+from lrft.registry import rooms
 from lrft.tracking import service, worker
 from lrft.tracking.console import Reporter
 from lrft.tracking.fan_out import Trackers
@@ -127,14 +128,14 @@ def test_one_that_hangs_keeps_nobody_waiting(
 def test_a_run_ends_well_beside_a_tracker_that_fails(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is not there: what the check at the start cannot see, as a broken installation."""
     monkeypatch.setattr(registry, "missing_package", lambda *_: "")
-    name = next(name for name in ("aim", "swanlab", "comet_ml") if registry.find_spec(name) is None)
+    name = next(name for name in ("aim", "swanlab", "comet_ml") if rooms.find_spec(name) is None)
     run = place.train(f"logging.report_to=[{name}]")
     assert len(runs.records(run)) == runs.STEPS
     assert (run / "log.txt").read_text().count(f"tracker {name} failed and was disabled") == 2  # then, and at the end
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    monkeypatch.setattr(rooms, "find_spec", lambda name: None)
     for name, package in (("wandb", "wandb"), ("comet_ml", "comet-ml")):
         with pytest.raises(MissingError) as refused:
             place.train(f"logging.report_to=[{name}]", "model=nowhere")
