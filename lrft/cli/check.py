@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.cli.arguments import Overrides, RecipePath, as_written, loading, read_recipe, refuse_missing, refuse_unready
+from lrft.cli.answer import answering
+from lrft.cli.arguments import (
+    AsJson,
+    Overrides,
+    RecipePath,
+    as_written,
+    loading,
+    read_recipe,
+    refuse_missing,
+    refuse_unready,
+)
 from lrft.errors import Problem, RecipeError
 from lrft.utils.text import Row
 
@@ -19,6 +29,7 @@ def check(
     recipe: RecipePath,
     overrides: Overrides = None,
     static: Annotated[bool, typer.Option("--static", help="Check the recipe only, without model or data.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a recipe without training.
 
@@ -30,15 +41,16 @@ def check(
 
     loaded = read_recipe(recipe, overrides)
     if static:
-        typer.echo(f"{recipe}: recipe OK (model and data not checked; drop --static to check them)")
+        with answering(as_json) as reporter:
+            reporter.line(f"{recipe}: recipe OK (model and data not checked; drop --static to check them)")
         return
     refuse_missing(loaded)
     refuse_missing_packages(loaded)
     with as_written(loaded):
-        check_all(loaded, recipe)
+        check_all(loaded, recipe, as_json)
 
 
-def check_all(recipe: Recipe, path: Path) -> None:
+def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     """Print a summary of the recipe. Raises a subclass of LrftError for the first problem."""
     with loading():
         import torch
@@ -58,7 +70,6 @@ def check_all(recipe: Recipe, path: Path) -> None:
         from lrft.model.stored import Stored
         from lrft.model.weights import weight_files
         from lrft.runs.after_training import shown
-        from lrft.tracking.console import Reporter
 
     refuse_unready(recipe)
     refuse_optimizer(recipe, torch.cuda.is_available())
@@ -92,7 +103,7 @@ def check_all(recipe: Recipe, path: Path) -> None:
         *(f"left out: {line}" for line in left_out),
     ]
     after: list[Row] = [("after", shown(recipe))] if shown(recipe) else []
-    with Reporter(None) as reporter:
+    with answering(as_json) as reporter:
         reporter.table(
             [
                 ("model", [recipe.masked(recipe.model.name), f"{everything / 1e6:,.1f} M parameters"]),

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lrft.cli.arguments import Base, loading, one_of
+from lrft.cli.answer import answering
+from lrft.cli.arguments import AsJson, Base, loading, one_of
 from lrft.errors import UsageError
 from lrft.utils.text import Row, command, count
 
@@ -36,6 +37,7 @@ def combine(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the numbers that dare keeps.")] = 0,
     base: Base = None,
+    as_json: AsJson = False,
 ) -> None:
     """Combine adapters over one base into a LoRA that lrft and PEFT load.
 
@@ -57,7 +59,6 @@ def combine(
         from lrft.export.combine import combine_adapters
         from lrft.loading.saved import adapter_folder
         from lrft.runs.locate import trusts_remote_code
-        from lrft.tracking.console import Reporter
 
     adapters = [adapter_folder(source) for source in sources]
     found = combine_adapters(
@@ -79,7 +80,7 @@ def combine(
         ("combined", [str(out), f"{count(found.modules, 'module')}, {ranks}", exact if how != "linear" else ""]),
         ("next", [command("lrft", "eval", out, "--data", "test.jsonl")]),
     ]
-    with Reporter(None) as reporter:
+    with answering(as_json) as reporter:
         reporter.table(rows)
 
 

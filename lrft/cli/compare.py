@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lrft.cli.arguments import as_written, loading
+from lrft.cli.answer import answering
+from lrft.cli.arguments import AsJson, as_written, loading
 
 
 def compare(
@@ -19,6 +20,7 @@ def compare(
             "--dry-run", help="List the runs with rank, trainable parameters and estimated time; train nothing."
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train one recipe with several methods, at matched trainable parameters, and compare them.
 
@@ -44,5 +46,5 @@ def compare(
     with loading():
         from lrft.compare.run import run
 
-    with as_written(comparison.first_recipe()):
-        run(comparison, jobs=jobs, dry_run=dry_run)
+    with as_written(comparison.first_recipe()), answering(as_json) as reporter:
+        run(comparison, reporter, jobs=jobs, dry_run=dry_run)

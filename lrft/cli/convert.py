@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.cli.arguments import Base, TrustRemoteCode, loading, one_of, tell_choice
+from lrft.cli.answer import answering
+from lrft.cli.arguments import AsJson, Base, TrustRemoteCode, loading, one_of, tell_choice
 from lrft.errors import UsageError
 from lrft.utils.text import Row, command, count
 
@@ -36,6 +37,7 @@ def convert(
     ] = 0.2,
     base: Base = None,
     trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write any adapter, or what full fine-tuning changed, as a LoRA that PEFT, vLLM and llama.cpp load.
 
@@ -50,7 +52,6 @@ def convert(
         raise UsageError("--base has no effect with --from-models: the first folder is the base")
     with loading():
         from lrft.export.lora import Lora
-        from lrft.tracking.console import Reporter
 
     how = Lora(rank=rank, energy=energy, tolerance=tolerance)
     if from_models:
@@ -63,7 +64,7 @@ def convert(
         ("checked", [f"mean logit difference {share:.2%} of the change", f"same token {difference.same_first:.2%}"]),
         ("next", [command("lrft", "eval", out, "--data", "test.jsonl")]),
     ]
-    with Reporter(None) as reporter:
+    with answering(as_json) as reporter:
         reporter.table(rows)
         if lost:
             reporter.warn(lost)

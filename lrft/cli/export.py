@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.cli.arguments import Base, loading, read_options
+from lrft.cli.answer import answering
+from lrft.cli.arguments import AsJson, Base, loading, read_options
 from lrft.errors import UsageError, nearest
 from lrft.utils.text import Row
 
@@ -30,6 +31,7 @@ def export(
         Path | None, typer.Option("-o", "--out", help="The new folder. Default: export/NAME in the run.")
     ] = None,
     base: Base = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the result as a folder for another tool; a model folder is compared with the adapter.
 
@@ -42,7 +44,6 @@ def export(
         from lrft.export.gguf import FILE
         from lrft.loading.saved import adapter_folder, base_of
         from lrft.runs.locate import run_of
-        from lrft.tracking.console import Reporter
         from lrft.verification.adapter import verify_adapter
         from lrft.verification.gguf import verify_gguf
         from lrft.verification.merge import verify_merge
@@ -65,7 +66,7 @@ def export(
         rows.append(("checked", [*checked(found), share]))
     if writer.writes_gguf:
         rows.append(("checked", checked(verify_gguf(out / FILE, adapter, base_folder=folder, dtype=writer.dtype))))
-    with Reporter(None) as reporter:
+    with answering(as_json) as reporter:
         reporter.table(rows)
 
 

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.cli.answer import answering
+from lrft.cli.arguments import AsJson
 from lrft.errors import UsageError, nearest
 from lrft.utils.text import Row, command
 
 if TYPE_CHECKING:
     from lrft.data.suggest import Suggestion
 
-SHORT = """\
+SCHEMA = "lrft.schema.json"
+"""the file beside a recipe by which an editor completes and checks it"""
+HEAD = """\
+# yaml-language-server: $schema={schema}
 # {check} finds what is wrong with this recipe.
 # Every key with its default: lrft init --full. One key explained: lrft schema adapter.rank
-# For an editor: lrft schema > lrft.schema.json, and a comment "yaml-language-server: $schema=lrft.schema.json".
+"""
+SHORT = """\
 
 # A folder, a hub id, or a .gguf file.
 model: {model}
@@ -45,22 +51,37 @@ def init(
     ] = None,
     method: Annotated[str, typer.Option(help="Adapter method, see `lrft methods`.")] = "lora",
     full: Annotated[bool, typer.Option("--full", help="Every key with its default.")] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Translate this configuration of another tool into a recipe."),
+    ] = None,
+    tool: Annotated[
+        str | None, typer.Option(help="The tool of --from, if its keys do not tell: axolotl, trl, peft, ...")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a commented recipe to start from.
 
     Prompts for model and data if not given. A local data file is inspected, and the recipe sets the keys
-    it needs.
+    it needs. Beside the recipe lies its schema, by which an editor completes and checks keys.
+
+    --from takes a configuration of Axolotl, LLaMA-Factory, ms-swift, torchtune, TRL, LitGPT, mlx-lm or Unsloth, or an
+    adapter_config.json of PEFT. What has no counterpart is listed with the reason.
 
     Example: lrft init --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl
     """
     refuse(path, method)
+    if source is not None:
+        translate(path, source, tool, model=model, data=data, as_json=as_json)
+        return
+    if tool is not None:
+        raise UsageError("--tool says of which tool --from is: give both", "Example: lrft init --from config.yml")
     model, data = asked(model, data)
     from lrft.data.suggest import suggest
-    from lrft.tracking.console import Reporter
 
     found = suggest(data)
     write(path, model=model, data=data_section(data, found), method=method, full=full)
-    with Reporter(None) as reporter:
+    with answering(as_json) as reporter:
         reporter.table([("wrote", str(path)), *notes(data, found)])
         reporter.table([("next", [command("lrft", name, path) for name in ("check", "preview", "train")])])
 
@@ -136,11 +157,52 @@ def write(path: Path, *, model: str, data: str, method: str, full: bool) -> None
     from lrft.utils import files
 
     check = command("lrft", "check", path)
-    files.write_text(
-        path, SHORT.format(check=check, model=inline(model), data=data, method=inline(method), rate=rate(method))
-    )
+    lines = SHORT.format(model=inline(model), data=data, method=inline(method), rate=rate(method))
+    write_schema(path.parent)
+    files.write_text(path, head(path) + lines)
     if full:
         text = recipes.resolved(recipes.load(path), {}).split("\n", 1)[1]
         # As a default it gives way to a model with fewer positions; as a key it would be refused.
         text = text.replace("\n  max_length:", "\n  # max_length:", 1)
-        files.write_text(path, f"# Every key of a recipe with its default. Check it: {check}\n{text}")
+        first = head(path).splitlines()[0]
+        files.write_text(path, f"{first}\n# Every key of a recipe with its default. Check it: {check}\n{text}")
+
+
+def head(path: Path) -> str:
+    """The comments at the start of a recipe: for editors, and for people."""
+    return HEAD.format(schema=SCHEMA, check=command("lrft", "check", path))
+
+
+def write_schema(folder: Path) -> None:
+    """The JSON Schema of recipes in `folder`: one of another version is replaced, another file left alone."""
+    from lrft.recipe.json_schema import SCHEMA_ID, schema_text
+    from lrft.utils import files
+
+    if not (folder / SCHEMA).exists() or SCHEMA_ID in (folder / SCHEMA).read_text(encoding="utf-8", errors="replace"):
+        files.write_text(folder / SCHEMA, schema_text())
+
+
+def translate(
+    path: Path, source: Path, tool: str | None, *, model: str | None, data: str | None, as_json: bool
+) -> None:
+    """Write the configuration `source` of another tool as a recipe to `path`, and say what became of its keys."""
+    from lrft.moving.convert import move
+    from lrft.utils import files
+
+    moved = move(source, tool, head=head(path), model=model, data=data)
+    write_schema(path.parent)
+    files.write_text(path, moved.text)
+    count = len(moved.carried) + len(moved.needless) + len(moved.missing)
+    rows: list[Row] = [
+        ("wrote", str(path)),
+        ("from", f"{source} of {moved.tool.TITLE}: {len(moved.carried)} of {count} keys have a place in the recipe"),
+    ]
+    if moved.needless:
+        rows.append(("needless", f"{', '.join(line.key for line in moved.needless)}; the recipe says why"))
+    if moved.missing:
+        rows.append(("left out", [f"{line.key}: {line.text}" for line in moved.missing]))
+    if moved.open:
+        rows.append(("replace", f"{', '.join(moved.open)}: the configuration does not say it"))
+    with answering(as_json) as reporter:
+        reporter.table(rows)
+        reporter.table([("next", [command("lrft", name, path) for name in ("check", "preview", "train")])])

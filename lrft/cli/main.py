@@ -6,6 +6,7 @@ Nothing heavy is imported here: `lrft --help` and a misspelt key answer before t
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from lrft.cli.combine import combine
 from lrft.cli.compare import compare
 from lrft.cli.convert import convert
 from lrft.cli.data import data
+from lrft.cli.doctor import doctor
 from lrft.cli.eval import evaluate
 from lrft.cli.export import export
 from lrft.cli.generate import generate
@@ -31,6 +33,7 @@ from lrft.cli.methods import methods
 from lrft.cli.plan import plan
 from lrft.cli.preview import preview
 from lrft.cli.push import push
+from lrft.cli.quickstart import quickstart
 from lrft.cli.report import report
 from lrft.cli.schema import schema
 from lrft.cli.serve import serve
@@ -39,11 +42,11 @@ from lrft.cli.train import train
 from lrft.cli.tune import tune
 from lrft.cli.verify import verify
 from lrft.errors import LrftError, MemoryExhausted, UsageError, exit_code, nearest
-from lrft.version import __version__
+from lrft.version import built_from
 
 # In the order of use: `lrft --help` shows them like this.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Start": {"init": init, "check": check, "data": data, "preview": preview, "plan": plan},
+    "Start": {"quickstart": quickstart, "init": init, "check": check, "data": data, "preview": preview, "plan": plan},
     "Train": {"train": train, "tune": tune, "compare": compare},
     "Use": {
         "merge": merge,
@@ -56,7 +59,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "export": export,
         "push": push,
     },
-    "Look": {"report": report, "inspect": inspect, "verify": verify},
+    "Look": {"report": report, "inspect": inspect, "verify": verify, "doctor": doctor},
     "Reference": {"methods": methods, "show": show, "schema": schema},
 }
 
@@ -102,7 +105,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"lrft {__version__}")
+        typer.echo(f"lrft {built_from()}")
         raise typer.Exit
 
 
@@ -130,6 +133,8 @@ def run_command(arguments: list[str]) -> int:
         return leaving.code if isinstance(leaving.code, int) else 1
     except LrftError as error:
         errors.tell(error)
+        if "--json" in arguments:
+            print(json.dumps({"error": error.lines(), "exit_code": exit_code(error)}, indent=1))
         return exit_code(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.cli.arguments import loading, tell_choice
+from lrft.cli.answer import answering
+from lrft.cli.arguments import AsJson, loading, tell_choice
 from lrft.errors import UsageError
 from lrft.utils.text import byte_size
 
@@ -35,6 +36,7 @@ def push(
         str | None, typer.Option("--license", help="The base's, as the hub names it. Default: as its README says.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Publish an adapter, a merged model or a GGUF on the hub, with a model card. Private unless --public.
 
@@ -49,13 +51,13 @@ def push(
         from lrft.publishing.scan import refuse_private
         from lrft.publishing.stage import stage
         from lrft.publishing.told import chosen_folder, private_here, tell_of
-        from lrft.tracking.console import Reporter
         from lrft.utils import files
 
     folder = chosen_folder(source)
     tell_choice(source, folder)
     told = tell_of(folder, to, base_name, licence)
-    with tempfile.TemporaryDirectory(prefix=".push-", dir=folder.resolve().parent) as made, Reporter(None) as reporter:
+    beside = tempfile.TemporaryDirectory(prefix=".push-", dir=folder.resolve().parent)
+    with beside as made, answering(as_json) as reporter:
         ready = Path(made)
         stage(folder, ready, told.base)
         files.write_text(ready / "README.md", card(told))

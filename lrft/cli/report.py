@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from lrft.cli.answer import answering
+from lrft.cli.arguments import AsJson
+
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, finished or not.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Output file. Default: report.html in the run folder.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run's report as one HTML file with curves, samples, checks, environment and recipe.
 
@@ -20,4 +24,6 @@ def report(
     """
     from lrft.report.html import write_page
 
-    typer.echo(f"wrote {write_page(run, out)}")
+    page = write_page(run, out)
+    with answering(as_json, {"wrote": str(page)}) as reporter:
+        reporter.line(f"wrote {page}")

@@ -26,29 +26,28 @@ from lrft.utils.text import count, decimals, duration
 GOING_ON = "this table contains only the runs finished so far"
 
 
-def run(comparison: Comparison, *, jobs: int, dry_run: bool) -> None:
+def run(comparison: Comparison, reporter: Reporter, *, jobs: int, dry_run: bool) -> None:
     """Train what is not finished, measure it, and write the pages.
 
     Raises LrftError in its kinds: Stopped after a signal, LrftError when a run failed otherwise than by diverging.
     """
-    with Reporter(None) as reporter:
-        choices = budget.choose(comparison)
-        made = make_jobs(comparison, [_rank(comparison, choice) for choice in choices])
-        refuse_other_recipes(made)
-        refuse_other_contents(made, hashes := Hashes())
-        reporter.table(estimate.plan_rows(comparison, made, choices))
-        if dry_run:
-            reporter.table(estimate.list_rows(made))
-            reporter.table(estimate.time_rows(made, jobs))
-            return
-        with taken(comparison.output), Pool(jobs, visible_gpus(launch.gpus())) as pool:
-            try:
-                train(made, hashes, pool, reporter)
-                ask(comparison, made, pool, reporter)
-            except Stopped:
-                tell(comparison, made, choices, reporter, stopped=True)
-                raise
-        tell(comparison, made, choices, reporter)
+    choices = budget.choose(comparison)
+    made = make_jobs(comparison, [_rank(comparison, choice) for choice in choices])
+    refuse_other_recipes(made)
+    refuse_other_contents(made, hashes := Hashes())
+    reporter.table(estimate.plan_rows(comparison, made, choices))
+    if dry_run:
+        reporter.table(estimate.list_rows(made))
+        reporter.table(estimate.time_rows(made, jobs))
+        return
+    with taken(comparison.output), Pool(jobs, visible_gpus(launch.gpus())) as pool:
+        try:
+            train(made, hashes, pool, reporter)
+            ask(comparison, made, pool, reporter)
+        except Stopped:
+            tell(comparison, made, choices, reporter, stopped=True)
+            raise
+    tell(comparison, made, choices, reporter)
     failed = [job for job in made if job.state == "failed"]
     if failed:
         raise LrftError(

@@ -38,6 +38,16 @@ def render(rows: Rows, report: DataReport, tokenizer: Any, *, n: int = 5, colour
     return out
 
 
+def to_dict(rows: Rows, report: DataReport, tokenizer: Any, *, n: int = 5) -> dict[str, Any]:
+    """The same rows and counts as values for JSON: of each row its text with [[trained]] and {{cut off}} marked."""
+    shown = []
+    for i in np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int).tolist():
+        parts = [text.plain for text in parts_text(rows, i, tokenizer, colour=False)]
+        counts = {"tokens": len(rows.tokens(i)), "trained": int(rows.trained(i).sum()), "weight": rows.weight(i)}
+        shown.append({"row": i + 1, "source": rows.source(i), **counts, "parts": parts})
+    return {"rows": shown, "data": report.to_dict()}
+
+
 def legend(colour: bool) -> Text:
     """How the tokens of a row are marked."""
     if not colour:

@@ -5,229 +5,144 @@ Accepting a second spelling would leave two in the world; refusing with the fix 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 
+from lrft.foreign import values
+from lrft.foreign.entries import SAYS, Entry, To, place
+from lrft.foreign.lora import LOFTQ, SAVED_WHOLE
+from lrft.foreign.tools import TOOLS
 from lrft.recipe.nodes import Node
+from lrft.recipe.schema import Section
 
 _MODEL = "model.name"
-_TARGETS = "adapter.target_modules"
 _LENGTH = "data.max_length"
 _QUANTIZATION = "model.quantization"
 _BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
 _DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
+_OBJECTIVE, _BETA = SAYS["training.objective"], SAYS["training.objective.beta"]
 _TRACKER = "logging.report_to: [{%s: {project: ..., run_name: ...}}]"
 
-_OBJECTIVE = "training.objective: sft, dpo, simpo, orpo, cpo, kto or reward"
-_BETA = "training.objective: {dpo: {beta: ...}}, and the same of simpo, orpo, cpo and kto"
-
-# What follows is joined to KEYS below.
-_DATA: Mapping[str, str] = {
-    "excess_length_strategy": "data.too_long: drop, truncate, split or error",
-    **dict.fromkeys(("max_samples", "num_samples", "max_train_samples"), "data.train.limit, of each entry"),
-    **dict.fromkeys(("shuffle_merged_datasets", "disable_shuffling", "curriculum_sampling"), "data.shuffle"),
-    **dict.fromkeys(
-        ("buffer_size", "shuffle_buffer_size", "pretrain_multipack_buffer_size", "streaming_multipack_buffer_size"),
-        "data.window, with data.streaming: true",
-    ),
-    "pretraining_dataset": "data.train, with training.objective: text",
-    **dict.fromkeys(("data_files", "dataset_dir", "ds_type"), "data.train.path, whose ending says the kind"),
-    "split_special_tokens": "data.train.special_tokens: text or tokens",
-    **dict.fromkeys(
-        ("field_messages", "field_instruction", "field_input", "field_output", "field_system", "field_prompt"),
-        "data.train.columns: {theirs: ours}",
-    ),
-    **dict.fromkeys(
-        ("field_chosen", "field_rejected", "field_completion", "field_label", "field_tools", "dataset_text_field"),
-        "data.train.columns: {theirs: ours}",
-    ),
-    **dict.fromkeys(("roles_to_train", "mask_history"), "data.train_on: assistant, last-assistant or all"),
-    **dict.fromkeys(("chat_template_jinja", "chat_template_path"), "data.chat_template: the path of a .jinja file"),
-    **dict.fromkeys(("eval_sample_packing", "batch_flattening", "padding_free"), "data.packing"),
-    **dict.fromkeys(("sample_packing_group_size", "sample_packing_bin_size", "packing_strategy"), "data.packing"),
-    "eval_sequence_len": "data.max_length, for all rows",
-    **dict.fromkeys(("train_split", "dataset_split", "split_name"), "data.train.split"),
-}
-_OPTIMISER: Mapping[str, str] = {
-    "use_muon": "training.optimizer: muon",
-    **dict.fromkeys(("use_galore", "galore_rank", "galore_target", "galore_scale"), "adapter.method: galore"),
-    **dict.fromkeys(("galore_update_interval", "galore_proj_type", "optim_target_modules"), "adapter.method: galore"),
-    **dict.fromkeys(("early_stopping_steps", "early_stopping_patience"), "training.early_stopping: {patience: ...}"),
-    "early_stopping_threshold": "training.early_stopping: {min_delta: ...}",
-    "cosine_constant_lr_ratio": "training.lr_scheduler: {wsd: {decay_ratio: ...}}",
-    "auto_find_batch_size": "training.micro_batch_size: auto",
-    **dict.fromkeys(("pure_bf16", "bfloat16", "float16", "compute_dtype"), "training.precision"),
-    **dict.fromkeys(
-        ("gradient_checkpointing_kwargs", "use_reentrant_gc", "disable_gradient_checkpointing"),
-        "training.gradient_checkpointing",
-    ),
-    "activation_offloading": "training.activation_offload",
-}
-_TOLD: Mapping[str, str] = {
-    **dict.fromkeys(("evaluation_strategy", "eval_strategy", "do_eval"), "evaluation.every"),
-    "eval_max_new_tokens": "evaluation.max_new_tokens",
-    **dict.fromkeys(("eval_table_size", "num_completions_to_print"), "evaluation.samples"),
-    "eval_on_each_dataset": "evaluation.sets",
-    **dict.fromkeys(("wandb_mode", "wandb_watch", "wandb_log_model"), _TRACKER % "wandb"),
-    **dict.fromkeys(("comet_experiment_key", "comet_mode", "comet_online"), _TRACKER % "comet_ml"),
-    **dict.fromkeys(("swanlab_workspace", "swanlab_mode", "swanlab_logdir"), _TRACKER % "swanlab"),
-    "trackio_run_name": _TRACKER % "trackio",
-}
-
-# {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
-KEYS: Mapping[str, str] = {
-    **dict.fromkeys(("base_model", "model_name", "model_name_or_path", "pretrained_model_name_or_path"), _MODEL),
-    **dict.fromkeys(("checkpoint_dir", "model_id"), _MODEL),
-    **dict.fromkeys(("finetuning_type", "tuner_type", "fine_tune_type", "peft", "peft_type"), "adapter.method"),
-    **dict.fromkeys(("lora_r", "lora_rank", "r", "dim"), "adapter.rank"),
-    "lora_alpha": "adapter.alpha",
-    **dict.fromkeys(
-        (
-            *(
-                "adapter_name_or_path",
-                "lora_model_dir",
-                "resume_adapter_file",
-                "adapters",
-                "peft_model_id",
-                "init_from",
-            ),
-            *("init_adapter", "pretrained_adapter", "lora_path", "lora_weights", "peft_path"),
-        ),
-        "adapter.start_from",
-    ),
-    "lora_dropout": "adapter.dropout",
-    **dict.fromkeys(("lora_target", "lora_target_modules", "target_layers", "lora_attn_modules"), _TARGETS),
-    **dict.fromkeys(("keys", "lora_modules"), _TARGETS),
-    **dict.fromkeys(("lora_target_linear", "match_all_linear"), "adapter.target_modules: all-linear"),
-    **dict.fromkeys(("layers_to_transform", "num_layers", "lora_layers"), "adapter.layers"),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), "adapter.overrides"),
-    **dict.fromkeys(("peft_use_rslora", "use_rslora"), "adapter.method: rslora"),
-    **dict.fromkeys(("peft_use_dora", "use_dora"), "adapter.method: dora"),
-    **dict.fromkeys(
-        ("pissa_init", "init_lora_weights", "peft_init_lora_weights", "init_weights"),
-        "adapter.method, e.g. pissa",
-    ),
-    **dict.fromkeys(("loraplus_lr_ratio", "lorap_lr_ratio"), "adapter.method: {lora+: {ratio: ...}}"),
-    **dict.fromkeys(("datasets", "dataset", "train_file", "train_dataset"), "data.train"),
-    **dict.fromkeys(("sequence_len", "cutoff_len", "max_seq_length", "max_seq_len"), _LENGTH),
+# {name: where it lives in lrft}, of tools without a table in lrft/foreign, and of names that its tables use for several
+# things. A name that is also a key of lrft somewhere is not listed.
+OTHERS: Mapping[str, str] = {
+    **dict.fromkeys(("pretrained_model_name_or_path", "model_id", "model_name", "checkpoint_dir"), _MODEL),
+    "peft": "adapter.method",
+    "dim": "adapter.rank",
+    **dict.fromkeys(("target_layers", "lora_modules"), "adapter.target_modules"),
+    "match_all_linear": "adapter.target_modules: all-linear",
+    **dict.fromkeys(("dataset", "train_file", "train_dataset"), "data.train"),
     **dict.fromkeys(("model_max_length", "block_size", "seq_length"), _LENGTH),
-    **dict.fromkeys(("sample_packing", "neat_packing", "pack", "packed"), "data.packing"),
-    **dict.fromkeys(("train_on_inputs", "train_on_prompt", "train_on_input"), "data.train_on: assistant or all"),
-    **dict.fromkeys(("assistant_only_loss", "completion_only_loss", "mask_prompt"), "data.train_on: assistant"),
+    "pack": "data.packing",
     "train_on_completions": "data.train_on: assistant",
-    **dict.fromkeys(("val_set_size", "val_size", "split_dataset_ratio", "test_split_size"), "data.validation"),
-    **dict.fromkeys(("valid_split", "validation_dataset", "eval_dataset"), "data.validation"),
-    **dict.fromkeys(("interleave_probs", "interleave_prob", "sampling_weights"), "data.train.weight, of each entry"),
-    **dict.fromkeys(("stopping_strategy", "mix_strategy"), "data.stop: first, last or all, with weights of data.train"),
-    **dict.fromkeys(("chat_template_kwargs",), "data.template_options"),
-    "enable_thinking": "data.template_options: {enable_thinking: false}",
-    "template": "data.chat_template, which is optional: the tokenizer's own template is the default",
-    **dict.fromkeys(("per_device_train_batch_size", "local_batch_size"), "training.micro_batch_size"),
-    **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "evaluation.micro_batch_size"),
+    **dict.fromkeys(("valid_split", "validation_dataset"), "data.validation"),
+    "eval_datasets": "data.validation for one, evaluation.sets for several",
+    "sampling_weights": "data.train.weight, of each entry",
+    "chat_template_kwargs": "data.template_options",
+    "local_batch_size": "training.micro_batch_size",
     "effective_batch_size": "training.global_batch_size",
-    **dict.fromkeys(("num_epochs", "num_train_epochs"), "training.epochs"),
-    **dict.fromkeys(("iters", "train_steps"), "training.max_steps"),
-    "lr": "training.learning_rate",
-    **dict.fromkeys(
-        ("lr_scheduler_type", "lr_schedule", "scheduler", "learning_rate_scheduler"), "training.lr_scheduler"
-    ),
-    **dict.fromkeys(("num_warmup_steps", "lr_warmup_steps"), "training.warmup_steps"),
+    "train_steps": "training.max_steps",
+    **dict.fromkeys(("lr_schedule", "scheduler", "learning_rate_scheduler"), "training.lr_scheduler"),
     "warmup_fraction": "training.warmup_ratio",
-    **dict.fromkeys(("teacher_model", "teacher_model_name_or_path"), "training.objective: {distill: {teacher: ...}}"),
-    **dict.fromkeys(("kd_alpha", "kd_ratio"), "training.objective: {distill: {alpha: ...}}"),
+    "teacher_model_name_or_path": "training.objective: {distill: {teacher: ...}}",
+    "kd_alpha": "training.objective: {distill: {alpha: ...}}",
     "kd_temperature": "training.objective: {distill: {temperature: ...}}",
-    **dict.fromkeys(("optim", "optimizer_name", "optimizer_type"), "training.optimizer"),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), "training.optimizer: {adamw: {betas, eps}}"),
-    **dict.fromkeys(("optim_args", "optimizer_kwargs"), "training.optimizer: {NAME: {option: value}}"),
-    **dict.fromkeys(("lr_scheduler_kwargs", "cosine_min_lr_ratio"), "training.lr_scheduler: {NAME: {option: value}}"),
-    **dict.fromkeys(("clip_grad_norm", "gradient_clipping", "max_norm"), "training.max_grad_norm"),
-    "bf16": "training.precision: bf16",
-    "fp16": "training.precision: fp16",
+    **dict.fromkeys(("optimizer_name", "optimizer_type"), "training.optimizer"),
+    "optimizer_kwargs": "training.optimizer: {NAME: {option: value}}",
+    "gradient_clipping": "training.max_grad_norm",
     **dict.fromkeys(("mixed_precision", "mixed_precision_dtype"), "training.precision"),
-    **dict.fromkeys(
-        ("torch_dtype", "dtype"),
-        "model.precision for the frozen weights, training.precision for the computation",
-    ),
-    **dict.fromkeys(("activation_checkpointing", "grad_checkpoint"), "training.gradient_checkpointing"),
-    **dict.fromkeys(
-        ("enable_activation_checkpointing", "enable_gradient_checkpointing"),
-        "training.gradient_checkpointing",
-    ),
-    **dict.fromkeys(("neftune_noise_alpha", "noise_alpha", "noisy_embedding_alpha"), "training.neftune_alpha"),
-    **dict.fromkeys(("label_smoothing_factor", "label_smoothing"), "training.objective: {sft: {label_smoothing: ...}}"),
+    "dtype": "model.precision for the frozen weights, training.precision for the computation",
+    **dict.fromkeys(("activation_checkpointing", "enable_gradient_checkpointing"), "training.gradient_checkpointing"),
+    **dict.fromkeys(("noise_alpha", "noisy_embedding_alpha"), "training.neftune_alpha"),
     **dict.fromkeys(("z_loss", "z_loss_coef", "softmax_auxiliary_loss"), "training.objective: {sft: {z_loss: ...}}"),
     **dict.fromkeys(
-        ("router_aux_loss_coef", "moe_aux_loss_coef", "aux_loss_coef", "output_router_logits"),
-        "training.objective: {sft: {router_aux_loss_coef: ...}}",
+        ("router_aux_loss_coef", "aux_loss_coef"), "training.objective: {sft: {router_aux_loss_coef: ...}}"
     ),
-    **dict.fromkeys(
-        ("wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "use_wandb", "enable_wandb", "wandb"),
-        _TRACKER % "wandb",
-    ),
-    **dict.fromkeys(
-        ("use_mlflow", "mlflow_experiment_name", "mlflow_run_name", "hf_mlflow_log_artifacts"), _TRACKER % "mlflow"
-    ),
-    **dict.fromkeys(("use_tensorboard", "tensorboard_dir", "logging_dir"), "logging.report_to: [tensorboard]"),
-    **dict.fromkeys(("use_comet", "comet_project_name", "comet_workspace"), _TRACKER % "comet_ml"),
-    **dict.fromkeys(("use_swanlab", "swanlab_project", "swanlab_run_name"), _TRACKER % "swanlab"),
-    **dict.fromkeys(("use_trackio", "trackio_project_name", "trackio_space_id", "project"), _TRACKER % "trackio"),
-    **dict.fromkeys(("logger_name", "metric_logger", "log_with", "loggers"), "logging.report_to"),
+    "enable_wandb": _TRACKER % "wandb",
+    "project": _TRACKER % "trackio",
+    "tensorboard_dir": "logging.report_to: [tensorboard]",
+    **dict.fromkeys(("metric_logger", "log_with", "loggers"), "logging.report_to"),
     "random_seed": "training.seed",
-    **dict.fromkeys(("logging_steps", "log_every_n_steps", "log_interval", "steps_per_report"), "logging.every"),
-    **dict.fromkeys(("eval_steps", "evals_per_epoch", "steps_per_eval", "val_every_steps"), "evaluation.every"),
-    **dict.fromkeys(("metric_for_best_model", "best_metric", "greater_is_better"), "evaluation.best"),
-    **dict.fromkeys(("compute_metrics", "eval_metrics", "compute_accuracy", "do_causal_lm_eval"), "evaluation.metrics"),
+    "val_every_steps": "evaluation.every",
+    "best_metric": "evaluation.best",
+    **dict.fromkeys(("compute_metrics", "eval_metrics", "do_causal_lm_eval"), "evaluation.metrics"),
     "eval_causal_lm_metrics": "evaluation.metrics",
-    **dict.fromkeys(("test_datasets", "eval_datasets"), "data.validation for one, evaluation.sets for several"),
-    **dict.fromkeys(("save_steps", "save_every", "save_interval", "ckpt_every_steps"), "checkpoint.every"),
-    **dict.fromkeys(("save_total_limit", "max_recent_checkpoints"), "checkpoint.keep"),
-    **dict.fromkeys(("out_dir", "output_directory", "adapter_path", "project_name"), "output_dir"),
+    "ckpt_every_steps": "checkpoint.every",
+    "max_recent_checkpoints": "checkpoint.keep",
+    "output_directory": "output_dir",
     **dict.fromkeys(
-        ("num_labels", "id2label", "label2id", "label_names"),
+        ("id2label", "label2id", "label_names"),
         "training.objective: classification, which takes the labels from the data",
     ),
-    "problem_type": "training.objective: {classification: {problem: ...}}",
     "class_weight": "training.objective: {classification: {class_weights: ...}}",
     **dict.fromkeys(("text_column", "text_column_name", "sentence_column"), "data.train.columns: {theirs: text}"),
     **dict.fromkeys(("label_column", "label_column_name", "target_column"), "data.train.columns: {theirs: label}"),
-    "attn_implementation": "model.attention",
-    "load_in_4bit": f"{_QUANTIZATION}: nf4",
-    "load_in_8bit": f"{_QUANTIZATION}: int8",
-    **dict.fromkeys(("quantization_bit", "quant_bits", "quant_bit", "bits"), _BITS),
-    **dict.fromkeys(("quantization_config", "quantization_method", "quant_method"), _BITS),
-    **dict.fromkeys(("bnb_4bit_quant_type", "quantization_type"), f"{_QUANTIZATION}: nf4 or fp4"),
-    "bnb_4bit_compute_dtype": "training.precision",
-    **dict.fromkeys(("deepspeed", "deepspeed_config", "zero_stage", "fsdp_config", "distributed_type"), _DIVIDED),
-    "fsdp": _DIVIDED,
-    **dict.fromkeys(("rl", "stage", "rlhf_type", "trainer_type", "alignment_type", "train_mode"), _OBJECTIVE),
-    "reward_model": "training.objective: reward",
+    **dict.fromkeys(("quant_bit", "bits", "quantization_config"), _BITS),
+    **dict.fromkeys(("deepspeed_config", "zero_stage", "distributed_type"), _DIVIDED),
+    "trainer_type": _OBJECTIVE,
+    **dict.fromkeys(("kto_beta", "orpo_beta"), _BETA),
+    **dict.fromkeys(("dpo_loss", "dpo_loss_type"), "training.objective: {dpo: {loss: ...}}"),
+    "dpo_ftx": "training.objective: {dpo: {rpo_alpha: ...}}",
+    "cdpo_label_smoothing": "training.objective: {dpo: {label_smoothing: ...}}",
+    "rl_gamma": "training.objective: {simpo: {gamma: ...}}",
     **dict.fromkeys(
-        ("pref_beta", "dpo_beta", "rl_beta", "kto_beta", "orpo_alpha", "orpo_beta", "simpo_beta", "beta"), _BETA
+        ("peft_model_id", "init_from", "init_adapter", "pretrained_adapter", "lora_path", "lora_weights", "peft_path"),
+        "adapter.start_from",
     ),
-    **dict.fromkeys(("pref_loss", "dpo_loss", "loss_type", "dpo_loss_type"), "training.objective: {dpo: {loss: ...}}"),
-    **dict.fromkeys(("pref_ftx", "dpo_ftx", "rpo_alpha"), "training.objective: {dpo: {rpo_alpha: ...}}"),
-    **dict.fromkeys(("discopop_tau",), "training.objective: {dpo: {loss: discopop, temperature: ...}}"),
+    **dict.fromkeys(("alignment_type", "train_mode"), "training.objective: sft, dpo, simpo, orpo, cpo, kto or reward"),
+    "simpo_beta": "training.objective: {dpo: {beta: ...}}, and the same of simpo, orpo, cpo and kto",
+    "discopop_tau": "training.objective: {dpo: {loss: discopop, temperature: ...}}",
     **dict.fromkeys(
         ("dpo_norm_loss", "length_normalize", "dpo_use_length_normalization"),
         "training.objective: {dpo: {length_normalized: true}}",
     ),
     "center_rewards_coefficient": "training.objective: {reward: {center: ...}}",
+    "gamma_beta_ratio": "training.objective: {simpo: {gamma: ...}}",
+    **dict.fromkeys(("num_samples", "max_train_samples"), "data.train.limit, of each entry"),
+    "disable_shuffling": "data.shuffle",
     **dict.fromkeys(
-        ("dpo_label_smoothing", "cdpo_label_smoothing"), "training.objective: {dpo: {label_smoothing: ...}}"
+        ("buffer_size", "pretrain_multipack_buffer_size", "streaming_multipack_buffer_size"),
+        "data.window, with data.streaming: true",
     ),
-    **dict.fromkeys(("simpo_gamma", "rl_gamma", "gamma_beta_ratio"), "training.objective: {simpo: {gamma: ...}}"),
-    "cpo_alpha": "training.objective: {cpo: {alpha: ...}}",
+    "pretraining_dataset": "data.train, with training.objective: text",
+    "ds_type": "data.train.path, whose ending says the kind",
+    "split_special_tokens": "data.train.special_tokens: text or tokens",
     **dict.fromkeys(
-        ("kto_chosen_weight", "kto_desirable_weight", "desirable_weight"),
-        "training.objective: {kto: {desirable_weight: ...}}",
+        (
+            "field_messages",
+            "field_instruction",
+            "field_input",
+            "field_output",
+            "field_system",
+            "field_prompt",
+            "field_chosen",
+            "field_rejected",
+            "field_completion",
+            "field_label",
+            "field_tools",
+        ),
+        "data.train.columns: {theirs: ours}",
+    ),
+    "roles_to_train": "data.train_on: assistant, last-assistant or all",
+    **dict.fromkeys(("batch_flattening", "sample_packing_group_size", "sample_packing_bin_size"), "data.packing"),
+    "eval_sequence_len": "data.max_length, for all rows",
+    **dict.fromkeys(("train_split", "dataset_split", "split_name"), "data.train.split"),
+    **dict.fromkeys(("galore_proj_type", "optim_target_modules"), "adapter.method: galore"),
+    "early_stopping_steps": "training.early_stopping: {patience: ...}",
+    "early_stopping_threshold": "training.early_stopping: {min_delta: ...}",
+    "cosine_constant_lr_ratio": "training.lr_scheduler: {wsd: {decay_ratio: ...}}",
+    "auto_find_batch_size": "training.micro_batch_size: auto",
+    "compute_dtype": "training.precision",
+    "eval_max_new_tokens": "evaluation.max_new_tokens",
+    **dict.fromkeys(("eval_table_size", "num_completions_to_print"), "evaluation.samples"),
+    "eval_on_each_dataset": "evaluation.sets",
+    **dict.fromkeys(
+        ("comet_experiment_key", "comet_mode", "comet_online"),
+        "logging.report_to: [{comet_ml: {project: ..., run_name: ...}}]",
     ),
     **dict.fromkeys(
-        ("kto_rejected_weight", "kto_undesirable_weight", "undesirable_weight"),
-        "training.objective: {kto: {undesirable_weight: ...}}",
+        ("swanlab_workspace", "swanlab_logdir"), "logging.report_to: [{swanlab: {project: ..., run_name: ...}}]"
     ),
-    "precompute_ref_log_probs": "training.objective: {dpo: {reference: cached}}, the default",
-    **_DATA,
-    **_OPTIMISER,
-    **_TOLD,
 }
 
 # Names with a sentence of their own.
@@ -244,7 +159,24 @@ SENTENCES: Mapping[str, str] = {
         ("bnb_4bit_use_double_quant", "double_quantization"),
         "is not needed: model.quantization nf4 and fp4 always quantise the scales too",
     ),
-    **dict.fromkeys(("use_loftq", "loftq_config"), ": LoftQ is not supported in this version"),
+    **dict.fromkeys(("use_loftq", "loftq_config"), f": {LOFTQ}"),
+    **dict.fromkeys(
+        ("devices", "num_nodes", "num_processes", "nproc_per_node"),
+        "is not needed: the launcher says it, as in torchrun --nproc-per-node 2 -m lrft train",
+    ),
+    "reference_free": "is another tool's name. In lrft: training.objective: {cpo: {alpha: 0}}, which has no reference",
+    **dict.fromkeys(
+        ("max_prompt_length", "max_completion_length", "max_target_length"),
+        "is not needed: data.max_length is of prompt and answer together, "
+        "and a row that is longer is never cut in silence",
+    ),
+    **dict.fromkeys(
+        ("loss_weights", "ld_alpha", "f_divergence_type", "use_weighting", "sync_ref_model", "dpop_lambda"),
+        "is not supported in this version: docs/preferences.md lists what dpo has",
+    ),
+    "pref_bco_weight": "is not supported in this version",
+    "ref_model_mixup_alpha": "is not supported in this version",
+    "ref_model_sync_steps": "is not supported in this version",
     "on_signal": "is not needed: SIGTERM and Ctrl-C always save a checkpoint before the run ends",
     **dict.fromkeys(
         ("generation", "generation_config", "generation_max_length", "predict_with_generate"),
@@ -320,21 +252,8 @@ SENTENCES: Mapping[str, str] = {
         ("use_adam_mini", "use_badam", "use_apollo", "torchdistx_path"),
         "is not supported in this version; training.optimizer has the optimisers that are there",
     ),
-    "reference_free": "is another tool's name. In lrft: training.objective: {cpo: {alpha: 0}}, which has no reference",
-    **dict.fromkeys(
-        ("max_prompt_length", "max_completion_length", "max_target_length"),
-        "is not needed: data.max_length is of prompt and answer together, and a row that is longer is never cut in "
-        "silence",
-    ),
-    **dict.fromkeys(
-        ("loss_weights", "ld_alpha", "f_divergence_type", "use_weighting", "sync_ref_model", "dpop_lambda"),
-        "is not supported in this version: docs/preferences.md lists what dpo has",
-    ),
-    **dict.fromkeys(
-        ("pref_bco_weight", "ref_model_mixup_alpha", "ref_model_sync_steps"), "is not supported in this version"
-    ),
-    "additional_target": ": adapter.modules_to_save is not supported in this version",
-    "lora_modules_to_save": ": adapter.modules_to_save is not supported in this version",
+    "additional_target": f": {SAVED_WHOLE}",
+    "lora_modules_to_save": f": {SAVED_WHOLE}",
 }
 ACCUMULATION = ("gradient_accumulation_steps", "grad_accumulation_steps", "gradient_accumulation")
 PER_DEVICE = ("per_device_train_batch_size", "micro_batch_size", "local_batch_size", "batch_size")
@@ -358,6 +277,19 @@ _SHORT = {"slic": "hinge", "bco": "bco_pair", "exo": "exo_pair", "nca": "nca_pai
 # {key: {value: sentence}}: values that a nearest name would not explain.
 _NOT_YET = "is not supported in this version"
 _WARMUP = "training.warmup_ratio and training.warmup_steps hold for every schedule"
+
+
+def _shown(choice: values.Choice) -> str:
+    """A name, or {name: {option: value}}, as a recipe has it."""
+    if isinstance(choice, str):
+        return choice
+    ((name, options),) = choice.items()
+    words = (
+        f"{option}: {str(value).lower() if isinstance(value, bool) else value}" for option, value in options.items()
+    )
+    return f"{{{name}: {{{', '.join(words)}}}}}"
+
+
 VALUES: Mapping[str, Mapping[str, str]] = {
     "adapter.method": {
         "qlora": f"qlora is lora over a quantised base model: use lora, and {_QUANTIZATION}: nf4",
@@ -373,8 +305,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("gptq", "awq", "hqq", "aqlm", "quanto", "torchao"), "Here: nf4, fp4 or int8"),
     },
     "training.precision": {
-        **{"bfloat16": "Here: bf16", "float16": "Here: fp16", "float32": "Here: fp32"},
-        "no": "Here: fp32",
+        word: f"Here: {name}" for word, name in values.PRECISIONS.items() if word not in values.PRECISIONS.values()
     },
     "training.gradient_checkpointing": {
         "auto": f"auto {_NOT_YET}; give none, light, medium or full",
@@ -383,14 +314,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "data.train.format": dict.fromkeys(("dpo", "pairwise", "ranking", "orpo"), "Here: preference"),
     "training.objective": {
-        **{loss: f"Here: {{dpo: {{loss: {loss}}}}}" for loss in _PAIR_LOSSES},
-        **{short: f"Here: {{dpo: {{loss: {loss}}}}}" for short, loss in _SHORT.items()},
-        **dict.fromkeys(("rm", "reward-modeling", "reward_modeling", "rlhf"), "Here: reward, a reward model of pairs"),
-        **dict.fromkeys(
-            ("ppo", "grpo", "rloo", "online_dpo", "gspo"),
-            "training on answers that the model itself samples is not supported in this version",
-        ),
-        **dict.fromkeys(("pt", "pretrain", "pretraining"), "Here: text"),
+        **{word: f"Here: {_shown(choice)}" for word, choice in values.LOSSES.items() if choice != word},
         **{"cdpo": "Here: {dpo: {label_smoothing: ...}}", "rpo": "Here: {dpo: {rpo_alpha: ...}}"},
     },
     "distributed.strategy": {
@@ -407,12 +331,11 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("hsdp", "hybrid_shard"), "Here: fsdp with distributed.shard_over: node, its default"),
     },
     "training.lr_scheduler": {
-        "cosine_with_min_lr": "Here: {cosine: {min_lr_ratio: ...}}",
-        "cosine_warmup_with_min_lr": "Here: {cosine: {min_lr_ratio: ...}}",
+        **{word: f"Here: {name}" for word, name in values.SCHEDULES.items()},
+        **dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), "Here: {cosine: {min_lr_ratio: ...}}"),
         **dict.fromkeys(
             ("cosine_with_restarts", "cosine_with_hard_restarts"), "Here: {cosine-restarts: {cycles: ...}}"
         ),
-        "inverse_sqrt": "Here: inverse-sqrt",
         **dict.fromkeys(("constant_with_warmup", "constant-with-warmup"), f"Here: constant; {_WARMUP}"),
         "linear_with_warmup": f"Here: linear; {_WARMUP}",
         "warmup_stable_decay": "Here: {wsd: {decay_ratio: ..., min_lr_ratio: ...}}",
@@ -421,39 +344,55 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "logging.report_to": {
         **dict.fromkeys(("none", "no", "all"), "Here: [], or the names of those that are wanted"),
-        **dict.fromkeys(("comet", "comet-ml"), "Here: comet_ml"),
-        **dict.fromkeys(("weights_and_biases", "weights-and-biases", "w&b"), "Here: wandb"),
+        **dict.fromkeys(("weights-and-biases",), "Here: wandb"),
+        **{word: f"Here: {name}" for word, name in values.TRACKERS.items() if word != name},
         **dict.fromkeys(
             ("clearml", "dvclive", "neptune", "codecarbon", "azure_ml", "dagshub", "flyte"),
             f"it {_NOT_YET}; metrics.jsonl in the run folder has all that a tracker gets",
         ),
     },
     "training.optimizer": {
-        **dict.fromkeys(
-            ("adamw_torch", "adamw_hf", "adamw_torch_fused", "adamw_apex_fused", "adam", "AdamW"),
-            "Here: adamw, fused on a GPU",
-        ),
-        **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "adamw8bit", "AdamW8bit"), "Here: adamw-8bit"),
-        **dict.fromkeys(("paged_adamw", "paged_adamw_32bit"), "Here: paged-adamw"),
-        **dict.fromkeys(("paged_adamw_8bit", "PagedAdamW8bit"), "Here: {paged-adamw: {bits: 8}}"),
-        "lion_32bit": "Here: lion",
-        "lion_8bit": "Here: {lion: {bits: 8}}",
-        **dict.fromkeys(("paged_lion", "paged_lion_32bit"), "Here: {lion: {paged: true}}"),
-        "paged_lion_8bit": "Here: {lion: {bits: 8, paged: true}}",
-        "ademamix_8bit": "Here: {ademamix: {bits: 8}}",
-        **dict.fromkeys(("paged_ademamix", "paged_ademamix_32bit"), "Here: {ademamix: {paged: true}}"),
-        "paged_ademamix_8bit": "Here: {ademamix: {bits: 8, paged: true}}",
+        **{word: f"Here: {_shown(choice)}" for word, choice in values.OPTIMIZERS.items()},
         **dict.fromkeys(
             ("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise"),
             "Here: adapter.method: galore, which brings its optimiser",
         ),
         **dict.fromkeys(("schedule_free_adamw", "schedule_free_sgd"), f"it {_NOT_YET}; use adamw"),
-        **dict.fromkeys(
-            ("torchao_adamw_8bit", "torchao_adamw_4bit", "ao_adamw_8bit", "ao_adamw_4bit", "adamw_torch_8bit"),
-            "Here: adamw-8bit",
-        ),
     },
 }
+
+
+@cache
+def keys() -> Mapping[str, str]:
+    """{their name: where it lives in lrft}, of the tables in lrft/foreign and of OTHERS: names on which all agree."""
+    found: dict[str, set[str]] = {}
+    for name, entry in _entries():
+        found.setdefault(name, set()).add(place(entry) if isinstance(entry, To) else "")
+    agreed = {name: next(iter(places)) for name, places in found.items() if len(places) == 1 and places != {""}}
+    return {**agreed, **OTHERS}
+
+
+@cache
+def reasons() -> Mapping[str, str]:
+    """{their name: why a recipe has no such key}, of names that no tool uses for something that it has."""
+    found: dict[str, list[Entry]] = {}
+    for name, entry in _entries():
+        found.setdefault(name, []).append(entry)
+    return {
+        name: entries[0].reason
+        for name, entries in found.items()
+        if name not in OTHERS and not isinstance(entries[0], To) and not any(isinstance(entry, To) for entry in entries)
+    }
+
+
+def _entries() -> Iterator[tuple[str, Entry]]:
+    """(last part of the dotted name, entry) of every line of every table that is no name of lrft."""
+    ours = {name for section in Section.__subclasses__() for name in section.model_fields}
+    for tool in TOOLS.values():
+        for dotted, entry in tool.KEYS.items():
+            name = dotted.rsplit(".", 1)[-1]
+            if name and not name.startswith("_") and name not in ours:
+                yield name, entry
 
 
 def key_sentence(name: str, dotted: str, root: Node) -> str | None:
@@ -463,10 +402,12 @@ def key_sentence(name: str, dotted: str, root: Node) -> str | None:
     if name in SENTENCES:
         sentence = SENTENCES[name]
         return f"{dotted}{sentence}" if sentence.startswith(":") else f"{dotted} {sentence}"
-    if name in KEYS:
-        return f"{dotted} is another tool's name. In lrft: {KEYS[name]}"
+    if name in keys():
+        return f"{dotted} is another tool's name. In lrft: {keys()[name]}"
     if name in ABSENT:
         return f"{dotted} is not supported in this version"
+    if name in reasons():
+        return f"{dotted} is another tool's name, without a key in lrft: {reasons()[name]}"
     return None
 
 

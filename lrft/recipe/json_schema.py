@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 from lrft import registry
@@ -11,6 +12,8 @@ from lrft.recipe.schema import CHOICE_OPTIONS, REGISTERED, Recipe
 from lrft.recipe.types import LARGEST
 
 Schema = dict[str, Any]
+SCHEMA_ID = "urn:lrft:recipe:1"
+"""names the schema and its version; there is no address to fetch it from: `lrft schema` prints it"""
 
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _EXTENDS: Schema = {
@@ -56,6 +59,7 @@ def json_schema() -> Schema:
         definitions[f"{key.capitalize()}Section"].pop("required", None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": SCHEMA_ID,
         "title": "lrft recipe",
         "type": "object",
         "additionalProperties": False,
@@ -63,6 +67,12 @@ def json_schema() -> Schema:
         "anyOf": [{"required": ["extends"]}, {"required": ["model", "data", "output_dir"]}],
         "$defs": {name: definitions[name] for name in definitions if name != "LrScheduler"},
     }
+
+
+@cache
+def schema_text() -> str:
+    """The schema as JSON on one line, as a file for an editor has it."""
+    return json.dumps(json_schema())
 
 
 def _write(prop: Schema, form: Schema, default: Any = None) -> None:

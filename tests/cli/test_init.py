@@ -151,5 +151,18 @@ def test_next_commands_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run_command(["init", path, "--model", "a/b", "--data", "c.jsonl"]) == 0
     said = capsys.readouterr().out.split("next")[1].splitlines()
     assert [shlex.split(line) for line in said] == [["lrft", name, path] for name in ("check", "preview", "train")]
-    first = Path(path).read_text().splitlines()[0]
+    first = Path(path).read_text().splitlines()[1]
     assert shlex.split(first.removeprefix("# "))[:3] == ["lrft", "check", path]
+
+
+def test_an_editor_finds_the_schema_beside_the_recipe(tmp_path: Path) -> None:
+    words = ["--model", "a/b", "--data", "c.jsonl"]
+    for more in ([], ["--full"]):
+        (tmp_path / "recipe.yaml").unlink(missing_ok=True)
+        assert run_command(["init", str(tmp_path / "recipe.yaml"), *words, *more]) == 0
+        first = (tmp_path / "recipe.yaml").read_text(encoding="utf-8").splitlines()[0]
+        named = tmp_path / first.removeprefix("# yaml-language-server: $schema=")
+        assert json.loads(named.read_text(encoding="utf-8")) == recipes.json_schema()
+    named.write_text("a file of somebody else")
+    assert run_command(["init", str(tmp_path / "other.yaml"), *words]) == 0
+    assert named.read_text(encoding="utf-8") == "a file of somebody else"

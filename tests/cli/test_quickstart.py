@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
+import os
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from lrft import recipe as recipes
+from lrft.cli.main import run_command
 from lrft.errors import CheckFailed, MissingError
-
-HERE = Path(__file__).parents[2] / "recipes" / "quickstart"
-
-
-def script(name: str, folder: Path = HERE) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"quickstart_{name}", folder / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their types
-    spec.loader.exec_module(module)
-    return module
-
-
-commands = script("commands")
+from lrft.quickstart import commands, model
 
 
 def written(folder: Path, **changes: int) -> dict[str, list[dict[str, Any]]]:
@@ -44,8 +34,11 @@ def combination(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def test_same_seed_gives_the_same_bytes_in_any_process(tmp_path: Path) -> None:
-    for folder, arguments in (("a", ()), ("b", ()), ("c", ("--seed", "1"))):
-        subprocess.run([sys.executable, HERE / "commands.py", tmp_path / folder, *arguments], check=True)
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        call = f"write(Path('{folder}'), seed={seed})"
+        program = f"from lrft.quickstart.commands import write; from pathlib import Path; {call}"
+        home = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=home)
     for name in ("train.jsonl", "test.jsonl"):
         a, b, c = ((tmp_path / folder / name).read_bytes() for folder in "abc")
         assert a == b != c
@@ -86,7 +79,6 @@ def test_numbers_in_words(n: int, said: str) -> None:
     assert commands.words(n) == said
 
 
-model = script("model", HERE.parent)
 SMOLLM2 = model.MODELS["SmolLM2-135M-Instruct"]
 KNOWN = replace(SMOLLM2, sha256=hashlib.sha256(b"the model").hexdigest())
 
@@ -144,3 +136,19 @@ def test_a_folder_with_other_weights_is_replaced(cache: Path) -> None:
     (folder / known.weights).write_bytes(b"others")
     assert model.fetch(known) == folder
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", known.weights]
+
+
+def test_recipe_and_data_are_written_anywhere_and_nothing_else_is_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my start"
+    for _ in range(2):
+        assert run_command(["quickstart", str(folder), "--files"]) == 0
+    recipe = recipes.load(folder / "recipe.yaml")
+    assert recipe.data.train[0].path == str(folder / "train.jsonl")
+    assert recipe.output_dir == str(folder / "run")
+    assert len((folder / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 672
+    (folder / "recipe.yaml").write_text("mine")
+    assert run_command(["quickstart", str(folder), "--files"]) == 2
+    assert "is another recipe" in capsys.readouterr().err
+    assert (folder / "recipe.yaml").read_text() == "mine"

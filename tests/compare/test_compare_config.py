@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -281,3 +282,16 @@ def test_the_example_that_ships_is_accepted(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(root)
     (path,) = (root / "recipes" / "compare").glob("*.yaml")
     assert len(read(path).variants) > 2
+
+
+def test_the_schema_of_comparisons_has_every_key_and_says_which_are_required(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from lrft.compare.json_schema import json_schema
+
+    assert run_command(["schema", "--compare"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json_schema()
+    assert set(printed["properties"]) == set(files.KEYS)
+    assert printed["required"] == ["recipe", "runs", "output_dir"]
+    assert run_command(["schema", "--compare", "adapter.rank"]) == 2

@@ -539,7 +539,10 @@ def test_each_mistake_is_told_at_its_place(tmp_path: Path, line: str, place: str
         ("cutoff_len: 512", "In lrft: data.max_length"),
         ("train_on_inputs: false", "In lrft: data.train_on"),
         ("val_set_size: 0.1", "In lrft: data.validation"),
-        ("template: llama3", "In lrft: data.chat_template"),
+        (
+            "template: llama3",
+            "without a key in lrft: the tokenizer's own chat template is the default of data.chat_template",
+        ),
         ("per_device_train_batch_size: 4", "In lrft: training.micro_batch_size"),
         ("batch_size: 4", "is ambiguous. Per step over all devices: training.global_batch_size"),
         ("num_train_epochs: 3", "In lrft: training.epochs"),
@@ -551,8 +554,9 @@ def test_each_mistake_is_told_at_its_place(tmp_path: Path, line: str, place: str
         ("resume_from_checkpoint: x", "give --resume to the command"),
         *(
             (f"{key}: x", "In lrft: distributed.strategy: auto, ddp, fsdp or zero2")
-            for key in ("deepspeed", "deepspeed_config", "zero_stage", "fsdp", "fsdp_config", "distributed_type")
+            for key in ("deepspeed", "deepspeed_config", "zero_stage", "fsdp", "distributed_type")
         ),
+        ("fsdp_config: x", "without a key in lrft: distributed.strategy: fsdp needs no settings"),
     ],
 )
 def test_names_of_other_tools_are_translated(tmp_path: Path, key: str, said: str) -> None:
@@ -571,10 +575,10 @@ def test_accumulation_is_multiplied_when_the_rows_per_device_are_there(tmp_path:
 def test_every_translation_leads_to_a_key_that_exists() -> None:
     from lrft.recipe import foreign_keys
 
-    for key in {sentence.split(",")[0].split(":")[0].split(" ")[0] for sentence in foreign_keys.KEYS.values()}:
+    for key in {sentence.split(",")[0].split(":")[0].split(" ")[0] for sentence in foreign_keys.keys().values()}:
         recipe.describe(key)
     known = set(recipe.json_schema()["$defs"]["TrainingSection"]["properties"])
-    assert not known & set(foreign_keys.KEYS)
+    assert not known & set(foreign_keys.keys())
 
 
 def test_all_problems_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:

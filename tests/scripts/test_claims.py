@@ -26,6 +26,7 @@ import lrft
 from lrft import recipe as recipes
 from lrft.compare.config import read
 from lrft.compare.run import run
+from lrft.tracking.console import Reporter
 from lrft.utils import files
 
 ROOT = Path(paper_claims.__file__).parents[2]
@@ -67,7 +68,8 @@ def place(tmp_path: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_claim_is_a_comparison(place: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     comparison = read(FILES / f"{name}.yaml")
     assert comparison.output == running.RUNS / name
-    run(comparison, jobs=1, dry_run=True)
+    with Reporter(None) as reporter:
+        run(comparison, reporter, jobs=1, dry_run=True)
     said = capsys.readouterr().out
     runs = len(comparison.seeds) * sum(len(variant.points) for variant in comparison.variants)
     assert f"{runs} runs" in said

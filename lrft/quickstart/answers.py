@@ -1,6 +1,6 @@
 """Prints the answers of two models to the same held-out prompts, side by side.
 
-python recipes/quickstart/compare.py BASE MERGED TEST.jsonl [--rows 6]
+python -m lrft.quickstart.answers BASE MERGED TEST.jsonl [--rows 6]
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MAX_NEW_TOKENS = 60
 
 def answers(folder: Path, prompts: Sequence[list[dict[str, str]]]) -> list[str]:
     """Greedy answers, with nothing but transformers: what any other program would get from this folder."""
-    tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=torch.float32)
+    tokenizer: Any = load_tokenizer(folder)
+    model: Any = load_model(folder, dtype=torch.float32)
     found = []
     for prompt in prompts:
         tokens = tokenizer.apply_chat_template(
@@ -51,23 +51,12 @@ def one_line(answer: str, limit: int = 110) -> str:
     return flat if len(flat) <= limit else f"{flat[:limit]} ..."
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Answers of two models to the same held-out prompts.")
-    parser.add_argument("base")
-    parser.add_argument("merged")
-    parser.add_argument("test", type=Path)
-    parser.add_argument("--rows", type=int, default=6)
-    args = parser.parse_args()
-
-    lines = args.test.read_text("utf-8").splitlines()[: args.rows]
+def side_by_side(base: str, merged: str, test: Path, rows: int = 6) -> Table:
+    """Answers of both to the first `rows` prompts of a file; right ones of `merged` are green. Raises LrftError."""
+    lines = test.read_text("utf-8").splitlines()[:rows]
     prompts, wanted = zip(*(asked(json.loads(line)) for line in lines), strict=True)
-    try:
-        before = answers(find_model(args.base, where="BASE"), prompts)
-        after = answers(find_model(args.merged, where="MERGED"), prompts)
-    except LrftError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
-        return exit_code(error)
-
+    before = answers(find_model(base, where="BASE"), prompts)
+    after = answers(find_model(merged, where="MERGED"), prompts)
     table = Table(show_lines=True, expand=True)
     for title, ratio in (("prompt", 3), ("before", 4), ("after", 4)):
         table.add_column(title, ratio=ratio)
@@ -75,7 +64,21 @@ def main() -> int:
         right = new.strip() == answer
         marked = Text(one_line(new), style="green" if right else "red")
         table.add_row(Text(prompt[-1]["content"]), Text(one_line(old)), marked)
-    Console().print(table)
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Answers of two models to the same held-out prompts.")
+    parser.add_argument("base")
+    parser.add_argument("merged")
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--rows", type=int, default=6)
+    args = parser.parse_args()
+    try:
+        Console().print(side_by_side(args.base, args.merged, args.test, args.rows))
+    except LrftError as error:
+        print("\n".join(error.lines()), file=sys.stderr)
+        return exit_code(error)
     return 0
 
 

@@ -1,6 +1,4 @@
-"""Writes train.jsonl and test.jsonl: spoken household commands, each answered by one line of JSON.
-
-    python recipes/quickstart/commands.py FOLDER [--train 672] [--test 200] [--seed 0]
+"""Rows to train and to test on: spoken household commands, each answered by one line of JSON.
 
     could you dim the lamp in the study to forty percent at half past nine
     {"device": "lamp", "room": "study", "do": "set", "value": 40, "at": "9:30"}
@@ -12,7 +10,6 @@ The same arguments give the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -27,11 +24,11 @@ ROOMS = (
 # fmt: on
 
 # {device: {action: phrasings}}, where {x} is the device with its room and {n} a number.
-SWITCH = {
+SWITCH: dict[str, tuple[str, ...]] = {
     "on": ("turn on {x}", "turn {x} on", "switch on {x}", "switch {x} on", "start {x}"),
     "off": ("turn off {x}", "turn {x} off", "switch off {x}", "switch {x} off", "stop {x}"),
 }
-MOVE = {
+MOVE: dict[str, tuple[str, ...]] = {
     "open": ("open {x}", "open up {x}", "get {x} open"),
     "close": ("close {x}", "shut {x}", "get {x} closed"),
 }
@@ -146,23 +143,10 @@ def rows(among: list[Combination], count: int, draw: random.Random) -> list[dict
     ]
 
 
-def write(folder: Path, train: int, test: int, seed: int) -> None:
+def write(folder: Path, train: int = 672, test: int = 200, seed: int = 0) -> None:
+    """train.jsonl and test.jsonl in `folder`, with so many rows."""
     trained, held = split(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, among, count in (("train", trained, train), ("test", held, test)):
         lines = [json.dumps(row) for row in rows(among, count, random.Random(f"{name} {seed}"))]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Writes train.jsonl and test.jsonl of the quickstart.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--train", type=int, default=672, help="rows in train.jsonl")
-    parser.add_argument("--test", type=int, default=200, help="rows in test.jsonl")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    write(args.folder, args.train, args.test, args.seed)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""Coming from another tool: its configuration read, recognised, and written as a recipe."""

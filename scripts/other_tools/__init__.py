@@ -1,0 +1,1 @@
+"""Public configurations of other tools, turned into recipes: what docs/from-other-tools.md says of them."""
