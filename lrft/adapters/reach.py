@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from lrft.model import linear
 from lrft.model.fake_kernels import imagined_kernels
 from lrft.model.layers import logits_of_text
+from lrft.model.load import position_limit
 
 # Some layers act on long rows only: those that compress tokens which lie far back. The long pass is made where the
 # short one leaves a question open.
@@ -72,7 +73,8 @@ def is_chosen(model: nn.Module, name: str, called: set[str]) -> bool:
 
 def longest(model: Any) -> int:
     """How many tokens the long pass has."""
-    return min(MANY_TOKENS, getattr(getattr(model, "config", None), "max_position_embeddings", None) or MANY_TOKENS)
+    config = getattr(model, "config", None)
+    return min(MANY_TOKENS, (None if config is None else position_limit(config)) or MANY_TOKENS)
 
 
 def in_a_pass(model: Any, tokens: int) -> tuple[set[str], set[str]]:

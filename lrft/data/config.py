@@ -87,6 +87,8 @@ class Settings:
     kind: str = DEFAULT_ROWS
     labels: tuple[str, ...] | None = None
     """that rows may have, in the order of their numbers; None: those of the train rows"""
+    prompts: tuple[str, str] = ("", "")
+    """texts before a query and before a document"""
 
 
 def settings(
@@ -99,7 +101,7 @@ def settings(
     kind: str = DEFAULT_ROWS,
     labels: Sequence[str] | None = None,
 ) -> Settings:
-    """limit: positions of the model. labels: those of a model that is asked. Raises RecipeError."""
+    """limit: positions of the model. labels: those of a model that is asked, else data.labels. Raises RecipeError."""
     length, origin = section.max_length, "data.max_length"
     if limit is not None and limit < length:
         if where(origin) != "default":
@@ -120,7 +122,8 @@ def settings(
         on_bad_row=section.on_bad_row,
         seed=seed,
         kind=kind,
-        labels=None if labels is None else tuple(labels),
+        labels=tuple(section.labels) or None if labels is None else tuple(labels),
+        prompts=(section.query_prompt, section.document_prompt),
     )
 
 

@@ -167,6 +167,8 @@ def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str
     ]
     deciding = asdict(chosen)
     del deciding["max_from"]  # who set the limit decides on no row: a resolved recipe writes out what was left open
+    if not any(chosen.prompts):
+        del deciding["prompts"]
     return {"inputs": data, "settings": deciding, "validation": share}
 
 
@@ -205,6 +207,7 @@ def _build(
         train = [row for row, out in zip(train, held_out, strict=True) if not out]
     if ROWS[chosen.kind].named:
         train, validation = number_labels(train, validation, report, chosen.labels)
+    report.prompts = dict(zip(("query", "document"), chosen.prompts, strict=True)) if any(chosen.prompts) else {}
     _total(report, train, validation)
     return Rows.of(train), Rows.of(validation) if validation else None, report
 

@@ -14,7 +14,7 @@ from lrft.model.head import Head
 from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, position_limit
 from lrft.model.weights import cache_dir
-from lrft.objectives.base import Objective
+from lrft.objectives.base import Asked, Objective
 from lrft.recipe import Named, Recipe
 from lrft.utils import hardware
 
@@ -36,8 +36,10 @@ def objective_of(recipe: Recipe) -> Objective:
     return objective
 
 
-def head_for(recipe: Recipe, prepared: data.Prepared, tokenizer: Any) -> Head | None:
+def head_for(recipe: Recipe, prepared: data.Prepared, tokenizer: Any, source: Path) -> Head | None:
     """The head that the recipe's objective trains, for its data; None for a language model. Raises RecipeError.
+
+    source: the base's folder.
 
     The tokenizer gets a padding token where it has none: a decoder's head looks for the last token that is another one.
     """
@@ -48,10 +50,10 @@ def head_for(recipe: Recipe, prepared: data.Prepared, tokenizer: Any) -> Head | 
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise DataError("the tokenizer has neither a padding nor an end token, so rows cannot be padded")
+    config = load_config(source, trust_remote_code=recipe.model.trust_remote_code)
+    asked = Asked(prepared.report, prepared.train, tokenizer.pad_token_id, recipe.training.seed, source, config)
     try:
-        return objective.head_for(
-            prepared.report, prepared.train, pad_id=tokenizer.pad_token_id, seed=recipe.training.seed
-        )
+        return objective.head_for(asked)
     except ValueError as error:
         raise RecipeError([Problem(recipe.where("training.objective"), f"training.objective: {error}")]) from None
 

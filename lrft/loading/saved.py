@@ -17,7 +17,7 @@ from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data import Rows
 from lrft.errors import CheckFailed, MissingError, UsageError
 from lrft.loading.from_recipe import objective_of
-from lrft.model.head import Head, stored_head
+from lrft.model.head import Head, head_in
 from lrft.model.hub import find_model
 from lrft.model.load import load_config, load_model, load_tokenizer
 from lrft.model.weights import fingerprint
@@ -60,7 +60,7 @@ def load_as_trained(
 
 def load_plain(folder: Path, *, trust_remote_code: bool = False, head: Head | None = None) -> Any:
     """A model folder by itself, in float32, on the GPU where there is one. head: None for the one of its files."""
-    head = head or stored_head(load_config(folder, trust_remote_code))
+    head = head or head_in(folder, load_config(folder, trust_remote_code))
     model: Any = load_model(folder, dtype=torch.float32, trust_remote_code=trust_remote_code, head=head)
     return model.to(device())
 
@@ -109,7 +109,7 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
         raise UsageError(f"--base is only for a run or an adapter; {target} is a full model")
     folder = find_model(target, where="the model")
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
-    head = stored_head(load_config(folder, trusted))
+    head = head_in(folder, load_config(folder, trusted))
     model: Any = load_model(folder, dtype=dtype, trust_remote_code=trusted, head=head)
     return Target(
         model.to(device()), load_tokenizer(folder, trusted), folder, None, None, objective_for(head), head=head

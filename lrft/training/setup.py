@@ -83,7 +83,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     metrics = metrics_of(recipe, allow_code=options.allow_code)
     inputs = load_inputs(recipe, metrics)
-    head = head_for(recipe, inputs.prepared, inputs.tokenizer)
+    head = head_for(recipe, inputs.prepared, inputs.tokenizer, inputs.source)
     base = load_base(recipe, inputs.source, compute, head)
     # Generation stops at the tokens that are trained to end a turn, whatever the base stops at.
     add_stops(base.model, inputs.tokenizer.convert_tokens_to_ids(inputs.prepared.report.end_tokens))
