@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from lrft.utils.text import Row, count, decimals
 if TYPE_CHECKING:
     from lrft import data
     from lrft.loading.saved import Target
+    from lrft.model.head import Head
     from lrft.recipe import DataSection
     from lrft.tracking.console import Reporter
 
@@ -55,7 +57,7 @@ def evaluate(
     with loading():
         from lrft import registry
         from lrft.evaluation.loss import counted_as
-        from lrft.loading.saved import load_target
+        from lrft.loading.saved import load_target, objective_on
         from lrft.model.end_tokens import add_stops
         from lrft.runs.after import noted
         from lrft.runs.locate import run_of
@@ -74,11 +76,12 @@ def evaluate(
                 raise UsageError(
                     f"--{next(iter(reading))} requires --data: without it the run's own rows are read as in its recipe"
                 )
+            if found.recipe is None and found.head is not None and rows_path is not None:
+                found = replace(found, objective=objective_on(found.head, rows_path, reading))
             config = found.model.config
             kind = registry.rows_of(found.objective.name, vars(found.objective))
-            labels = None if found.head is None else found.head.labels
             rows, report = rows_for(
-                target, rows_path, reading, found.section, found.tokenizer, found.folder, config, kind, labels
+                target, rows_path, reading, found.section, found.tokenizer, found.folder, config, kind, found.head
             )
             # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
             add_stops(found.model, found.tokenizer.convert_tokens_to_ids(report.end_tokens))
@@ -196,6 +199,18 @@ def evaluation_rows(result: dict[str, Any], counted: str, report: data.DataRepor
     return rows
 
 
+def as_served(head: Head | None) -> dict[str, Any]:
+    """Keys of the data section by which a model that predicts no tokens reads texts, as it will be asked."""
+    embedder = None if head is None else head.embedder
+    if head is None:
+        return {}
+    if embedder is None:
+        return {"too_long": "truncate"}
+    prompts = {f"{side}_prompt": embedder.prompts.get(side, "") for side in ("query", "document")}
+    length = {} if embedder.max_length is None else {"max_length": embedder.max_length}
+    return {"too_long": "truncate", **length, **prompts}
+
+
 def measured_sources(report: data.DataReport) -> list[str]:
     """The lines of the sources of the measured rows: those of validation, or those that a share was set apart from."""
     lines = list(zip(report.sources, report.lines(), strict=False))  # a line for each source stands first
@@ -211,12 +226,11 @@ def rows_for(
     folder: Path,
     config: Any,
     kind: str,
-    labels: Sequence[str] | None,
+    head: Head | None,
 ) -> tuple[data.Rows, data.DataReport]:
     """The rows to measure on: the file given, else the run's own validation rows. Raises UsageError.
 
-    reading: keys of an entry of data.train for that file. config: the model's. kind: of rows, for the objective.
-    labels: those that the model tells apart.
+    reading: keys of an entry of data.train for that file. config, head: the model's. kind: of rows, for the objective.
     """
     from lrft import data
     from lrft import recipe as recipes
@@ -233,9 +247,9 @@ def rows_for(
         if "format" in reading:  # the run's prompts are of another
             read_as = {key: value for key, value in read_as.items() if key not in ("prompt", "completion", "tools")}
         plain = DataSection(train=(DataEntry(path=path),))
-        if labels is not None:  # a model that answers texts as a whole is served so
-            plain = plain.model_copy(update={"too_long": "truncate"})
-        settings = (section or plain).model_copy(update={"chat_template": "tokenizer"})
+        settings = (section or plain.model_copy(update=as_served(head))).model_copy(
+            update={"chat_template": "tokenizer"}
+        )
         rows, report = data.prepare_file(
             recipes.parse_entry(path, read_as, reading) if reading else path,
             settings,
@@ -245,7 +259,7 @@ def rows_for(
             where=lambda key: "default",
             cache=cache,
             kind=kind,
-            labels=labels,
+            labels=None if head is None else head.labels,
         )
         data.refuse_missing_rows([rows], embedding_rows(config), tokenizer)
         return rows, report

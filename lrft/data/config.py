@@ -19,6 +19,8 @@ from lrft.errors import Problem, RecipeError, nearest
 from lrft.registry import DEFAULT_ROWS
 
 Where = Callable[[str], str]
+OF_MODEL = "the model"
+"""Whose labels rows have that a trained model is asked about"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Settings:
     kind: str = DEFAULT_ROWS
     labels: tuple[str, ...] | None = None
     """that rows may have, in the order of their numbers; None: those of the train rows"""
+    labels_from: str = "the train rows"
+    """whose they are"""
     prompts: tuple[str, str] = ("", "")
     """texts before a query and before a document"""
 
@@ -112,6 +116,7 @@ def settings(
     template = resolve_chat_template(section, tokenizer, where=where)
     options = dict(section.template_options)
     require_options(options, template, where)
+    whose = OF_MODEL if labels is not None else "data.labels" if section.labels else Settings.labels_from
     return Settings(
         template=template,
         template_options=options,
@@ -123,6 +128,7 @@ def settings(
         seed=seed,
         kind=kind,
         labels=tuple(section.labels) or None if labels is None else tuple(labels),
+        labels_from=whose,
         prompts=(section.query_prompt, section.document_prompt),
     )
 

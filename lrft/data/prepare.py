@@ -167,6 +167,7 @@ def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str
     ]
     deciding = asdict(chosen)
     del deciding["max_from"]  # who set the limit decides on no row: a resolved recipe writes out what was left open
+    del deciding["labels_from"]
     if not any(chosen.prompts):
         del deciding["prompts"]
     return {"inputs": data, "settings": deciding, "validation": share}
@@ -206,7 +207,7 @@ def _build(
         validation = [row for row, out in zip(train, held_out, strict=True) if out]
         train = [row for row, out in zip(train, held_out, strict=True) if not out]
     if ROWS[chosen.kind].named:
-        train, validation = number_labels(train, validation, report, chosen.labels)
+        train, validation = number_labels(train, validation, report, chosen.labels, chosen.labels_from)
     report.prompts = dict(zip(("query", "document"), chosen.prompts, strict=True)) if any(chosen.prompts) else {}
     _total(report, train, validation)
     return Rows.of(train), Rows.of(validation) if validation else None, report

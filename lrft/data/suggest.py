@@ -32,6 +32,14 @@ class Suggestion:
     problem: tuple[str, str] | None = None
 
 
+def first_columns(path: str) -> list[str] | None:
+    """The columns of the first good row of a local file; None where there is none."""
+    if path.startswith("hub:"):
+        return None
+    values = (record.value for source in find(path) for record in source.records())
+    return next((list(value) for value in values if not isinstance(value, BadRow)), None)
+
+
 def suggest(path: str) -> Suggestion | None:
     """What a recipe that trains on `path` needs. None for a data set of the hub, and where there is no such file yet.
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from lrft.data.config import Settings
+from lrft.data.config import OF_MODEL, Settings
 from lrft.data.dataset import Row
 from lrft.data.encode import too_long
 from lrft.data.ingest import Found, drop, refuse_bad
@@ -193,38 +193,36 @@ def keep_classes(rows: Sequence[Row], held_out: np.ndarray) -> np.ndarray:
 
 
 def number_labels(
-    train: Sequence[Row], validation: Sequence[Row], report: DataReport, known: Sequence[str] | None
+    train: Sequence[Row], validation: Sequence[Row], report: DataReport, known: Sequence[str] | None, whose: str
 ) -> tuple[list[Row], list[Row]]:
     """The rows with their labels as numbers in the order of the names, which go into `report` with their counts.
 
-    known: the labels of a model that is asked; None: those of the train rows. Raises DataError for rows with a label
-    beyond them, and where there is nothing to tell apart.
+    known: the labels that there are; None: those of the train rows. whose: they are, for the user. Raises DataError for
+    rows with a label beyond them, and where there is nothing to tell apart.
     """
-    counts = Counter(name for row in train for name in names_of(row))
-    held = Counter(name for row in validation for name in names_of(row))
-    names = list(known) if known is not None else in_order(list(counts))
+    names = list(known) if known is not None else in_order([name for row in train for name in names_of(row)])
     place = {name: k for k, name in enumerate(names)}
     if known is not None and not any(is_number(name) for name in names):  # rows may have places for names
         place |= {str(k): k for k in range(len(names))}
-    refuse_unknown([*train, *validation], place, names, "the model" if known is not None else "the train rows")
+    refuse_unknown([*train, *validation], place, names, whose)
+    counts, held = (Counter(names[place[n]] for row in rows for n in names_of(row)) for rows in (train, validation))
     if known is None and len(names) < 2 and not report.several:
         only = f"all have the label {names[0]}" if names else "none has a label"
         raise DataError(f"nothing to tell apart: of {len(train):,} train rows {only}")
-    report.labels = dict.fromkeys(names, 0)
-    for name, number in (*counts.items(), *held.items()):
-        report.labels[names[place[name]]] += number
-    report.label_notes += notes(counts, held, bool(validation)) if known is None else []
+    report.labels = {name: counts[name] + held[name] for name in names}
+    report.label_notes += notes(names, counts, held, bool(validation)) if whose != OF_MODEL else []
+    return [numbered(row, names, place) for row in train], [numbered(row, names, place) for row in validation]
 
-    def numbered(row: Row) -> Row:
-        own, words = json.loads(row.answer)
-        numbers = [place[name] for name in own]
-        if not words:
-            answer, numbers = ", ".join(names[k] for k in numbers), sorted(numbers)
-        else:
-            answer = ", ".join(f"{w} {names[k]}" for w, k in zip(words, numbers, strict=True) if names[k] != OUTSIDE)
-        return replace(row, answer=answer, numbers={**row.numbers, "label": np.array(numbers, dtype=np.float64)})
 
-    return [numbered(row) for row in train], [numbered(row) for row in validation]
+def numbered(row: Row, names: Sequence[str], place: Mapping[str, int]) -> Row:
+    """A row of `row_of` with the numbers of its labels, in order; of its words', in the order of the words."""
+    own, words = json.loads(row.answer)
+    numbers = [place[name] for name in own]
+    if words:
+        answer = ", ".join(f"{w} {names[k]}" for w, k in zip(words, numbers, strict=True) if names[k] != OUTSIDE)
+    else:
+        answer, numbers = ", ".join(names[k] for k in numbers), sorted(numbers)
+    return replace(row, answer=answer, numbers={**row.numbers, "label": np.array(numbers, dtype=np.float64)})
 
 
 def is_number(name: str) -> bool:
@@ -245,11 +243,13 @@ def refuse_unknown(rows: Sequence[Row], known: Collection[str], names: Sequence[
     )
 
 
-def notes(counts: Counter[str], held: Counter[str], validated: bool) -> list[str]:
+def notes(names: Sequence[str], counts: Counter[str], held: Counter[str], validated: bool) -> list[str]:
     """What is to be said of labels that are rare or cannot be validated."""
-    once = [name for name, n in counts.items() if n + held[name] == 1]
+    never = [name for name in names if not counts[name]]
+    once = [name for name in names if counts[name] == 1 and not held[name]]
     absent = [name for name in counts if not held[name] and name not in once] if validated else []
-    said = [f"seen once, so learnt from one row and never validated: {shown(once)}"] if once else []
+    said = [f"without a train row, so never learnt: {shown(never)}"] if never else []
+    said += [f"seen once, so learnt from one row and never validated: {shown(once)}"] if once else []
     return said + ([f"without a validation row: {shown(absent)}"] if absent else [])
 
 

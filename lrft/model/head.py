@@ -72,6 +72,12 @@ class Head:
         """What is the largest of its outputs, as one of them is called."""
         return "first label" if self.embedder is None else "largest component"
 
+    @property
+    def outputs_in_words(self) -> str:
+        if self.embedder is not None or self.kind == EMBEDDING:
+            return "embeddings"
+        return f"labels of {'words' if self.kind == 'token' else 'texts'}" if self.labels else "a number"
+
     def save(self, folder: Path) -> None:
         """Write what tools need of it beside a model or an adapter, into the existing folder."""
         if self.embedder is not None:
