@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,10 @@ def head_for(recipe: Recipe, prepared: data.Prepared, tokenizer: Any, source: Pa
         raise RecipeError([Problem(recipe.where("training.objective"), f"training.objective: {error}")]) from None
 
 
-def sketched_head(recipe: Recipe) -> Head | None:
-    """The same for whoever has no data: of two labels."""
+def sketched_head(recipe: Recipe, labels: Iterable[str] = ("0", "1")) -> Head | None:
+    """The same for whoever looks at shapes alone. labels: of the data; two for whoever has no data."""
     kind = registry.head_of(recipe.training.objective.name)
-    return Head(kind, ("0", "1")) if kind else None
+    return Head(kind, tuple(labels)) if kind else None
 
 
 def find_base(recipe: Recipe) -> Path:

@@ -18,6 +18,7 @@ _DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
 _TRACKER = "logging.report_to: [{%s: {project: ..., run_name: ...}}]"
 
 _OBJECTIVE = "training.objective: sft, dpo, simpo, orpo, cpo or kto"
+_EMBEDDING = "training.objective: {embedding: {%s: ...}}"
 _BETA = "training.objective: {dpo: {beta: ...}}, and the same of simpo, orpo, cpo and kto"
 
 _GO_ON = (
@@ -121,12 +122,34 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("out_dir", "output_directory", "adapter_path", "project_name"), "output_dir"),
     **dict.fromkeys(
         ("num_labels", "id2label", "label2id", "label_names"),
-        "training.objective: classification, which takes the labels from the data",
+        "data.labels, where the labels are not to be taken from the rows to train on",
     ),
     "problem_type": "training.objective: {classification: {problem: ...}}",
     "class_weight": "training.objective: {classification: {class_weights: ...}}",
     **dict.fromkeys(("text_column", "text_column_name", "sentence_column"), "data.train.columns: {theirs: text}"),
     **dict.fromkeys(("label_column", "label_column_name", "target_column"), "data.train.columns: {theirs: label}"),
+    **dict.fromkeys(("matryoshka_dims", "matryoshka_dim"), _EMBEDDING % "matryoshka"),
+    **dict.fromkeys(("pooling_mode", "pooling_method", "sentence_pooling_method"), _EMBEDDING % "pooling"),
+    **dict.fromkeys(("normalize_embeddings", "normalized", "normlized"), _EMBEDDING % "normalize"),
+    **dict.fromkeys(("similarity_fct", "similarity_fn_name"), _EMBEDDING % "similarity"),
+    "infonce_temperature": _EMBEDDING % "temperature",
+    **dict.fromkeys(
+        ("query_instruction", "query_instruction_for_retrieval", "query_prefix"),
+        "data.query_prompt, for training.objective: embedding",
+    ),
+    **dict.fromkeys(
+        ("passage_instruction", "passage_instruction_for_retrieval", "passage_prefix", "document_prefix"),
+        "data.document_prompt, for training.objective: embedding",
+    ),
+    **dict.fromkeys(
+        ("query_max_length", "query_max_len", "passage_max_length", "passage_max_len"),
+        f"{_LENGTH}, of each text",
+    ),
+    **dict.fromkeys(
+        ("label_all_tokens", "label_all_subtokens"), "training.objective: {token-classification: {tokens: all}}"
+    ),
+    **dict.fromkeys(("tokens_column", "tokens_column_name"), "data.train.columns: {theirs: tokens}"),
+    **dict.fromkeys(("tags_column", "tags_column_name"), "data.train.columns: {theirs: tags}"),
     "attn_implementation": "model.attention",
     "load_in_4bit": f"{_QUANTIZATION}: nf4",
     "load_in_8bit": f"{_QUANTIZATION}: int8",
@@ -234,8 +257,18 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "true": "Here: full, or light, which costs a few percent",
         "false": "Here: none",
     },
-    "data.train.format": dict.fromkeys(("dpo", "pairwise", "ranking", "orpo"), "Here: preference"),
+    "data.train.format": {
+        **dict.fromkeys(("dpo", "pairwise", "ranking", "orpo"), "Here: preference"),
+        **dict.fromkeys(("pair", "triplet", "triplets", "pair-class"), "Here: pairs"),
+        **dict.fromkeys(("ner", "conll", "token-classification"), "Here: tagged"),
+    },
     "training.objective": {
+        **dict.fromkeys(("embeddings", "contrastive", "infonce", "mnrl", "biencoder", "bi-encoder"), "Here: embedding"),
+        **dict.fromkeys(("MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss"), "Here: embedding"),
+        "MatryoshkaLoss": "Here: {embedding: {matryoshka: [...]}}",
+        "MultipleNegativesSymmetricRankingLoss": "Here: {embedding: {symmetric: true}}",
+        **dict.fromkeys(("ner", "token_classification", "TOKEN_CLS"), "Here: token-classification"),
+        **dict.fromkeys(("sequence-classification", "seq_cls", "SEQ_CLS"), "Here: classification"),
         **{loss: f"Here: {{dpo: {{loss: {loss}}}}}" for loss in ("ipo", "hinge", "robust", "exo_pair", "bco_pair")},
         **{"slic": "Here: {dpo: {loss: hinge}}", "bco": "Here: {dpo: {loss: bco_pair}}"},
         **{"cdpo": "Here: {dpo: {label_smoothing: ...}}", "rpo": "Here: {dpo: {rpo_alpha: ...}}"},

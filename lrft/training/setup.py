@@ -266,7 +266,8 @@ def wrap_for_strategy(
 def make_optimizer(
     recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser, or the one provided by a part."""
+    """The recipe's optimiser, or the one provided by a part. Raises RecipeError where a part's does not take all that is
+    trained."""
     t, owner = recipe.training, composition.optimizer_owner
     by_site = composition.rates_by_site or owner is not None
     owners = attached.owners() if by_site else None
@@ -277,7 +278,11 @@ def make_optimizer(
     ranks = {site.name: site.rank for site in attached.sites}
     ranks[SHARED] = max(ranks.values())
     making = Making(t.optimizer.options["betas"], t.optimizer.options["eps"], t.seed, broadcast)
-    return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
+    try:
+        return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
+    except ValueError as error:
+        problem = Problem(recipe.where("adapter.method"), f"adapter.method: {owner.name}: {error}")
+        raise RecipeError([problem]) from None
 
 
 def calibration_context(

@@ -72,6 +72,7 @@ def answered(model: Any, rows: Rows, head: Head, micro: int, weights: Any = "non
     + [(name, problem, torch.float64) for name in ("llama", "bert", "modernbert") for problem in HEADS],
 )
 def test_loss_and_gradients_are_stock(name: str, problem: str, precise: torch.dtype, tmp_path: Path) -> None:
+    """Trust 18."""
     base, head = classifiers.save_base(tmp_path, name), HEADS[problem]
     model = load_model(base, dtype=precise, head=head)
     start = {n: p.clone() for n, p in model.state_dict().items()}
