@@ -266,7 +266,7 @@ def wrap_for_strategy(
 def make_optimizer(
     recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser, or the one provided by a part. Raises RecipeError where a part's does not take all that is
+    """The recipe's optimiser, or the one provided by a part. Raises RecipeError for one that does not take all that is
     trained."""
     t, owner = recipe.training, composition.optimizer_owner
     by_site = composition.rates_by_site or owner is not None
