@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,13 @@ def has_shared_fixture(item: pytest.Item) -> bool:
     """Whether it uses a fixture that its file makes once: one worker then runs all that do."""
     definitions = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]  # type: ignore[attr-defined]
     return any(definition.scope != "function" and definition.baseid for definition in definitions)
+
+
+@pytest.fixture(autouse=True)
+def every_warning() -> None:
+    """torch gives most warnings once a process: which test fails would depend on the one that ran first."""
+    if torch := sys.modules.get("torch"):
+        torch.set_warn_always(True)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,9 @@ from typer.core import TyperGroup
 from lrft.cli import errors
 from lrft.cli.chat import chat
 from lrft.cli.check import check
+from lrft.cli.combine import combine
 from lrft.cli.compare import compare
+from lrft.cli.convert import convert
 from lrft.cli.data import data
 from lrft.cli.eval import evaluate
 from lrft.cli.export import export
@@ -48,6 +50,8 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "generate": generate,
         "chat": chat,
         "serve": serve,
+        "combine": combine,
+        "convert": convert,
         "export": export,
         "push": push,
     },

@@ -60,6 +60,8 @@ class Rows:
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], files: Sequence[str]) -> None:
+        for array in arrays.values():
+            array.setflags(write=False)  # as those of a memory map are: what writes to them fails at once
         self._arrays, self._files = arrays, tuple(files)
         self._offsets = arrays["offsets"]
         self.lengths: np.ndarray = np.diff(self._offsets)

@@ -1,4 +1,5 @@
-"""The models that an objective's options name: found and compared with the base, then loaded to answer beside it.
+"""The models that an objective's options name, and the adapter that a run starts from: found, compared with the base,
+loaded to answer beside it.
 
 A name is that of a model (folder or hub id), or of a run or adapter folder over the recipe's own base. An adapter is
 switched on in the base where it is to answer, so that one base serves both.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +29,7 @@ from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, load_model, load_tokenizer, position_limit
 from lrft.model.quantized import count
 from lrft.model.weights import fingerprint
-from lrft.objectives.base import OtherModel
+from lrft.objectives.base import START, OtherModel
 from lrft.objectives.packing import Layout, find_layout
 from lrft.recipe import Recipe
 from lrft.utils import files, hardware
@@ -62,7 +63,7 @@ def find_others(recipe: Recipe, source: Path, tokenizer: Any, rows: Rows) -> lis
 
 
 def locate_others(recipe: Recipe, source: Path) -> list[Found]:
-    """What the options of the recipe's objective name. source: the base's folder.
+    """What the options of the recipe's objective name, and the adapter that it starts from. source: the base's folder.
 
     Raises MissingError for a model that is not there, RecipeError for an adapter over another base, and what reading an
     adapter raises.
@@ -72,7 +73,21 @@ def locate_others(recipe: Recipe, source: Path) -> list[Found]:
     for option in registry.declared("objectives")[named.name].models:
         name, key = named.options[option], f"training.objective.options.{option}"
         found.append(find_adapter(recipe, key, name, source) or find_full(recipe, key, name, source))
-    return found
+    start = find_start(recipe, source)
+    return found if start is None else [*found, start]
+
+
+def find_start(recipe: Recipe, source: Path) -> Found | None:
+    """The adapter that the recipe starts from, with its base compared. Raises RecipeError where it is none."""
+    name = recipe.adapter.start_from
+    if name is None:
+        return None
+    key = "adapter.start_from"
+    found = find_adapter(recipe, key, name, source)
+    if found is None:
+        there = "is neither a run nor an adapter folder" if Path(name).expanduser().exists() else "does not exist"
+        refuse(recipe, key, f"{name} {there}")
+    return replace(found, option=START)
 
 
 def find_adapter(recipe: Recipe, key: str, name: str, source: Path) -> Found | None:
@@ -180,9 +195,11 @@ def others_of(target: Target, rows: Rows) -> dict[str, OtherModel]:
 def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows) -> OtherModel:
     if found.saved is not None:
         around = partial(switched, base, layers_of(base, found.saved))
-        return OtherModel(base, Layout(), True, around, found.fingerprint, f"{found.name}   on the same base")
+        said = f"{found.name}   on the same base"
+        return OtherModel(base, Layout(), True, around, found.key, found.fingerprint, said)
     if found.is_base:
-        return OtherModel(base, Layout(), True, nullcontext, found.fingerprint, f"{found.name}   the base itself")
+        said = f"{found.name}   the base itself"
+        return OtherModel(base, Layout(), True, nullcontext, found.key, found.fingerprint, said)
     dtype = hardware.frozen_dtype(recipe.model.precision, compute)
     model: Any = load_model(
         found.folder,
@@ -193,7 +210,7 @@ def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows) ->
     model.to(base.device)
     layout = find_layout(model, rows, packing=recipe.data.packing, compute=compute)
     said = f"{found.name}   {count(model) / 1e6:,.1f} M parameters, frozen in {dtype}"
-    return OtherModel(model, layout, False, nullcontext, found.fingerprint, said)
+    return OtherModel(model, layout, False, nullcontext, found.key, found.fingerprint, said)
 
 
 def layers_of(base: Any, saved: SavedAdapter) -> dict[str, AdapterLinear]:

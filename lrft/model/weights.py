@@ -54,7 +54,8 @@ def _instead_of(folder: Path) -> str | None:
     if ggufs:
         return f"It contains {ggufs[0].name}: use that file instead of the folder."
     if any((folder / name).is_file() for name in ("lrft.json", "adapter_config.json", "run.json")):
-        return f"It contains an adapter: lrft merge {folder} -o FOLDER writes a model to train or use."
+        merged = f"lrft merge {folder} -o FOLDER writes a model"
+        return f"It contains an adapter: {merged}, and adapter.start_from: {folder} trains it further."
     return None
 
 

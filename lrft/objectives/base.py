@@ -28,6 +28,9 @@ Context = Callable[[], AbstractContextManager[Any]]
 Reduce = Callable[[Tensor], Tensor]
 
 
+START = "start from"  # among the other models of a run: the adapter of adapter.start_from
+
+
 @dataclass(frozen=True)
 class OtherModel:
     """A frozen model that answers beside the trained one (`lrft.loading.others`), on the same device."""
@@ -39,6 +42,8 @@ class OtherModel:
     is_base: bool = False
     """it is the trained model without its adapters, inside of `around`"""
     around: Context = nullcontext
+    key: str = ""
+    """of the recipe, that names it"""
     fingerprint: str = ""
     """of what it was read from: a resumed run must find the same"""
     said: str = ""
@@ -74,8 +79,8 @@ class LossModule(nn.Module):
     sums       what `sum_of` has noted of the last batch, float64, whatever its shape
     ahead      what `look` has found in all batches of the step or of an evaluation, added up; None: not looked at
     gathered   what `gather` has found in them, all batches of all processes end to end; empty: not asked
-    others     the models that the objective's options name (`Declaration.models`), by option; they are no submodules:
-               not trained, not wrapped, not saved
+    others     the models that the objective's options name (`Declaration.models`), by option, and the adapter that
+               training starts from, as `START`; they are no submodules: not trained, not wrapped, not saved
     wanted     figures that evaluation asks for beside those that are always noted: some of `offers`
     """
 
@@ -137,6 +142,12 @@ class LossModule(nn.Module):
     def constants(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """(rows, m) of the batch by name: what the untouched base says of it. Asked once, of the base."""
         raise NotImplementedError("abstract")
+
+    @property
+    def as_reference(self) -> Context | None:
+        """The context in which `model` answers as what training started from: the untouched base, or the adapter that
+        the recipe starts from."""
+        return (lambda: self.asking(START)) if START in self.others else self.as_base
 
     @contextmanager
     def asking(self, option: str) -> Iterator[OtherModel]:

@@ -116,15 +116,15 @@ class KtoLoss(LossModule):
         return torch.stack([ratios.sum(), ratios.new_tensor(len(ratios))])
 
     def reference(self, batch: Mapping[str, Tensor], own: Tensor, column: int) -> Tensor:
-        """(S,) log-probabilities of the base: the batch's, else asked for; the model's own where it is the base.
+        """(S,) log-probabilities of the reference: the batch's, else asked for; the model's own where it is the base.
 
         column: 0 for the rows' own answers, 1 for mismatched ones.
         """
         if REFERENCE in batch:
             return batch[REFERENCE][:, column].to(own.dtype)
-        if self.as_base is None:
+        if self.as_reference is None:
             return own.detach()
-        with self.as_base():
+        with self.as_reference():
             return log_probabilities(self.model, batch, direct=self.direct)[0]
 
     def constants(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ REFERENCE = "reference"
 class Pairs:
     """n pairs of answers, each (n,) and at least float32: log-probabilities of whole answers and their tokens.
 
-    The references are those of the untouched base, without gradient; None for an objective without one.
+    The references are those of what training started from, without gradient; None for an objective without one.
     """
 
     chosen: Tensor
@@ -123,12 +123,12 @@ class PairLoss(LossModule):
         return Pairs(sums[::2], sums[1::2], tokens[::2], tokens[1::2], *of_reference)
 
     def reference(self, batch: Mapping[str, Tensor], own: Tensor) -> Tensor:
-        """(S,) log-probabilities of the base: the batch's, else asked for; the model's own where it is the base."""
+        """(S,) log-probabilities of the reference: the batch's, else asked for, else the model's own."""
         if REFERENCE in batch:
             return batch[REFERENCE].flatten().to(own.dtype)
-        if self.as_base is None:
+        if self.as_reference is None:
             return own.detach()
-        with self.as_base():
+        with self.as_reference():
             return log_probabilities(self.model, batch, direct=self.direct)[0]
 
     def look(self, batch: Mapping[str, Tensor]) -> Tensor:

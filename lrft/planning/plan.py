@@ -36,6 +36,7 @@ from lrft.model import linear
 from lrft.model.layers import blocks_of, decoder_of
 from lrft.model.load import imagine_quantized
 from lrft.model.quantized import count, load_library
+from lrft.objectives.base import START
 from lrft.optim.base import Optimizer
 from lrft.planning import activation_memory, communication
 from lrft.planning import communication as planning_communication
@@ -173,7 +174,7 @@ def make_plan(
     longest = largest_batch(recipe, prepared.train, schedule, devices, micro)
     found = imagine_adapted(recipe, source, composition, longest, micro, active, list(prepared.report.labels))
     kept, weights = found.kept, found.weights
-    beside = [weigh(recipe, other, found.matrix) for other in others]
+    beside = [weigh(recipe, other, found.matrix) for other in others if other.option != START]
     held = sum(size for size, _ in beside)
     whole = Memory(
         process, weights, found.adapter, found.trained * 4, found.state, kept.kept, kept.logits, kept.moment, held

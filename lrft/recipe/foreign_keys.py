@@ -21,11 +21,6 @@ _OBJECTIVE = "training.objective: sft, dpo, simpo, orpo, cpo or kto"
 _EMBEDDING = "training.objective: {embedding: {%s: ...}}"
 _BETA = "training.objective: {dpo: {beta: ...}}, and the same of simpo, orpo, cpo and kto"
 
-_GO_ON = (
-    "continuing from an adapter is not a recipe key: merge it with `lrft merge ADAPTER -o FOLDER` and set model to "
-    "FOLDER"
-)
-
 # {their name: where it lives here}. A name that is also a key of lrft somewhere is not listed.
 KEYS: Mapping[str, str] = {
     **dict.fromkeys(("base_model", "model_name", "model_name_or_path", "pretrained_model_name_or_path"), _MODEL),
@@ -33,6 +28,9 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("finetuning_type", "tuner_type", "fine_tune_type", "peft", "peft_type"), "adapter.method"),
     **dict.fromkeys(("lora_r", "lora_rank", "r", "dim"), "adapter.rank"),
     "lora_alpha": "adapter.alpha",
+    **dict.fromkeys(
+        ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "adapters"), "adapter.start_from"
+    ),
     "lora_dropout": "adapter.dropout",
     **dict.fromkeys(("lora_target", "lora_target_modules", "target_layers", "lora_attn_modules"), _TARGETS),
     **dict.fromkeys(("keys", "lora_modules"), _TARGETS),
@@ -205,12 +203,8 @@ SENTENCES: Mapping[str, str] = {
     "mlflow_tracking_uri": "is not a key of a recipe: set the environment variable MLFLOW_TRACKING_URI, and "
     "logging.report_to: [mlflow]",
     **dict.fromkeys(
-        ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "start_from"),
-        f": {_GO_ON}",
-    ),
-    **dict.fromkeys(
         ("ref_model", "ref_model_name_or_path", "reference_model"),
-        "is not needed: the reference is the base with the adapter switched off",
+        "is not needed: the reference is the base with the adapter switched off, or the adapter of adapter.start_from",
     ),
     "additional_target": ": adapter.modules_to_save is not supported in this version",
     "lora_modules_to_save": ": adapter.modules_to_save is not supported in this version",

@@ -136,6 +136,11 @@ class AdapterSection(Section):
         default="all",
         description="Blocks of the model to adapt: all, a range such as 0-7 with both ends, or a list.",
     )
+    start_from: Text | None = Field(
+        default=None,
+        description="A run or an adapter folder, of lrft or PEFT, over the same base: training starts from it. Another "
+        "rank or method takes over its update.",
+    )
     overrides: dict[Pattern, ModuleOverride] = Field(
         default={},
         description="Rank, alpha or scale per module name, glob or re: expression; the last match wins.",

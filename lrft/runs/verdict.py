@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 BY_METRIC = "best by another metric than the loss"
+STARTED_FROM = "started from"  # the adapter of adapter.start_from, in the place of the untouched base
 START, BEST, LAST = "validation loss at the start", "best validation loss", "last validation loss"
 
 
@@ -16,13 +17,13 @@ def worse_than_base(result: Mapping[str, Any]) -> str:
     LAST, and its BEST leaves the start out.
     """
     if result.get(BY_METRIC):
-        return "" if result.get("best step") else "no better than the untouched base by the metric of evaluation.best"
+        return "" if result.get("best step") else f"no better than {origin(result)} by the metric of evaluation.best"
     start, best = result.get(START), result.get(BEST)
     last = result.get(LAST, best)
     if start is None or best is None or last is None or best < start:
         return ""
     worse = "worse than" if last > start else "no better than"
-    return f"{worse} the untouched base: validation loss {last:.4f} at the end, {start:.4f} before the first step"
+    return f"{worse} {origin(result)}: validation loss {last:.4f} at the end, {start:.4f} before the first step"
 
 
 def worse_at_the_end(result: Mapping[str, Any]) -> str:
@@ -31,6 +32,11 @@ def worse_at_the_end(result: Mapping[str, Any]) -> str:
     if start is None or best is None or last is None or last <= start or not best < start:
         return ""
     return (
-        f"the last state is worse than the untouched base (validation loss {last:.4f}, {start:.4f} before the first "
+        f"the last state is worse than {origin(result)} (validation loss {last:.4f}, {start:.4f} before the first "
         f"step); best/ is the state of step {result.get('best step'):,}"
     )
+
+
+def origin(result: Mapping[str, Any]) -> str:
+    """What the run began as."""
+    return f"{result[STARTED_FROM]}, which it started from" if result.get(STARTED_FROM) else "the untouched base"

@@ -162,7 +162,7 @@ def refuse_changes(session: Session, path: Path, saved: dict[str, Any]) -> None:
         ("the data", saved["data"], session.inputs.prepared.key),
         ("the base model", saved["base"]["fingerprint"], session.base.info["fingerprint"]),
         *(
-            (f"training.objective.{option}", then, session.engine.losses.others[option].fingerprint)
+            (session.engine.losses.others[option].key, then, session.engine.losses.others[option].fingerprint)
             for option, then in saved.get("others", {}).items()
             if option in session.engine.losses.others
         ),

@@ -1,4 +1,4 @@
-"""What an objective asks of the untouched base once, before training: kept with the rows, and in the cache."""
+"""What an objective asks of its reference once, before training: kept with the rows, and in the cache."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lrft.data import Rows
 from lrft.data.collate import micro_batches
 from lrft.errors import CheckFailed
 from lrft.model.weights import cache_dir
+from lrft.objectives.base import START
 from lrft.recipe import Recipe
 from lrft.training.engine import Engine
 from lrft.training.state import Base, Inputs
@@ -26,7 +27,7 @@ FORMAT = 1
 
 
 def with_constants(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -> Inputs:
-    """The inputs, their rows with what the objective asks of the base; as they are where it asks nothing."""
+    """The inputs, their rows with what the objective asks of its reference; as they are where it asks nothing."""
     if not engine.losses.constant:
         return inputs
     train, validation = inputs.train, inputs.validation
@@ -46,6 +47,7 @@ def kept_at(recipe: Recipe, inputs: Inputs, base: Base, part: str) -> Path | Non
         "base": {key: base.info[key] for key in ("fingerprint", "dtype", "quantization")},
         "compute": [base.compute, base.accelerator.device.type, recipe.model.attention],
         "objective": recipe.training.objective.name,
+        **{other.key: other.fingerprint for other in inputs.others if other.option == START},
         "libraries": {name: version(name) for name in ("torch", "transformers")},
     }
     key = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
@@ -79,11 +81,11 @@ def read(path: Path, rows: Rows, names: tuple[str, ...]) -> dict[str, Tensor] | 
 def asked(rows: Rows, engine: Engine) -> dict[str, Tensor]:
     """float64 (N, m) on the CPU by name: each process asks about its own rows, and all get all."""
     losses = engine.losses
-    if losses.as_base is None:
+    if losses.as_reference is None:
         raise ValueError("the base is asked through as_base")
     found: dict[str, Tensor] = {}
     ids = np.arange(len(rows))
-    with losses.as_base(), losses.computing():
+    with losses.as_reference(), losses.computing():
         for micro in micro_batches(ids, rows.lengths, micro=engine.micro, rank=engine.rank, world=engine.world):
             for name, values in losses.constants(engine.batch(rows, micro or [0])).items():
                 if name not in found:

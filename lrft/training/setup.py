@@ -25,7 +25,9 @@ from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.ensemble import copying
 from lrft.adapters.part import Making
+from lrft.adapters.peft_import import placed
 from lrft.adapters.reach import reach
+from lrft.adapters.start_from import start_from
 from lrft.adapters.storage import read_adapter
 from lrft.data.sampler import auxiliary_schedule, batch_schedule
 from lrft.distributed import fsdp, processes, zero2
@@ -52,7 +54,7 @@ from lrft.model.head import Head, head_modules
 from lrft.model.modes import evaluation_mode
 from lrft.model.stored import Stored
 from lrft.model.weights import fingerprint, weight_files
-from lrft.objectives.base import LossModule, Objective, common_layout
+from lrft.objectives.base import START, LossModule, Objective, common_layout
 from lrft.objectives.neftune import add_noise
 from lrft.objectives.packing import Layout, find_layout
 from lrft.optim.optimizer import grouped
@@ -96,7 +98,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     layout = common_layout(layout, losses.others.values(), packing=recipe.data.packing)
     losses.wanted = figures_of(recipe, objective, losses, metrics.of_rows)
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
-    adapted = adapt(recipe, inputs.source, base, context, resume_point(folder, options))
+    adapted = adapt(recipe, inputs, base, context, resume_point(folder, options))
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
     inputs = with_constants(recipe, inputs, base, engine)
     notes.checks |= losses.checks()
@@ -147,7 +149,9 @@ def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> 
     return Base(model, accelerator, compute, strategy, info, stored)
 
 
-def adapt(recipe: Recipe, source: Path, base: Base, context: CalibrationContext, resumed_from: Path | None) -> Adapted:
+def adapt(
+    recipe: Recipe, inputs: Inputs, base: Base, context: CalibrationContext, resumed_from: Path | None
+) -> Adapted:
     """Phase 3: attach the recipe's adapters, initialised, or with the shapes of a checkpoint."""
     section, seed, where, model = recipe.adapter, recipe.training.seed, recipe.where, base.model
     reached = reach(model)
@@ -157,12 +161,26 @@ def adapt(recipe: Recipe, source: Path, base: Base, context: CalibrationContext,
         attached, composition = attach_adapter(
             model, section, seed=seed, where=where, context=context, uncalled=passed_over
         )
+        started = start(recipe, inputs, attached)
     else:
         composition = compose.compose_section(section)
         sites = resumed_sites(recipe, model, composition, resumed_from, passed_over)
+        started = ""
         attached = attach_sites(model, sites, composition, seed=seed, fresh=False, where=where)
-    reason = unmergeable(attached.sites, base.stored, weight_files(source))
-    return Adapted(attached, composition, resumed_from, reason, left_out, reached.sometimes)
+    reason = unmergeable(attached.sites, base.stored, weight_files(inputs.source))
+    return Adapted(attached, composition, resumed_from, reason, left_out, reached.sometimes, started)
+
+
+def start(recipe: Recipe, inputs: Inputs, attached: Attached) -> str:
+    """Take over the adapter that the recipe starts from; what was taken, or "" for a recipe without one."""
+    found = next((other for other in inputs.others if other.option == START), None)
+    if found is None or found.saved is None:
+        return ""
+    try:
+        return str(start_from(attached, placed(found.saved, attached.model)))
+    except ValueError as error:
+        text = f"adapter.start_from: {found.name}: {error}"
+        raise RecipeError([Problem(recipe.where("adapter.start_from"), text)]) from error
 
 
 def resumed_sites(
@@ -320,6 +338,8 @@ def calibration_context(
 
 def note_composition(recipe: Recipe, base: Base, adapted: Adapted, layout: Layout, notes: Notes) -> None:
     """Record the packing check, and warnings about the recipe on this model and device."""
+    if adapted.started:
+        notes.checks["started from"] = adapted.started
     if layout.said:
         notes.checks["packing"] = layout.said
     notes.warnings += composition_warnings(adapted.composition, adapted.attached.sites, base.model)
@@ -341,7 +361,7 @@ def compare_init(engine: Engine, rows: data.Rows, adapted: Adapted, compute: str
     )
     same = abs(adapted_loss - base_loss) <= INIT_TOLERANCE[compute] * max(abs(base_loss), 1e-3)
     notes.checks["start"] = sentence
-    if not same and not adapted.composition.init_changes_output:
+    if not same and not adapted.started and not adapted.composition.init_changes_output:
         notes.warnings.append(f"the initialised adapter changes the model's output: {sentence}")
 
 

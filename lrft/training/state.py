@@ -100,6 +100,8 @@ class Adapted:
     """targeted linear layers without an adapter, as sentences"""
     sometimes: frozenset[str] = frozenset()
     """names of layers that some rows reach and others do not"""
+    started: str = ""
+    """what was taken over from the adapter of adapter.start_from"""
 
 
 @dataclass

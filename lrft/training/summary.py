@@ -13,14 +13,14 @@ from lrft.adapters.targets import module_names
 from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
-from lrft.runs.verdict import BEST, BY_METRIC, LAST, START, worse_than_base
+from lrft.runs.verdict import BEST, BY_METRIC, LAST, START, STARTED_FROM, worse_than_base
 from lrft.training import sources
 from lrft.utils import threads
 from lrft.utils.text import Row, command, count
 
 if TYPE_CHECKING:
     from lrft.training.engine import Engine
-    from lrft.training.state import Adapted, Base, Inputs, Progress, Session
+    from lrft.training.state import Adapted, Base, Inputs, Session
 
 
 def start(session: Session) -> list[Row]:
@@ -40,7 +40,7 @@ def start(session: Session) -> list[Row]:
 def end(session: Session) -> list[Row]:
     """The end summary, with next commands."""
     p, out = session.progress, output_dir(session.recipe)
-    done, worse = count(p.step, "step"), worse_than_base(result(p))
+    done, worse = count(p.step, "step"), worse_than_base(result(session))
     if worse:
         done += f"   {worse}"
     elif p.best_loss is not None:
@@ -186,7 +186,7 @@ def spread(values: Iterable[float]) -> str:
 
 def facts(session: Session) -> dict[str, Any]:
     """run.json: what the report shows."""
-    p, recipe, attached = session.progress, session.recipe, session.adapted.attached
+    recipe, attached = session.recipe, session.adapted.attached
     return {
         "title": output_dir(recipe),
         "model": session.base.info,
@@ -214,14 +214,16 @@ def facts(session: Session) -> dict[str, Any]:
             **({"sources": drawn} if (drawn := sources.drawn(recipe, session.inputs)) else {}),
         },
         "checks": session.notes.checks,
-        "result": result(p),
+        "result": result(session),
         "warnings": session.trackers.console.warnings,
     }
 
 
-def result(progress: Progress) -> dict[str, Any]:
+def result(session: Session) -> dict[str, Any]:
     """How far the run came, and its validation losses; None for those that were not measured."""
+    progress, started = session.progress, session.recipe.adapter.start_from
     return {
+        **({STARTED_FROM: session.recipe.masked(started)} if started else {}),
         "steps done": progress.step,
         "tokens seen": progress.tokens,
         START: progress.start_loss,

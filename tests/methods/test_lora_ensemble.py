@@ -105,7 +105,7 @@ def test_the_evaluated_loss_is_that_of_the_mean_of_probabilities_and_no_more_tha
         members.append(own.eval())
     for i in range(len(rows)):
         ids = torch.from_numpy(rows.tokens(i).astype(np.int64))[None]
-        trained = torch.from_numpy(rows.trained(i))[1:]
+        trained = torch.from_numpy(rows.trained(i).copy())[1:]
         each = torch.stack([probabilities(own, ids)[0, :-1] for own in members])
         of_target = each.gather(2, ids[0, 1:].expand(MEMBERS, -1)[..., None])[..., 0][:, trained]
         mean -= of_target.mean(0).log().sum().item()
