@@ -21,6 +21,7 @@ from lrft.cli.main import app
 from lrft.errors import LrftError
 from lrft.export.merge import merge_adapter
 from lrft.model.embedder import Embedder, stored_embedder
+from lrft.publishing.stage import stage
 from lrft.verification.run import verify_run
 
 LEARN = (
@@ -78,7 +79,13 @@ def test_a_run_learns_and_all_commands_know_it(name: str, pooling: str, tmp_path
     assert "query\n" in done.output
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "mora", "pissa", "vera", "galore", "full", "relora", "lora-ga"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("lora", "galore", "relora", "lora-ga"),
+        *(pytest.param(name, marks=pytest.mark.all) for name in ("dora", "mora", "pissa", "vera", "full")),
+    ],
+)
 def test_any_method_and_any_micro_batch(method: str, tmp_path: Path) -> None:
     """And resumed to the bit."""
     place = embedders.place(tmp_path)
@@ -120,6 +127,26 @@ def test_a_row_that_is_compared_with_nothing_is_refused(tmp_path: Path) -> None:
         place.train("training.global_batch_size=1")
     runs.write_rows(tmp_path / "train.jsonl", [row | {"negative": "no"} for row in pairs])
     place.train("training.global_batch_size=1", "training.max_steps=2")
+
+
+def test_what_is_exported_combined_and_pushed_pools_alike(tmp_path: Path) -> None:
+    place = embedders.place(tmp_path)
+    run = place.train("training.max_steps=2")
+    adapter = (run / "last").resolve()
+    expected = stored_embedder(adapter)
+    assert expected is not None
+    commands = {
+        "peft": ["export", str(adapter), "--to", "peft"],
+        "lora": ["export", str(adapter), "--to", "lora"],
+        "combined": ["combine", str(adapter), str(adapter)],
+    }
+    for name, words in commands.items():
+        done = CliRunner().invoke(app, [*words, "-o", str(tmp_path / name)])
+        assert done.exit_code == 0, (done.output, done.exception)
+        assert stored_embedder(tmp_path / name) == expected
+    (tmp_path / "staged").mkdir()
+    stage(adapter, tmp_path / "staged", "owner/base")
+    assert stored_embedder(tmp_path / "staged") == expected
 
 
 def test_the_pooling_of_the_base_is_kept_and_an_unknown_one_is_refused(tmp_path: Path) -> None:

@@ -86,7 +86,10 @@ def test_a_run_learns_and_all_commands_know_it(name: str, tmp_path: Path) -> Non
     assert "label" in done.output
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "vera", "galore", "full", "relora"])
+@pytest.mark.parametrize(
+    "method",
+    ["lora", "galore", *(pytest.param(name, marks=pytest.mark.all) for name in ("dora", "vera", "full", "relora"))],
+)
 def test_any_method_and_any_micro_batch(method: str, tmp_path: Path) -> None:
     """And resumed to the bit."""
     place = place_of(tmp_path)
