@@ -144,6 +144,11 @@ def test_what_is_exported_combined_and_pushed_pools_alike(tmp_path: Path) -> Non
         done = CliRunner().invoke(app, [*words, "-o", str(tmp_path / name)])
         assert done.exit_code == 0, (done.output, done.exception)
         assert stored_embedder(tmp_path / name) == expected
+    for command in ("generate", "chat", "serve"):
+        done = CliRunner().invoke(
+            app, [command, str(adapter), *(["--prompt", "hello"] if command == "generate" else [])]
+        )
+        assert "answers with embeddings, not with text" in str(done.exception), (command, done.output)
     (tmp_path / "staged").mkdir()
     stage(adapter, tmp_path / "staged", "owner/base")
     assert stored_embedder(tmp_path / "staged") == expected
