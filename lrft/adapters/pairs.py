@@ -19,10 +19,17 @@ def refuse_factor(name: str, adapter: Adapter) -> None:
 
 
 class PairOptimizer(torch.optim.Optimizer):
-    """Abstract. groups: as `optim.grouped` makes them of the pairs of a LoRA, one group for each site."""
+    """Abstract. groups: as `optim.grouped` makes them of the pairs of a LoRA, one group for each site.
+
+    Raises ValueError for tensors of another kind, as a head has.
+    """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        names = [name for group in self.param_groups for name in group["param_names"]]
+        others = [name for name in names if name.rsplit(".", 1)[-1] not in ("A", "B")]
+        if others:
+            raise ValueError(f"its optimiser takes pairs A and B alone, and {others[0]} is trained too")
 
     def pairs(self) -> Iterator[tuple[dict[str, Any], Any, Any]]:
         """(group, A, B) of every layer whose factors, parameters, have gradients."""

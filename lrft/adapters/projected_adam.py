@@ -60,7 +60,8 @@ class Grid:
 
 
 class ProjectedAdam(torch.optim.Optimizer):
-    """groups: as `optim.grouped` makes them, with "rank". Matrices only. "period", in steps, may be set at any time.
+    """groups: as `optim.grouped` makes them, with "rank". "period", in steps, may be set at any time. A vector, such as
+    the bias of a head, is a matrix of one column.
 
     seed_of     a seed from (name of the tensor, number of the change)
     broadcast   a tensor of the first process to all: a decomposition may round otherwise on another
@@ -96,7 +97,7 @@ class ProjectedAdam(torch.optim.Optimizer):
                     change = self.change(state, G)
                     # Decay first, as AdamW and FRUGAL do. (GaLore's and Fira's code decays after the step: lr^2 apart.)
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(change if G.shape == p.shape else change.T, alpha=-group["lr"])
+                    p.add_(turned_back(change, p), alpha=-group["lr"])
                     self.learn(state, G, group)
 
     def learn(self, state: dict[str, Tensor], G: Tensor, group: dict[str, Any]) -> None:
@@ -183,7 +184,16 @@ def upright(G: Tensor) -> Tensor:
 
 
 def precise(G: Tensor) -> Tensor:
-    return G if G.dtype == torch.float64 else G.float()
+    """At least float32; a vector as a column."""
+    G = G if G.dtype == torch.float64 else G.float()
+    return G[:, None] if G.ndim == 1 else G
+
+
+def turned_back(change: Tensor, p: Tensor) -> Tensor:
+    """`change` as it is added to `p`, whose gradient was turned."""
+    if p.ndim == 1:
+        return change[:, 0]
+    return change if change.shape == p.shape else change.T
 
 
 def down(state: dict[str, Tensor], G: Tensor) -> Tensor:

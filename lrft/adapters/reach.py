@@ -14,7 +14,9 @@ from torch.distributed.tensor import DTensor
 
 from lrft.model import linear
 from lrft.model.fake_kernels import imagined_kernels
+from lrft.model.head import is_headless
 from lrft.model.layers import logits_of_text
+from lrft.model.load import position_limit
 
 # Some layers act on long rows only: those that compress tokens which lie far back. The long pass is made where the
 # short one leaves a question open.
@@ -72,7 +74,8 @@ def is_chosen(model: nn.Module, name: str, called: set[str]) -> bool:
 
 def longest(model: Any) -> int:
     """How many tokens the long pass has."""
-    return min(MANY_TOKENS, getattr(getattr(model, "config", None), "max_position_embeddings", None) or MANY_TOKENS)
+    config = getattr(model, "config", None)
+    return min(MANY_TOKENS, (None if config is None else position_limit(config)) or MANY_TOKENS)
 
 
 def in_a_pass(model: Any, tokens: int) -> tuple[set[str], set[str]]:
@@ -131,10 +134,12 @@ def leaves(root: Any) -> Iterator[Tensor]:
 
 
 def uncalled_by_text(model: Any) -> dict[str, str]:
-    """`uncalled` of any module. Empty for what is not a language model, or does not take text alone, and for a
-    model that is divided over devices, whose pass would gather it."""
+    """`uncalled` of any module. Empty for what is not a language model, with its head or without, or does not take text
+    alone, and for a model that is divided over devices, whose pass would gather it."""
     decoder = getattr(model, "main_input_name", None) == "input_ids" and not model.config.is_encoder_decoder
-    if not (decoder and model.can_generate()) or any(isinstance(p, DTensor) for p in model.parameters()):
+    if not (decoder and (model.can_generate() or is_headless(model))) or any(
+        isinstance(p, DTensor) for p in model.parameters()
+    ):
         return {}
     try:
         return uncalled(model)

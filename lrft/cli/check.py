@@ -76,7 +76,7 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
-    head = head_for(recipe, prepared, tokenizer)
+    head = head_for(recipe, prepared, tokenizer, source)
     skeleton = load_skeleton(source, recipe.model.trust_remote_code, head)
     composition = compose.compose_section(recipe.adapter)
     passed_over = uncalled(skeleton)

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,7 +190,7 @@ def evaluate_alone(
     from lrft.evaluation.loss import counted_as
     from lrft.loading.evaluation_rows import rows_for
     from lrft.loading.metrics import Metrics, metrics_of
-    from lrft.loading.saved import load_target
+    from lrft.loading.saved import load_target, objective_on
     from lrft.model.end_tokens import add_stops
     from lrft.runs.after import noted
     from lrft.runs.locate import run_of
@@ -202,9 +203,10 @@ def evaluate_alone(
     tables: list[Row] = []
     with noted(run, "eval", typed()) as kept:
         found = load_target(target, settings.base, settings.trusted)
-        kind = registry.rows_of(found.objective.name, vars(found.objective))
-        labels = None if found.head is None else found.head.labels
         for file in files:
+            if found.recipe is None and found.head is not None and file.path is not None:
+                found = replace(found, objective=objective_on(found.head, file.path, file.reading))
+            kind = registry.rows_of(found.objective.name, vars(found.objective))
             rows, report = rows_for(
                 target,
                 file.path,
@@ -214,7 +216,7 @@ def evaluate_alone(
                 found.folder,
                 found.model.config,
                 kind,
-                labels,
+                found.head,
             )
             # Rows of a chat template show where an answer ends, whatever the model's own configuration says.
             add_stops(found.model, found.tokenizer.convert_tokens_to_ids(report.end_tokens))

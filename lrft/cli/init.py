@@ -33,7 +33,7 @@ adapter:
   method: {method}  # see lrft methods; several combine: [lora, rslora, lora+]
   rank: 16
 training:
-  epochs: 3
+{objective}  epochs: 3
   global_batch_size: 32  # rows per optimiser step, over all devices
   learning_rate: {rate}
 output_dir: runs/first
@@ -80,7 +80,8 @@ def init(
     from lrft.data.suggest import suggest
 
     found = suggest(data)
-    write(path, model=model, data=data_section(data, found), method=method, full=full)
+    objective = None if found is None else found.objective
+    write(path, model=model, data=data_section(data, found), method=method, objective=objective, full=full)
     with answering(as_json) as reporter:
         reporter.table([("wrote", str(path)), *notes(data, found)])
         reporter.table([("next", [command("lrft", name, path) for name in ("check", "preview", "train")])])
@@ -150,16 +151,18 @@ def rate(method: str) -> str:
     return f"{found.value:g}  # the default of {found.owner}, from {found.source}"
 
 
-def write(path: Path, *, model: str, data: str, method: str, full: bool) -> None:
-    """Write the recipe to `path`, or with `full` one that has every key. data: the section, as YAML."""
+def write(path: Path, *, model: str, data: str, method: str, objective: str | None = None, full: bool) -> None:
+    """Write the recipe to `path`, or with `full` one that has every key. data: the section, as YAML. objective: None
+    for the default."""
     from lrft import recipe as recipes
     from lrft.recipe.dump import inline
     from lrft.utils import files
 
     check = command("lrft", "check", path)
-    lines = SHORT.format(model=inline(model), data=data, method=inline(method), rate=rate(method))
+    line = "" if objective is None else f"  objective: {inline(objective)}  # what the columns of the rows are for\n"
+    given = {"model": inline(model), "data": data, "method": inline(method), "rate": rate(method)}
     write_schema(path.parent)
-    files.write_text(path, head(path) + lines)
+    files.write_text(path, head(path) + SHORT.format(objective=line, **given))
     if full:
         text = recipes.resolved(recipes.load(path), {}).split("\n", 1)[1]
         # As a default it gives way to a model with fewer positions; as a key it would be refused.

@@ -19,6 +19,8 @@ from lrft.errors import Problem, RecipeError, nearest
 from lrft.registry import DEFAULT_ROWS
 
 Where = Callable[[str], str]
+OF_MODEL = "the model"
+"""Whose labels rows have that a trained model is asked about"""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ class Settings:
     """that rows may have, in the order of their numbers; None: those of the train rows"""
     at_once: bool = False
     """whether the first row that cannot be used is refused when it comes, not behind all others"""
+    labels_from: str = "the train rows"
+    """whose they are"""
+    prompts: tuple[str, str] = ("", "")
+    """texts before a query and before a document"""
 
 
 def settings(
@@ -106,7 +112,7 @@ def settings(
     kind: str = DEFAULT_ROWS,
     labels: Sequence[str] | None = None,
 ) -> Settings:
-    """limit: positions of the model. labels: those of a model that is asked. Raises RecipeError."""
+    """limit: positions of the model. labels: those of a model that is asked, else data.labels. Raises RecipeError."""
     length, origin = section.max_length, "data.max_length"
     if limit is not None and limit < length:
         if where(origin) != "default":
@@ -117,6 +123,7 @@ def settings(
     template = resolve_chat_template(section, tokenizer, where=where)
     options = dict(section.template_options)
     require_options(options, template, where)
+    whose = OF_MODEL if labels is not None else "data.labels" if section.labels else Settings.labels_from
     return Settings(
         template=template,
         template_options=options,
@@ -127,7 +134,9 @@ def settings(
         on_bad_row=section.on_bad_row,
         seed=seed,
         kind=kind,
-        labels=None if labels is None else tuple(labels),
+        labels=tuple(section.labels) or None if labels is None else tuple(labels),
+        labels_from=whose,
+        prompts=(section.query_prompt, section.document_prompt),
     )
 
 

@@ -9,7 +9,8 @@ alpaca      {"instruction": text, "input": text (may be missing), "output": text
 completion  {"prompt": text, "completion": text}, or both a list of turns
 text        {"text": text}
             Each may have a column "weight": what a trained token of the row counts in the loss, 1 where there is none.
-preference, kto: `lrft.data.preference`; labelled, scored: `lrft.data.labelled`
+preference, kto: `lrft.data.preference`; labelled, scored: `lrft.data.labelled`; tagged: `lrft.data.tagged`; pairs:
+`lrft.data.sides`
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from lrft.data.preference import kto, preference
 from lrft.data.records import BadRow, kind_of, listed
 from lrft.data.report import NO_TOKEN
 from lrft.data.sample import NO_TEMPLATE, Sample, is_filled, system_turn, with_system
+from lrft.data.sides import NEGATIVES, SIDES, is_negative, pairs
+from lrft.data.tagged import WORDS, tagged
 from lrft.data.tools import Tool, tools_of
 from lrft.data.turns import Message, answer, filled, messages_of, require_answers, string
 from lrft.errors import nearest
@@ -40,7 +43,11 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "scored": ("label",),
     "preference": ("chosen", "rejected"),
     "kto": ("label",),
+    "tagged": WORDS[0],
+    "pairs": SIDES[0],
 }
+# Where other columns do as well: all that do, of which those in REQUIRED are the first.
+ALTERNATIVES: dict[str, tuple[tuple[str, ...], ...]] = {"tagged": WORDS, "pairs": SIDES}
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "messages": ("system", "tools", "weight"),
     "sharegpt": ("system", "tools", "weight"),
@@ -51,6 +58,8 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "scored": TEXTS,
     "preference": ("prompt", "conversations", "system", "tools", "margin"),
     "kto": ("prompt", "completion", "messages", "conversations", "system", "tools"),
+    "tagged": tuple(dict.fromkeys(column for words in WORDS[1:] for column in words)),
+    "pairs": (*dict.fromkeys(column for sides in SIDES[1:] for column in sides), *NEGATIVES),
 }
 COLUMNS = tuple(dict.fromkeys(c for names in (*REQUIRED.values(), *OPTIONAL.values()) for c in names))
 # Columns that change the conversation: where one is filled and not used, another conversation would be trained.
@@ -98,27 +107,39 @@ def required(kind: str) -> dict[str, tuple[str, ...]]:
     return {name: REQUIRED[name] for name in ROWS[kind].formats}
 
 
+def fitting(columns: Iterable[str], kind: str) -> dict[str, tuple[str, ...]]:
+    """The formats of this kind that fit these columns, each with those that it needs."""
+    found = set(columns)
+    ways = ((name, way) for name, wanted in required(kind).items() for way in ALTERNATIVES.get(name, (wanted,)))
+    fits: dict[str, tuple[str, ...]] = {}
+    for name, way in ways:
+        if found.issuperset(way):
+            fits.setdefault(name, way)
+    return fits
+
+
 def detect(columns: Iterable[str], kind: str = DEFAULT_ROWS) -> str | None:
     """The one format of this kind that fits these columns, or None when none or several do."""
-    found = set(columns)
-    fits = [name for name, wanted in required(kind).items() if found.issuperset(wanted)]
+    fits = list(fitting(columns, kind))
     return fits[0] if len(fits) == 1 else None
+
+
+def best_kind(columns: Iterable[str]) -> tuple[str, dict[str, int]]:
+    """The kind of rows that reads the most of these columns, and how many each kind reads."""
+    found = set(columns)
+    read = {
+        kind: max(
+            (len(found & {*wanted, *OPTIONAL.get(name, ())}) for name, wanted in fitting(found, kind).items()),
+            default=0,
+        )
+        for kind in ROWS
+    }
+    return max(read, key=lambda kind: read[kind]), read
 
 
 def other_kind(record: Mapping[str, Any], kind: str) -> str:
     """What a record is and which objectives take it, where its columns fit another kind of rows alone; else ""."""
-    read = {
-        one: max(
-            (
-                len(record.keys() & {*wanted, *OPTIONAL.get(name, ())})
-                for name, wanted in required(one).items()
-                if record.keys() >= set(wanted)
-            ),
-            default=0,
-        )
-        for one in ROWS
-    }
-    best = max(read, key=lambda one: read[one])  # the kind that reads the most of its columns
+    best, read = best_kind(record)
     if not read[best] or read[kind]:
         return ""
     theirs = objectives_for(best)
@@ -129,7 +150,7 @@ def other_kind(record: Mapping[str, Any], kind: str) -> str:
 def unclear(record: Mapping[str, Any], kind: str = DEFAULT_ROWS) -> tuple[str, dict[str, Any]]:
     """Why `detect` found nothing in the columns of a record, and the keys of the data entry that would help."""
     listed, formats = ", ".join(record) or "none", required(kind)
-    fits = [name for name, wanted in formats.items() if record.keys() >= set(wanted)]
+    fits = list(fitting(record, kind))
     if fits:
         return f"the columns {listed} fit {' and '.join(fits)}", {"format": fits[0]}
     if {"chosen", "rejected"} <= record.keys() and (other := other_kind(record, kind)):
@@ -146,13 +167,14 @@ def unclear(record: Mapping[str, Any], kind: str = DEFAULT_ROWS) -> tuple[str, d
 
 def formats_in_words(kind: str = DEFAULT_ROWS) -> str:
     """`messages: messages; alpaca: instruction and output; ...`"""
-    return "; ".join(f"{name}: {' and '.join(wanted)}" for name, wanted in required(kind).items())
+    ways = {name: ALTERNATIVES.get(name, (wanted,)) for name, wanted in required(kind).items()}
+    return "; ".join(f"{name}: {', or '.join(map(' and '.join, given))}" for name, given in ways.items())
 
 
 def _entry_keys(record: Mapping[str, Any], ours_of: Mapping[str, str], kind: str) -> dict[str, Any]:
     """`columns` for this renaming, and `format` where the renamed columns would fit several."""
     after = [ours_of.get(name, name) for name in record]
-    fits = [name for name, wanted in required(kind).items() if set(after).issuperset(wanted)]
+    fits = list(fitting(after, kind))
     meant = [name for name in fits if set(ours_of.values()) & set(REQUIRED[name])]
     return {"columns": dict(ours_of), **({"format": meant[0]} if len(fits) > 1 and meant else {})}
 
@@ -191,7 +213,7 @@ def is_optional(ours: str) -> bool:
 def unused(record: Mapping[str, Any], name: str) -> list[str]:
     """The columns that the format `name` does not read."""
     used = {*REQUIRED[name], *OPTIONAL.get(name, ())}
-    return [column for column in record if column not in used]
+    return [column for column in record if column not in used and not (name == "pairs" and is_negative(column))]
 
 
 @dataclass(frozen=True)
@@ -212,7 +234,7 @@ class Reading:
 def sample(record: Mapping[str, Any], name: str, reading: Reading) -> Sample:
     """The sample that `record` is under the format `name`. Raises BadRow."""
     pictures.refuse(record)
-    for column in REQUIRED[name]:
+    for column in REQUIRED[name] if name not in ALTERNATIVES else ():
         if column not in record:
             raise BadRow("missing key", f"no '{column}'; there are {', '.join(record) or 'none'}", column)
     made = _SAMPLES[name](record, reading.chat).with_tokens(reading.tokens)
@@ -324,4 +346,6 @@ _SAMPLES: Mapping[str, Callable[[Mapping[str, Any], bool], Sample]] = {
     "scored": scored,
     "preference": preference,
     "kto": kto,
+    "tagged": tagged,
+    "pairs": pairs,
 }

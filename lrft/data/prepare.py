@@ -199,8 +199,11 @@ def _deciding(found: Sequence[Input], chosen: Settings, share: float | int | str
         for item in found
     ]
     deciding = asdict(chosen)
-    # Who set the limit decides on no row: a resolved recipe writes out what was left open. Nor when a bad one is told.
-    del deciding["max_from"], deciding["at_once"]
+    # Who set the limit decides on no row: a resolved recipe writes out what was left open. Nor when a bad one is told,
+    # and whose the labels are.
+    del deciding["max_from"], deciding["at_once"], deciding["labels_from"]
+    if not any(chosen.prompts):
+        del deciding["prompts"]
     return {"inputs": data, "settings": deciding, "validation": share}
 
 
@@ -234,7 +237,8 @@ def _build(
         if ROWS[chosen.kind].named:
             held_out = keep_classes(rows, held_out)
     if ROWS[chosen.kind].named:
-        rows = number_labels(rows, held_out, names, report, chosen.labels)
+        rows = number_labels(rows, held_out, names, report, chosen.labels, chosen.labels_from)
+    report.prompts = dict(zip(("query", "document"), chosen.prompts, strict=True)) if any(chosen.prompts) else {}
     _total(report, rows, held_out, digests)
     return rows, held_out, report
 

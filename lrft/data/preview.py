@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, zip_longest
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ def render(rows: Rows, report: DataReport, tokenizer: Any, *, n: int = 5, colour
     places = np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)
     for i in places.tolist():
         trained, total = int(rows.trained(i).sum()), count(len(rows.tokens(i)), "token")
-        says = f"label {visible(rows.answer(i)) or '(none)'}" if report.whole else f"{trained:,} trained"
-        title = f"row {i + 1:,} of {len(rows):,}   {visible(rows.source(i))}   {total}, {says}"
+        says = f"label {visible(rows.answer(i)) or '(none)'}" if report.labels or not report.parts else ""
+        says = says if report.whole else f"{trained:,} trained"
+        title = f"row {i + 1:,} of {len(rows):,}   {visible(rows.source(i))}   {total}{says and f', {says}'}"
         title += f", weight {rows.weight(i):g}" if rows.weight(i) != 1 else ""
         out.append(title + "\n", TITLE if colour else "")
-        for name, part in zip_longest(report.parts, parts_text(rows, i, tokenizer, colour=colour), fillvalue=""):
+        for name, part in zip(*named_parts(report.parts, parts_text(rows, i, tokenizer, colour=colour)), strict=True):
             out.append(f"{name}\n" if name else "", TITLE if colour else "").append(part).append("\n")
         out.append("\n")
     for line in report.lines():
@@ -46,6 +48,11 @@ def to_dict(rows: Rows, report: DataReport, tokenizer: Any, *, n: int = 5) -> di
         counts = {"tokens": len(rows.tokens(i)), "trained": int(rows.trained(i).sum()), "weight": rows.weight(i)}
         shown.append({"row": i + 1, "source": rows.source(i), **counts, "parts": parts})
     return {"rows": shown, "data": report.to_dict()}
+
+
+def named_parts(names: Sequence[str], parts: list[Text]) -> tuple[list[str], list[Text]]:
+    """The sequences of a row and their names, of which the last is that of all beyond."""
+    return [names[min(k, len(names) - 1)] if names else "" for k in range(len(parts))], parts
 
 
 def legend(colour: bool) -> Text:

@@ -68,7 +68,8 @@ class DataReport:
     weights: {"rows" with a weight other than 1, "least" and "most" of these}; empty where there is none.
     labels: {label: rows that have it}, of train rows that carry one. parts: names of the sequences of each row, where
     there are several. label_notes: on labels that are rare or cannot be validated. several: labels are lists. whole:
-    rows are answered as a whole, so no token of theirs is trained. key: of the cache. hit: found there (None: the cache
+    rows are answered as a whole, so no token of theirs is trained. prompts: {query or document: text before it}, where
+    there are any. key: of the cache. hit: found there (None: the cache
     is off).
     """
 
@@ -97,6 +98,7 @@ class DataReport:
     label_notes: list[str] = field(default_factory=list)
     several: bool = False
     whole: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
     key: str = ""
     hit: bool | None = None
 
@@ -152,7 +154,8 @@ class DataReport:
             f"{count(self.train_rows, 'train row')}, {count(self.tokens, 'token')}{trained}; "
             f"{count(self.validation_rows, 'validation row')}"
         )
-        each = f"sequence ({' and '.join(self.parts)})" if self.parts else "row"
+        each = f"sequence ({' and '.join(filter(None, (', '.join(self.parts[:-1]), *self.parts[-1:])))})"
+        each = each if self.parts else "row"
         out.append(f"tokens per {each}: {quantile_words(self.lengths)} (limit {self.max_length:,})")
         if self.weights:
             rows, least, most = (self.weights[key] for key in ("rows", "least", "most"))
@@ -165,6 +168,7 @@ class DataReport:
             more = f" and {len(self.labels) - LABELS} more" * (len(self.labels) > LABELS)
             out.append(f"labels: {', '.join(f'{label} in {n:,}' for label, n in shown)}{more}{only}")
         out += self.label_notes
+        out += [f"before each {side}: {text!r}" for side, text in self.prompts.items() if text]
         if not self.whole:
             trained = "is trained" if self.end_token_trained else "is NOT trained in every row"
             out.append(f"end token {' '.join(self.end_tokens) or '(none)'} {trained}")

@@ -23,7 +23,8 @@ class Sample:
     text of special tokens stands for these tokens. beside: the other sequences of the row. label: of the row, to be
     counted; "" for none. numbers: what the row carries for its objective, by name; all rows of a format have the same
     names. weight: of the row's trained tokens in the loss. classes: labels by name, of a row whose prompt, and answer
-    for a second text, are to be told apart; several: they were a list.
+    for a second text, are to be told apart; several: they were a list. spans: (first, last + 1) character of each word
+    of the prompt, where each has one of the `classes`.
     """
 
     messages: tuple[Message, ...] = ()
@@ -39,6 +40,7 @@ class Sample:
     weight: float = 1.0
     classes: tuple[str, ...] = ()
     several: bool = False
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def sequences(self) -> tuple[Sample, ...]:
@@ -76,7 +78,7 @@ class Sample:
         content += [self.tools] if self.tools else []
         content += [[each.digest() for each in self.beside]] if self.beside else []
         content += [self.label, dict(self.numbers)] if self.label or self.numbers else []
-        content += [sorted(self.classes)] if self.classes else []
+        content += [list(self.classes) if self.spans else sorted(self.classes)] if self.classes else []
         return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8])
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lrft.data.config import Where, read_input
-from lrft.data.format import detect, rename, unclear
+from lrft.data.format import best_kind, detect, rename, unclear
 from lrft.data.ingest import refuse_other_kind
 from lrft.data.readers import find
 from lrft.data.records import BadRow, Record
 from lrft.errors import DataError
-from lrft.registry import ROWS, objectives_for
+from lrft.registry import DEFAULT_ROWS, ROWS, objectives_for
 
 ROWS_SEEN = 500
 
@@ -23,13 +23,22 @@ class Suggestion:
     """Keys of the data section that the rows need. The fields are empty where the defaults do.
 
     format: where the columns fit several. columns: {their name: our name}. too_long: split, for documents.
-    problem: why no format fits, and the next step.
+    objective: the one that takes such rows. problem: why no format fits, and the next step.
     """
 
     format: str | None = None
     columns: dict[str, str] | None = None
     too_long: str | None = None
+    objective: str | None = None
     problem: tuple[str, str] | None = None
+
+
+def first_columns(path: str) -> list[str] | None:
+    """The columns of the first good row of a local file; None where there is none."""
+    if path.startswith("hub:"):
+        return None
+    values = (record.value for source in find(path) for record in source.records())
+    return next((list(value) for value in values if not isinstance(value, BadRow)), None)
 
 
 def suggest(path: str) -> Suggestion | None:
@@ -43,14 +52,17 @@ def suggest(path: str) -> Suggestion | None:
     good = next((record.value for record in records if not isinstance(record.value, BadRow)), None)
     if good is None:
         return Suggestion(problem=no_row(path, records))
-    found = detect(good)
-    if found is not None:
+    found, (kind, _) = detect(good), best_kind(good)
+    if found is not None and kind == DEFAULT_ROWS:
         return Suggestion(too_long=of_format(found))
-    for kind in ROWS:
-        if detect(good, kind) and (names := objectives_for(kind)):
-            text = f"{path}: {ROWS[kind].words}, which the default objective does not take"
-            return Suggestion(problem=(text, f"Set training.objective: {' or '.join(names)}."))
     message, keys = unclear(good)
+    # A question with an answer may be a pair of texts, and is more often one to be answered.
+    meant_otherwise = ROWS[kind].prompted and len(keys.get("columns", {})) > 1
+    if detect(good, kind) and not meant_otherwise and (names := objectives_for(kind)):
+        if len(names) == 1:
+            return Suggestion(objective=names[0])
+        text = f"{path}: {ROWS[kind].words}, which the default objective does not take"
+        return Suggestion(problem=(text, f"Set training.objective: {' or '.join(names)}."))
     columns = keys.get("columns", {})
     if not keys:
         return Suggestion(problem=(message, "Name a format or rename columns: data.train.0.format, .columns."))

@@ -55,14 +55,14 @@ def loss_of(
         return {k: v.to(device) for k, v in given.items()}
 
     with evaluation_mode(model):
-        look_ahead(losses, ((batch(ids), bool(ids)) for ids in micros), reduce)
+        look_ahead(losses, ((batch(ids), bool(ids)) for ids in micros), reduce, rank=rank, world=world)
         for ids in micros:
             loss, weight = losses(batch(ids)).double(), objective.weight(rows, ids)
             sums[0] += loss if ids else 0.0
             sums[1] += weight
             each(ids, loss, weight, losses.sums)
             noted = added_up(noted, losses.sums, float(bool(ids)))
-    losses.ahead = None
+    losses.ahead, losses.gathered = None, {}
     total, counted = reduce(sums).tolist()
     mean = total / counted if counted else math.nan
     found: dict[str, Any] = {"loss": mean, counted_as(objective): int(counted) if counted.is_integer() else counted}

@@ -136,6 +136,8 @@ def write(attached: Any, first: SavedAdapter, base: Path, out: Path, seed: int, 
         for name in beside:
             shutil.copyfile(first.folder / name, scratch / name)
             files.sync(scratch / name)
+        if first.head is not None:
+            first.head.save(scratch)
         storage.save_adapter(attached, scratch, base=info, seed=seed, beside=beside)
         files.write_json(scratch / FACTS, facts)
         scratch.rename(out)

@@ -115,5 +115,7 @@ def write(attached: Attached, cuts: Mapping[str, Cut], saved: SavedAdapter, out:
             if goes_along(path) and path.name not in OWN_FILES:
                 shutil.copyfile(path, scratch / path.name)
                 files.sync(scratch / path.name)
+        if saved.head is not None:
+            saved.head.save(scratch)
         scratch.rename(out)
     files.sync(out.parent)

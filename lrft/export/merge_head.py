@@ -54,8 +54,12 @@ def head_merge(saved: SavedAdapter, skeleton: Any, names: Collection[str]) -> He
 
 
 def write_config(out: Path, saved: SavedAdapter, skeleton: Any) -> None:
-    """Class, labels, problem and padding token in the folder's config.json, and the index of its shards."""
+    """Class, labels, problem and padding token in the folder's config.json, and what else loads it."""
     config = files.read_json(out / "config.json")
+    if saved.head is not None and saved.head.embedder is not None:
+        files.write_json(out / "config.json", config | {"architectures": [type(skeleton).__name__]})
+        saved.head.save(out)
+        return
     made = skeleton.config.to_dict()
     written = {key: made[key] for key in ("id2label", "label2id", "problem_type", "pad_token_id") if key in made}
     config.pop("num_labels", None)

@@ -36,6 +36,8 @@ class PeftFolder(Exporter):
             for name in sorted(names_to_copy):
                 shutil.copyfile(saved.folder / name, scratch / name)
                 files.sync(scratch / name)
+            if saved.head is not None:
+                saved.head.save(scratch)
             scratch.rename(out)
         files.sync(out.parent)
         return [f"{len(saved.sites)} modules as PEFT LoRA", f"base {base.name}"]

@@ -95,7 +95,6 @@ def measured(
 ) -> list[Side]:
     """A target on each file. label: what it is called. name, first: of the target whose rows these are."""
     kind = registry.rows_of(found.objective.name, vars(found.objective))
-    labels = None if found.head is None else found.head.labels
     sides = []
     for file in files:
         rows, report = rows_for(
@@ -107,7 +106,7 @@ def measured(
             found.folder,
             found.model.config,
             kind,
-            labels,
+            found.head,
             trained_template=True,
         )
         add_stops(found.model, found.tokenizer.convert_tokens_to_ids(report.end_tokens))

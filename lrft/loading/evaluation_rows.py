@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from lrft import data
 from lrft import recipe as recipes
 from lrft.errors import UsageError
 from lrft.loading.from_recipe import prepare_data
+from lrft.model.head import Head
 from lrft.model.load import embedding_rows, position_limit
 from lrft.model.weights import cache_dir
 from lrft.recipe import DataEntry, DataSection
@@ -25,14 +26,14 @@ def rows_for(
     folder: Path,
     config: Any,
     kind: str,
-    labels: Sequence[str] | None,
+    head: Head | None,
     *,
     trained_template: bool = False,
 ) -> tuple[data.Rows, data.DataReport]:
     """The rows to measure on: the file given, else the run's own validation rows. Raises UsageError.
 
-    reading: keys of an entry of data.train for that file. config: the model's. kind: of rows, for the objective.
-    labels: those that the model tells apart. trained_template: a run's own rows, too, are put with the template of
+    reading: keys of an entry of data.train for that file. config, head: the model's. kind: of rows, for the
+    objective. trained_template: a run's own rows, too, are put with the template of
     `tokenizer`, which may be another run's.
     """
     cache = cache_dir()
@@ -42,9 +43,9 @@ def rows_for(
         if "format" in reading:  # the run's prompts are of another
             read_as = {key: value for key, value in read_as.items() if key not in ("prompt", "completion", "tools")}
         plain = DataSection(train=(DataEntry(path=path),))
-        if labels is not None:  # a model that answers texts as a whole is served so
-            plain = plain.model_copy(update={"too_long": "truncate"})
-        settings = (section or plain).model_copy(update={"chat_template": "tokenizer"})
+        settings = (section or plain.model_copy(update=as_served(head))).model_copy(
+            update={"chat_template": "tokenizer"}
+        )
         rows, report = data.prepare_file(
             recipes.parse_entry(path, read_as, reading) if reading else path,
             settings,
@@ -54,7 +55,7 @@ def rows_for(
             where=lambda key: "default",
             cache=cache,
             kind=kind,
-            labels=labels,
+            labels=None if head is None else head.labels,
         )
         data.refuse_missing_rows([rows], embedding_rows(config), tokenizer)
         return rows, report
@@ -67,3 +68,15 @@ def rows_for(
     if prepared.validation is None:
         raise UsageError(f"{target} was trained without validation rows: pass evaluation data with --data FILE")
     return prepared.validation, prepared.report
+
+
+def as_served(head: Head | None) -> dict[str, Any]:
+    """Keys of the data section by which a model that predicts no tokens reads texts, as it will be asked."""
+    embedder = None if head is None else head.embedder
+    if head is None:
+        return {}
+    if embedder is None:
+        return {"too_long": "truncate"}
+    prompts = {f"{side}_prompt": embedder.prompts.get(side, "") for side in ("query", "document")}
+    length = {} if embedder.max_length is None else {"max_length": embedder.max_length}
+    return {"too_long": "truncate", **length, **prompts}

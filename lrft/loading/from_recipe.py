@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lrft.model.head import Head
 from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, position_limit
 from lrft.model.weights import cache_dir
-from lrft.objectives.base import Objective
+from lrft.objectives.base import Asked, Objective
 from lrft.recipe import Named, Recipe
 from lrft.utils import hardware
 
@@ -36,8 +36,10 @@ def objective_of(recipe: Recipe) -> Objective:
     return objective
 
 
-def head_for(recipe: Recipe, prepared: data.Prepared, tokenizer: Any) -> Head | None:
+def head_for(recipe: Recipe, prepared: data.Prepared, tokenizer: Any, source: Path) -> Head | None:
     """The head that the recipe's objective trains, for its data; None for a language model. Raises RecipeError.
+
+    source: the base's folder.
 
     The tokenizer gets a padding token where it has none: a decoder's head looks for the last token that is another one.
     """
@@ -48,18 +50,18 @@ def head_for(recipe: Recipe, prepared: data.Prepared, tokenizer: Any) -> Head | 
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise DataError("the tokenizer has neither a padding nor an end token, so rows cannot be padded")
+    config = load_config(source, trust_remote_code=recipe.model.trust_remote_code)
+    asked = Asked(prepared.report, prepared.train, tokenizer.pad_token_id, recipe.training.seed, source, config)
     try:
-        return objective.head_for(
-            prepared.report, prepared.train, pad_id=tokenizer.pad_token_id, seed=recipe.training.seed
-        )
+        return objective.head_for(asked)
     except ValueError as error:
         raise RecipeError([Problem(recipe.where("training.objective"), f"training.objective: {error}")]) from None
 
 
-def sketched_head(recipe: Recipe) -> Head | None:
-    """The same for whoever has no data: of two labels."""
+def sketched_head(recipe: Recipe, labels: Iterable[str] = ("0", "1")) -> Head | None:
+    """The same for whoever looks at shapes alone. labels: of the data; two for whoever has no data."""
     kind = registry.head_of(recipe.training.objective.name)
-    return Head(kind, ("0", "1")) if kind else None
+    return Head(kind, tuple(labels)) if kind else None
 
 
 def find_base(recipe: Recipe) -> Path:

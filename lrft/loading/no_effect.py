@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lrft import registry
 from lrft.data import Prepared
 from lrft.data.sampler import batch_schedule
 from lrft.errors import Problem, RecipeError
@@ -15,12 +16,26 @@ from lrft.utils.text import count
 
 
 def refuse_without_effect(recipe: Recipe, prepared: Prepared) -> None:
-    """Raise RecipeError for a revision of a local model, a warm-up that is longer than the run, and early stopping that
-    can never stop it."""
+    """Raise RecipeError for a revision of a local model, a warm-up that is longer than the run, early stopping that can
+    never stop it, and steps of a row that would be compared with nothing."""
     total = batch_schedule(recipe, prepared.train).total_steps
-    found = [*_revision(recipe), *_warmup(recipe, total), *_early_stopping(recipe, prepared, total)]
+    found = [
+        *_revision(recipe),
+        *_warmup(recipe, total),
+        *_early_stopping(recipe, prepared, total),
+        *_alone(recipe, prepared),
+    ]
     if found:
         raise RecipeError([Problem(recipe.where(key), f"{key}: {text}") for key, text in found])
+
+
+def _alone(recipe: Recipe, prepared: Prepared) -> Iterator[tuple[str, str]]:
+    """A row that is compared with nothing has no loss."""
+    facts, rows = registry.declared("objectives")[recipe.training.objective.name].facts, prepared.train
+    together = min(recipe.training.global_batch_size, len(rows))
+    if facts.get("compares_rows", False) and together == 1 and (rows.counts <= 2).any():
+        text = "1 row a step: a query is compared with the documents of its step, and here there is its own alone"
+        yield "training.global_batch_size", f"{text}. Give 2 or more, and more rows, or rows with negatives"
 
 
 def _revision(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -15,9 +15,11 @@ from lrft.adapters.ensemble import copying
 from lrft.adapters.peft_import import is_peft_folder, placed, read_any
 from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data import Rows
+from lrft.data.format import detect, formats_in_words
+from lrft.data.suggest import first_columns
 from lrft.errors import CheckFailed, MissingError, UsageError
 from lrft.loading.from_recipe import objective_of
-from lrft.model.head import Head, stored_head
+from lrft.model.head import Head, head_in
 from lrft.model.hub import find_model
 from lrft.model.load import load_config, load_model, load_tokenizer
 from lrft.model.weights import fingerprint
@@ -60,7 +62,7 @@ def load_as_trained(
 
 def load_plain(folder: Path, *, trust_remote_code: bool = False, head: Head | None = None) -> Any:
     """A model folder by itself, in float32, on the GPU where there is one. head: None for the one of its files."""
-    head = head or stored_head(load_config(folder, trust_remote_code))
+    head = head or head_in(folder, load_config(folder, trust_remote_code))
     model: Any = load_model(folder, dtype=torch.float32, trust_remote_code=trust_remote_code, head=head)
     return model.to(device())
 
@@ -109,7 +111,7 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
         raise UsageError(f"--base is only for a run or an adapter; {target} is a full model")
     folder = find_model(target, where="the model")
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
-    head = stored_head(load_config(folder, trusted))
+    head = head_in(folder, load_config(folder, trusted))
     model: Any = load_model(folder, dtype=dtype, trust_remote_code=trusted, head=head)
     return Target(
         model.to(device()), load_tokenizer(folder, trusted), folder, None, None, objective_for(head), head=head
@@ -121,11 +123,40 @@ def objective_for(head: Head | None) -> Objective:
     are answered as a whole. Raises UsageError where there is none."""
     if head is None:
         return Sft()
-    for name, card in registry.declared("objectives").items():
-        if registry.head_of(name) == head.kind and registry.ROWS[registry.rows_of(name)].whole:
-            found: Objective = card.load().of_head(head)
-            return found
+    for objective in objectives_of(head):
+        if registry.ROWS[kind_of_rows(objective)].whole:
+            return objective
     raise UsageError(f"no objective evaluates a model with a head for {head.kind} classification")
+
+
+def objective_on(head: Head, path: str, reading: Mapping[str, str]) -> Objective:
+    """What evaluates a model that is no run's on the rows of a file, by their columns: a head that gives one number may
+    have been trained on numbers, or on pairs of answers. reading: keys of an entry of data.train, which come first.
+
+    Raises UsageError for rows that no objective for this kind of head takes.
+    """
+    columns, given, own = first_columns(path), reading.get("format"), objective_for(head)
+    if "columns" in reading or (columns is None and given is None):
+        return own
+    candidates = [own, *(each for each in objectives_of(head) if each.name != own.name)]
+    for objective in candidates:
+        kind = kind_of_rows(objective)
+        if given in registry.ROWS[kind].formats or (given is None and detect(columns or (), kind)):
+            return objective
+    ways = "; ".join(dict.fromkeys(formats_in_words(kind_of_rows(each)) for each in candidates))
+    found = f"format {given}" if given else f"the columns {', '.join(columns or ())}"
+    text = f"{path}: {found}, but the model answers with {head.outputs_in_words}"
+    raise UsageError(text, f"Rows for it: {ways}. --columns renames theirs.")
+
+
+def objectives_of(head: Head) -> list[Objective]:
+    """Those that train this kind of head, with the options that fit it."""
+    cards = registry.declared("objectives").items()
+    return [card.load().of_head(head) for name, card in cards if registry.head_of(name) == head.kind]
+
+
+def kind_of_rows(objective: Objective) -> str:
+    return registry.rows_of(objective.name, vars(objective))
 
 
 def answering(

@@ -65,7 +65,7 @@ class CoapAdam(ProjectedAdam):
         super().__init__(groups, part.grid(), **given)
         self.part = part
         members = [pair for g in self.param_groups for pair in zip(g["param_names"], g["params"], strict=True)]
-        self.turned = {name for name, p in members if p.shape[0] < p.shape[1]}
+        self.turned = {name for name, p in members if p.ndim > 1 and p.shape[0] < p.shape[1]}
 
     def choose(self, name: str, number: int, state: dict[str, Tensor], G: Tensor, rank: int) -> None:
         before = state.get("P")

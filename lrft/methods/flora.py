@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lrft.adapters.part import Making, Part, Run
-from lrft.adapters.projected_adam import upright
+from lrft.adapters.projected_adam import turned_back, upright
 from lrft.utils import seeds
 
 TINY = 1e-30  # Adafactor's, on the square of the gradient
@@ -66,7 +66,7 @@ class Flora(Part):
 
 
 class ProjectedMomentum(torch.optim.Optimizer):
-    """groups: as `optim.grouped` makes them, with "rank". Matrices only."""
+    """groups: as `optim.grouped` makes them, with "rank". A vector is a matrix of one column."""
 
     def __init__(self, groups: list[dict[str, Any]], part: Flora, momentum: float, seed: int) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "period": 1000})
@@ -85,7 +85,7 @@ class ProjectedMomentum(torch.optim.Optimizer):
                         change = self.averaged(state, change)
                     change /= (rms(change) / self.part.clip).clamp_min(1.0)
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(change if G.shape == p.shape else change.T, alpha=-group["lr"])
+                    p.add_(turned_back(change, p), alpha=-group["lr"])
 
     def normalised(self, state: dict[str, Tensor], G: Tensor) -> Tensor:
         """Adafactor's U (m, n): G over the root of its mean square, known by its rows' and columns' means."""

@@ -73,5 +73,10 @@ def logits_of_text(model: nn.Module, ids: Tensor, **more: Any) -> Tensor:
             f"{type(model).__name__} cannot answer text alone: {str(error).strip().partition(chr(10))[0]}",
             "lrft trains causal language models on rows of text.",
         ) from error
-    found: Tensor = getattr(answer, "logits", answer)
+    return outputs_in(answer)
+
+
+def outputs_in(answer: Any) -> Tensor:
+    """The logits of a model's answer; the last hidden states of a model without a head."""
+    found: Tensor = getattr(answer, "logits", getattr(answer, "last_hidden_state", answer))
     return found

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 # What transformers is asked for by the word of a recipe, where it is another. SDPA is asked of the whole: asked of each
 # part it is refused for a model with a tower that has none; left to choose, parts take it where they can.
 KERNELS = {"auto": None, "sdpa": {"": "sdpa"}}
+# Types of models whose first position is the one behind the padding token's number.
+COUNT_FROM_PADDING = frozenset(
+    {
+        *("camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm"),
+        *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+    }
+)
 
 
 def load_model(
@@ -226,7 +233,7 @@ def position_limit(config: PretrainedConfig) -> int | None:
     for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         limit = getattr(text, key, None)
         if isinstance(limit, int) and limit > 0:
-            return limit
+            return limit - ((text.pad_token_id or 0) + 1 if text.model_type in COUNT_FROM_PADDING else 0)
     return None
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -86,6 +88,7 @@ class LossModule(nn.Module):
     head       what the outputs of a model with a head mean, or None
     sums       what `sum_of` has noted of the last batch, float64, whatever its shape
     ahead      what `look` has found in all batches of the step or of an evaluation, added up; None: not looked at
+    gathered   what `gather` has found in them, all batches of all processes end to end; empty: not asked
     others     the models that the objective's options name (`Declaration.models`), by option, and the adapter that
                training starts from, as `START`; they are no submodules: not trained, not wrapped, not saved
     wanted     figures that evaluation asks for beside those that are always noted: some of `offers`
@@ -97,6 +100,9 @@ class LossModule(nn.Module):
     """Whether `sum_of` adds `extra`. Methods that need it are refused beside an objective that does not."""
     mixes_copies: ClassVar[bool] = False
     """Whether `sum_of` knows rows in copies. Methods with copies are refused beside an objective that does not."""
+    gathers: ClassVar[bool] = False
+    """Whether the rows of a step, or of an evaluation, are compared with each other: `gather` then sees all batches
+    before the first of them is answered, but for a step of one batch on one process."""
     looks_ahead: bool = False
     """whether `look` has to see all batches of a step before the first of them is answered"""
     constant: tuple[str, ...] = ()
@@ -113,6 +119,7 @@ class LossModule(nn.Module):
         self.head: Head | None = None
         self.sums: dict[str, Tensor] = {}
         self.ahead: Tensor | None = None
+        self.gathered: dict[str, Tensor] = {}
         self.others: Mapping[str, OtherModel] = {}
         self.wanted: frozenset[str] = frozenset()
 
@@ -135,6 +142,11 @@ class LossModule(nn.Module):
 
     def look(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Sums that the loss of every batch of the step depends on, float64. Asked without gradients."""
+        raise NotImplementedError("abstract")
+
+    def gather(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """(n, ...) by name: what other batches of the step have to know of this one; n may differ from batch to batch.
+        Asked without gradients."""
         raise NotImplementedError("abstract")
 
     def constants(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,23 +177,62 @@ class LossModule(nn.Module):
         return 0.0 if taken is None else taken
 
 
-def look_ahead(losses: LossModule, batches: Iterable[tuple[Mapping[str, Tensor], bool]], reduce: Reduce) -> None:
-    """Let `losses` see all batches of a step, those of this process; reduce: sum over processes.
+def look_ahead(
+    losses: LossModule,
+    batches: Iterable[tuple[Mapping[str, Tensor], bool]],
+    reduce: Reduce,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Let `losses` see all batches of a step, those of this process; reduce: sum over the `world` processes.
 
     batches: each with whether it counts; one that does not is only passed, since other processes wait for it.
     """
-    losses.ahead = None
-    if not losses.looks_ahead:
-        return
-    with evaluation_mode(losses), losses.computing():
-        found = [losses.look(batch) * (1.0 if counts else 0.0) for batch, counts in batches]
-    losses.ahead = reduce(torch.stack(found).sum(dim=0))
+    losses.ahead, losses.gathered = None, {}
+    if losses.looks_ahead:
+        with evaluation_mode(losses), losses.computing():
+            found = [losses.look(batch) * (1.0 if counts else 0.0) for batch, counts in batches]
+        losses.ahead = reduce(torch.stack(found).sum(dim=0))
+    if losses.gathers:
+        left = iter(batches)
+        few = list(islice(left, 2))
+        if len(few) == 1 and world == 1:
+            return
+        with evaluation_mode(losses), losses.computing():
+            seen = [(losses.gather(batch), counts) for batch, counts in chain(few, left)]
+        for name, first in seen[0][0].items():
+            own = torch.cat([found[name] if counts else first[:0] for found, counts in seen])
+            losses.gathered[name] = end_to_end(own, reduce, rank, world)
+
+
+def end_to_end(own: Tensor, reduce: Reduce, rank: int, world: int) -> Tensor:
+    """`own` (n, ...) of all processes, in their order; n may differ from process to process."""
+    sizes = own.new_zeros(world, dtype=torch.int64)
+    sizes[rank] = len(own)
+    ends: list[int] = reduce(sizes).cumsum(0).tolist()
+    whole = own.new_zeros(ends[-1], *own.shape[1:])
+    whole[ends[rank] - len(own) : ends[rank]] = own
+    return reduce(whole)
 
 
 def added_up(before: Mapping[str, Tensor], more: Mapping[str, Tensor], counts: float) -> dict[str, Tensor]:
     """`before` and `more`, or zeros in the shapes of `more` for a batch that does not count (`counts` 0)."""
     taken = {name: value if counts else torch.zeros_like(value) for name, value in more.items()}
     return {name: before[name] + value if name in before else value for name, value in taken.items()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What decides on a head. report: of the data. train: its rows. pad_id: the token that fills up batches. seed: of
+    what the checkpoint lacks. folder, config: of the base."""
+
+    report: DataReport
+    train: Rows
+    pad_id: int
+    seed: int = 0
+    folder: Path | None = None
+    config: Any = None
 
 
 class Objective:
@@ -209,6 +260,8 @@ class Objective:
     """whether its batches may have the form "shared" """
     weighs_rows: ClassVar[bool] = False
     """whether rows count by their weights (batches have them beside the labels); else rows with weights are refused"""
+    compares_rows: ClassVar[bool] = False
+    """whether the loss of a row is made of the other rows of its step"""
     reads_margins: ClassVar[bool] = False
     """whether the column margin of pairs counts; else it is refused"""
     placed: ClassVar[tuple[str, ...]] = ()
@@ -231,9 +284,9 @@ class Objective:
         """The batch of the rows `ids`, on the CPU. form: padded, or packed as the model has been found to take it."""
         raise NotImplementedError("abstract")
 
-    def head_for(self, report: DataReport, train: Rows, *, pad_id: int, seed: int) -> Head:
-        """The head to be trained, for objectives that name a kind. report: of the data. pad_id: fills up batches. seed:
-        of what the checkpoint lacks of it. Raises ValueError for options that do not fit the data."""
+    def head_for(self, asked: Asked) -> Head:
+        """The head to be trained, for objectives that name a kind. Raises ValueError for options that do not fit the
+        data or the base."""
         raise NotImplementedError("abstract")
 
     def forwards(self) -> Forwards:

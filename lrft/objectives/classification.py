@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from lrft.data import DataReport, Rows
+from lrft.data import Rows
 from lrft.data.collate import Form, collate
 from lrft.model.head import Head
-from lrft.objectives.base import LossModule, Objective
+from lrft.objectives.base import Asked, LossModule, Objective
 from lrft.objectives.cross_entropy import wide
 from lrft.objectives.figures import of_confusion, of_labels, spearman
 from lrft.objectives.sft import Outputs
@@ -88,15 +88,16 @@ class Classification(Objective):
             row[: len(numbers)] = numbers
         return batch | {"labels": torch.from_numpy(filled), "row": torch.tensor(ids), "rows": torch.tensor(len(rows))}
 
-    def head_for(self, report: DataReport, train: Rows, *, pad_id: int, seed: int) -> Head:
+    def head_for(self, asked: Asked) -> Head:
+        report = asked.report
         if self.rows_by["problem"].get(self.problem) and self.class_weights != "none":
             raise ValueError("class_weights are for labels, and problem: regression has none")
         if report.several and self.problem == "single-label":
             raise ValueError("problem is single-label, but labels are lists: expected multi-label")
         problem = PROBLEMS.get(self.problem, MULTI if report.several else SINGLE)
         names = tuple(report.labels)
-        weights = self.weights_of(names, train, problem)
-        return Head(self.head, names, problem, pad_id, seed, weights)
+        weights = self.weights_of(names, asked.train, problem)
+        return Head(self.head, names, problem, asked.pad_id, asked.seed, weights)
 
     def weights_of(self, names: Sequence[str], train: Rows, problem: str) -> tuple[float, ...]:
         """Factors of the labels, none for equal ones. balanced: n / (labels x rows of the label), so that the mean over

@@ -48,3 +48,9 @@ def spearman(one: Tensor, other: Tensor) -> float:
     """The correlation of the ranks of two (n,); NaN where one of them is constant."""
     a, b = (r - r.mean() for r in (ranks(one), ranks(other)))
     return ((a @ b) / (a.norm() * b.norm())).item()
+
+
+def of_ranks(sums: Tensor) -> dict[str, float]:
+    """Of searches: sums (4,) of rank 1, of ranks up to 10, of 1 / rank, and of all."""
+    first, tenth, inverse, total = sums.tolist()
+    return {"recall@1": first / total, "recall@10": tenth / total, "MRR": inverse / total}

@@ -16,10 +16,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from lrft.data import DataReport, Rows
+from lrft.data import Rows
 from lrft.data.collate import Form, collate
 from lrft.model.head import Head
-from lrft.objectives.base import LossModule, Objective
+from lrft.objectives.base import Asked, LossModule, Objective
 from lrft.objectives.cross_entropy import wide
 from lrft.objectives.pairs import preferred
 
@@ -58,8 +58,8 @@ class Reward(Objective):
         given = [rows.numbers("margin", i) for i in ids] if "margin" in rows.names else [np.empty(0)] * len(ids)
         return batch | {"margin": torch.tensor([float(each[0]) if len(each) else 0.0 for each in given])}
 
-    def head_for(self, report: DataReport, train: Rows, *, pad_id: int, seed: int) -> Head:
-        return Head(self.head, (), "regression", pad_id, seed)
+    def head_for(self, asked: Asked) -> Head:
+        return Head(self.head, (), "regression", asked.pad_id, asked.seed)
 
     def module(self, model: nn.Module, *, direct: bool = False) -> RewardLoss:
         return RewardLoss(model, self.center)

@@ -21,9 +21,11 @@ from torch import nn
 from lrft import data
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, AdapterLinear
-from lrft.adapters.attach import attach_sites, prune_base, select_sites
+from lrft.adapters.attach import attach_sites, prune_base, select_sites, trained_in
 from lrft.adapters.gradients import FurtherPasses
+from lrft.adapters.modules_to_save import SavedModule
 from lrft.adapters.reach import uncalled
+from lrft.adapters.unfit import is_in
 from lrft.data.collate import micro_batches
 from lrft.data.sampler import auxiliary_schedule, batch_schedule, tokens_of
 from lrft.distributed import fsdp, processes, zero2
@@ -173,7 +175,7 @@ def make_plan(
     further = composition.further_passes
     passed = passed_over(recipe, prepared, schedule, further)
     longest = max(largest_batch(recipe, rows, order, devices, micro) for rows, order, _ in passed)
-    found = imagine_adapted(recipe, source, composition, longest, micro, active)
+    found = imagine_adapted(recipe, source, composition, longest, micro, active, list(prepared.report.labels))
     kept, weights = found.kept, found.weights
     beside = [weigh(recipe, other, found.matrix) for other in others if other.option != START]
     held = sum(size for size, _ in beside)
@@ -245,12 +247,14 @@ def imagine_adapted(
     longest: int,
     micro: int,
     active: torch.dtype,
+    labels: Sequence[str] = (),
 ) -> Imagined:
     """The recipe's model with its adapters, of fake tensors.
 
-    longest: tokens of the largest micro-batch of `micro` rows, in one copy. active: in which it computes.
+    longest: tokens of the largest micro-batch of `micro` rows, in one copy. active: in which it computes. labels: of
+    the data.
     """
-    with imagined(recipe, source) as model:
+    with imagined(recipe, source, labels) as model:
         parameters = count(model)
         prune_base(model, composition, recipe.where)
         try:
@@ -327,15 +331,18 @@ def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
     return (every, f"{why}, shard_over: all") if over == "all" and every in names else (kind, why)
 
 
-def imagined(recipe: Recipe, source: Path) -> AbstractContextManager[Any]:
-    """The recipe's base in `source`, of fake tensors, in the number format in which it would be frozen."""
+def imagined(recipe: Recipe, source: Path, labels: Sequence[str] = ()) -> AbstractContextManager[Any]:
+    """The recipe's base in `source`, of fake tensors, in the number format in which it would be frozen.
+
+    labels: that its head tells apart, where it has one.
+    """
     compute = hardware.computation(recipe.training.precision)
     return imagine_quantized(
         source,
         dtype=hardware.DTYPES[hardware.frozen_dtype(recipe.model.precision, compute)],
         quantization=recipe.model.quantization,
         trust_remote_code=recipe.model.trust_remote_code,
-        head=sketched_head(recipe),
+        head=sketched_head(recipe, labels),
     )
 
 
@@ -369,13 +376,16 @@ def optimizer_bytes(composition: compose.Composition, attached: Any, optimizer: 
 
 
 def by_module(model: nn.Module) -> list[dict[str, Any]]:
-    """Linear layers by their last word and shape: how many, and what is trained beside them."""
+    """Linear layers by their last word and shape: how many, and what is trained of them or beside them."""
     counted: Counter[tuple[str, int, int]] = Counter()
     trained: Counter[tuple[str, int, int]] = Counter()
+    saved = [name for name, module in model.named_modules() if isinstance(module, SavedModule)]
+    frozen, in_full = [f"{name}.base" for name in saved], [f"{name}.trained" for name in saved]
     for name, module in model.named_modules():
-        if linear.is_linear(module):
-            word = name.removesuffix(".base").rsplit(".", 1)[-1]
+        if linear.is_linear(module) and not is_in(name, frozen):
+            word = name.removesuffix(".base").removesuffix(".trained").rsplit(".", 1)[-1]
             counted[(word, *linear.shape(module))] += 1
+            trained[(word, *linear.shape(module))] += trained_in(module) if is_in(name, in_full) else 0
         if isinstance(module, AdapterLinear):
             word = name.rsplit(".", 1)[-1]
             adapter: Adapter = module.adapter

@@ -9,6 +9,7 @@ from pathlib import Path
 from lrft.adapters.storage import rename_base
 from lrft.errors import UsageError
 from lrft.export.merge import goes_along
+from lrft.model.embedder import stored_embedder
 from lrft.publishing.card import Kind
 from lrft.utils import files
 
@@ -42,6 +43,9 @@ def stage(source: Path, out: Path, base: str) -> None:
                 shutil.copyfile(path, out / path.name)
         elif (goes_along(path) or path.name == "Modelfile") and path.name not in NO_MODEL_FILES:
             shutil.copyfile(path, out / path.name)
+    embedder = stored_embedder(source)
+    if embedder is not None:
+        embedder.save(out)
     if (out / "lrft.json").is_file() or (out / "adapter_config.json").is_file():
         rename_base(out, base)
     for name in ("config.json", "tokenizer_config.json"):

@@ -91,6 +91,14 @@ def _rows(root: Node, problems: Problems) -> None:
     if packing is not None and packing.value is True and registry.head_of(objective):
         text = f"data.packing: {objective} trains a head, which answers each row by itself: expected auto or false"
         problems.add(packing.place, f"{text}; got true")
+    for key, has, what in (
+        *((key, registry.ROWS[kind].prompted, "no such texts") for key in ("query_prompt", "document_prompt")),
+        ("labels", registry.ROWS[kind].named, "no labels"),
+    ):
+        node = root.at(("data", key))
+        if node is not None and node.value and not has:
+            text = f"has no effect: the rows of training.objective: {objective} have {what}. Remove it"
+            problems.add(node.place, f"data.{key} {text}")
     on = root.at(("data", "train_on"))
     if on is not None and on.value == "all" and registry.ROWS[kind].answers_only:
         text = f"data.train_on: {objective} compares answers: expected assistant or last-assistant; got all"

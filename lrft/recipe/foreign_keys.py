@@ -21,6 +21,7 @@ _QUANTIZATION = "model.quantization"
 _BITS = f"{_QUANTIZATION}: nf4 for 4 bits, int8 for 8"
 _DIVIDED = "distributed.strategy: auto, ddp, fsdp or zero2"
 _OBJECTIVE, _BETA = SAYS["training.objective"], SAYS["training.objective.beta"]
+_EMBEDDING = "training.objective: {embedding: {%s: ...}}"
 _TRACKER = "logging.report_to: [{%s: {project: ..., run_name: ...}}]"
 
 # {name: where it lives in lrft}, of tools without a table in lrft/foreign, and of names that its tables use for several
@@ -72,7 +73,7 @@ OTHERS: Mapping[str, str] = {
     "output_directory": "output_dir",
     **dict.fromkeys(
         ("id2label", "label2id", "label_names"),
-        "training.objective: classification, which takes the labels from the data",
+        "data.labels, where the labels are not to be taken from the rows to train on",
     ),
     "class_weight": "training.objective: {classification: {class_weights: ...}}",
     **dict.fromkeys(("text_column", "text_column_name", "sentence_column"), "data.train.columns: {theirs: text}"),
@@ -85,6 +86,28 @@ OTHERS: Mapping[str, str] = {
     "dpo_ftx": "training.objective: {dpo: {rpo_alpha: ...}}",
     "cdpo_label_smoothing": "training.objective: {dpo: {label_smoothing: ...}}",
     "rl_gamma": "training.objective: {simpo: {gamma: ...}}",
+    **dict.fromkeys(("matryoshka_dims", "matryoshka_dim"), _EMBEDDING % "matryoshka"),
+    **dict.fromkeys(("pooling_mode", "pooling_method", "sentence_pooling_method"), _EMBEDDING % "pooling"),
+    **dict.fromkeys(("normalize_embeddings", "normalized", "normlized"), _EMBEDDING % "normalize"),
+    **dict.fromkeys(("similarity_fct", "similarity_fn_name"), _EMBEDDING % "similarity"),
+    "infonce_temperature": _EMBEDDING % "temperature",
+    **dict.fromkeys(
+        ("query_instruction", "query_instruction_for_retrieval", "query_prefix"),
+        "data.query_prompt, for training.objective: embedding",
+    ),
+    **dict.fromkeys(
+        ("passage_instruction", "passage_instruction_for_retrieval", "passage_prefix", "document_prefix"),
+        "data.document_prompt, for training.objective: embedding",
+    ),
+    **dict.fromkeys(
+        ("query_max_length", "query_max_len", "passage_max_length", "passage_max_len"),
+        f"{_LENGTH}, of each text",
+    ),
+    **dict.fromkeys(
+        ("label_all_tokens", "label_all_subtokens"), "training.objective: {token-classification: {tokens: all}}"
+    ),
+    **dict.fromkeys(("tokens_column", "tokens_column_name"), "data.train.columns: {theirs: tokens}"),
+    **dict.fromkeys(("tags_column", "tags_column_name"), "data.train.columns: {theirs: tags}"),
     **dict.fromkeys(
         ("peft_model_id", "init_from", "init_adapter", "pretrained_adapter", "lora_path", "lora_weights", "peft_path"),
         "adapter.start_from",
@@ -312,9 +335,19 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "true": "Here: full, or light, which costs a few percent",
         "false": "Here: none",
     },
-    "data.train.format": dict.fromkeys(("dpo", "pairwise", "ranking", "orpo"), "Here: preference"),
+    "data.train.format": {
+        **dict.fromkeys(("dpo", "pairwise", "ranking", "orpo"), "Here: preference"),
+        **dict.fromkeys(("pair", "triplet", "triplets", "pair-class"), "Here: pairs"),
+        **dict.fromkeys(("ner", "conll", "token-classification"), "Here: tagged"),
+    },
     "training.objective": {
         **{word: f"Here: {_shown(choice)}" for word, choice in values.LOSSES.items() if choice != word},
+        **dict.fromkeys(("embeddings", "contrastive", "infonce", "mnrl", "biencoder", "bi-encoder"), "Here: embedding"),
+        **dict.fromkeys(("MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss"), "Here: embedding"),
+        "MatryoshkaLoss": "Here: {embedding: {matryoshka: [...]}}",
+        "MultipleNegativesSymmetricRankingLoss": "Here: {embedding: {symmetric: true}}",
+        **dict.fromkeys(("ner", "token_classification", "TOKEN_CLS"), "Here: token-classification"),
+        **dict.fromkeys(("sequence-classification", "seq_cls", "SEQ_CLS"), "Here: classification"),
         **{"cdpo": "Here: {dpo: {label_smoothing: ...}}", "rpo": "Here: {dpo: {rpo_alpha: ...}}"},
     },
     "distributed.strategy": {

@@ -155,7 +155,18 @@ class DataEntry(Section):
         "address (https://, s3://, gs://), or hub:OWNER/NAME, with /CONFIGURATION and @REVISION where wanted."
     )
     format: Literal[
-        "auto", "messages", "sharegpt", "alpaca", "completion", "text", "labelled", "scored", "preference", "kto"
+        "auto",
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "completion",
+        "text",
+        "labelled",
+        "scored",
+        "tagged",
+        "pairs",
+        "preference",
+        "kto",
     ] = Field(
         default="auto", description="Format of the rows; auto detects one that the objective takes, and reports it."
     )
@@ -212,6 +223,15 @@ class DataSection(Section):
         default={},
         description="Values that the chat template reads, such as {enable_thinking: false} or documents: the same for "
         "all rows, and for the prompts of generated answers.",
+    )
+    query_prompt: str = Field(default="", description="Text before each query of format pairs, such as 'query: '.")
+    document_prompt: str = Field(
+        default="", description="Text before each document of format pairs, and before each negative."
+    )
+    labels: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(),
+        description="The labels in their order, of which numbers in the rows are places: [O, B-PER, I-PER]. "
+        "Default: those of the train rows.",
     )
     train_on: Literal["assistant", "last-assistant", "all"] = Field(
         default="assistant", description="Which tokens are trained (count in the loss)."

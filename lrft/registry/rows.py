@@ -21,9 +21,11 @@ class RowKind:
     answers_only: bool = False
     """only answers can be trained: data.train_on: all is refused"""
     whole: bool = False
-    """a text is answered as a whole, by a head: the tokenizer lays it out, and none of its tokens is trained"""
+    """the tokenizer lays texts out by its own rules, for a model that predicts no tokens: none of them is trained"""
     named: bool = False
     """rows have labels by name"""
+    prompted: bool = False
+    """data.query_prompt and data.document_prompt are written before its texts"""
 
 
 # What the class variable `rows` of an objective may name.
@@ -37,6 +39,14 @@ ROWS: dict[str, RowKind] = {
     ),
     "labelled": RowKind(("labelled",), "texts with labels", whole=True, named=True),
     "scored": RowKind(("scored",), "texts with a number each", whole=True),
+    "tagged": RowKind(("tagged",), "words with a label each", whole=True, named=True),
+    "pairs": RowKind(
+        ("pairs",),
+        "pairs of a text and another that belongs to it, with or without texts that do not",
+        ("query", "document", "negative"),
+        whole=True,
+        prompted=True,
+    ),
     "kto": RowKind(("kto",), "answers with a label of true or false", answers_only=True),
 }
 

@@ -25,7 +25,8 @@ NEUTRAL = (
 
 def save_probe(rows: Any, folder: Path, n: int = PROBE_ROWS) -> None:
     """Keep some held-out rows of a run beside it. Not in the adapter's folder, which people share."""
-    chosen = {f"{i}": torch.from_numpy(rows.tokens(i)[:PROBE_TOKENS].copy()) for i in range(min(n, len(rows)))}
+    first = [rows.sequences(i)[0][0] for i in range(min(n, len(rows)))]
+    chosen = {f"{i}": torch.from_numpy(tokens[:PROBE_TOKENS].copy()) for i, tokens in enumerate(first)}
     files.write_tensors(folder / PROBE, chosen)
 
 

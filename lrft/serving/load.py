@@ -12,6 +12,7 @@ from lrft.adapters.attached import Attached
 from lrft.data.prompts import Asking
 from lrft.errors import UsageError
 from lrft.loading.saved import load_target
+from lrft.model.head import Head
 from lrft.model.weights import fingerprint
 from lrft.runs.locate import run_of
 from lrft.serving.answerer import Answerer
@@ -43,8 +44,10 @@ class Trained:
 
 
 def load(target: str, base: str | None = None, trusted: bool = False, put: str | None = None) -> Trained:
-    """put: chat or text, how a prompt of plain text is put; None: as the run's rows were."""
+    """put: chat or text, how a prompt of plain text is put; None: as the run's rows were. Raises UsageError for a model
+    that does not answer with text."""
     found = load_target(target, base, trusted)
+    refuse_head(target, found.head)
     options = {} if found.section is None else dict(found.section.template_options)
     plain = was_plain(target) if put is None else put == "text"
     asking = Asking(found.tokenizer, plain=plain, options=options)
@@ -52,6 +55,15 @@ def load(target: str, base: str | None = None, trusted: bool = False, put: str |
         raise UsageError(f"{target} has no chat template", "Use --as text to continue prompts as they are.")
     answerer = Answerer.of(found).ending(*asking.ends)
     return Trained(found.tokenizer, found.folder, found.attached, asking, answerer, options)
+
+
+def refuse_head(target: str | Path, head: Head | None) -> None:
+    """Raises UsageError for a model with a head, or one of embeddings."""
+    if head is not None:
+        text = f"{target} answers with {head.outputs_in_words}, not with text"
+        raise UsageError(
+            text, "lrft eval measures it; transformers or sentence-transformers loads what lrft merge writes."
+        )
 
 
 def was_plain(target: str) -> bool:

@@ -19,7 +19,7 @@ from lrft.loading.saved import adapter_folder, base_of, load_as_trained, refuse_
 from lrft.model.load import load_tokenizer
 from lrft.runs.locate import recipe_of, run_of, trusts_remote_code
 from lrft.serving.answerer import Answerer
-from lrft.serving.load import Trained, load, was_plain
+from lrft.serving.load import Trained, load, refuse_head, was_plain
 
 BASE = "base"
 
@@ -49,6 +49,7 @@ def load_shelf(
     first = next(iter(saved.values()))
     source = base_of(first, base_model)
     for other in saved.values():
+        refuse_head(other.folder, other.head)
         refuse_different(first, other)
         refuse_other_base(other, source, accepted=False)
     trusted = trusted or all(trusts_remote_code(folder) for folder in folders.values())

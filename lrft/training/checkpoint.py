@@ -61,6 +61,8 @@ def write_checkpoint(session: Session, optimizer: Mapping[str, Tensor], path: Pa
     adapter.mkdir()
     session.inputs.tokenizer.save_pretrained(adapter)
     save_stops(session.base.model, adapter)
+    if session.engine.losses.head is not None:
+        session.engine.losses.head.save(adapter)
     save_adapter(
         session.adapted.attached,
         adapter,

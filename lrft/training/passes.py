@@ -94,7 +94,8 @@ def passes_of_rank(
     noted: dict[str, Tensor] = {}
     # A rank without rows left goes through the motions with weight zero: the others wait for it.
     given = [(micro or [int(ids[0])], bool(micro)) for micro in micros]
-    look_ahead(engine.losses, ((engine.batch(rows, some), counts) for some, counts in given), engine.reduce)
+    asked = ((engine.batch(rows, some), counts) for some, counts in given)
+    look_ahead(engine.losses, asked, engine.reduce, rank=engine.rank, world=engine.world)
     for n, (micro, counting) in enumerate(given):
         last = n == len(micros) - 1
         # Dropout is a function of (seed, step, rank, micro-batch): a resumed run has nothing to restore.
@@ -109,6 +110,7 @@ def passes_of_rank(
         added += extra
         losses += loss.detach().double() - extra
         noted = added_up(noted, engine.losses.sums, counts)
+    engine.losses.ahead, engine.losses.gathered = None, {}
     engine.watchdog.at("exchanging gradients")
     engine.strategy.after_passes()
     values = torch.cat([torch.stack([losses, added]), *(value.flatten() for value in noted.values())])

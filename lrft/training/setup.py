@@ -91,7 +91,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     metrics = metrics_of(recipe, allow_code=options.allow_code)
     inputs = load_inputs(recipe, metrics)
-    head = head_for(recipe, inputs.prepared, inputs.tokenizer)
+    head = head_for(recipe, inputs.prepared, inputs.tokenizer, inputs.source)
     base = load_base(recipe, inputs.source, compute, head)
     # Generation stops at the tokens that are trained to end a turn, whatever the base stops at.
     add_stops(base.model, inputs.tokenizer.convert_tokens_to_ids(inputs.prepared.report.end_tokens))
@@ -302,7 +302,8 @@ def wrap_for_strategy(
 def make_optimizer(
     recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser, or the one provided by a part."""
+    """The recipe's optimiser, or the one provided by a part. Raises RecipeError for one that does not take all that is
+    trained."""
     t, owner = recipe.training, composition.optimizer_owner
     by_site = composition.rates_by_site or owner is not None
     owners = attached.owners() if by_site else None
@@ -313,7 +314,11 @@ def make_optimizer(
     ranks = {site.name: site.rank for site in attached.sites}
     ranks[SHARED] = max(ranks.values())
     making = Making(t.optimizer.options["betas"], t.optimizer.options["eps"], t.seed, broadcast)
-    return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
+    try:
+        return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
+    except ValueError as error:
+        problem = Problem(recipe.where("adapter.method"), f"adapter.method: {owner.name}: {error}")
+        raise RecipeError([problem]) from None
 
 
 def calibration_context(

@@ -14,7 +14,7 @@ from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import load_saved
 from lrft.errors import CheckFailed
 from lrft.loading.saved import load_as_trained, load_plain
-from lrft.model.layers import makes_chosen_logits
+from lrft.model.layers import makes_chosen_logits, outputs_in
 from lrft.model.modes import evaluation_mode
 from lrft.model.weights import weight_files
 from lrft.runs.locate import trusts_remote_code
@@ -85,7 +85,7 @@ def verify_merge(
     dtype = stored_dtype(merged)
     trusted = trusts_remote_code(adapter)
     saved = read_any(adapter)
-    choice = "first token" if saved.head is None else "first label"
+    choice = "first token" if saved.head is None else saved.head.choice
     model = load_as_trained(saved, base_folder, trust_remote_code=trusted, widen=True)
     attached = load_saved(model, placed(saved, model))
     expected = logits(model, rows)
@@ -200,14 +200,14 @@ def compare_quantized(
 
 def logits(model: nn.Module, rows: Sequence[Tensor]) -> list[Tensor]:
     """Logits (n, vocabulary) of each row alone, on the CPU, at no more than PROBE_POSITIONS places spread over it; of a
-    model that answers a row as a whole (1, labels)."""
+    model that answers a row as a whole (1, labels); of a model without a head its last hidden states."""
     chosen, device = makes_chosen_logits(model), next(model.parameters()).device
     found = []
     with evaluation_mode(model):
         for row in rows:
             at = torch.linspace(0, len(row) - 1, min(len(row), PROBE_POSITIONS)).long().to(device)
             keep = {"logits_to_keep": at} if chosen else {}
-            made = model(input_ids=row[None].to(device), use_cache=False, **keep).logits
+            made = outputs_in(model(input_ids=row[None].to(device), use_cache=False, **keep))
             if made.ndim == 3:
                 made = made[0] if chosen else made[0, at]
             found.append(made.float().cpu())

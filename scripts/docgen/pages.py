@@ -16,7 +16,7 @@ from lrft.utils import files
 def pages(root: Path) -> dict[Path, str]:
     """Each generated page below the repository `root` and the text that it should have."""
     readme, architecture = root / "README.md", root / "docs" / "architecture.md"
-    preferences = root / "docs" / "preferences.md"
+    preferences, embeddings = root / "docs" / "preferences.md", root / "docs" / "embeddings.md"
     return {
         root / "docs" / "recipe.md": recipes.reference(),
         root / "docs" / "methods.md": method_list.markdown(),
@@ -25,6 +25,7 @@ def pages(root: Path) -> dict[Path, str]:
         architecture: marked(architecture, "rooms", rooms.table()),
         readme: marked(readme, "methods", counts()),
         preferences: marked(preferences, "options", options(("preference", "kto"))),
+        embeddings: marked(embeddings, "options", options(("pairs",))),
     }
 
 

@@ -51,6 +51,21 @@ def zeros(shape: tuple[int, int]) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("of_inputs", [False, True])
+def test_a_vector_is_trained_by_adamw(projection: Any, of_inputs: bool) -> None:
+    """The bias of a head: a matrix of one column, whose one direction is all of it."""
+    given = [g[:, 0] for g in gradients((6, 1), 4)]
+    ours, theirs = (nn.Parameter(torch.zeros(6, dtype=torch.float64)) for _ in range(2))
+    stock = torch.optim.AdamW([theirs], lr=LR, betas=BETAS, eps=1e-30)
+    own = make(ours, 3, projection=projection, period=9, of_inputs=of_inputs)
+    for group in own.param_groups:
+        group["weight_decay"] = stock.param_groups[0]["weight_decay"] = 0.1
+    own.eps = 1e-30
+    for a, b in zip(run(own, ours, given), run(stock, theirs, given), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(12, 8), (8, 12)])
 @pytest.mark.parametrize("residual", ["none", "fira", "sign", "sgd"])
 def test_the_whole_space_in_coordinates_is_adamw(shape: tuple[int, int], residual: str) -> None:

@@ -119,6 +119,29 @@ def test_a_terminal_is_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "objective"),
+    [
+        ({"text": "a", "label": "b"}, "classification"),
+        ({"sentence1": "a", "sentence2": "b", "label": 1}, "classification"),
+        ({"anchor": "a", "positive": "b", "negative": "c"}, "embedding"),
+        ({"query": "a", "document": "b"}, "embedding"),
+        ({"tokens": ["a"], "ner_tags": [0]}, "token-classification"),
+        ({"prompt": "a", "completion": "b", "label": True}, "kto"),
+        ({"question": "a", "answer": "b"}, "sft"),
+        ({"text": "a", "source": "b"}, "sft"),
+    ],
+)
+def test_the_objective_is_that_of_the_rows(row: dict[str, Any], objective: str, tmp_path: Path) -> None:
+    data, path = tmp_path / "rows.jsonl", tmp_path / "recipe.yaml"
+    data.write_text(json.dumps(row) + "\n")
+    assert run_command(["init", str(path), "--model", "a/b", "--data", str(data)]) == 0
+    loaded = recipes.load(path)
+    assert loaded.training.objective.name == objective
+    assert ("objective:" in path.read_text()) == (objective != "sft")
+    assert bool(loaded.data.train[0].columns) == ("question" in row)
+
+
+@pytest.mark.parametrize(
     ("rows", "said"),
     [
         (None, "does not exist yet"),

@@ -32,7 +32,7 @@ from lrft.data.chat_template import Piece, Rendered
 from lrft.data.config import Input
 from lrft.data.dataset import Row, Rows
 from lrft.data.encode import tokenized
-from lrft.data.format import CLASSIC, REQUIRED, detect
+from lrft.data.format import ALTERNATIVES, CLASSIC, REQUIRED, detect
 from lrft.data.growing import GrowingRows
 from lrft.data.hub import hub_name
 from lrft.data.ingest import Found, collect
@@ -271,7 +271,8 @@ def test_formats_are_found_and_said(tmp_path: Path, row: dict, name: str, answer
 @given(st.sets(st.sampled_from([c for names in REQUIRED.values() for c in names] + ["id", "question"])))
 def test_a_format_is_found_only_when_one_fits(columns: set[str]) -> None:
     for kind, row in registry.ROWS.items():
-        fits = [name for name in row.formats if columns.issuperset(REQUIRED[name])]
+        ways = {name: ALTERNATIVES.get(name, (REQUIRED[name],)) for name in row.formats}
+        fits = [name for name, each in ways.items() if any(columns.issuperset(way) for way in each)]
         assert detect(columns, kind) == (fits[0] if len(fits) == 1 else None)
 
 

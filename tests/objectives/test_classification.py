@@ -16,6 +16,7 @@ from lrft.data import DataReport, Rows
 from lrft.data.dataset import Row
 from lrft.model.head import Head
 from lrft.model.load import load_model
+from lrft.objectives.base import Asked
 from lrft.objectives.classification import MULTI, NUMBER, SINGLE, Classification
 from lrft.objectives.figures import of_confusion, of_labels, spearman
 
@@ -71,6 +72,7 @@ def answered(model: Any, rows: Rows, head: Head, micro: int, weights: Any = "non
     + [(name, problem, torch.float64) for name in ("llama", "bert", "modernbert") for problem in HEADS],
 )
 def test_loss_and_gradients_are_stock(name: str, problem: str, precise: torch.dtype, tmp_path: Path) -> None:
+    """Trust 18."""
     base, head = classifiers.save_base(tmp_path, name), HEADS[problem]
     model = load_model(base, dtype=precise, head=head)
     start = {n: p.clone() for n, p in model.state_dict().items()}
@@ -112,7 +114,7 @@ def test_rows_alone_and_together_and_class_weights(tmp_path: Path) -> None:
     assert figures == same
     report = DataReport(labels={"bad": 2, "good": 1, "so so": 1})
     for weights, expected in (("balanced", (4 / 6, 4 / 3, 4 / 3)), ((0.5, 2.0, 0.0), (0.5, 2.0, 0.0))):
-        head = Classification(class_weights=weights).head_for(report, rows, pad_id=2, seed=0)
+        head = Classification(class_weights=weights).head_for(Asked(report, rows, 2))
         assert head.weights == pytest.approx(expected)
         loss, _ = answered(model, rows, head, micro=2, weights=weights)
         each = [answered(model, rows.slice([k]), classifiers.HEAD, 1)[0] for k in range(4)]
@@ -121,10 +123,10 @@ def test_rows_alone_and_together_and_class_weights(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="class_weights has 1 numbers; expected one, not negative, for each of 3 labels"
     ):
-        Classification(class_weights=(1.0,)).head_for(report, rows, pad_id=2, seed=0)
+        Classification(class_weights=(1.0,)).head_for(Asked(report, rows, 2))
     several = DataReport(labels={"a": 1}, several=True)
     with pytest.raises(ValueError, match="labels are lists: expected multi-label"):
-        Classification(problem="single-label").head_for(several, rows, pad_id=2, seed=0)
+        Classification(problem="single-label").head_for(Asked(several, rows, 2))
 
 
 def test_figures_are_those_of_scikit_learn_and_scipy() -> None:

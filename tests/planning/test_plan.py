@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import classifiers
+import embedders
 import pytest
 import runs
 import tiny
@@ -28,6 +30,7 @@ from lrft.adapters.attach import attach_sites, prune_base
 from lrft.cli.main import run_command
 from lrft.errors import RecipeError
 from lrft.loading.from_recipe import load_data, load_recipe_tokenizer, prepare_data
+from lrft.model.head import Head
 from lrft.model.load import load_model
 from lrft.planning import activation_memory, plan
 from lrft.planning import render as plan_render
@@ -43,6 +46,24 @@ ROOT = Path(lrft.__file__).parents[1]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place.make(tmp_path_factory.mktemp("plan"))
+
+
+@pytest.mark.parametrize(("name", "objective"), [("modernbert", "classification"), ("bert", "embedding")])
+def test_a_head_is_counted_as_it_will_be_trained(
+    name: str, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the labels of the data; the modules say all that is trained."""
+    monkeypatch.setattr(plan, "MEASURED_SECONDS", 0.01)
+    place = (classifiers if objective == "classification" else embedders).place(tmp_path, name)
+    made = planned(place)
+    labels = classifiers.LABELS if objective == "classification" else ()
+    head = Head("sequence" if labels else "embedding", labels, pad_id=2)
+    attached = lrft.attach(load_model(tmp_path / "base", dtype=torch.float32, head=head), {"method": "lora", "rank": 4})
+    assert made.trained == sum(p.numel() for p in attached.trained().values())
+    vectors = sum(p.numel() for m in attached.modules_to_save.values() for p in m.parameters() if p.ndim == 1)
+    listed = sum(module["trained"] for module in made.modules)
+    assert made.trained - vectors <= listed <= made.trained
+    assert all(m["module"] not in ("base", "trained") for m in made.modules)
 
 
 def planned(place: Place, *keys: str, devices: int = 1, nodes: int = 1) -> Plan:

@@ -77,6 +77,34 @@ def test_the_head_is_trained_beside_any_method(method: str, tmp_path: Path) -> N
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["galore", "flora", "coap"])
+def test_a_bias_of_the_head_is_trained_by_optimisers_of_matrices(method: str, tmp_path: Path) -> None:
+    run = classifiers.place(tmp_path, "bert").train(f"adapter.method={method}", "training.max_steps=2")
+    assert any(name.endswith("classifier.bias") and value.any() for name, value in runs.tensors(run).items())
+
+
+def test_a_model_folder_is_evaluated_by_its_rows(tmp_path: Path) -> None:
+    """A number may be a reward of two answers, or a score of a text; labels are neither."""
+    pairs = [{"prompt": "time", "chosen": " hello", "rejected": f" {word}"} for word in ("what", "two", "forty", "a")]
+    place = classifiers.place(tmp_path, made=pairs)
+    run = place.train("training.objective=reward", "training.max_steps=2")
+    merged = merge_adapter((run / "last").resolve(), run / "merged").out
+    files = {"pairs": pairs, "scores": [{"text": "hello", "label": 0.5}], "labels": classifiers.rows(3)}
+    for name, rows in files.items():
+        runs.write_rows(tmp_path / f"{name}.jsonl", rows)
+    found = {}
+    for name in files:
+        done = CliRunner().invoke(app, ["eval", str(merged), "--data", str(tmp_path / f"{name}.jsonl"), "--json"])
+        found[name] = list(json.loads(done.stdout)["figures"]) if done.exit_code == 0 else str(done.exception)
+    assert found["pairs"][0] == "reward accuracy"
+    assert found["scores"][0] == "MSE"
+    assert "label: must be a number" in found["labels"]
+    runs.write_rows(tmp_path / "chat.jsonl", [{"messages": []}])
+    done = CliRunner().invoke(app, ["eval", str(merged), "--data", str(tmp_path / "chat.jsonl")])
+    assert "the columns messages, but the model answers with a number" in str(done.exception)
+    assert "preference: chosen and rejected" in str(getattr(done.exception, "hint", ""))
+
+
 def test_problems_by_their_rows(tmp_path: Path) -> None:
     made = classifiers.rows(18)
     several = [{"text": row["text"], "label": [row["label"], "short"][: 1 + (k % 2)]} for k, row in enumerate(made)]
@@ -101,6 +129,7 @@ def test_problems_by_their_rows(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         (("data.packing=true",), "data.packing: classification trains a head, which answers each row by itself"),
+        (("adapter.method=lora-rite",), "lora-rite: its optimiser takes pairs A and B alone, and score.weight is"),
         (("training.objective={classification: {class_weights: [1.0]}}",), "class_weights has 1 numbers"),
         (("training.objective={classification: {problem: both}}",), "problem"),
     ],
