@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from judging import shows
+from judged_claims import shows
 from paper_claims.claim import Verdict, together
 from paper_claims.papers import factorisation, few_rows, near_full
 

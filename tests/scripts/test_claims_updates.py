@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from common import small_model
-from judging import judged, shows
+from judged_claims import judged, shows
 from paper_claims import asking, pairs
 from paper_claims.claim import Verdict
 from paper_claims.papers import dylora, forgetting, galore_memory

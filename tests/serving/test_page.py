@@ -12,7 +12,7 @@ from typing import Any
 
 import answering
 import pytest
-from test_serve import serving
+from serving_here import serving
 
 from lrft.serving.http_server import Limits
 from lrft.serving.shelf import load_shelf, named_by_folder

@@ -8,21 +8,19 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import answering
 import pytest
 from answering import turns
+from serving_here import CHAT, TEXT, call, serving
 
 from lrft.errors import UsageError
 from lrft.serving import batches
 from lrft.serving.answerer import Answerer
 from lrft.serving.http_server import Limits, Server
 from lrft.serving.shelf import load_shelf, named_by_folder
-
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
 @pytest.fixture(scope="module")
@@ -35,41 +33,10 @@ def shelf(root: Path) -> Any:
     return load_shelf(named_by_folder([str(root / "one"), str(root / "two")]))
 
 
-@contextmanager
-def serving(shelf: Any, **options: Any) -> Iterator[Server]:
-    server = Server(shelf, **options)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.close()
-
-
 @pytest.fixture(scope="module")
 def server(shelf: Any) -> Iterator[Server]:
     with serving(shelf, limits=Limits(max_new_tokens=64, body=5000)) as made:
         yield made
-
-
-def call(server: Server, path: str, body: Any = None, method: str = "", **headers: str) -> tuple[int, Any]:
-    """(status, JSON body, or the events of a stream)"""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
-    try:
-        sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        told = {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
-        connection.request(method or ("GET" if body is None else "POST"), path, sent, told)
-        reply = connection.getresponse()
-        text = reply.read().decode()
-        if reply.headers.get_content_type() != "text/event-stream":
-            return reply.status, json.loads(text)
-        events = [event.removeprefix("data: ") for event in text.split("\n\n") if event]
-        assert events.pop() == "[DONE]"
-        return reply.status, [json.loads(event) for event in events]
-    finally:
-        connection.close()
 
 
 def ask(model: str, *texts: str, **more: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import chat_templates
 import pytest
-from test_serve import CHAT, call, serving
+from serving_here import CHAT, call, serving
 
 from lrft.data.prompts import Asking
 from lrft.data.tokenize import encode_prompt

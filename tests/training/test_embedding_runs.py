@@ -105,7 +105,7 @@ def test_any_method_and_any_micro_batch(method: str, tmp_path: Path) -> None:
     [
         (("data.packing=true",), "data.packing: embedding trains a head, which answers each row by itself"),
         (("adapter.method=ba-lora",), "adds to the loss, which training.objective: embedding does not take up"),
-        (("adapter.method=lora-ensemble",), "answers in copies, which training.objective: embedding does not know"),
+        (("adapter.method=lora-ensemble",), "answers in copies, which training.objective: embedding does not take up"),
         (("training.objective={embedding: {pooling: max}}",), "pooling"),
         (("training.objective={embedding: {temperature: 0}}",), "temperature"),
         (("training.objective={embedding: {matryoshka: [24, 48]}}",), "an embedding has 24 numbers, so there is no"),
