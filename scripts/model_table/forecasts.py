@@ -108,13 +108,13 @@ def section(found: dict[str, Any]) -> str:
 The peak memory that `lrft plan` forecasts and the one that the run then took: LoRA of rank 8 on `all-linear`, 8 rows
 of up to 1,024 tokens in one micro-batch, two steps in float32, one thread; models of these families with random weights
 (seed 0), on a CPU ({found["processor"]}), {versions}. `scripts/models --forecasts` makes
-this table. The tests hold a larger Llama to 15 %, and what a pass keeps to 3 % for attention of each kind that is
-here. A run's peak differs by up to 5 % from one time to the next.
+this table. The tests hold a larger Llama to 15 %, and what a pass keeps to 3 % for tiny models of six families (Llama,
+Mistral, GPT-2, DeepSeek V3, Gemma 2, BLOOM). A run's peak differs by some percent from one time to the next.
 
-Where a CPU cannot fuse attention, whole matrices of tokens by tokens are kept: with dropout in the attention (GPT-2), with
-values of another width than the keys (DeepSeek V3), and with attention that is not PyTorch's (Gemma 2, whose rows are
-then one long row: `data.packing: false` takes a part of it). Falcon's forecast takes its rows to lie end to end; before
-the first step the run finds that they leak, and pads them.
+Where a CPU cannot fuse attention, whole matrices of tokens by tokens are kept: with dropout in the attention (GPT-2),
+with values of another width than the keys (DeepSeek V3), and with attention that is not PyTorch's (Gemma 2, whose rows
+are then one long row: `data.packing: false` takes a part of it). The forecast of Falcon takes its rows to lie end to
+end; before the first step the run finds that they leak, and pads them.
 
 | family | parameters | forecast GB | measured GB | difference |
 | --- | --- | --- | --- | --- |
