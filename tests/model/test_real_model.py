@@ -14,6 +14,7 @@ import lrft
 from lrft import recipe
 from lrft.model.hub import find_model
 from lrft.model.load import load_model, load_tokenizer, position_limit
+from lrft.quickstart import commands
 from lrft.training.run import train
 from lrft.training.state import Options
 
@@ -45,7 +46,7 @@ def test_converted_model_answers_and_stops(gguf: Path) -> None:
 
 
 def test_first_steps_of_the_quickstart_learn(gguf: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "lrft.quickstart.commands", tmp_path, "--train", "100"], check=True)
+    commands.write(tmp_path, train=100)
     changes = [
         f"model={gguf}",
         f"data.train={tmp_path / 'train.jsonl'}",
