@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ class Engine:
     """micro batch size: the recipe's, or the largest that fits"""
     offload: bool = False
     """whether activations are offloaded to CPU memory"""
+    averaged: Callable[[], AbstractContextManager[None]] = nullcontext
+    """context in which trained tensors are at the point that is evaluated and saved (`Optimizer.averaged`)"""
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None))
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -248,6 +249,7 @@ def start_engine(
         pad_id=pad_token(inputs.tokenizer),
         micro=1 if t.micro_batch_size == "auto" else t.micro_batch_size,
         offload=t.activation_offload,
+        averaged=partial(made(t.optimizer, "optimizers").averaged, optimizer),
     )
 
 

@@ -24,6 +24,12 @@ HELD_OUT_ROWS = 32
 
 def validate(session: Session) -> bool:
     """Evaluate on the validation rows and report it. Returns whether this is the best trained state so far."""
+    with session.engine.averaged():
+        return evaluate(session)
+
+
+def evaluate(session: Session) -> bool:
+    """`validate`, of the tensors as they are."""
     recipe, progress, engine, rows = session.recipe, session.progress, session.engine, session.inputs.validation
     if rows is None:
         raise ValueError("evaluation without validation rows")
