@@ -69,12 +69,16 @@ def test_more_processes_and_nodes(nine: Place, keys: tuple[str, ...], each: int)
 
 
 def test_streamed_rows_are_shared_by_two_processes(nine: Place) -> None:
+    more = runs.write_rows(nine.root / "more.jsonl", runs.rows(3, seed=3))
     keys = ("data.streaming=true", "data.window=4", "training.max_steps=4", "~training.epochs")
+    keys = (*keys, f"data.train=[{more}, {nine.root / 'train.jsonl'}]")
     one = nine.train(*KEYS, *keys, out="one")
     two = launch(nine, "two", *keys)
     assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
     told = [[(record["tokens"], record["epoch"]) for record in runs.records(run)] for run in (one, two)]
     assert told[0] == told[1]
+    for mine, theirs in zip(runs.records(one), runs.records(two), strict=True):
+        assert theirs["figures"] == pytest.approx(mine["figures"], rel=1e-5)  # the losses of the two files
 
 
 def test_a_run_goes_on_with_another_number_of_processes(nine: Place) -> None:
