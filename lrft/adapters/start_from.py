@@ -27,8 +27,8 @@ class Started:
     worst: str
 
     def __str__(self) -> str:
-        taken = "tensors" if self.as_it_is else "updates as pairs B A"
-        parts = [f"{taken} of {count(self.modules, 'module')}"]
+        what, form = ("tensors", "") if self.as_it_is else ("updates", ", as pairs B A")
+        parts = [f"started from the {what} of {count(self.modules, 'module')}{form}"]
         if self.error > 0:
             parts.append(f"largest relative error {self.error:.2%} in {self.worst}")
         if self.fresh:

@@ -64,6 +64,8 @@ def _interval(value: Any, words: str) -> int | float | str:
     """words: that are allowed as well."""
     if value == "none" or (is_number(value) and 0 < value < 1):
         return value
+    if isinstance(value, float) and value == 1:  # the whole run, or each step?
+        raise refuse("1.0 is no fraction below 1; write 1 for every step, or none: the end of a run always counts")
     if is_number(value) and 1 <= value <= LARGEST and value == int(value):
         return int(value)
     raise refuse(f"expected a fraction of the run below 1, a whole number of steps, or {words}; got {said(value)}")

@@ -72,6 +72,7 @@ from lrft.training.engine import Engine
 from lrft.training.find_batch_size import largest_that_fits
 from lrft.training.state import Adapted, Base, Inputs, Notes, Options, Session
 from lrft.utils import hardware
+from lrft.utils.slow import telling
 from lrft.utils.text import count
 
 # Relative difference of the loss between a fresh adapter and the base that rounding may make.
@@ -91,9 +92,12 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     notes.warnings += rate_hint(recipe)
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
     metrics = metrics_of(recipe, allow_code=options.allow_code)
-    inputs = load_inputs(recipe, metrics)
+    tell = partial(telling, silent=options.quiet or processes.rank() != 0)
+    with tell("reading and tokenising the rows"):
+        inputs = load_inputs(recipe, metrics)
     head = head_for(recipe, inputs.prepared, inputs.tokenizer, inputs.source)
-    base = load_base(recipe, inputs.source, compute, head)
+    with tell("loading the base model"):
+        base = load_base(recipe, inputs.source, compute, head)
     # Generation stops at the tokens that are trained to end a turn, whatever the base stops at.
     add_stops(base.model, inputs.tokenizer.convert_tokens_to_ids(inputs.prepared.report.end_tokens))
     objective = objective_of(recipe)
@@ -109,10 +113,12 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     # Behind calibration, which looks at labels; and neftune's noise is scaled by the length of a row.
     if objective.shares_prompts and not recipe.training.neftune_alpha:
         layout = sharing(base.model, inputs.train, layout, compute)
-    adapted = adapt(recipe, inputs, base, context, resume_point(folder, options))
+    with tell("initialising the adapters"):
+        adapted = adapt(recipe, inputs, base, context, resume_point(folder, options))
     refuse_impossible(recipe, adapted)
     engine = start_engine(recipe, inputs, base, adapted, objective, losses, layout)
-    inputs = with_constants(recipe, inputs, base, engine)
+    with tell("asking the reference about all rows"):
+        inputs = with_constants(recipe, inputs, base, engine)
     notes.checks |= losses.checks()
     note_composition(recipe, base, adapted, layout, notes)
     if repeated := inputs.prepared.report.repeated:

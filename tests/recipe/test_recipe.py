@@ -480,6 +480,11 @@ WRONG = [
         "evaluation.every: expected a fraction of the run below 1, a whole number",
     ),
     (
+        "evaluation: {every: 1.0}",
+        "4:21",
+        "evaluation.every: 1.0 is no fraction below 1; write 1 for every step, or none",
+    ),
+    (
         "evaluation: {every: 0}",
         "4:21",
         "evaluation.every: expected a fraction of the run below 1, a whole number",
