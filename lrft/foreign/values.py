@@ -48,11 +48,14 @@ SCHEDULES: Mapping[str, str] = {
 }
 
 # Losses that trainers of preferences name, as options of lrft's dpo, or as objectives of their own.
+PAIR_LOSSES = (
+    *("ipo", "hinge", "robust", "exo_pair", "bco_pair", "nca_pair", "apo_zero", "apo_down", "sppo_hard", "discopop"),
+)
+SHORT_LOSSES = {"slic": "hinge", "bco": "bco_pair", "exo": "exo_pair", "nca": "nca_pair", "sppo": "sppo_hard"}
 LOSSES: Mapping[str, Choice] = {
     "sigmoid": "dpo",
-    **{loss: {"dpo": {"loss": loss}} for loss in ("ipo", "hinge", "robust", "exo_pair", "bco_pair")},
-    "slic": {"dpo": {"loss": "hinge"}},
-    "bco": {"dpo": {"loss": "bco_pair"}},
+    **{loss: {"dpo": {"loss": loss}} for loss in PAIR_LOSSES},
+    **{short: {"dpo": {"loss": loss}} for short, loss in SHORT_LOSSES.items()},
     **{name: name for name in ("orpo", "simpo", "cpo", "kto")},
 }
 

@@ -342,6 +342,12 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "training.objective": {
         **{word: f"Here: {_shown(choice)}" for word, choice in values.LOSSES.items() if choice != word},
+        **dict.fromkeys(("rm", "reward-modeling", "reward_modeling", "rlhf"), "Here: reward, a reward model of pairs"),
+        **dict.fromkeys(
+            ("ppo", "grpo", "rloo", "online_dpo", "gspo"),
+            "training on answers that the model itself samples is not supported in this version",
+        ),
+        **dict.fromkeys(("pt", "pretrain", "pretraining"), "Here: text"),
         **dict.fromkeys(("embeddings", "contrastive", "infonce", "mnrl", "biencoder", "bi-encoder"), "Here: embedding"),
         **dict.fromkeys(("MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss"), "Here: embedding"),
         "MatryoshkaLoss": "Here: {embedding: {matryoshka: [...]}}",

@@ -138,7 +138,7 @@ def test_the_way_on_from_an_adapter_is_named(tmp_path: Path, capsys: pytest.Capt
     for adapter in (run, run / "best"):
         assert run_command(["check", str(tmp_path / "recipe.yaml"), f"model={adapter}"]) == 5
         assert f"lrft merge {adapter} -o FOLDER" in " ".join(capsys.readouterr().err.split())
-    for key in ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file", "init_from"):
+    for key in ("adapter_name_or_path", "lora_model_dir", "init_from"):
         recipe = tmp_path / "recipe.yaml"
         text = recipe.read_text()
         recipe.write_text(text.replace("  rank: 4\n", f"  rank: 4\n  {key}: stage1/best\n"))

@@ -220,4 +220,4 @@ def test_an_unknown_command_is_answered_with_a_near_one_or_with_all(capsys: pyte
     assert run_command(["xyzzy"]) == 2
     said = capsys.readouterr().err
     assert "Did you mean" not in said
-    assert "Commands: init, check" in said
+    assert "Commands: quickstart, init, check" in said

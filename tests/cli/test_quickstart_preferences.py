@@ -13,6 +13,7 @@ import runs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrft import recipe
+from lrft.quickstart.answers import asked
 
 HERE = Path(__file__).parents[2] / "recipes" / "preferences"
 
@@ -103,6 +104,5 @@ def test_the_likelier_answer_is_that_of_stock_losses(tmp_path: Path) -> None:
 
 
 def test_rows_of_both_quickstarts_are_asked_alike() -> None:
-    asked = script(HERE.parent / "quickstart" / "compare.py").asked
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert asked({"messages": chat}) == asked({"prompt": chat[:1], "chosen": "b", "rejected": "c"}) == (chat[:1], "b")

@@ -73,6 +73,7 @@ ACTING = {
     "orthonormal-constraint",
     "pego",
     "preconditioned",
+    "prilora",
     "relora",
     "riemannlora",
     "roselora",

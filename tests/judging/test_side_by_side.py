@@ -88,8 +88,8 @@ def loaded(base: Path, name: str, folder: Path) -> tuple[Target, Rows]:
             parameter.copy_(0.3 * torch.randn_like(parameter))
     found = replace(found, objective=objective, attached=attached)
     path = str(runs.write_rows(folder / "rows.jsonl", made))
-    labels, kind = None if head is None else head.labels, registry.rows_of(objective.name, vars(objective))
-    rows, _ = rows_for("x", path, {}, None, found.tokenizer, base, found.model.config, kind, labels)
+    kind = registry.rows_of(objective.name, vars(objective))
+    rows, _ = rows_for("x", path, {}, None, found.tokenizer, base, found.model.config, kind, head)
     return found, rows
 
 
@@ -239,7 +239,7 @@ def test_several_files_with_columns_and_formats_of_their_own(trained: runs.Place
         (["--data", "a/x.jsonl", "--data", "b/x.jsonl"], "two files of --data are named x"),
         (["--data", "x.jsonl", "--columns", "y={a: b}"], "--columns: no file of --data is named y"),
         (["--num-fewshot", "2"], "--num-fewshot is only for --tasks"),
-        (["--allow-code"], "--allow-code is only for --tasks"),
+        (["--allow-code", "--compare", "base"], "--allow-code is for --tasks and for the metrics"),
         (["--tasks", "t", "--compare", "base"], "cannot be given with --compare"),
         (["--judge", "http://x"], "require each other"),
         (["-o", "x.html"], "-o is the page of"),

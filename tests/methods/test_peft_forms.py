@@ -90,9 +90,11 @@ def test_first_values_are_zero_where_pefts_are_and_within_the_same_bounds(form: 
         other = getattr(layer, its)["default"].detach() - (1.0 if form.startswith("ia3") else 0.0)
         assert mine.numel() == other.numel()
         assert bool(mine.any()) == bool(other.any()), own
-        if mine.any():
-            assert mine.abs().max() / other.abs().max() == pytest.approx(1, abs=0.1)
-            assert mine.std() / other.std() == pytest.approx(1, abs=0.2)
+        if mine.any():  # uniform between the same bounds, one over the root of the columns
+            bound = 1 / mine.shape[-1] ** 0.5
+            for values in (mine, other):
+                assert 0.7 * bound < values.abs().max() <= bound
+                assert values.std() == pytest.approx(bound / 3**0.5, rel=0.4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 12, 24, 30, 97, 128, 576, 1536, 4096, 11008])

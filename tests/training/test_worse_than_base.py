@@ -13,7 +13,6 @@ from runs import Place
 from lrft import recipe as recipes
 from lrft.cli.main import run_command
 from lrft.compare import queries
-from lrft.compare.config import Metric
 from lrft.compare.jobs import Job
 from lrft.errors import CheckFailed
 from lrft.runs.locate import adapter_of, choice_note
@@ -89,7 +88,7 @@ def test_commands_take_the_last_state_and_say_so(worse: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("metric", ["loss", "perplexity"])
-def test_a_comparison_ranks_by_the_state_that_there_is(worse: Path, metric: Metric) -> None:
+def test_a_comparison_ranks_by_the_state_that_there_is(worse: Path, metric: str) -> None:
     job: Any = Job.__new__(Job)
     object.__setattr__(job, "folder", worse)
     found = files.read_json(worse / "run.json")["result"]
