@@ -1,30 +1,37 @@
 """Attention and expert kernels for fake tensors: they save the same activations as the real kernels.
 
+Where rows are given, attention is the real one of a CPU, row by row: PyTorch chooses its kernel by shapes, dropout and
+mask, and one that is not fused keeps whole matrices. Else it is taken as fused.
+
 Both go through transformers' own extension points, and the model has its kernels back afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lrft.model.packed_attention import kernels_of
+from lrft.model.packed_attention import by_rows, kernels_of, window_mask
 
 KERNEL = "planned_attention"
 EXPERTS = "planned_experts"
 
 
 @contextmanager
-def imagined_kernels(model: Any) -> Iterator[None]:
-    """Inside, `model` (of transformers) runs on tensors without content, as far as it lets its kernels be chosen."""
+def imagined_kernels(model: Any, rows: Sequence[int] | None = None) -> Iterator[None]:
+    """Inside, `model` (of transformers) runs on tensors without content, as far as it lets its kernels be chosen.
+
+    rows: tokens of each, laid end to end, for the attention of a CPU; None for fused attention.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
     from transformers.integrations.moe import ExpertsInterface
 
-    AttentionInterface.register(KERNEL, attention)
+    AttentionInterface.register(KERNEL, fused if rows is None else partial(rowwise, rows))
     AttentionMaskInterface.register(KERNEL, lambda *arguments, **named: None)
     ExpertsInterface.register(EXPERTS, experts)
     kernels = kernels_of(model.config)
@@ -41,11 +48,19 @@ def imagined_kernels(model: Any) -> Iterator[None]:
     finally:
         if chooses:
             model.set_attn_implementation(kernels)
+        window_mask.cache_clear()  # else a run of this process would find masks without content
         for part, names in chosen:
             part.set_experts_implementation(names)
 
 
-def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+def rowwise(
+    rows: Sequence[int], module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """`lrft.model.packed_attention.attention` over rows of so many tokens."""
+    return by_rows(module, q, k, v, rows, [0] * len(rows), **kwargs), None
+
+
+def fused(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
     """q (B, heads, T, size), k, v (B, key heads, T, ...) -> (B, T, heads, size of v), None."""
     return _Kept.apply(q, k, v), None
 

@@ -71,7 +71,21 @@ def attention(
 
     if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    lengths, shared = row_lengths(attention_mask)
+    return by_rows(module, query, key, value, *row_lengths(attention_mask), **kwargs), None
+
+
+def by_rows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    shared: Sequence[int],
+    **kwargs: Any,
+) -> Tensor:
+    """The first part of `attention`'s answer, from what `row_lengths` says."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     window = kwargs.get("sliding_window")
     outputs: list[Tensor] = []
     trunk: tuple[Tensor, ...] = (query, key, value)
@@ -84,12 +98,12 @@ def attention(
         mask = window_mask(whole, window, query.device) if window and whole > window else None
         q, k, v = row
         outputs.append(sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0][:, before:])
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
 
 
-def rows_of(tensors: Sequence[Tensor], lengths: list[int]) -> Iterator[tuple[Tensor, ...]]:
+def rows_of(tensors: Sequence[Tensor], lengths: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
     """The part of each of `tensors` (B, heads, T, head size) that is one row's."""
-    return zip(*(tensor.split(lengths, dim=2) for tensor in tensors), strict=True)
+    return zip(*(tensor.split(list(lengths), dim=2) for tensor in tensors), strict=True)
 
 
 def row_lengths(mask: Tensor) -> tuple[list[int], list[int]]:

@@ -7,9 +7,10 @@ chunks of logits and the recomputed block, is added from shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +28,10 @@ from lrft.objectives.cross_entropy import LOGITS_AT_ONCE, MORE_LOGITS_AT_ONCE
 
 # Tokens of short passes, at equal distances.
 SHORT = (16, 32, 48)
+# The C library takes larger pieces from the system and gives them back (mallopt(3): DEFAULT_MMAP_THRESHOLD_MAX). Among
+# smaller ones lie holes: what a pass lets go of between what it keeps. Measured, not derived: so much of what is kept.
+PIECE = 32 * 2**20
+HOLES = 0.25
 
 
 @dataclass(frozen=True)
@@ -38,31 +43,61 @@ class Activations:
     moment: int
 
 
-def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, device: str) -> Activations:
-    """Activations of one micro-batch of `tokens` tokens laid end to end, on a fake `model` with its adapters.
+@dataclass(frozen=True)
+class Batch:
+    """What a pass is made over."""
 
-    kind     gradient checkpointing: none, light, medium or full
-    dtype    in which activations are computed
-    device   "cpu" or "cuda": how many logits are made at once
+    rows: Sequence[int]
+    """tokens of each"""
+    dtype: torch.dtype = torch.float32
+    """in which activations are computed"""
+    device: str = "cpu"
+    """cpu or cuda: which kernels attention has, and how many logits are made at once"""
+    packed: bool = True
+    """rows are laid end to end, by a model that takes their positions; else they are padded, side by side"""
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.rows)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What autograd keeps of a pass, in bytes."""
+
+    row: int
+    """of the last hidden states, for each token"""
+    size: int
+    pieces: int
+    """in tensors smaller than PIECE"""
+    largest: int
+    """of the largest tensor"""
+
+
+def activations(model: Any, batch: Batch, *, kind: str) -> Activations:
+    """Activations of one micro-batch, on a fake `model` with its adapters.
+
+    kind: gradient checkpointing: none, light, medium or full.
 
     Logits are taken to be made in chunks, as they are where a model's own are no more than a product.
     """
-    hidden, everything = kept_for(model, tokens, dtype)
+    tokens, dtype, device, found = batch.tokens, batch.dtype, batch.device, kept_for(model, batch)
     head = head_of(model)
     vocabulary = 1 if head is None else shape(head)[0]  # a head for whole rows answers with few numbers
     model = decoder_of(model)  # without the towers of one that also sees or hears
     blocks = max(1, len({depth for name, _ in named_linears(model) if (depth := depth_of(name)) is not None}))
-    row: int = hidden.shape[-1] * hidden.itemsize * tokens
-    one_block = max(0, everything - row) // blocks
+    row = found.row * tokens
+    one_block = max(0, found.size - row) // blocks
+    moment = 2 * max(found.largest, widest(model) * tokens * dtype.itemsize)
     if kind == "none":
-        kept, moment = everything, widest(model) * tokens * dtype.itemsize * 2
+        kept = found.size
     else:  # the input of each block, what is played back, and one block made again
         played = replayed(model, gradient_checkpointing.KEPT[kind]) if kind in gradient_checkpointing.KEPT else 0
         kept = blocks * row + played * tokens * dtype.itemsize
-        moment = one_block + widest(model) * tokens * dtype.itemsize * 2
+        moment += one_block
     moment += max((m.making(dtype) for _, m in named_linears(model) if isinstance(m, QuantizedLinear)), default=0)
     if device == "cpu":
-        holes = left_in_heap(model) * tokens * dtype.itemsize
+        holes = left_in_heap(model) * tokens * dtype.itemsize + round(HOLES * found.pieces)
         kept += holes if kind == "none" else holes // blocks
     most = LOGITS_AT_ONCE.get(device, MORE_LOGITS_AT_ONCE)
     at_once = min(tokens, max(64, most // vocabulary))
@@ -71,43 +106,57 @@ def activations(model: Any, tokens: int, *, kind: str, dtype: torch.dtype, devic
     return Activations(kept, logits, moment)
 
 
-def kept_for(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, int]:
+def kept_for(model: Any, batch: Batch) -> Kept:
     """`kept_by`, from three short passes where the model computes token by token, as recurrences in plain torch do.
 
     Such a model keeps more tensors of more tokens, and a pass over many takes minutes without content as well. Bytes
-    grow with the tokens, and with their square where attention is not fused. The hidden states are those of few tokens.
+    grow with a row's tokens, and with their square where attention is not fused.
     """
-    if tokens <= SHORT[-1]:
-        return kept_by(model, tokens, dtype)
-    passes = [kept_in_pass(model, n, dtype) for n in SHORT[:2]]
-    (_, first), (hidden, second) = passes
-    if len(first) == len(second):
-        return kept_by(model, tokens, dtype)
-    third = size_of(kept_in_pass(model, SHORT[2], dtype)[1])
-    once = size_of(second) - size_of(first)
-    twice = third - size_of(second) - once
+    if batch.tokens <= SHORT[-1]:
+        return kept_by(model, batch)
+    passes = [kept_in_pass(model, replace(batch, rows=[n])) for n in SHORT[:2]]
+    if len(passes[0][1]) == len(passes[1][1]):
+        return kept_by(model, batch)
+    passes.append(kept_in_pass(model, replace(batch, rows=[SHORT[-1]])))
+    size = round(sum(continued([size_of(kept) for _, kept in passes], n) for n in batch.rows))
+    largest = max(t.untyped_storage().nbytes() for t in passes[-1][1].values())
+    return Kept(row_of(passes[-1][0]), size, size, largest * batch.tokens // SHORT[-1])
+
+
+def continued(sizes: Sequence[int], tokens: int) -> float:
+    """The value at `tokens` of the parabola that has `sizes` at SHORT."""
+    once, twice = sizes[1] - sizes[0], sizes[2] - 2 * sizes[1] + sizes[0]
     n = (tokens - SHORT[0]) / SHORT[0]
-    return hidden, round(size_of(first) + n * once + n * (n - 1) / 2 * twice)
+    return sizes[0] + n * once + n * (n - 1) / 2 * twice
 
 
-def kept_by(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, int]:
-    """The last hidden states (1, tokens, width) and the bytes that autograd keeps for them."""
-    hidden, kept = kept_in_pass(model, tokens, dtype)
-    return hidden, size_of(kept)
+def kept_by(model: Any, batch: Batch) -> Kept:
+    """What autograd keeps of one pass."""
+    hidden, kept = kept_in_pass(model, batch)
+    sizes = [t.untyped_storage().nbytes() for t in kept.values()]
+    return Kept(row_of(hidden), sum(sizes), sum(n for n in sizes if n < PIECE), max(sizes, default=0))
 
 
-def kept_in_pass(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, dict[int, Tensor]]:
-    """The last hidden states and what autograd keeps for them, each storage once.
+def row_of(hidden: Tensor) -> int:
+    """Bytes for each token of hidden states (..., width)."""
+    return hidden.shape[-1] * hidden.itemsize
+
+
+def kept_in_pass(model: Any, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
+    """The last hidden states (1 or rows, tokens, width) and what autograd keeps for them, each storage once.
 
     Raises LrftError for a fake model that cannot do without the content of its tensors.
     """
-    ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
+    packed = batch.packed and takes_positions(model)
+    rows = batch.rows if packed else [max(batch.rows)]  # within one of the sequences
+    shape = (1, batch.tokens) if packed else (len(batch.rows), rows[0])
+    ids = torch.zeros(shape, dtype=torch.long, device=next(model.parameters()).device)
     trained = [p for p in model.parameters() if p.requires_grad]
     with (
-        imagined_kernels(model),
+        imagined_kernels(model, rows if batch.device == "cpu" else None),
         keeping(model) as kept,
         torch.enable_grad(),
-        torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
+        torch.autocast("cpu", dtype=batch.dtype, enabled=batch.dtype != torch.float32),
     ):
         try:
             hidden = hidden_states(model, ids, kept)
@@ -122,14 +171,19 @@ def kept_in_pass(model: Any, tokens: int, dtype: torch.dtype) -> tuple[Tensor, d
     return hidden, kept
 
 
+def takes_positions(model: Any) -> bool:
+    """Whether its text can be given positions. Without, rows laid end to end are one row to it, and a run pads them."""
+    return "position_ids" in inspect.signature(decoder_of(model).forward).parameters
+
+
 def hidden_states(model: Any, ids: Tensor, kept: dict[int, Tensor]) -> Tensor:
-    """The last ones, (1, T, width). kept: emptied where the pass has to begin anew."""
+    """The last ones of ids (B, T): (B, T, width). kept: emptied where the pass has to begin anew."""
     decoder = decoder_of(model)
     try:
         found: Tensor = decoder(input_ids=ids, use_cache=False).last_hidden_state
     except TypeError:  # sparse attention looks into the mask, which kernels of attention do without
         kept.clear()
-        mask = ids.new_ones(1, 1, *2 * ids.shape[1:], dtype=torch.bool)
+        mask = ids.new_ones(len(ids), 1, *2 * ids.shape[1:], dtype=torch.bool)
         found = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return found
 

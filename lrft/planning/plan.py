@@ -174,7 +174,7 @@ def make_plan(
     micro = micro or rows_of_a_pass(recipe, devices)
     further = composition.further_passes
     passed = passed_over(recipe, prepared, schedule, further)
-    longest = max(largest_batch(recipe, rows, order, devices, micro) for rows, order, _ in passed)
+    longest = max((largest_batch(recipe, rows, order, devices, micro) for rows, order, _ in passed), key=sum)
     found = imagine_adapted(recipe, source, composition, longest, micro, active, list(prepared.report.labels))
     kept, weights = found.kept, found.weights
     beside = [weigh(recipe, other, found.matrix) for other in others if other.option != START]
@@ -244,15 +244,15 @@ def imagine_adapted(
     recipe: Recipe,
     source: Path,
     composition: compose.Composition,
-    longest: int,
+    longest: Sequence[int],
     micro: int,
     active: torch.dtype,
     labels: Sequence[str] = (),
 ) -> Imagined:
     """The recipe's model with its adapters, of fake tensors.
 
-    longest: tokens of the largest micro-batch of `micro` rows, in one copy. active: in which it computes. labels: of
-    the data.
+    longest: tokens of each sequence of the largest micro-batch of `micro` rows, in one copy. active: in which it
+    computes. labels: of the data.
     """
     with imagined(recipe, source, labels) as model:
         parameters = count(model)
@@ -270,10 +270,10 @@ def imagine_adapted(
         copies = max(adapter.copies for adapter in attached.modules.values())
         kept = activation_memory.activations(
             model,
-            copies * longest,
+            activation_memory.Batch(
+                [*longest] * copies, active, hardware.device().type, packed=recipe.data.packing is not False
+            ),
             kind=recipe.training.gradient_checkpointing,
-            dtype=active,
-            device=hardware.device().type,
         )
         adapter = sum(p.numel() * p.element_size() for p in attached.tensors().values())
         used = (module for name, module in linear.named_linears(model) if name not in passed_over)
@@ -289,7 +289,7 @@ def imagine_adapted(
             state=optimizer_bytes(composition, attached, made(recipe.training.optimizer, "optimizers")),
             copies=copies,
             micro=micro,
-            largest=copies * longest,
+            largest=copies * sum(longest),
             kept=kept,
         )
 
@@ -352,17 +352,21 @@ def rows_of_a_pass(recipe: Recipe, devices: int) -> int:
     return math.ceil(recipe.training.global_batch_size / devices) if wanted == "auto" else wanted
 
 
-def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.BatchSchedule, devices: int, micro: int) -> int:
-    """Tokens of the largest micro-batch, padding included where rows are padded."""
-    most = 0
+def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.BatchSchedule, devices: int, micro: int) -> list[int]:
+    """Tokens of each sequence of the largest micro-batch, padding included where rows are padded."""
+    most, found = 0, list[int]()
     for step in range(min(schedule.total_steps, STEPS_SEEN)):
         batches = micro_batches(schedule.rows(step), rows.lengths, micro=micro, rank=0, world=devices)
         for ids in batches:
-            lengths = rows.lengths[ids]
-            if len(ids):
-                padded = int(rows.counts[ids].sum() * rows.longest[ids].max())
-                most = max(most, padded if recipe.data.packing is False else int(lengths.sum()))
-    return most
+            if not len(ids):
+                continue
+            count, longest = int(rows.counts[ids].sum()), int(rows.longest[ids].max())
+            padded = recipe.data.packing is False
+            tokens = count * longest if padded else int(rows.lengths[ids].sum())
+            if tokens > most:
+                sequences = (len(one) for i in ids for one, _ in rows.sequences(i))
+                most, found = tokens, [longest] * count if padded else list(sequences)
+    return found
 
 
 def optimizer_bytes(composition: compose.Composition, attached: Any, optimizer: Optimizer) -> int:

@@ -63,6 +63,7 @@ def sizes(name: str) -> Sizes:
     from lrft.distributed import fsdp
     from lrft.model.linear import named_linears, shape
     from lrft.planning import activation_memory
+    from lrft.planning.activation_memory import Batch
 
     width, inner, blocks, heads = SHAPES[name]
     config = LlamaConfig(
@@ -84,7 +85,7 @@ def sizes(name: str) -> Sizes:
         attached = lrft.attach(model, {"method": "lora", "rank": RANK})
         model.train()
         kept = {
-            kind: asdict(activation_memory.activations(model, PASS, kind=kind, dtype=torch.bfloat16, device="cuda"))
+            kind: asdict(activation_memory.activations(model, Batch([PASS], torch.bfloat16, "cuda"), kind=kind))
             for kind in KINDS
         }
     return {

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import runs
 import tiny
@@ -22,7 +23,9 @@ from lrft.adapters import compose, targets, unfit
 from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings
 from lrft.adapters.reach import UNCALLED, UNLED, reach, uncalled
 from lrft.cli.main import run_command
-from lrft.data import pictures
+from lrft.data import Rows, pictures
+from lrft.data.collate import Form, collate
+from lrft.data.dataset import Row
 from lrft.data.records import BadRow
 from lrft.errors import CheckFailed, LrftError, RecipeError
 from lrft.export.merge import merge_adapter
@@ -30,7 +33,7 @@ from lrft.model import fake_kernels
 from lrft.model.classes import auto_class
 from lrft.model.layers import decoder_of, head_of
 from lrft.model.load import imagine_quantized, load_model, load_skeleton
-from lrft.model.packed_attention import kernels_of
+from lrft.model.packed_attention import kernels_of, window_mask
 from lrft.objectives.packing import find_layout
 from lrft.planning import activation_memory
 
@@ -404,30 +407,30 @@ def test_what_a_pass_keeps_is_found_for_experts_and_other_attention(
     folder = saved(kind, words, tmp_path)
     model = load_model(folder, dtype=torch.float32)
     sites = lrft.attach(model, {"rank": 2}).sites
-    _, real = activation_memory.kept_by(model.train(), 40, torch.float32)
+    real = activation_memory.kept_by(model.train(), activation_memory.Batch([40])).size
     with imagine_quantized(folder, dtype=torch.float32) as fake:
         attach_sites(fake, sites, compose.compose([("lora", {})]), seed=0, fresh=False)
-        _, found = activation_memory.kept_by(fake.train(), 40, torch.float32)
+        found = activation_memory.kept_by(fake.train(), activation_memory.Batch([40])).size
     assert found == pytest.approx(real, rel=0.02)
 
 
 def test_a_model_that_computes_token_by_token_is_followed_through_few(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("mamba", MAMBA)
     lrft.attach(model, {"rank": 2, "target_modules": ["in_proj"]})
-    _, whole = activation_memory.kept_by(model.train(), 100, torch.float32)
+    whole = activation_memory.kept_by(model.train(), activation_memory.Batch([100])).size
     asked: list[int] = []
     one_pass = activation_memory.kept_in_pass
     monkeypatch.setattr(
         activation_memory,
         "kept_in_pass",
-        lambda model, tokens, dtype: (asked.append(tokens), one_pass(model, tokens, dtype))[1],
+        lambda model, batch: (asked.append(batch.tokens), one_pass(model, batch))[1],
     )
-    hidden, found = activation_memory.kept_for(model, 100, torch.float32)
+    found = activation_memory.kept_for(model, activation_memory.Batch([100]))
     assert asked == [16, 32, 48]
-    assert hidden.shape[-1] == 24
-    assert found == pytest.approx(whole, rel=0.02)
+    assert found.row == 24 * 4
+    assert found.size == pytest.approx(whole, rel=0.02)
     asked.clear()
-    activation_memory.kept_for(tiny.make("llama"), 100, torch.float32)
+    activation_memory.kept_for(tiny.make("llama"), activation_memory.Batch([100]))
     assert asked == [16, 32, 100], "one without a loop is asked for all tokens"
 
 
@@ -436,11 +439,62 @@ def test_the_experts_of_a_plan_keep_what_those_of_a_run_keep(experts: str) -> No
     """Against transformers' own kernels."""
     model = model_of("mixtral", {**ROUTED, "num_hidden_layers": 1})
     lrft.attach(model, {"rank": 2, "target_modules": ["q_proj"]})
-    planned = activation_memory.kept_by(model.train(), 400, torch.float32)[1]
+    planned = activation_memory.kept_by(model.train(), activation_memory.Batch([400])).size
     model.set_experts_implementation(experts)
     with activation_memory.keeping(model) as kept:
         model.model(input_ids=torch.randint(3, 97, (1, 400)), use_cache=False)
     assert planned == pytest.approx(activation_memory.size_of(kept), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "form"),
+    [
+        ("gpt2", {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4}, "rowwise"),
+        ("llama", SMALL, "rowwise"),
+        ("mistral", {**SMALL, "sliding_window": 24}, "rowwise"),
+        ("deepseek_v3", LATENT, "rowwise"),
+        ("gemma2", {**SMALL, "head_dim": 8, "query_pre_attn_scalar": 8}, "packed"),
+        ("gemma2", {**SMALL, "head_dim": 8, "query_pre_attn_scalar": 8}, "padded"),
+        ("bloom", {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "padded"),
+    ],
+)
+def test_what_a_plan_says_is_kept_is_what_a_run_keeps(
+    tmp_path: Path, kind: str, words: dict[str, Any], form: Form
+) -> None:
+    """Rows laid end to end, or padded, as a run on a CPU lays them: with dropout attention keeps whole matrices, and
+    without fused attention of unlike rows side by side as well."""
+    lengths = [60, 100, 40]
+    tokens = (np.arange(n, dtype=np.int32) % 90 + 3 for n in lengths)
+    rows = Rows.of([Row(one, np.ones(len(one), dtype=bool), 1, "", "t.jsonl:", 1) for one in tokens])
+    folder = saved(kind, words, tmp_path)
+    model = load_model(folder, dtype=torch.float32)
+    sites = lrft.attach(model, {"rank": 2}).sites
+    batch = collate(rows, range(len(lengths)), pad_id=0, form=form)
+    batch.pop("labels")
+    with activation_memory.keeping(model.train()) as kept:
+        decoder_of(model)(**batch, use_cache=False)
+    planned = [max(lengths)] * len(lengths) if form == "padded" else lengths
+    with imagine_quantized(folder, dtype=torch.float32) as fake:
+        attach_sites(fake, sites, compose.compose([("lora", {})]), seed=0, fresh=False)
+        asked = activation_memory.Batch(planned, packed=kind == "bloom" or form != "padded")
+        found = activation_memory.kept_by(fake.train(), asked)
+    assert found.size == pytest.approx(activation_memory.size_of(kept), rel=0.03)
+
+
+def test_a_plan_counts_the_backward_pass_through_experts(tmp_path: Path) -> None:
+    """Their products are wider than any linear layer, once more for each expert of a token."""
+    with imagine_quantized(saved("mixtral", ROUTED, tmp_path), dtype=torch.float32) as fake:
+        lrft.attach(fake, {"rank": 2, "target_modules": ["q_proj"]})
+        found = activation_memory.activations(fake.train(), activation_memory.Batch([100, 100]), kind="none")
+    assert found.moment == 2 * 200 * 2 * (2 * 40) * 4, "the gradient and its value, of gate and up for two experts each"
+
+
+def test_a_plan_leaves_no_mask_without_content_to_a_run(tmp_path: Path) -> None:
+    words = {**SMALL, "sliding_window": 24}
+    with imagine_quantized(saved("mistral", words, tmp_path), dtype=torch.float32) as fake:
+        lrft.attach(fake, {"rank": 2})
+        activation_memory.kept_by(fake.train(), activation_memory.Batch([60]))
+    assert type(window_mask(60, 24, torch.device("cpu"))) is Tensor
 
 
 def test_a_plan_that_cannot_be_made_is_one_sentence() -> None:
@@ -452,7 +506,7 @@ def test_a_plan_that_cannot_be_made_is_one_sentence() -> None:
     with pytest.raises(
         LrftError, match=r"cannot estimate the memory of LlamaForCausalLM.*\(RuntimeError: what is in it\?\)$"
     ):
-        activation_memory.kept_by(model, 4, torch.float32)
+        activation_memory.kept_by(model, activation_memory.Batch([4]))
 
 
 def test_the_decoder_makes_no_logits() -> None:

@@ -175,13 +175,13 @@ def test_what_autograd_keeps_is_what_it_keeps_with_real_tensors() -> None:
     for method in ("lora", "dora", "mora", "hra"):
         model = tiny.make("llama").train()
         lrft.attach(model, {"method": method, "rank": 4})
-        _, real = activation_memory.kept_by(model, 40, torch.float32)
+        real = activation_memory.kept_by(model, activation_memory.Batch([40])).size
         with torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
             fake_model = tiny.MODELS["llama"]().requires_grad_(False).train()
             composition = compose.compose([(method, {})])
             sites = lrft.attach(tiny.make("llama"), {"method": method, "rank": 4}).sites
             attach_sites(fake_model, sites, composition, seed=0, fresh=False)
-            _, fake = activation_memory.kept_by(fake_model, 40, torch.float32)
+            fake = activation_memory.kept_by(fake_model, activation_memory.Batch([40])).size
         assert fake == pytest.approx(real, rel=0.02), method
 
 
