@@ -28,7 +28,7 @@ warnings.simplefilter("error")
 # DeepSpeed 0.19 imports what torch 2.13 has given up.
 warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
 sys.path[:0] = sys.argv[1].split(":")
-from lrft.training import passes
+from lrft.training import passes, validation
 from pathlib import Path
 from lrft import recipe
 from lrft.distributed import processes
@@ -45,6 +45,12 @@ def noted(*arguments, **named):
         print(json.dumps(found), file=seen)
     return found
 passes.micro_batches = noted
+answer_rows = validation.answer_rows
+def counted(model, tokenizer, rows, **named):
+    with open(f"{root}/{out}-answers-{rank}", "a") as seen:
+        print(len(rows), file=seen)
+    return answer_rows(model, tokenizer, rows, **named)
+validation.answer_rows = counted
 if penalty:
     import pytest, runs
     runs.add_parts(pytest.MonkeyPatch(), runs.Penalty(float(penalty)))

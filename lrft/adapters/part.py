@@ -218,6 +218,12 @@ class Part:
         hooks = ("before_step", "loss", "compose_gradient", "after_backward", "after_step")
         return "optimizer" in self.slots or any(getattr(type(self), h) is not getattr(Part, h) for h in hooks)
 
+    @property
+    def acts_around_steps(self) -> bool:
+        """Whether it may write to trained tensors before or after the optimiser's step."""
+        hooks = ("before_step", "after_step")
+        return self.acts_between_passes and any(getattr(type(self), h) is not getattr(Part, h) for h in hooks)
+
     def rate(self, run: Run, site: str) -> float:
         """Learning rate of one site's tensors over the scheduled one, in this step; `SHARED` is a site too. Asked
         before `before_step`."""

@@ -15,6 +15,8 @@ IGNORE_INDEX = -100
 """label of an ignored position, as in torch's cross_entropy"""
 WEIGHTS = "weights"
 """of the tokens of a batch, beside its labels, where rows have weights"""
+ENTRIES = "entries"
+"""of the rows of a batch, int64 (rows,): which entry of data.train each is from, where losses are told apart by it"""
 Form = Literal["padded", "packed", "rowwise", "shared"]
 """How rows share a tensor: side by side, or end to end, or end to end with their ends as the attention mask, or so with
 prompts that several sequences share (`lrft.objectives.shared_prompt`)"""

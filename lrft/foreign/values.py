@@ -32,6 +32,7 @@ OPTIMIZERS: Mapping[str, Choice] = {
     "paged_ademamix": {"ademamix": {"paged": True}},
     "paged_ademamix_32bit": {"ademamix": {"paged": True}},
     "paged_ademamix_8bit": {"ademamix": {"bits": 8, "paged": True}},
+    "schedule_free_adamw": "schedule-free-adamw",
     "SGD": "sgd",
 }
 

@@ -91,6 +91,8 @@ class LossModule(nn.Module):
     gathered   what `gather` has found in them, all batches of all processes end to end; empty: not asked
     others     the models that the objective's options name (`Declaration.models`), by option, and the adapter that
                training starts from, as `START`; they are no submodules: not trained, not wrapped, not saved
+    sources    names of the figures that are losses of single entries of data.train, by the number of the entry; batches
+               then have `lrft.data.collate.ENTRIES`. Empty: they are not told apart
     wanted     figures that evaluation asks for beside those that are always noted: some of `offers`
     """
 
@@ -103,6 +105,8 @@ class LossModule(nn.Module):
     gathers: ClassVar[bool] = False
     """Whether the rows of a step, or of an evaluation, are compared with each other: `gather` then sees all batches
     before the first of them is answered, but for a step of one batch on one process."""
+    tells_sources: ClassVar[bool] = False
+    """Whether it notes, in training, the loss of each of `sources`."""
     looks_ahead: bool = False
     """whether `look` has to see all batches of a step before the first of them is answered"""
     constant: tuple[str, ...] = ()
@@ -121,6 +125,7 @@ class LossModule(nn.Module):
         self.ahead: Tensor | None = None
         self.gathered: dict[str, Tensor] = {}
         self.others: Mapping[str, OtherModel] = {}
+        self.sources: tuple[str, ...] = ()
         self.wanted: frozenset[str] = frozenset()
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -136,6 +141,14 @@ class LossModule(nn.Module):
         """What adds up over micro-batches and processes, such as a confusion matrix. Every batch must note the
         same names in the same shapes, also when nothing of it counts."""
         self.sums[name] = value.detach().double()
+
+    def note_sources(self, losses: Tensor, counts: Tensor, entries: Tensor) -> None:
+        """The losses (n,) of what counts `counts` (n,) in their sum, as a mean for each entry of data.train: entries
+        (n,) int64."""
+        both = torch.stack([losses.detach().double(), counts.detach().double()])
+        sums = both.new_zeros(2, len(self.sources)).index_add(1, entries, both)
+        for name, pair in zip(self.sources, sums.unbind(1), strict=True):
+            self.note_sum(name, pair)
 
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError("abstract")

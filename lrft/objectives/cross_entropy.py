@@ -60,18 +60,25 @@ def logits_before_labels(model: nn.Module, inputs: Mapping[str, Tensor], labels:
 
 
 def summed_cross_entropy(
-    logits: Tensor, targets: Tensor, weights: Tensor | None = None, terms: Terms = PLAIN
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    terms: Terms = PLAIN,
+    each: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """The definition: logits (..., vocabulary), targets (...) -> sum over targets that are not ignored, each times its
-    weight (...)."""
+    weight (...). each: is given what is summed."""
     flat, targets = wide(logits).flatten(0, -2), targets.flatten()
     how: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "label_smoothing": terms.label_smoothing}
-    if weights is None and not terms.z_loss:
+    if weights is None and not terms.z_loss and each is None:
         return cross_entropy(flat, targets, reduction="sum", **how)
     losses = cross_entropy(flat, targets, reduction="none", **how)
     if terms.z_loss:
         losses = losses + terms.z_loss * flat.logsumexp(-1).square() * (targets != IGNORE_INDEX)
-    return (losses if weights is None else losses * weights.flatten()).sum()
+    losses = losses if weights is None else losses * weights.flatten()
+    if each is not None:
+        each(losses.detach())
+    return losses.sum()
 
 
 def mixed_cross_entropy(logits: Tensor, targets: Tensor, copies: int, weights: Tensor | None = None) -> Tensor:
@@ -94,22 +101,23 @@ def chunked_cross_entropy(
     weights: Tensor | None = None,
     terms: Terms = PLAIN,
     look: Callable[[Tensor, Tensor], None] | None = None,
+    each: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """`summed_cross_entropy(head(hidden), targets, weights, terms)` for hidden (n, width), some rows at a time.
 
     Where a gradient is wanted, each part's is made at once with its logits: they are never made again. look: is given
-    the logits and targets of each part where none is wanted.
+    the logits and targets of each part where none is wanted. each: is given what is summed, part by part.
     """
     if not torch.is_grad_enabled():
         losses = []
         for part, t, w in _weighted_chunks(head, hidden, targets, weights):
             logits = head(part)
-            losses.append(summed_cross_entropy(logits, t, w, terms))
+            losses.append(summed_cross_entropy(logits, t, w, terms, each))
             if look is not None:
                 look(logits, t)
         return torch.stack(losses).sum() if losses else hidden.new_zeros(())
     trained = [p for p in head.parameters() if p.requires_grad]
-    return _ChunkedCrossEntropy.apply(head, hidden, targets, weights, terms, *trained)
+    return _ChunkedCrossEntropy.apply(head, hidden, targets, weights, terms, each, *trained)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -121,6 +129,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor | None,
         terms: Terms,
+        each: Callable[[Tensor], None] | None,
         *trained: Tensor,
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -135,6 +144,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if weight is not None:
                 losses, slope = losses * weight[:, None], slope.mul_(weight[:, None])
             total += losses.sum()
+            if each is not None:
+                each(losses[:, 0])
             of_part, *of_trained = torch.autograd.grad(logits, [part, *trained], slope.to(logits.dtype))
             gradient[done : done + len(part)] = of_part
             for own, more in zip(gradients, of_trained, strict=True):
@@ -146,7 +157,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
         gradient, *gradients = ctx.saved_tensors
-        return None, gradient * slope.to(gradient.dtype), None, None, None, *(g * slope for g in gradients)
+        return None, gradient * slope.to(gradient.dtype), None, None, None, None, *(g * slope for g in gradients)
 
 
 def _with_slope(logits: Tensor, target: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:

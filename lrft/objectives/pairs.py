@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.data import Rows
-from lrft.data.collate import Form, collate
+from lrft.data.collate import ENTRIES, Form, collate
 from lrft.objectives import shared_prompt
 from lrft.objectives.base import Forwards, LossModule, Objective
 from lrft.objectives.log_probabilities import log_probabilities, sequences_in
@@ -105,6 +105,8 @@ def preferred(chosen: Tensor, rejected: Tensor) -> Tensor:
 class PairLoss(LossModule):
     """Sum of the losses of pairs. Sequences of a batch come as chosen, rejected, chosen, rejected, ..."""
 
+    tells_sources: ClassVar[bool] = True
+
     def __init__(self, model: nn.Module, objective: PairObjective, *, direct: bool = False) -> None:
         super().__init__(model)
         self.objective, self.direct = objective, direct
@@ -125,6 +127,8 @@ class PairLoss(LossModule):
         self.note("rejected reward", rejected)
         self.note("chosen log-probability", pairs.chosen)
         self.note("rejected log-probability", pairs.rejected)
+        if self.training and self.sources:
+            self.note_sources(losses, torch.ones_like(losses), batch[ENTRIES])
         return losses.sum()
 
     def pairs(self, batch: Mapping[str, Tensor]) -> Pairs:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lrft.data import Rows
-from lrft.data.collate import WEIGHTS, Form, collate
+from lrft.data.collate import ENTRIES, WEIGHTS, Form, collate, sequence_numbers
 from lrft.errors import UsageError
 from lrft.model.layers import head_of
 from lrft.objectives.base import Context, LossModule, Objective
@@ -117,6 +117,7 @@ class TokenLoss(LossModule):
     offers: ClassVar[tuple[str, ...]] = ("token_accuracy",)
     adds_extra: ClassVar[bool] = True
     mixes_copies: ClassVar[bool] = True
+    tells_sources: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -130,8 +131,25 @@ class TokenLoss(LossModule):
         super().__init__(model, as_base=as_base)
         self.direct, self.terms, self.router = direct, terms, router
         self.right: Tensor = torch.zeros((), dtype=torch.float64)
+        self.of_tokens: list[Tensor] = []
 
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
+        self.of_tokens = []
+        total = self.balanced_sum(batch)
+        if self.training and self.sources:
+            self.note_sources_of(batch)
+        return total
+
+    def note_sources_of(self, batch: Mapping[str, Tensor]) -> None:
+        """The token losses of `of_tokens`, by the entries of their rows."""
+        trained = batch["labels"][:, 1:] != IGNORE_INDEX
+        entries = batch[ENTRIES][sequence_numbers(batch)[:, 1:][trained]]
+        losses = torch.cat(self.of_tokens) if self.of_tokens else entries.new_zeros(0).double()
+        weights = self.weights(batch)
+        self.note_sources(losses, torch.ones_like(losses) if weights is None else weights, entries)
+
+    def balanced_sum(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """`token_sum`, and the loss that balances a mixture of experts."""
         if not self.training or not self.router:
             return self.token_sum(batch)
         with router_logits(self.model) as found:
@@ -164,7 +182,9 @@ class TokenLoss(LossModule):
         outputs = Outputs(targets, logits, lambda: self.base_answer(batch))
         term = self.extra(outputs)
         # Who has asked for the logits has them whole: then they serve the token loss too.
-        total = loss() if outputs.made is None else summed_cross_entropy(outputs.made, targets, weights, terms)
+        total = (
+            loss() if outputs.made is None else summed_cross_entropy(outputs.made, targets, weights, terms, self.each)
+        )
         if term is None:
             return total / copies
         added = (len(targets) if weights is None else weights.sum()) * term / copies
@@ -195,19 +215,24 @@ class TokenLoss(LossModule):
         if ACCURACY in self.wanted:
             self.right = self.right + (logits.argmax(-1) == targets).sum()
 
+    @property
+    def each(self) -> Callable[[Tensor], None] | None:
+        """What is told of the losses of tokens, where they are told apart by their sources."""
+        return self.of_tokens.append if self.training and self.sources else None
+
     def answer(self, batch: Mapping[str, Any]) -> tuple[Tensor, Callable[[], Tensor], Callable[[], Tensor]]:
         """The n trained tokens, and what makes the logits (n, vocabulary) before them and the sum of their losses."""
         labels, weights, terms = batch["labels"], self.weights(batch), self.terms if self.training else PLAIN
         look = None if self.training or self.copies() > 1 else self.compare
         self.right = torch.zeros((), dtype=torch.float64, device=labels.device)
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", WEIGHTS)}
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", WEIGHTS, ENTRIES)}
         if self.direct:
             head = head_of(self.model)
             hidden, targets = hidden_before_labels(self.model, inputs, labels)
             return (
                 targets,
                 lambda: wide(head(hidden)),
-                lambda: chunked_cross_entropy(head, hidden, targets, weights, terms, look),
+                lambda: chunked_cross_entropy(head, hidden, targets, weights, terms, look, self.each),
             )
         logits, after = logits_before_labels(self.model, inputs, labels)
         chosen = after != IGNORE_INDEX
@@ -215,9 +240,9 @@ class TokenLoss(LossModule):
         def loss() -> Tensor:
             if look is not None and ACCURACY in self.wanted:
                 look(logits[chosen], after[chosen])
-            if weights is None:
+            if weights is None and self.each is None:
                 return summed_cross_entropy(logits, after, None, terms)
-            return summed_cross_entropy(logits[chosen], after[chosen], weights, terms)
+            return summed_cross_entropy(logits[chosen], after[chosen], weights, terms, self.each)
 
         return after[chosen], lambda: wide(logits[chosen]), loss
 

@@ -51,6 +51,7 @@ def all_of(root: Node, problems: Problems) -> Node:
             if node is not None:
                 training = training.with_child(key, _registered(node, f"training.{key}", kind, problems))
         _other_optimizer(root, training, problems)
+        _schedule(training, problems)
         _other_reference(root, training, problems)
         root = root.with_child("training", training)
     _rows(root, problems)
@@ -300,6 +301,18 @@ def _other_optimizer(root: Node, training: Node, problems: Problems) -> None:
         else:
             continue
         problems.add(node.place, f"training.optimizer: {text}")
+
+
+def _schedule(training: Node, problems: Problems) -> None:
+    """A schedule beside an optimiser that works with few of them."""
+    optimizer, schedule = training.at(("optimizer", "name")), training.at(("lr_scheduler", "name"))
+    if optimizer is None or schedule is None or not isinstance(optimizer.value, str):
+        return
+    chosen = registry.declared("optimizers").get(optimizer.value)
+    takes = () if chosen is None else chosen.facts.get("schedules", ())
+    if takes and schedule.value not in takes:
+        text = f"{optimizer.value} takes {_one_of(takes)}, with or without a warm-up; got {schedule.value}"
+        problems.add(schedule.place, f"training.lr_scheduler: {text}")
 
 
 def adapter(root: Node, problems: Problems) -> Node:

@@ -396,7 +396,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
             ("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise"),
             "Here: adapter.method: galore, which brings its optimiser",
         ),
-        **dict.fromkeys(("schedule_free_adamw", "schedule_free_sgd"), f"it {_NOT_YET}; use adamw"),
+        **dict.fromkeys(("schedule_free_radam", "schedule_free_sgd"), "Here: schedule-free-adamw"),
     },
 }
 

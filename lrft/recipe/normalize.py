@@ -59,17 +59,13 @@ def normalise(root: Node, problems: Problems) -> Node:
         root = root.with_child("adapter", with_methods(adapter, problems))
     training = root.child("training")
     if training is not None and isinstance(training.value, dict):
-        for key in CHOICE_OPTIONS:
-            node = training.child(key)
-            if node is not None:
-                training = training.with_child(key, _choice(node, ("training", key), problems))
         for key in REGISTERED:
             node = training.child(key)
             if node is not None:
                 training = training.with_child(key, _named(node, f"training.{key}", problems))
         if training.child("max_steps") is not None and training.child("epochs") is None:
             training = training.with_child("epochs", Node(None, DEFAULT))
-        root = with_declared(root.with_child("training", training))
+        root = with_choices(with_declared(root.with_child("training", training)), problems)
     for name, key in LISTED:
         section = root.child(name)
         listed = section.child(key) if section is not None else None
@@ -111,6 +107,16 @@ def with_declared(root: Node) -> Node:
             if isinstance(holder.value, dict) and holder.child(word) is None and card is not None:
                 place = Place(Source(f"default of {card.name}"))
                 root = root.with_child(section, holder.with_child(word, Node(value, place)))
+    return root
+
+
+def with_choices(root: Node, problems: Problems) -> Node:
+    """The tree with the choices of `CHOICE_OPTIONS` as {name, options...}."""
+    for key in CHOICE_OPTIONS:
+        training = root.at(("training",))
+        node = root.at(("training", key))
+        if training is not None and node is not None:
+            root = root.with_child("training", training.with_child(key, _choice(node, ("training", key), problems)))
     return root
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lrft.errors import CheckFailed, UsageError
 from lrft.report import sections
-from lrft.report.html_page import Html, beside, bullets, details, element, page, table
+from lrft.report.html_page import COLOURS, Html, beside, bullets, details, element, page, table
 from lrft.report.loss_plot import points, smooth, top_of
 from lrft.report.sections import (
     Block,
@@ -22,11 +22,12 @@ from lrft.report.sections import (
     read_run,
     recorded,
     summary,
+    training_by_source,
     verdict,
 )
 from lrft.report.svg_charts import Line, bars, chart
 from lrft.runs.after import of_run
-from lrft.runs.metrics import of_kind, read_metrics
+from lrft.runs.metrics import by_source, of_kind, read_metrics
 from lrft.utils.files import read_json, room_for, write_text
 from lrft.utils.text import count
 
@@ -70,7 +71,10 @@ def render(run_dir: Path) -> Html:
         *(_section(section) for section in first),
         element("h2", "Curves"),
         beside(*curves(records)),
-        *(_section(section) for section in [pace(records, unreadable), *evaluations(records)]),
+        *(
+            _section(section)
+            for section in [pace(records, unreadable), *training_by_source(records), *evaluations(records)]
+        ),
         *answers(records),
         element("h2", "Row lengths"),
         beside(bars("Rows by length", by_length, across="tokens per row", note="training and validation rows")),
@@ -111,6 +115,7 @@ def curves(records: Sequence[dict[str, Any]]) -> list[Html]:
     speeds = points(steps, "tokens_per_second")
     return [
         loss_chart(steps, of_kind(records, "eval")),
+        *source_chart(steps),
         chart("Learning rate", [Line("learning rate", points(steps, "lr"), 2)], from_zero=True),
         chart("Gradient norm, before clipping", [Line("gradient norm", points(steps, "grad_norm"), 3)], capped=True),
         chart("Tokens per second", [Line("tokens per second", speeds, 5)], capped=True, from_zero=True),
@@ -136,6 +141,15 @@ def loss_chart(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]])
         Line("validation", validation, 1, dotted=True),
     ]
     return chart("Loss, nats per token", lines, note="; ".join(notes))
+
+
+def source_chart(steps: Sequence[dict[str, Any]]) -> list[Html]:
+    """The training loss of each source, smoothed; none where they are not told apart."""
+    lines = []
+    for at, (name, found) in enumerate(by_source(steps).items()):
+        smoothed = smooth([loss for _, loss in found])
+        lines.append(Line(name, [(step, y) for (step, _), y in zip(found, smoothed, strict=True)], at % COLOURS))
+    return [chart("Training loss by source, smoothed", lines, capped=True)] if lines else []
 
 
 def answers(records: Sequence[dict[str, Any]]) -> list[Html]:

@@ -19,6 +19,7 @@ from lrft.report.sections import (
     recorded,
     samples,
     summary,
+    training_by_source,
     verdict,
 )
 from lrft.runs.metrics import read_metrics
@@ -45,6 +46,7 @@ def _markdown(
         *after,
         *recorded(run),
         pace(records, unreadable),
+        *training_by_source(records),
         *evaluations(records),
         *samples(records),
     ]

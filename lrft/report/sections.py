@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from lrft.errors import CheckFailed
 from lrft.runs.after_training import kept
-from lrft.runs.metrics import of_kind, values
+from lrft.runs.metrics import by_source, of_kind, values
 from lrft.runs.verdict import BEST, LAST, START, worse_than_base
 from lrft.utils.files import read_json
 from lrft.utils.text import command, count, decimals, duration
@@ -264,6 +264,18 @@ def evaluations(records: Sequence[dict[str, Any]]) -> list[Section]:
     ]
     head = ["step", "loss", *(["perplexity"] if known else []), *names, *sources, ""]
     return [Section("Evaluations", [Table(head, rows)])]
+
+
+def training_by_source(records: Sequence[dict[str, Any]]) -> list[Section]:
+    """A table of the training losses of the sources; none where they are not told apart."""
+    rows = []
+    for name, found in by_source(of_kind(records, "step")).items():
+        losses = [loss for _, loss in found]
+        last = losses[-max(1, len(losses) // 10) :]
+        shown = [f"{len(losses):,}", figure(losses[0]), figure(losses[-1]), figure(statistics.fmean(last))]
+        rows.append([Cell(name), *map(Cell, shown)])
+    head = ["source", "steps with it", "first", "last", "mean of the last tenth"]
+    return [Section("Training loss by source", [Table(head, rows)])] if rows else []
 
 
 def samples(records: Sequence[dict[str, Any]], *, every: bool = False) -> list[Section]:

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 from lrft.utils.files import room_for
 
+LOSS_OF = "loss of "
+"""before the name of a source, in the name of the figure that is its training loss"""
 ROOM = 1_000_000  # bytes asked for when the disk is full: what the lines of a long run take
 
 
@@ -70,6 +72,16 @@ def of_kind(records: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]
 def values(records: Sequence[dict[str, Any]], key: str) -> list[float]:
     """What the records have under `key`; those that have nothing there are left out."""
     return [record[key] for record in records if record.get(key) is not None]
+
+
+def by_source(steps: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """source -> (step, its training loss in that step) of the steps that have one; empty for a single source."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for record in steps:
+        for name, value in record.get("figures", {}).items():
+            if name.startswith(LOSS_OF) and value is not None:
+                found.setdefault(name.removeprefix(LOSS_OF), []).append((record["step"], value))
+    return found
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -42,6 +42,12 @@ def save(session: Session, *, best: bool) -> None:
     """Save a checkpoint of all state that the rest of the run depends on."""
     session.watchdog.at("waiting for all processes before saving")
     session.engine.accelerator.wait_for_everyone()
+    with session.engine.averaged():
+        save_as_it_is(session, best=best)
+
+
+def save_as_it_is(session: Session, *, best: bool) -> None:
+    """`save`, of the tensors as they are."""
     optimizer = session.engine.strategy.state()
     if session.folder is None:
         return
@@ -118,15 +124,16 @@ def restore(session: Session) -> None:
     if not session.options.accept_changes:
         refuse_changes(session, path, saved)
     adapter = read_adapter(path / "adapter")
-    try:
-        session.adapted.attached.load_state_dict(adapter.state_dict())
-    except ValueError as error:
-        raise CheckFailed(f"{path / 'adapter'} does not match the adapter of this recipe: {error}") from None
-    engine.strategy.load_state(
-        files.read_tensors(path / "optimizer.safetensors"),
-        saved["optimizer"],
-        lambda: engine.answer(engine.batch(session.inputs.train, [0])),
-    )
+    with engine.averaged():  # as it was saved
+        try:
+            session.adapted.attached.load_state_dict(adapter.state_dict())
+        except ValueError as error:
+            raise CheckFailed(f"{path / 'adapter'} does not match the adapter of this recipe: {error}") from None
+        engine.strategy.load_state(
+            files.read_tensors(path / "optimizer.safetensors"),
+            saved["optimizer"],
+            lambda: engine.answer(engine.batch(session.inputs.train, [0])),
+        )
     load_part_states(session.adapted.composition, files.read_tensors(path / "parts.safetensors"))
     if engine.accelerator.scaler is not None:
         engine.accelerator.scaler.load_state_dict(saved["scaler"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lrft.data import Rows
+from lrft.data.collate import ENTRIES
 from lrft.distributed.strategy import Strategy
 from lrft.distributed.watchdog import Watchdog
 from lrft.model.activation_offload import offloading
@@ -36,6 +38,8 @@ class Engine:
     """micro batch size: the recipe's, or the largest that fits"""
     offload: bool = False
     """whether activations are offloaded to CPU memory"""
+    averaged: Callable[[], AbstractContextManager[None]] = nullcontext
+    """context in which trained tensors are at the point that is evaluated and saved (`Optimizer.averaged`)"""
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None))
 
     @property
@@ -68,7 +72,10 @@ class Engine:
 
     def batch(self, rows: Rows, ids: Sequence[int]) -> dict[str, Tensor]:
         """The batch of `ids` in `rows`, on this process's device."""
-        made = self.objective.collate(rows, list(ids) * self.losses.copies(), pad_id=self.pad_id, form=self.layout.form)
+        asked = list(ids) * self.losses.copies()
+        made = self.objective.collate(rows, asked, pad_id=self.pad_id, form=self.layout.form)
+        if self.losses.sources:
+            made[ENTRIES] = torch.from_numpy(rows.entries[asked].astype(np.int64))
         return {name: value.to(self.device) for name, value in made.items()}
 
     def answer(self, batch: dict[str, Tensor]) -> Tensor:

@@ -64,7 +64,7 @@ from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
 from lrft.recipe.schema import default_of
 from lrft.runs.folder import RunFolder
-from lrft.training import sanity_checks
+from lrft.training import sanity_checks, sources
 from lrft.training.after import refuse_impossible
 from lrft.training.checkpoint import resume_point
 from lrft.training.constants import with_constants
@@ -108,6 +108,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     losses.others = load_others(recipe, inputs.others, base.model, compute, inputs.train)
     layout = common_layout(layout, losses.others.values(), packing=recipe.data.packing)
     losses.wanted = figures_of(recipe, objective, losses, metrics.of_rows)
+    losses.sources = sources.losses_of(recipe) if losses.tells_sources else ()
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
     # Behind calibration, which looks at labels; and neftune's noise is scaled by the length of a row.
     if objective.shares_prompts and not recipe.training.neftune_alpha:
@@ -255,6 +256,7 @@ def start_engine(
         pad_id=pad_token(inputs.tokenizer),
         micro=1 if t.micro_batch_size == "auto" else t.micro_batch_size,
         offload=t.activation_offload,
+        averaged=partial(made(t.optimizer, "optimizers").averaged, optimizer),
     )
 
 

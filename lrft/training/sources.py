@@ -1,4 +1,4 @@
-"""The entries of data.train that have shares of the steps: what the run draws of each, and its validation loss."""
+"""The entries of data.train: names of their losses, and what a run draws of those that have shares of the steps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from lrft.data.sampler import rows_drawn
 from lrft.recipe import Recipe
+from lrft.runs.metrics import LOSS_OF
 from lrft.training.state import Inputs
 from lrft.utils.text import count
 
@@ -22,6 +23,11 @@ def names(recipe: Recipe) -> list[str]:
     short = [name if twice[name] == 1 else path for name, path in zip(last, paths, strict=True)]
     again = Counter(short)
     return [name if again[name] == 1 else f"{k}: {name}" for k, name in enumerate(short)]
+
+
+def losses_of(recipe: Recipe) -> tuple[str, ...]:
+    """The figure of a step for each entry that is its training loss; empty for one entry."""
+    return tuple(f"{LOSS_OF}{name}" for name in names(recipe)) if len(recipe.data.train) > 1 else ()
 
 
 def drawn(recipe: Recipe, inputs: Inputs) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from lrft.data import Rows
 from lrft.errors import NonFinite
@@ -24,6 +24,12 @@ HELD_OUT_ROWS = 32
 
 def validate(session: Session) -> bool:
     """Evaluate on the validation rows and report it. Returns whether this is the best trained state so far."""
+    with session.engine.averaged():
+        return evaluate(session)
+
+
+def evaluate(session: Session) -> bool:
+    """`validate`, of the tensors as they are."""
     recipe, progress, engine, rows = session.recipe, session.progress, session.engine, session.inputs.validation
     if rows is None:
         raise ValueError("evaluation without validation rows")
@@ -38,7 +44,8 @@ def validate(session: Session) -> bool:
     if answers and recipe.evaluation.samples:
         record["samples"] = answers[: recipe.evaluation.samples]
     if session.inputs.metrics.of_answers:
-        figures |= shared(session.inputs.metrics.scores(answers))
+        main = engine.accelerator.is_main_process
+        figures |= shared(session.inputs.metrics.scores(answers) if main else {})
     if figures:
         record["figures"] = figures
     if finished(session):
@@ -64,27 +71,40 @@ def finished(session: Session) -> bool:
 
 
 def answers_now(session: Session, rows: Rows, micro: int) -> list[dict[str, Any]]:
-    """Generated answers to the first rows that ask something, on the processes that generate. A head generates none."""
+    """Generated answers to the first rows that ask something, in their order, on every process. A head generates none.
+
+    Each process answers its share of them, but for a divided base, whose passes all have to make together.
+    """
     engine = session.engine
     asked = rows.slice([]) if engine.objective.head else with_prompts(rows)
     chosen = asked.slice(range(min(answered_rows(session.recipe), len(asked))))
-    if not len(chosen) or not (engine.strategy.together or engine.accelerator.is_main_process):
+    if not len(chosen):
         return []
     most, lengths = session.recipe.evaluation.max_new_tokens, [len(chosen.prompt(i)) for i in range(len(chosen))]
     if note := room_note(lengths, most, position_limit(session.base.model.config)):
         session.trackers.console.warn(f"evaluation.max_new_tokens: {note}")
-    return answer_rows(
+    shares = 1 if engine.strategy.together else engine.world
+    own = answer_rows(
         session.base.model,
         session.inputs.tokenizer,
-        chosen,
+        chosen.slice(range(engine.rank % shares, len(chosen), shares)),
         max_new_tokens=most,
         batch_size=micro,
         copies=engine.losses.copies,
     )
+    return own if shares == 1 else in_order(own, len(chosen), engine)
+
+
+def in_order(own: list[dict[str, Any]], total: int, engine: Engine) -> list[dict[str, Any]]:
+    """The `total` answers of all processes, of which every one has dealt itself those from its rank on."""
+    with engine.watchdog.during("gathering answers"):
+        found = gather_object(own)
+    places = [i for rank in range(engine.world) for i in range(rank, total, engine.world)]
+    return [answer for _, answer in sorted(zip(places, found, strict=True), key=lambda pair: pair[0])]
 
 
 def shared(scores: dict[str, float]) -> dict[str, float]:
-    """The first process's: one process may be the only one that generates."""
+    """The first process's, which alone asks the metrics."""
     found: dict[str, float] = broadcast_object_list([scores])[0]
     return found
 

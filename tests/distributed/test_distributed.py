@@ -21,8 +21,9 @@ def nine(place: Place) -> Place:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
 def test_two_processes_train_what_one_trains(nine: Place, strategy: str) -> None:
     """Trust 2, 4, 50."""
-    one = nine.train(*KEYS, out="one")
-    two = launch(nine, "two", f"distributed.strategy={strategy}")
+    asked = ("evaluation.samples=3", "evaluation.metrics=[exact_match, f1]")
+    one = nine.train(*KEYS, *asked, out="one")
+    two = launch(nine, "two", *asked, f"distributed.strategy={strategy}")
     assert f"strategy: {strategy}" in (two / "resolved.yaml").read_text()
     assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
     for mine, theirs in zip(runs.records(one), runs.records(two), strict=True):
@@ -33,6 +34,10 @@ def test_two_processes_train_what_one_trains(nine: Place, strategy: str) -> None
     for mine, theirs in zip(runs.records(one, "eval"), runs.records(two, "eval"), strict=True):
         assert theirs["tokens"] == mine["tokens"]  # no row is measured twice
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+    first, again = (runs.records(run, "eval")[0] for run in (one, two))  # of the base, without rounding in training
+    assert (again["samples"], again["figures"]) == (first["samples"], first["figures"])
+    answered = [int((nine.root / f"two-answers-{rank}").read_text().split()[0]) for rank in (0, 1)]
+    assert answered == ([5, 5] if strategy == "fsdp" else [3, 2])
 
     # Each row once per epoch, over both processes; both make the same number of passes.
     lines = [(nine.root / f"two-rows-{rank}").read_text().splitlines() for rank in (0, 1)]
@@ -69,12 +74,16 @@ def test_more_processes_and_nodes(nine: Place, keys: tuple[str, ...], each: int)
 
 
 def test_streamed_rows_are_shared_by_two_processes(nine: Place) -> None:
+    more = runs.write_rows(nine.root / "more.jsonl", runs.rows(3, seed=3))
     keys = ("data.streaming=true", "data.window=4", "training.max_steps=4", "~training.epochs")
+    keys = (*keys, f"data.train=[{more}, {nine.root / 'train.jsonl'}]")
     one = nine.train(*KEYS, *keys, out="one")
     two = launch(nine, "two", *keys)
     assert runs.distance(runs.tensors(one), runs.tensors(two), "adapter") < 1e-5
     told = [[(record["tokens"], record["epoch"]) for record in runs.records(run)] for run in (one, two)]
     assert told[0] == told[1]
+    for mine, theirs in zip(runs.records(one), runs.records(two), strict=True):
+        assert theirs["figures"] == pytest.approx(mine["figures"], rel=1e-5)  # the losses of the two files
 
 
 def test_a_run_goes_on_with_another_number_of_processes(nine: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import nn
 from lrft import registry
 from lrft.cli.main import run_command
 from lrft.errors import MissingError, RecipeError, UsageError
-from lrft.loading.optimizer import rate_hint
-from lrft.optim.optimizer import grouped, load_state_tensors, state_tensors, with_state
+from lrft.loading.optimizer import rate_hint, refuse_optimizer
+from lrft.optim.optimizer import grouped, load_state_tensors, set_lr, state_tensors, with_state
 from lrft.registry import rooms
 from lrft.utils import files
 
@@ -28,10 +29,19 @@ ALSO: dict[str, list[dict[str, Any]]] = {
     "ademamix": [{"bits": 8}],
 }
 PAGED = "paged-adamw"
+AVERAGING = "schedule-free-adamw"
 EACH = [(name, options) for name in CARDS if name != PAGED for options in ({}, *ALSO.get(name, []))]
 
 
+def present(name: str) -> None:
+    """Skips the test without the package that the optimiser needs."""
+    needs = CARDS[name].facts.get("needs", "")
+    if needs:
+        pytest.importorskip(needs, reason=f"pip install {needs}")
+
+
 def of(name: str, **options: Any) -> Any:
+    present(name)
     return CARDS[name].load()(**CARDS[name].validate(options))
 
 
@@ -72,6 +82,7 @@ def test_a_state_read_back_goes_on_in_the_same_bits(name: str, options: dict[str
 
 @pytest.mark.parametrize("name", [name for name in CARDS if name not in (PAGED, "adamw")])
 def test_a_run_is_resumed_in_the_same_bits(name: str, place: Place) -> None:
+    present(name)
     keys = (f"training.optimizer={name}", "checkpoint.every=3", "adapter.method=dora")
     straight = place.train(*keys, out="straight")
     runs.cut(straight, 3, place.root / "stopped")
@@ -80,10 +91,28 @@ def test_a_run_is_resumed_in_the_same_bits(name: str, place: Place) -> None:
     assert len(runs.records(straight)) == runs.STEPS
 
 
+def schedule_free(
+    p: torch.Tensor, gradients: list[torch.Tensor], rates: list[float], decay: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Defazio et al., 2024, algorithm 1, in float64: the point y of the next gradient, and the average x."""
+    x = z = y = p
+    v, total = torch.zeros_like(p), 0.0
+    for t, (g, lr) in enumerate(zip(gradients, rates, strict=True), 1):
+        v = 0.999 * v + 0.001 * g**2
+        z = z - lr * (g / ((v / (1 - 0.999**t)).sqrt() + 1e-8) + decay * y)
+        weight = max(rates[:t]) ** 2
+        total += weight
+        x = (1 - weight / total) * x + weight / total * z
+        y = 0.1 * z + 0.9 * x
+    return y, x
+
+
 def formula(name: str, p: torch.Tensor, gradients: list[torch.Tensor], lr: float, decay: float) -> torch.Tensor:
     """The definitions in float64, written out. p and gradients (d, k)."""
     m = v = slow = torch.zeros_like(p)
     row, column = torch.zeros(len(p)).double(), torch.zeros(p.shape[1]).double()
+    if name == AVERAGING:
+        return schedule_free(p, gradients, [lr] * len(gradients), decay)[0]
     for t, g in enumerate(gradients, 1):
         if name == "sgd":
             m = g + decay * p if t == 1 else 0.9 * m + g + decay * p
@@ -133,6 +162,70 @@ def test_steps_are_those_of_the_definition(name: str) -> None:
     wanted = formula(name, start.double(), [g.double() for g in gradients], 0.01, 0.1)
     moved = (wanted - start).norm()
     assert (p - wanted).norm() / moved < ROUNDED.get(name, 1e-4)
+
+
+def test_the_average_is_that_of_the_definition_and_of_the_package() -> None:
+    """Under a warm-up, which the package has as an option of its own. Behind the context the bits are as before."""
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(64, 80, generator=generator)
+    gradients = [torch.randn(64, 80, generator=generator) for _ in range(6)]
+    rates = [0.01 * min(1.0, (k + 1) / 4) for k in range(6)]
+    declared = of(AVERAGING)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizer = declared.make(grouped({"q.A": ours}, {}, 0.01, 0.1))
+    package = pytest.importorskip("schedulefree").AdamWScheduleFree(
+        [{"params": [theirs], "weight_decay": 0.1}], lr=0.01, warmup_steps=4, foreach=False
+    )
+    package.train()
+    for g, rate in zip(gradients, rates, strict=True):
+        ours.grad, theirs.grad = g.clone(), g.clone()
+        set_lr(optimizer, rate)
+        optimizer.step()
+        package.step()
+    trained = ours.detach().clone()
+    y, x = schedule_free(start.double(), [g.double() for g in gradients], rates, 0.1)
+    package.eval()
+    with declared.averaged(optimizer):
+        assert torch.equal(ours, theirs)
+        assert (ours - x).norm() / (x - start).norm() < 1e-4
+        assert (ours - y).norm() / (x - start).norm() > 1e-2
+    assert torch.equal(ours, trained)
+    assert (ours - y).norm() / (x - start).norm() < 1e-4
+
+
+def test_looking_at_the_average_changes_no_bit_of_training(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluations measure what is saved, and a run without them ends in the same tensors."""
+    present(AVERAGING)
+    keys = (f"training.optimizer={AVERAGING}", "evaluation.max_new_tokens=2")
+    seldom = place.train(*keys, out="seldom")
+    often = place.train(*keys, "evaluation.every=1", "evaluation.samples=1", "checkpoint.every=1", out="often")
+    assert runs.differing(runs.tensors(seldom), runs.tensors(often)) == []
+    rows = str(place.root / "validation.jsonl")
+    capsys.readouterr()
+    assert run_command(["eval", str(often / "last"), "--data", rows, "--samples", "0", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["loss"]
+    assert measured == pytest.approx(runs.records(often, "eval")[-1]["loss"], rel=1e-6)
+
+
+def test_its_schedule_is_constant(place: Place) -> None:
+    named = f"training.optimizer={AVERAGING}"
+    assert place.recipe(named).training.lr_scheduler.name == "constant"
+    assert place.recipe(named).declared()["training.lr_scheduler"][1] == f"default of {AVERAGING}"
+    assert place.recipe(named, "training.lr_scheduler=constant", "training.warmup_steps=3").training.warmup_steps == 3
+    for schedule in ("cosine", "{wsd: {decay_ratio: 0.1}}"):
+        with pytest.raises(RecipeError) as refused:
+            place.recipe(named, f"training.lr_scheduler={schedule}")
+        assert f"{AVERAGING} takes constant, with or without a warm-up; got " in str(refused.value)
+
+
+def test_methods_that_write_to_trained_tensors_are_refused_beside_two_points(place: Place) -> None:
+    for method, refused in (("relora", True), ("sora", True), ("dora", False), ("singlora", False), ("lora-fa", False)):
+        named = place.recipe(f"training.optimizer={AVERAGING}", f"adapter.method={method}")
+        if not refused:
+            refuse_optimizer(named, gpu=False)
+            continue
+        with pytest.raises(RecipeError, match=f"{method} acts on trained tensors between steps"):
+            refuse_optimizer(named, gpu=False)
 
 
 def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
