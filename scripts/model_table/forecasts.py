@@ -23,7 +23,6 @@ LARGER = {
     **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 4096},
     **IDS,
 }
-PLAIN = {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, **IDS}
 LATENT = {
     **{"q_lora_rank": 128, "kv_lora_rank": 64, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64},
     **{"num_key_value_heads": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 704},
@@ -37,10 +36,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "GPT-2": {"vocab_size": 8192, "n_embd": 512, "n_layer": 4, "n_head": 8, "n_positions": 4096, **IDS},
     "OPT": LARGER | {"ffn_dim": 2048, "word_embed_proj_dim": 512},
     "BLOOM": {"vocab_size": 8192, "hidden_size": 512, "n_layer": 4, "n_head": 8, **IDS},
-    "Falcon": PLAIN,
+    "Falcon": {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, **IDS},
     "Gemma 2": LARGER | {"sliding_window": 256, "query_pre_attn_scalar": 64},
     "DeepSeek V3": LARGER | LATENT | {"head_dim": 32},
-    "Mamba": PLAIN | {"state_size": 8},
 }
 RECIPE = """\
 model: {folder}
