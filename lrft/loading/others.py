@@ -23,6 +23,7 @@ from lrft.adapters.peft_import import is_peft_folder, read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.data import Rows
 from lrft.errors import CheckFailed, Problem, RecipeError
+from lrft.loading.from_recipe import objective_of
 from lrft.loading.saved import Target, adapter_folder
 from lrft.model import linear
 from lrft.model.hub import find_model
@@ -53,17 +54,22 @@ class Found:
     """nothing but the recipe's base has to be loaded"""
 
 
-def find_others(recipe: Recipe, source: Path, tokenizer: Any, rows: Rows) -> list[Found]:
-    """`locate_others`. Raises RecipeError besides, for a model that cannot answer rows of the base's tokenizer."""
-    found = locate_others(recipe, source)
+def find_others(recipe: Recipe, source: Path, tokenizer: Any, rows: Rows, *, trained: bool = False) -> list[Found]:
+    """`locate_others`. Raises RecipeError besides, for a model that cannot answer rows of the base's tokenizer.
+
+    trained: the run has been trained, so what it started from is asked for only where that is its reference.
+    """
+    found = locate_others(recipe, source, starting=not trained or objective_of(recipe).referenced)
     for each in found:
         if not each.is_base:
             refuse_unfit(recipe, each, source, tokenizer, rows)
     return found
 
 
-def locate_others(recipe: Recipe, source: Path) -> list[Found]:
-    """What the options of the recipe's objective name, and the adapter that it starts from. source: the base's folder.
+def locate_others(recipe: Recipe, source: Path, *, starting: bool = True) -> list[Found]:
+    """What the options of the recipe's objective name, and, when `starting`, the adapter that it starts from.
+
+    source: the base's folder.
 
     Raises MissingError for a model that is not there, RecipeError for an adapter over another base, and what reading an
     adapter raises.
@@ -73,7 +79,7 @@ def locate_others(recipe: Recipe, source: Path) -> list[Found]:
     for option in registry.declared("objectives")[named.name].models:
         name, key = named.options[option], f"training.objective.options.{option}"
         found.append(find_adapter(recipe, key, name, source) or find_full(recipe, key, name, source))
-    start = find_start(recipe, source)
+    start = find_start(recipe, source) if starting else None
     return found if start is None else [*found, start]
 
 
@@ -187,7 +193,7 @@ def others_of(target: Target, rows: Rows) -> dict[str, OtherModel]:
     recipe = target.recipe
     if recipe is None:
         return {}
-    found = find_others(recipe, target.folder, target.tokenizer, rows)
+    found = find_others(recipe, target.folder, target.tokenizer, rows, trained=True)
     compute = hardware.computation(recipe.training.precision)
     return load_others(recipe, found, target.model, compute, rows)
 

@@ -131,7 +131,7 @@ def accumulation(recipe: Recipe, source: Path, adapter: Path, rows: data.Rows, t
     losses = objective.module(model)
     losses.head = read_adapter(adapter).head
     losses.as_base = lambda: attached.as_base(model)
-    found = find_others(recipe, source, tokenizer, rows)
+    found = find_others(recipe, source, tokenizer, rows, trained=True)
     losses.others = load_others(recipe, found, model, hardware.computation(recipe.training.precision), rows)
     together = gradient(losses, attached, objective, rows, micro=len(rows))
     apart = gradient(losses, attached, objective, rows, micro=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,22 @@ def test_what_cannot_be_started_from_is_refused_with_its_place(
         recipe.write_text(text)
     with pytest.raises(RecipeError, match="would be dropped"):
         place.train(f"adapter.start_from={run}", "adapter.target_modules=[q_proj]", out="fewer")
+
+
+def test_what_a_trained_run_started_from_may_go_unless_it_is_its_reference(
+    first: tuple[Place, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, run = first
+    start = place.root / "moving"
+    shutil.copytree(run / "best", start)
+    train, held_out = pairs(place.root / "pairs.jsonl", 8, 5), pairs(place.root / "held_out.jsonl", 4, 6)
+    words = (f"adapter.start_from={start}", "training.epochs=1")
+    sft = place.train(*words, out="sft-moved")
+    dpo = place.train(
+        *words, "training.objective=dpo", f"data.train={train}", f"data.validation={held_out}", out="dpo-moved"
+    )
+    shutil.rmtree(start)
+    assert run_command(["eval", str(sft), "--no-generate"]) == 0
+    capsys.readouterr()
+    assert run_command(["eval", str(dpo), "--no-generate"]) == 2
+    assert "moving does not exist" in " ".join(capsys.readouterr().err.split())
