@@ -89,12 +89,16 @@ def _axolotl_datasets(value: Any, by: Any, folder: Path) -> list[dict[str, Any]]
     return [_entry(item, folder) for item in value]
 
 
-def _axolotl_test(value: Any, by: Any, folder: Path) -> str:
-    entries = _axolotl_datasets(value, by, folder)
+def _one_path(entries: list[dict[str, Any]]) -> str:
+    """The path of a validation set, which has no keys of its own."""
     if len(entries) != 1 or len(entries[0]) != 1:
         raise Unsaid("data.validation takes one path; further ones stand under evaluation.sets")
     path: str = entries[0]["path"]
     return path
+
+
+def _axolotl_test(value: Any, by: Any, folder: Path) -> str:
+    return _one_path(_axolotl_datasets(value, by, folder))
 
 
 def _trl_mixture(value: Any, by: Any, folder: Path) -> list[dict[str, Any]]:
@@ -130,11 +134,7 @@ def _hub_ids(value: Any, by: Any, folder: Path) -> list[dict[str, Any]]:
 
 
 def _hub_id(value: Any, by: Any, folder: Path) -> str:
-    entries = _hub_ids(value, by, folder)
-    if len(entries) != 1 or len(entries[0]) != 1:
-        raise Unsaid("data.validation takes one path; further ones stand under evaluation.sets")
-    path: str = entries[0]["path"]
-    return path
+    return _one_path(_hub_ids(value, by, folder))
 
 
 def _registered(value: Any, by: Any, folder: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from lrft.data import Rows
 from lrft.data.collate import Form, collate
 from lrft.model.head import Head
 from lrft.objectives.base import Asked, LossModule, Objective
+from lrft.objectives.class_weights import given_weights
 from lrft.objectives.cross_entropy import wide
 from lrft.objectives.figures import of_confusion, of_labels, spearman
 from lrft.objectives.sft import Outputs
@@ -102,14 +103,8 @@ class Classification(Objective):
     def weights_of(self, names: Sequence[str], train: Rows, problem: str) -> tuple[float, ...]:
         """Factors of the labels, none for equal ones. balanced: n / (labels x rows of the label), so that the mean over
         the train rows is 1; with several labels for a row, rows without over rows with it. Raises ValueError."""
-        if self.class_weights == "none":
-            return ()
-        if not isinstance(self.class_weights, str):
-            if len(self.class_weights) != len(names) or min(self.class_weights) < 0:
-                given, wanted = len(self.class_weights), f"{len(names)} labels ({', '.join(names)})"
-                text = f"class_weights has {given} numbers; expected one, not negative, for each of"
-                raise ValueError(f"{text} {wanted}")
-            return self.class_weights
+        if self.class_weights != "balanced":
+            return given_weights(self.class_weights, names)
         numbers = [train.numbers("label", i).astype(int) for i in range(len(train))]
         rows = np.bincount(np.concatenate(numbers), minlength=len(names)).astype(float)
         if problem == MULTI:

@@ -20,6 +20,7 @@ from lrft.data import Rows
 from lrft.data.collate import IGNORE_INDEX, Form, collate
 from lrft.model.head import Head
 from lrft.objectives.base import Asked, LossModule, Objective
+from lrft.objectives.class_weights import given_weights
 from lrft.objectives.cross_entropy import wide
 from lrft.objectives.entities import are_entities, counts_of, of_entities
 from lrft.objectives.figures import of_confusion
@@ -72,14 +73,8 @@ class TokenClassification(Objective):
     def weights_of(self, names: Sequence[str], train: Rows) -> tuple[float, ...]:
         """Factors of the labels, none for equal ones. balanced: words / (labels x words of the label). Raises
         ValueError."""
-        if self.class_weights == "none":
-            return ()
-        if not isinstance(self.class_weights, str):
-            if len(self.class_weights) != len(names) or min(self.class_weights) < 0:
-                given, wanted = len(self.class_weights), f"{len(names)} labels ({', '.join(names)})"
-                text = f"class_weights has {given} numbers; expected one, not negative, for each of"
-                raise ValueError(f"{text} {wanted}")
-            return self.class_weights
+        if self.class_weights != "balanced":
+            return given_weights(self.class_weights, names)
         found = np.concatenate([train.numbers("label", i).astype(int) for i in range(len(train))])
         words = np.bincount(found, minlength=len(names)).astype(float)
         return tuple(float(len(found) / ((words > 0).sum() * n)) if n else 1.0 for n in words)
