@@ -183,11 +183,7 @@ def _dataset_info(folder: Path) -> tuple[dict[str, Any], Path]:
 
 
 def _registered_one(value: Any, by: Any, folder: Path) -> str:
-    entries = _registered(value, by, folder)
-    if len(entries) != 1 or len(entries[0]) != 1:
-        raise Unsaid("data.validation takes one path; further ones stand under evaluation.sets")
-    path: str = entries[0]["path"]
-    return path
+    return _one_path(_registered(value, by, folder))
 
 
 def _mlx_folder(value: Any, by: Any, folder: Path) -> list[dict[str, Any]]:
