@@ -190,3 +190,12 @@ def listed(value: Any) -> Any:
 
 def as_option(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def one_side(sides: Mapping[str, int]) -> int:
+    """Raises ValueError for layers with blocks of several sides."""
+    first = next(iter(sides.values()))
+    other = next((name for name, side in sides.items() if side != first), None)
+    if other is not None:
+        raise ValueError(f"{other} has blocks of {sides[other]}, other layers of {first}: lrft has one side for all")
+    return first
