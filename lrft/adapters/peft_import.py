@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lrft import registry
 from lrft.adapters import compose
-from lrft.adapters.adapter import Site
+from lrft.adapters.adapter import AdapterLinear, Site
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.peft_export import PEFT_PREFIX, PEFT_TENSORS, SHARED_PREFIX
 from lrft.adapters.peft_type import BESIDE, PeftType
@@ -99,9 +99,10 @@ def read_peft(folder: Path) -> PeftFolder:
         listed = ", ".join(found.left_out[:3]) or "none"
         raise UsageError(f"{folder} adapts no linear layer (tensors: {listed})", supported())
     try:
-        sites = [kind.site(name, tensors, config, depth_of(name)) for name, tensors in found.layers.items()]
-        entries = kind.entries(method, config, found.layers)
-        tensors = {site.name: kind.read(found.layers[site.name], site) for site in sites}
+        layers = {name: kind.prepared(name, own, config) for name, own in found.layers.items()}
+        sites = [kind.site(name, own, config, depth_of(name)) for name, own in layers.items()]
+        entries = kind.entries(method, config, layers)
+        tensors = {site.name: kind.read(layers[site.name], site) for site in sites}
         composition = compose.compose(entries)
     except (KeyError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError, re.error) as error:
         raise CheckFailed(f"{folder}: {error}") from None
@@ -166,11 +167,19 @@ def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
     if "format" in saved.info:
         return saved
     layers: dict[str, Any] = dict(linear.named_linears(model))
+    layers |= {name: module.base for name, module in model.named_modules() if isinstance(module, AdapterLinear)}
     refuse_biased(saved, layers)
     sites = [as_in(site, layers[site.name]) if site.name in layers else site for site in saved.sites]
     # What all layers have in common may be as large as the largest of them, so all sides come before any is built.
     whole = replace(saved, sites=sites)
-    if not all(site.d and site.k for site in saved.sites) and all(site.d and site.k for site in sites):
+    known_before = all(site.d and site.k for site in saved.sites)
+    if not all(site.d and site.k for site in sites):
+        return whole
+    kind = dict(readers(saved.info["peft_type"])).get(saved.info["methods"][0]["name"])
+    if kind is not None and SHARED in saved.tensors:
+        shared = kind.read_shared(saved.tensors[SHARED], sites)
+        whole = replace(whole, tensors={**saved.tensors, SHARED: shared})
+    if not known_before:
         refuse_unbuildable(whole)
     return whole
 
