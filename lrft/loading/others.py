@@ -19,7 +19,7 @@ from torch import nn
 
 from lrft import registry
 from lrft.adapters.adapter import Adapter, AdapterLinear
-from lrft.adapters.peft_import import is_peft_folder, read_any
+from lrft.adapters.peft_import import is_peft_folder, placed, read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.data import Rows
 from lrft.errors import CheckFailed, Problem, RecipeError
@@ -225,6 +225,7 @@ def layers_of(base: Any, saved: SavedAdapter) -> dict[str, AdapterLinear]:
     Raises CheckFailed where they do not fit: a folder of PEFT does not know its base.
     """
     modules = dict(base.named_modules())
+    saved = placed(saved, base)
     made: dict[str, AdapterLinear] = {}
     for site in saved.sites:
         layer = modules.get(site.name)
