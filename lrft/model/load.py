@@ -148,8 +148,8 @@ def quantizer(quantization: str, dtype: torch.dtype, skipped: list[str] | None =
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`. Raises LrftError when there is none that transformers can read."""
-    _import_transformers()
-    from transformers import AutoTokenizer
+    with importing():
+        from transformers import AutoTokenizer
 
     with quiet(), _readable(folder, "tokenizer"):
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
@@ -157,8 +157,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model's configuration. Raises LrftError when transformers cannot read it."""
-    _import_transformers()
-    from transformers import AutoConfig
+    with importing():
+        from transformers import AutoConfig
 
     with quiet(), _readable(folder, "configuration"):
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)

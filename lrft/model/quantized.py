@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lrft.errors import UsageError
 from lrft.model import output_cache
 from lrft.model.head import head_modules
+from lrft.utils.divided import whole
 
 KINDS = ("nf4", "fp4", "int8")
 BLOCK = 64
@@ -107,8 +107,7 @@ class QuantizedLinear(nn.Module):
 
     def _whole(self, name: str) -> Tensor:
         """Gathered where it is divided over processes: between passes, all of them must ask for it."""
-        stored: Tensor = self.get_parameter(name).data
-        return stored.full_tensor() if isinstance(stored, DTensor) else stored
+        return whole(self.get_parameter(name).data)
 
     @property
     def weight(self) -> Tensor:
