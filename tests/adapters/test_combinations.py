@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from functools import partial
+from typing import Any
 
 import pytest
 import tiny
@@ -159,7 +161,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("one", "other"), together())
+def a_third(pairs: list[tuple[str, str]]) -> list[Any]:
+    """Two of three pairs run with --all alone. Which ones, their names say: the same from run to run."""
+    left = [zlib.crc32(" ".join(pair).encode()) % 3 for pair in pairs]
+    return [pytest.param(*pair, marks=[pytest.mark.all] if out else []) for pair, out in zip(pairs, left, strict=True)]
+
+
+@pytest.mark.parametrize(("one", "other"), a_third(together()))
 def test_what_is_allowed_trains(one: str, other: str) -> None:
     model, ids = tiny.make("llama").train(), tiny.tokens()
     words = [{word: OPTIONS[word]} if word in OPTIONS else word for word in (one, other)]
