@@ -26,7 +26,6 @@ from pydantic import (
 from lrft import registry
 from lrft.recipe.types import (
     Alpha,
-    BelowOne,
     Count,
     CountOrZero,
     Every,
@@ -125,7 +124,7 @@ class AdapterSection(Section):
     scale: Positive | None = Field(
         default=None, description="Scaling factor s applied to the update, instead of alpha."
     )
-    dropout: BelowOne = Field(default=0.0, description="Dropout probability on the adapter's input.")
+    dropout: registry.BelowOne = Field(default=0.0, description="Dropout probability on the adapter's input.")
     target_modules: Patterns = Field(
         default=("all-linear",),
         description="Target modules: all-linear (all but the output head), ssm-linear (in_proj and x_proj of Mamba "
@@ -339,7 +338,7 @@ class TrainingSection(Section):
         description="Peak learning rate; the default depends on the method, see `lrft methods`, and on the objective.",
     )
     lr_scheduler: LrScheduler = Field(default=LrScheduler(), description="Learning rate schedule.")
-    warmup_ratio: BelowOne = Field(default=0.03, description="Fraction of the run for learning rate warm-up.")
+    warmup_ratio: registry.BelowOne = Field(default=0.03, description="Fraction of the run for learning rate warm-up.")
     warmup_steps: CountOrZero | None = Field(
         default=None, description="Warm-up in optimiser steps, instead of warmup_ratio."
     )
