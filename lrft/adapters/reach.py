@@ -137,9 +137,7 @@ def uncalled_by_text(model: Any) -> dict[str, str]:
     """`uncalled` of any module. Empty for what is not a language model, with its head or without, or does not take text
     alone, and for a model that is divided over devices, whose pass would gather it."""
     decoder = getattr(model, "main_input_name", None) == "input_ids" and not model.config.is_encoder_decoder
-    if not (decoder and (model.can_generate() or is_headless(model))) or any(
-        is_divided(p) for p in model.parameters()
-    ):
+    if not (decoder and (model.can_generate() or is_headless(model))) or any(is_divided(p) for p in model.parameters()):
         return {}
     try:
         return uncalled(model)

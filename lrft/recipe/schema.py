@@ -47,6 +47,9 @@ from lrft.recipe.types import (
     Wording,
 )
 
+MOST_TOKENS = 16384
+"""of a training pass that is found by trial: a GPU is busy with fewer, and a larger pass only takes memory"""
+
 
 class Section(BaseModel):
     """A group of keys. A value equal to the default counts as not set: a resolved recipe means the same."""
@@ -332,6 +335,12 @@ class TrainingSection(Section):
         description="Micro batch size: rows per device and forward pass; affects memory, not the result. auto: the "
         "largest that fits, found before the "
         "first step.",
+    )
+    micro_batch_tokens: Literal["auto"] | Count | None = Field(
+        default=None,
+        description="Tokens per device and training pass, in the place of micro_batch_size, which then counts in "
+        "evaluation alone: the passes of a step are even whatever the lengths of its rows. A longer row is a pass by "
+        f"itself. auto: the most that fit, up to {MOST_TOKENS:,}.",
     )
     learning_rate: Positive = Field(
         default=2e-4,

@@ -15,7 +15,6 @@ from lrft.adapters.gradients import Gradients
 from lrft.adapters.part import Run
 from lrft.adapters.resting import copied
 from lrft.data import Rows
-from lrft.data.collate import micro_batches
 from lrft.objectives.base import added_up, look_ahead
 from lrft.objectives.figures import means
 from lrft.training.engine import Engine
@@ -96,7 +95,7 @@ def passes_of_rank(
 
     Returns the sums over this process. purpose: of the random numbers that are drawn in the passes.
     """
-    micros = micro_batches(ids, rows.lengths, micro=engine.micro, rank=engine.rank, world=engine.world)
+    micros = engine.passes(rows, ids)
     losses, added = torch.zeros(2, dtype=torch.float64, device=engine.device)
     noted: dict[str, Tensor] = {}
     # A rank without rows left goes through the motions with weight zero: the others wait for it.

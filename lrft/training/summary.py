@@ -137,14 +137,16 @@ def peft_form(sites: Sequence[Site], forms: Mapping[str, PeftForm]) -> str:
 def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -> list[str]:
     t, batches, world = recipe.training, inputs.batches, engine.world
     passes = -(-t.global_batch_size // (engine.micro * world))
+    each = f"{engine.micro} per pass x {count(passes, 'pass', 'passes')}"
+    if engine.tokens is not None:
+        each = f"passes of up to {count(engine.tokens, 'token')}"
     epochs = batches.total_steps / batches.steps_per_epoch
     rounds = "" if inputs.prepared.stream is not None else f"{epochs:.4g} epoch{'s' * (epochs != 1)} = "
     checkpointing = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
     divided = ", base sharded" if engine.strategy.together else ""
     return [
         f"{rounds}{count(batches.total_steps, 'step')} of "
-        f"{count(t.global_batch_size, 'row')}: {engine.micro} per pass x {count(passes, 'pass', 'passes')} x "
-        f"{count(world, 'process', 'processes')}{divided}",
+        f"{count(t.global_batch_size, 'row')}: {each} x {count(world, 'process', 'processes')}{divided}",
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {base.compute}   seed {t.seed}"
         f"{'   packed' if engine.layout.packed else ''}{checkpointing}",
         *default_lines(recipe),
