@@ -24,6 +24,7 @@ from lrft.export.merge import merge_adapter
 from lrft.model.load import load_tokenizer
 from lrft.model.weights import cache_dir
 from lrft.utils import files
+from lrft.utils.slow import LOG, telling
 from lrft.utils.text import byte_size
 
 FILE = "model.gguf"
@@ -111,9 +112,11 @@ def convert(script: Path, folder: Path, out: Path, dtype: str, name: str) -> Non
     """Run the script. Raises UsageError for what it does not support, LrftError for what else stops it."""
     words = ["--outtype", dtype, "--outfile", str(out), "--model-name", name, str(folder)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(script.parent)}
-    done = subprocess.run(
-        [sys.executable, str(script), *words], capture_output=True, text=True, env=environment, check=False
-    )
+    with telling(f"{script.name} writes {out.name}"):
+        done = subprocess.run(
+            [sys.executable, str(script), *words], capture_output=True, text=True, env=environment, check=False
+        )
+    LOG.info("%s", done.stderr)
     if done.returncode == 0 and out.is_file():
         return
     lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -18,6 +18,7 @@ from lrft.model.classes import auto_class
 from lrft.model.head import Head, head_modules, settle
 from lrft.model.weights import weight_files
 from lrft.utils import threads
+from lrft.utils.slow import verbose
 
 if TYPE_CHECKING:
     import torch
@@ -299,9 +300,14 @@ def _readable(place: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the progress bars and notices of transformers and bitsandbytes, and puts them back."""
+    """Silences the progress bars and notices of transformers and bitsandbytes, and puts them back; not under
+    `--verbose`."""
     from transformers.utils import logging
 
+    if verbose():
+        logging.set_verbosity_info()
+        yield
+        return
     quantizing = standard_logging.getLogger("bitsandbytes")
     level = quantizing.level
     quantizing.setLevel(standard_logging.ERROR)

@@ -17,7 +17,7 @@ from lrft.runs.after_training import shown
 from lrft.runs.verdict import BEST, BY_METRIC, LAST, START, STARTED_FROM, worse_than_base
 from lrft.training import sources
 from lrft.utils import threads
-from lrft.utils.text import Row, command, count
+from lrft.utils.text import Row, amount, command, count
 
 if TYPE_CHECKING:
     from lrft.training.engine import Engine
@@ -74,7 +74,7 @@ def output_dir(recipe: Recipe) -> str:
 def model_line(base: Base, attached: Attached) -> list[str]:
     frozen, kind = count_parameters(attached.model) - trainable(attached), base.info["quantization"]
     how = f"frozen in {base.info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
-    return [f"{base.info['name']}   {frozen / 1e6:,.1f} M parameters, {how}"]
+    return [f"{base.info['name']}   {amount(frozen)} parameters, {how}"]
 
 
 def trainable(attached: Attached) -> int:
@@ -96,7 +96,7 @@ def adapter_lines(adapted: Adapted, quantization: str) -> list[str]:
     return [
         f"{names}   rank {ranks}{factor}{rates}",
         f"{count(len(sites), 'module')}{where}: {modules}   "
-        f"{trained / 1e6:,.2f} M trainable parameters ({trained / everything:.2%})",
+        f"{amount(trained, 2)} trainable parameters ({trained / everything:.2%})",
         *([f"trained in full: {' '.join(attached.modules_to_save)}"] if attached.modules_to_save else []),
         *(f"left out: {line}" for line in adapted.left_out),
         f"exports to: {exports_to(adapted, quantization)}",
