@@ -24,6 +24,7 @@ from lrft.objectives.base import Asked, LossModule, Objective
 from lrft.objectives.class_weights import given_weights
 from lrft.objectives.cross_entropy import wide
 from lrft.objectives.figures import of_confusion, of_labels, spearman
+from lrft.objectives.neftune import row_lengths
 from lrft.objectives.sft import Outputs
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
@@ -149,7 +150,14 @@ class ClassLoss(LossModule):
             batch = {**batch, "row": batch["row"][:own]}
             return answer(mixed(logits, copies, self.head.problem), labels[:own], batch)
         total = answer(logits, labels, batch) / copies
-        outputs = Outputs(labels, lambda: logits, lambda: self.base_answer(batch), of_texts=True)
+        outputs = Outputs(
+            labels,
+            lambda: logits,
+            lambda: self.base_answer(batch),
+            of_texts=True,
+            places=row_lengths(batch) > 0,
+            again=lambda: self.answer(batch),
+        )
         if not self.training or self.extra is None or (term := self.extra(outputs)) is None:
             return total
         added = len(labels) * term / copies
