@@ -99,11 +99,19 @@ class Outputs(Protocol):
     of_texts: bool
 
     @property
+    def places(self) -> Tensor:
+        """(B, T) bool: the tokens whose last hidden states the answer is made of; of texts all that are no padding."""
+
+    @property
     def logits(self) -> Tensor:
         """(n, vocabulary) float32; of texts (n, labels). Asking for them makes them all at once, which needs memory."""
 
     def base_logits(self) -> Tensor:
         """The same of the untouched base, without gradient: one more forward pass."""
+
+    def pass_again(self) -> None:
+        """One more forward pass over the same micro-batch, with gradient, for who looks into the model
+        (`lrft.model.halves`)."""
 
 
 class Part:
