@@ -27,7 +27,9 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | QuantizedLinear | PrunedLinear) or is_transposed(module)
+    if isinstance(module, QuantizedLinear):
+        return module.is_layer
+    return isinstance(module, nn.Linear | PrunedLinear) or is_transposed(module)
 
 
 def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -53,6 +55,8 @@ def as_rows(weight: Tensor, transposed: bool) -> Tensor:
 
 def dtype(module: Any) -> torch.dtype:
     """The dtype in which the layer computes."""
+    if isinstance(module, PrunedLinear):
+        return module.dtype
     found: torch.dtype = module.like.dtype if isinstance(module, QuantizedLinear) else module.weight.dtype
     return found
 
@@ -65,7 +69,7 @@ def stored_transposed(module: Any) -> bool:
 def rows(module: Any) -> Tensor:
     """W as (d, k) in the layer's own dtype: its own memory, or made anew where the layer is quantised."""
     if isinstance(module, PrunedLinear):
-        return module.whole.weight.to(module.weight.device)
+        return module.whole.weight.to(module.device)
     return as_rows(module.weight, is_transposed(module))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from lrft import data
 from lrft.data.sampler import batch_schedule
-from lrft.distributed import fsdp, zero2
+from lrft.distributed import arriving, fsdp, zero2
 from lrft.distributed.launch import Process
 from lrft.distributed.sizes import copy_size
 from lrft.errors import Problem, RecipeError
@@ -53,6 +53,7 @@ def dry_run(recipe: Recipe, processes: Sequence[Process], *, fresh: bool) -> Non
     if processes[0].rank == 0:
         RunFolder.refuse(Path(recipe.output_dir), resume=False, fresh=fresh)
     zero2.refuse(recipe, processes[0].world)
+    arriving.refuse(recipe, processes[0].world)
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)

@@ -28,7 +28,7 @@ from lrft.adapters.reach import uncalled
 from lrft.adapters.unfit import is_in
 from lrft.data.passes import PassSize
 from lrft.data.sampler import auxiliary_schedule, batch_schedule, tokens_of
-from lrft.distributed import fsdp, processes, zero2
+from lrft.distributed import arriving, fsdp, processes, zero2
 from lrft.errors import LrftError, Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
 from lrft.loading.from_recipe import made, sketched_head
@@ -133,6 +133,8 @@ class Imagined:
     """bytes of the base"""
     adapter: int
     """bytes of the adapters' tensors"""
+    gradients: int
+    """bytes of the gradients that are kept until the step"""
     state: int
     """bytes of the optimiser's state"""
     copies: int
@@ -173,6 +175,7 @@ def make_plan(
     if devices > 1 and recipe.distributed.strategy == "zero2":
         zero2.refuse_parts(recipe, composition)
     size = pass_size(recipe, devices) if size is None else size
+    arriving.refuse(recipe, devices)
     further = composition.further_passes
     passed = passed_over(recipe, prepared, schedule, further)
     longest = max((largest_batch(rows, order, devices, size) for rows, order, _ in passed), key=sum)
@@ -181,7 +184,7 @@ def make_plan(
     beside = [weigh(recipe, other, found.matrix) for other in others if other.option != START]
     held = sum(size for size, _ in beside)
     whole = Memory(
-        process, weights, found.adapter, found.trained * 4, found.state, kept.kept, kept.logits, kept.moment, held
+        process, weights, found.adapter, found.gradients, found.state, kept.kept, kept.logits, kept.moment, held
     )
     tokens = found.copies * tokens_of(prepared.train, schedule)
     passes = -(-t.global_batch_size // (size.rows * devices))
@@ -289,6 +292,7 @@ def imagine_adapted(
             outside=outside,
             weights=sum(p.numel() * p.element_size() for p in model.parameters()) - adapter,
             adapter=adapter,
+            gradients=gradient_bytes(composition, attached),
             state=optimizer_bytes(composition, attached, made(recipe.training.optimizer, "optimizers")),
             copies=copies,
             micro=micro,
@@ -378,6 +382,14 @@ def optimizer_bytes(composition: compose.Composition, attached: Any, optimizer: 
     if owner is None:
         return own + sum(optimizer.state_bytes(p) for p in attached.trained().values())
     return own + sum(4 * owner.optimizer_numbers(*size) for size in sizes)
+
+
+def gradient_bytes(composition: compose.Composition, attached: Any) -> int:
+    """Of all that is trained, unless the optimiser takes gradients as they arrive; then it says what it keeps."""
+    owner = composition.optimizer_owner
+    if owner is None or not owner.gradients_taken:
+        return sum(4 * p.numel() for p in attached.trained().values())
+    return sum(4 * owner.gradient_numbers(site.d, site.k, site.rank) for site in attached.sites)
 
 
 def by_module(model: nn.Module) -> list[dict[str, Any]]:

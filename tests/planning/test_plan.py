@@ -107,6 +107,17 @@ def test_the_optimiser_is_counted_by_what_it_keeps(place: Place) -> None:
         )
 
 
+def test_gradients_that_are_taken_as_they_arrive_are_not_counted(place: Place) -> None:
+    keys = ("adapter.target_modules=[q_proj]", "training.max_grad_norm=none", "training.micro_batch_size=4")
+    plain = planned(place, *keys, "adapter.method=galore").memory["one device"].gradients
+    layerwise = planned(place, *keys, "adapter.method=[{galore: {layerwise: true}}]").memory["one device"].gradients
+    projected = (
+        planned(place, *keys, "adapter.method=[{flora: {accumulation: projected}}]").memory["one device"].gradients
+    )
+    d = k = tiny.WIDTH
+    assert (plain, layerwise, projected) == (2 * 4 * d * k, 0, 2 * 4 * d * 4)
+
+
 def test_steps_tokens_and_the_largest_pass_are_those_of_the_run(place: Place) -> None:
     made = planned(place)
     records = runs.records(place.train(out="counted"))
