@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lrft.adapters.adapter import PeftForm, Site
+from lrft.adapters.adapter import Site
 from lrft.adapters.attached import Attached
-from lrft.adapters.peft_names import peft_names
+from lrft.adapters.peft_export import NO_TYPE, PEFT_NAMES, PEFT_PREFIX, PeftFolder, peft_folder
 from lrft.adapters.targets import module_names
 from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
@@ -113,25 +113,25 @@ def exports_to(adapted: Adapted, quantization: str) -> str:
     attached = adapted.attached
     if not all(adapter.mergeable for adapter in attached.modules.values()):
         return "not mergeable: use as an adapter"
-    forms = {name: form for name, adapter in attached.modules.items() if (form := adapter.peft()) is not None}
-    exact = len(forms) == len(attached.modules)
-    refused = peft_names(attached, forms, quantization).refused if exact else ""
-    exports = [peft_form(attached.sites, forms)] if exact and not refused else []
+    found = peft_folder(attached, {"quantization": quantization})
+    exports = [] if found.refused else [peft_form(attached.sites, found)]
     exports += [] if adapted.unmergeable else ["merged model"]
     return "; ".join(
         [
             "merged model only" if exports == ["merged model"] else " or ".join(exports) or "lrft adapter only",
-            *([f"not exportable to PEFT: {refused}"] if refused else []),
+            *([f"not exportable to PEFT: {found.refused}"] if found.refused not in ("", NO_TYPE) else []),
             *([f"merging into this base is not possible: {adapted.unmergeable}"] if adapted.unmergeable else []),
         ]
     )
 
 
-def peft_form(sites: Sequence[Site], forms: Mapping[str, PeftForm]) -> str:
-    """Whether the PEFT LoRA has the adapter's own tensors."""
-    converted = any(forms[site.name].A.shape[0] != site.rank for site in sites)
-    ranks = spread(form.A.shape[0] for form in forms.values())
-    return f"PEFT LoRA of rank {ranks} (converted)" if converted else "PEFT LoRA (unchanged)"
+def peft_form(sites: Sequence[Site], found: PeftFolder) -> str:
+    """What PEFT calls the folder, and whether a LoRA has the adapter's own tensors."""
+    if found.kind != "LORA":
+        return f"PEFT {found.kind}"
+    ranks = {site.name: len(found.tensors[f"{PEFT_PREFIX}{site.name}.{PEFT_NAMES['A']}"]) for site in sites}
+    converted = any(ranks[site.name] != site.rank for site in sites)
+    return f"PEFT LoRA of rank {spread(ranks.values())} (converted)" if converted else "PEFT LoRA (unchanged)"
 
 
 def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -> list[str]:
