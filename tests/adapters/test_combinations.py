@@ -155,6 +155,8 @@ OPTIONS = {
     **{"fourierft": {"frequencies": 50}, "goat": {"experts": 2}, "c3a": {"block": 4}, "bone": {"block": 4}},
     **{"dcft": {"kernel": 4}, "lora-ensemble": {"members": 2}, "plop": {"kinds": 99}, "nola": {"basis": 16}},
     "melora": {"minis": 4},
+    **{"oft": {"oft_block_size": 4}, "boft": {"boft_block_size": 4}, "road": {"group_size": 4}},
+    **{"vblora": {"vector_length": 4}, "waveft": {"n_frequency": 50}},
     "lorta": {"head_dim": 6},
     "eigenlorax": {"adapters": tiny.loras(), "components": 5, "random": 2},
     "autolora-ranks": {"search": tiny.searched()},
