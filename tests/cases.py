@@ -351,12 +351,16 @@ def first_of_each_method() -> list[str]:
     return list(dict.fromkeys(found.values()))
 
 
+FIRSTS = first_of_each_method()
 # What prunes blocks of which GPT-2 has none.
 NOT_ON_GPT2 = ("dress", "loram", "loraprune")
 # How a base stores its weights concerns an adapter's class and init, not each way to combine them: GPT-2, whose linear
 # layers are stored (k, d), has a case for each method, and those whose options choose another class.
-ON_GPT2 = [*(case for case in first_of_each_method() if case not in NOT_ON_GPT2), "mora-1", "lorma-pi"]
+ON_GPT2 = [*(case for case in FIRSTS if case not in NOT_ON_GPT2), "mora-1", "lorma-pi"]
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
+ONE_FOR_EACH = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in FIRSTS else [pytest.mark.all]) for case in CASES]
+)
 EVERY_BASE = pytest.mark.parametrize(
     ("case", "model_name"), [*((case, "llama") for case in CASES), *((case, "gpt2") for case in ON_GPT2)]
 )

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from docgen import combinations, peft_types, rooms
+from docgen import combinations, evidence, peft_types, rooms
 from lrft import recipe as recipes
 from lrft import registry
 from lrft.cli import method_list
@@ -23,6 +23,7 @@ def pages(root: Path) -> dict[Path, str]:
         root / "docs" / "recipe.md": recipes.reference(),
         root / "docs" / "methods.md": method_list.markdown(),
         root / "docs" / "combinations.md": combinations.page(),
+        root / "lrft" / "compare" / "evidence.json": evidence.text(root),
         root / "docs" / "rooms.svg": rooms.picture(),
         architecture: marked(architecture, "rooms", rooms.table()),
         readme: marked(readme, "methods", counts()),
