@@ -23,7 +23,6 @@ NOT_HERE = {
     "PREFIX_TUNING": PROMPT,
     "PROMPT_TUNING": PROMPT,
     "PSOFT": ABSENT,
-    "PVERA": ABSENT,
     "P_TUNING": PROMPT,
     "SHADOW": "a second, smaller model beside the base, not a change of its layers",
     "TINYLORA": ABSENT,

@@ -43,6 +43,7 @@ MADE: dict[str, Any] = {
     "fourierft": lambda: peft.FourierFTConfig(target_modules=T, n_frequency=20, random_loc_seed=5, scaling=40.0),
     "vera": lambda: peft.VeraConfig(target_modules=T, r=5, projection_prng_key=3),
     "vera-drawn": lambda: peft.VeraConfig(target_modules=T, r=5, projection_prng_key=3, save_projection=False),
+    "pvera": lambda: peft.PveraConfig(target_modules=T, r=5, projection_prng_key=3),
     "miss": lambda: peft.MissConfig(target_modules=T, r=4),
     "miss-mini": lambda: peft.MissConfig(target_modules=T, r=4, mini_r=2, init_weights="mini"),
     "bone": lambda: peft.MissConfig(target_modules=["q_proj", "down_proj"], r=4, init_weights="bat"),
