@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrft.adapters.adapter import Adapter, PeftForm
 from lrft.adapters.attached import Attached
-from lrft.adapters.modules_to_save import tensors_of
+from lrft.adapters.beside import Names
+from lrft.adapters.peft_beside import beside_config, beside_tensors, peft_keys
 from lrft.adapters.peft_names import Names
+from lrft.model.added_tokens import Added
 from lrft.model.head import task_of
 
 PEFT_TENSORS = "adapter_model.safetensors"
@@ -27,9 +29,9 @@ def is_its_form(adapter: Adapter, form: PeftForm) -> bool:
     return same and own.keys() == {name for name, tensor in written.items() if tensor is not None}
 
 
-def peft_tensors(forms: Mapping[str, PeftForm], modules_to_save: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """PEFT's state dict: lora_A (r, k) and lora_B (d, r) for each site, and the modules that were trained in full."""
-    tensors: dict[str, Tensor] = {f"{PEFT_PREFIX}{name}": p for name, p in tensors_of(modules_to_save).items()}
+def peft_tensors(forms: Mapping[str, PeftForm], attached: Attached, base: Mapping[str, Any]) -> dict[str, Tensor]:
+    """PEFT's state dict: lora_A (r, k) and lora_B (d, r) for each site, and what was trained beside them."""
+    tensors = beside_tensors(attached, Added.from_dict(base.get("added_tokens")))
     for name, form in forms.items():
         tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['A']}"] = form.A
         tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['B']}"] = form.B
@@ -62,19 +64,24 @@ def peft_config(
         "target_modules": list(names.modules),
         "target_parameters": list(names.parameters) or None,
         "lora_dropout": 0.0 if names.parameters else attached.sites[0].dropout,
-        "bias": "none",
         "fan_in_fan_out": any(site.transposed for site in attached.sites),
         "use_rslora": False,
         "use_dora": any(form.magnitude is not None for form in forms.values()),
         "init_lora_weights": True,
-        "modules_to_save": list(attached.modules_to_save) or None,
+        **beside_config(attached, Added.from_dict(base.get("added_tokens"))),
     }
 
 
-def from_peft_names(flat: Mapping[str, Tensor], modules_to_save: Collection[str] = ()) -> dict[str, Tensor]:
+def from_peft_names(
+    flat: Mapping[str, Tensor], names: Names = Names(), sites: Collection[str] = ()
+) -> dict[str, Tensor]:
     own = {}
-    full = tuple(f"{PEFT_PREFIX}{name}." for name in modules_to_save)
+    full = tuple(f"{PEFT_PREFIX}{name}." for name in names.full)
+    beside = peft_keys(names, sites)
     for key, tensor in flat.items():
+        if key in beside:
+            own[beside[key]] = tensor
+            continue
         if full and key.startswith(full):
             key = key.removeprefix(PEFT_PREFIX)
         for word, peft_name in PEFT_NAMES.items():

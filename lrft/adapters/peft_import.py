@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lrft.adapters import compose
 from lrft.adapters.adapter import Site
 from lrft.adapters.attached import Attached
+from lrft.adapters.peft_beside import by_place, is_twice, names_in
 from lrft.adapters.peft_export import PEFT_NAMES, PEFT_PREFIX, PEFT_TENSORS
 from lrft.adapters.storage import SavedAdapter, load_saved, read_adapter
 from lrft.adapters.targets import depth_of
@@ -43,8 +44,10 @@ KNOWN = {
     *("lora_dropout", "inference_mode", "runtime_config", "eva_config", "ensure_weight_tying", "megatron_core"),
     *("loftq_config", "corda_config", "lora_ga_config", "qalora_group_size"),
 }
-# What adds to or replaces tensors that are no linear layer's weight.
-BESIDE = ("bias", "lora_bias", "modules_to_save", "trainable_token_indices")
+# What is trained beside the layers, and read.
+TAKEN = ("bias", "modules_to_save", "trainable_token_indices")
+# What adds to or replaces tensors in another way.
+BESIDE = ("lora_bias",)
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,12 @@ def read_peft(folder: Path) -> PeftFolder:
             f"code",
             "Save the adapter again with a recent PEFT, which writes adapter_model.safetensors.",
         )
-    found, left_out = by_site(files.read_tensors(folder / PEFT_TENSORS))
+    flat = files.read_tensors(folder / PEFT_TENSORS)
+    found, left_out = by_site(flat)
     if not found:
         raise UsageError(f"{folder} adapts no linear layer (tensors: {', '.join(left_out[:3]) or 'none'})", SUPPORTED)
     try:
+        names, own = names_in(config, left_out, found)
         sites = [site_of(name, tensors, config) for name, tensors in found.items()]
     except (KeyError, AttributeError, TypeError, ValueError, ArithmeticError, re.error) as error:
         raise CheckFailed(f"{folder}: {error}") from None
@@ -115,14 +120,19 @@ def read_peft(folder: Path) -> PeftFolder:
         "base": {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")},
         "methods": [{"name": word, "options": {}} for word in words],
         "seed": 0,
+        **names.to_json(),
     }
-    saved = SavedAdapter(folder, info, sites, compose.compose((word, {}) for word in words), found)
+    tensors = {**found, **by_place(names, flat, own)}
+    left_out = [key for key in left_out if key not in own and not is_twice(key)]
+    saved = SavedAdapter(folder, info, sites, compose.compose((word, {}) for word in words), tensors)
     try:
         for site in sites:
             saved.build(site)
     except (ValueError, RuntimeError) as error:
         raise CheckFailed(f"{folder / PEFT_TENSORS}: {error}") from None
-    beside = [f"{key}: {config[key]}" for key in BESIDE if config.get(key) and config[key] != "none"]
+    beside = [f"{key}: {config[key]}" for key in BESIDE if config.get(key)]
+    if config.get("ensure_weight_tying") and names.full:
+        beside.append(f"ensure_weight_tying with modules_to_save: {config['modules_to_save']}")
     return PeftFolder(saved, tuple(left_out), tuple(beside))
 
 
@@ -153,7 +163,7 @@ def refuse_unsupported(folder: Path, config: Mapping[str, Any]) -> None:
             raise UsageError(f"{folder}: {key} is set, a LoRA variant that is not supported", SUPPORTED)
     if not all(str(name).endswith(".weight") for name in config.get("target_parameters") or ()):
         raise UsageError(f"{folder}: target_parameters names more than weights of linear layers", SUPPORTED)
-    unknown = [key for key, value in config.items() if value and key not in {*KNOWN, *VARIANTS, *BESIDE}]
+    unknown = [key for key, value in config.items() if value and key not in {*KNOWN, *VARIANTS, *TAKEN, *BESIDE}]
     if unknown:
         raise UsageError(f"{folder}: {unknown[0]} is set, a setting that lrft does not know", SUPPORTED)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from lrft.adapters.adapter import Adapter, AdapterLinear, Site
-from lrft.adapters.unfit import SHARED, sharing, unfit
+from lrft.adapters.unfit import SHARED, is_in, sharing, unfit
 from lrft.errors import Problem, RecipeError, nearest
 from lrft.model import linear
 from lrft.model.layers import head_of
@@ -98,7 +99,7 @@ def choose(model: nn.Module, adapter: Any, where: Where, uncalled: Mapping[str, 
 
     head = output_head_names(model, linears)
     decoder = decoder_prefix(model)
-    reasons = unfit(model, linears, uncalled)
+    reasons = unfit(model, linears, uncalled, in_full(model, adapter))
     ssm = state_space_linears(model, linears) if SSM_LINEAR in adapter.target_modules else frozenset()
 
     def named(name: str) -> bool:
@@ -130,6 +131,24 @@ def choose(model: nn.Module, adapter: Any, where: Where, uncalled: Mapping[str, 
     if problems:
         raise RecipeError(problems)
     return Choice(found, left_out)
+
+
+def in_full(model: nn.Module, adapter: Any) -> list[str]:
+    """Names of the modules that adapter.modules_to_save means, without those inside of one of them."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if not name or next(module.parameters(), None) is None or is_in(name, found):
+            continue
+        if any(_matches_or_none(pattern, name) for pattern in adapter.modules_to_save):
+            found.append(name)
+    return found
+
+
+def _matches_or_none(pattern: str, name: str) -> bool:
+    """Whether a pattern means a module; one that is no regular expression, which is told elsewhere, means none."""
+    with suppress(re.error):
+        return matches(pattern, name)
+    return False
 
 
 def _unfit_for_all(name: str, module: nn.Module, decoder: str) -> str | None:

@@ -90,8 +90,9 @@ def refuse_apart(saved: Sequence[SavedAdapter], base: Path) -> None:
     """Raises unless all are updates over this base, quantised alike, and nothing beside them would be dropped."""
     for each in saved:
         refuse_other_base(each, base, accepted=False)
-        if each.modules_to_save:
-            raise UsageError(f"{each.folder} holds {', '.join(each.modules_to_save)}, trained in full: not combined")
+        if each.beside.places:
+            how = "trained in full" if each.beside.full else "trained beside the adapters"
+            raise UsageError(f"{each.folder} holds {', '.join(each.beside.places[:3])}, {how}: not combined")
     kinds = {each.quantization for each in saved}
     if len(kinds) > 1:
         raise UsageError(f"the adapters were trained on bases quantised as {' and '.join(sorted(kinds))}")

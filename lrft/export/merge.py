@@ -25,7 +25,7 @@ from lrft.adapters.adapter import Site
 from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed, UsageError
-from lrft.export.merge_head import INDEX, head_merge, write_config, write_index
+from lrft.export.merge_head import INDEX, head_merge, write_config, write_index, write_keys
 from lrft.export.merge_shards import Change, TrainedOn, merge_file, refuse_unfit, workers_for
 from lrft.export.model_card import model_card
 from lrft.export.shrink import Shrunk, masked, shrink
@@ -70,6 +70,8 @@ class MergeResult:
     """what of the base was cut out, where the adapter masks heads or channels"""
     left_out: list[str] = field(default_factory=list)
     """tensors of the base that the merged model does not read"""
+    beside: int = 0
+    """tensors that were written as they were trained: a head, an embedding, norms, biases"""
 
     def add(self, changes: Mapping[str, Change]) -> None:
         for site, change in changes.items():
@@ -116,10 +118,10 @@ def merge_adapter(
     source = base_of(saved, base_model)
     refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
-    skeleton = load_skeleton(source, trust_remote_code, saved.head)
+    skeleton = load_skeleton(source, trust_remote_code, saved.head, saved.added)
     saved = placed(saved, skeleton)
     stored = Stored(skeleton, names_in(weights))
-    head = head_merge(saved, skeleton, names_in(weights))
+    head = head_merge(saved, skeleton, weights)
     keys = tensor_keys(saved, stored)
     trained_on = dequantized(saved, source, weights, trust_remote_code) if into == "dequantized" else TrainedOn()
     result = MergeResult(out, source, len(saved.sites), dtype or "as stored", left_out=sorted(head.unread))
@@ -132,11 +134,15 @@ def merge_adapter(
                 to = temporary / path.name
                 result.add(merge_file(path, to, saved, keys, dtype, workers, trained_on, head, last=last))
                 progress(number + 1, len(weights))
-        if not result.update_norm:
+        result.beside = len(head.given)
+        if not result.update_norm and not head.given:
             raise CheckFailed("the adapter's update is zero everywhere, so merging would change nothing")
         complete_folder(temporary, source, saved, dtype)
         if saved.head is not None:
             write_config(temporary, saved, skeleton)
+        if head.config:
+            write_keys(temporary, head.config)
+        if head.given or head.unread:
             write_index(temporary, head, weights[-1].name, total_size(temporary))
         kept = masked(saved)
         if kept:

@@ -189,7 +189,7 @@ def inspect_adapter(
         source = base_of(saved, base_model)
         refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
-    skeleton = load_skeleton(source, trusts_remote_code(adapter), saved.head)
+    skeleton = load_skeleton(source, trusts_remote_code(adapter), saved.head, saved.added)
     saved = placed(saved, skeleton)
     keys = tensor_keys(saved, Stored(skeleton, names_in(weights)))
     found: dict[str, ModuleReport] = {}

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lrft.adapters.adapter import AdapterLinear
 from lrft.adapters.ensemble import copying
+from lrft.adapters.modules_to_save import unwrapped
 from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data.prompts import Asking
@@ -75,7 +75,7 @@ def adapter_at(target: str) -> Path | None:
 
 def refuse_different(one: SavedAdapter, other: SavedAdapter) -> None:
     """Raises UsageError unless both were trained on the same base, stored alike."""
-    for key in ("fingerprint", "dtype", "quantization"):
+    for key in ("fingerprint", "dtype", "quantization", "added_tokens"):
         if one.info["base"].get(key) != other.info["base"].get(key):
             raise UsageError(
                 f"{one.folder} and {other.folder} were trained on different bases (their {key} differs)",
@@ -101,7 +101,7 @@ def adapted(
     attached = load_saved(model, placed(saved, model))
     ends = tuple(stop_tokens(model, tokenizer))
     model.generation_config.eos_token_id = stops  # what this adapter ends with is not what the others end with
-    layers, copies = attached.layers(), copying(model)
+    layers, copies = attached.wrappers(), copying(model)
     attached.detach()
     recipe = recipe_of(saved.folder)
     options = {} if recipe is None else dict(recipe.data.template_options)
@@ -111,7 +111,7 @@ def adapted(
 
 
 @contextmanager
-def in_model(model: Any, layers: Mapping[str, AdapterLinear]) -> Iterator[None]:
+def in_model(model: Any, layers: Mapping[str, Any]) -> Iterator[None]:
     """Inside, the model has these layers in the place of the base's."""
     places = {name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in layers}
     try:
@@ -120,4 +120,4 @@ def in_model(model: Any, layers: Mapping[str, AdapterLinear]) -> Iterator[None]:
         yield
     finally:
         for name, (parent, word) in places.items():
-            setattr(parent, word, layers[name].base)
+            setattr(parent, word, unwrapped(layers[name]))
