@@ -22,6 +22,7 @@ from lrft.adapters.compose import SAID_SHARE, Composition, compose
 from lrft.adapters.part import CalibrationResult
 from lrft.errors import Problem, RecipeError, UsageError
 from lrft.model import linear
+from lrft.model.experts import stacks
 from lrft.model.head import head_modules
 from lrft.model.quantized import is_quantized
 from lrft.utils.seeds import seed_of
@@ -199,7 +200,7 @@ def attach_sites(
     fresh: bool = True,
     seen: Sequence[CalibrationResult] | None = None,
     where: targets.Where = lambda key: key,
-    names: beside.Names | None = None,
+    names: beside.NamesBeside | None = None,
 ) -> Attached:
     """Freeze `model`, put an adapter beside each site's layer, and what `names` says beside other modules; None: a
     trained copy beside its head. Raises RecipeError."""
@@ -227,7 +228,7 @@ def attach_sites(
         raise RecipeError(problems)
     model.requires_grad_(False)
     layers = {name: AdapterLinear(modules[name], adapter) for name, adapter in adapters.items()}
-    put = beside.make(model, names or beside.Names(tuple(head_modules(model))), layers)
+    put = beside.make(model, names or beside.NamesBeside(tuple(head_modules(model))), layers)
     for name, layer in layers.items():
         _put(model, name, layer)
     beside.put_in(model, put)
@@ -263,6 +264,7 @@ def composition_warnings(composition: Composition, sites: Sequence[Site], model:
         names = dict.fromkeys(".".join(name.split(".")[-2:]) for name in targets.outside_linears(model))
         said.append(
             f"{share:.0%} of the model's parameters are outside linear layers and get no adapter: {', '.join(names)}"
+            + f"; {targets.EXPERT_LINEAR} in adapter.target_modules means all experts" * bool(stacks(model))
         )
     return said
 

@@ -13,6 +13,7 @@ from lrft.adapters.adapter import Adapter, AdapterLinear, Delta, Site, load_tens
 from lrft.adapters.beside import Put
 from lrft.adapters.modules_to_save import Beside, tensors_of, unwrapped
 from lrft.model import linear
+from lrft.model.experts import restack, stack_of
 from lrft.model.modes import evaluation_mode
 from lrft.model.pruned import whole_again
 
@@ -89,8 +90,11 @@ class Attached:
         return {name: sites.get(name, SHARED) for name in self.trained()}
 
     def may_stay(self) -> set[str]:
-        """Names of trained tensors that a step can leave as they are: rows of tokens that do not occur, biases."""
-        return set(tensors_of({**self.beside.rows, **{f"{name}.bias": b for name, b in self.beside.biases.items()}}))
+        """Names of trained tensors that a step can leave as they are: rows of tokens that do not occur, biases, experts
+        of a stack that no token is routed to."""
+        found = set(tensors_of({**self.beside.rows, **{f"{name}.bias": b for name, b in self.beside.biases.items()}}))
+        experts = {name for name in self.modules if stack_of(name) is not None}
+        return found | {name for name, site in self.owners().items() if site in experts}
 
     def undecayed(self) -> set[str]:
         """Names of trained matrices whose rows are vectors by themselves, which get no weight decay."""
@@ -138,4 +142,5 @@ class Attached:
             parent, _, word = name.rpartition(".")
             setattr(self.model.get_submodule(parent), word, unwrapped(self.model.get_submodule(name)))
         whole_again(self.model)
+        restack(self.model)
         return self.model

@@ -1,4 +1,4 @@
-"""What is trained beside the adapters: modules in full, rows of the embedding, biases, norms. Names found, and put in place.
+"""What is trained beside the adapters: modules in full, rows of the embedding, biases, norms. Found, and put in place.
 
 In files and in the optimiser a tensor has the name PLACE.WORD: of a module in full those of the model, of rows
 EMBEDDING.rows, of a bias LAYER.bias.value.
@@ -28,12 +28,13 @@ from lrft.errors import Problem, RecipeError, nearest
 from lrft.model import linear
 from lrft.model.head import head_modules
 from lrft.model.layers import head_of as layer_of_logits
+from lrft.model.pruned import PrunedLinear
 from lrft.model.quantized import QuantizedLinear
 from lrft.utils.text import count
 
 
 @dataclass(frozen=True)
-class Names:
+class NamesBeside:
     """Names of modules. full: trained as a whole; rows: embedding or head -> ids of its tokens; biases: of layers."""
 
     full: tuple[str, ...] = ()
@@ -61,7 +62,7 @@ class Names:
         return {key: value for key, value in found.items() if value}
 
     @classmethod
-    def from_json(cls, info: Mapping[str, Any]) -> Names:
+    def from_json(cls, info: Mapping[str, Any]) -> NamesBeside:
         """Raises TypeError, ValueError or AttributeError for what is none."""
         rows = {str(name): tuple(int(i) for i in ids) for name, ids in info.get("rows", {}).items()}
         return cls(tuple(info.get("modules_to_save", ())), rows, tuple(info.get("biases", ())))
@@ -82,8 +83,8 @@ class Put:
         return {**self.full, **self.rows, **{f"{name}.bias": bias for name, bias in self.biases.items()}}
 
     @property
-    def names(self) -> Names:
-        return Names(tuple(self.full), {name: rows.ids for name, rows in self.rows.items()}, tuple(self.biases))
+    def names(self) -> NamesBeside:
+        return NamesBeside(tuple(self.full), {name: rows.ids for name, rows in self.rows.items()}, tuple(self.biases))
 
 
 def token_ids(section: Any, tokenizer: Any, added: Iterable[int], where: targets.Where) -> list[int]:
@@ -100,7 +101,9 @@ def token_ids(section: Any, tokenizer: Any, added: Iterable[int], where: targets
     for token in section.train_tokens:
         if token not in known:
             close = nearest(token, list(known))
-            text = f"adapter.train_tokens: {token} is no token of this model" + (f". Close: {close[0]}" if close else "")
+            text = f"adapter.train_tokens: {token} is no token of this model" + (
+                f". Close: {close[0]}" if close else ""
+            )
             problems.append(Problem(where("adapter.train_tokens"), f"{text}. model.add_tokens adds new ones"))
     if problems:
         raise RecipeError(problems)
@@ -109,7 +112,7 @@ def token_ids(section: Any, tokenizer: Any, added: Iterable[int], where: targets
 
 def names_for(
     model: Any, section: Any, sites: Sequence[str], where: targets.Where = lambda key: key, tokens: Sequence[int] = ()
-) -> Names:
+) -> NamesBeside:
     """What a recipe's adapter section trains beside the adapters of `sites`. Raises RecipeError with every mistake.
 
     tokens: ids whose rows are trained
@@ -129,12 +132,14 @@ def names_for(
         if odd:
             text = f"{odd[0]} ({type(model.get_submodule(odd[0])).__name__}) has a bias that is not added to its output"
             said.append(("biases", f"{text}: use adapted"))
+        elif cut := [name for name in biases if isinstance(model.get_submodule(name), PrunedLinear)]:
+            said.append(("biases", f"{cut[0]} trains with a part of its weights: set it to none"))
         elif not biases:
             which = "adapted layer" if section.biases == "adapted" else "layer"
             said.append(("biases", f"no {which} of this model has a bias. Remove it"))
     if said:
         raise RecipeError([Problem(where(f"adapter.{key}"), f"adapter.{key}: {text}") for key, text in said])
-    return Names(tuple(dict.fromkeys(full)), rows, tuple(biases))
+    return NamesBeside(tuple(dict.fromkeys(full)), rows, tuple(biases))
 
 
 def _problems(model: Any, section: Any, full: Sequence[str], tokens: bool) -> Iterable[tuple[str, str]]:
@@ -157,7 +162,7 @@ def _problems(model: Any, section: Any, full: Sequence[str], tokens: bool) -> It
         elif name in shared and not section.untie:
             remedy = "set adapter.untie: true, which parts them, or train rows of it with adapter.train_tokens"
             yield "modules_to_save", f"{name} shares its weight with {shared[name]} in this model: {remedy}"
-    if section.untie and not apart and not any(name in pair for name in full):
+    if section.untie and not apart:
         whose = "modules_to_save names neither embedding nor head" if shared else "embedding and head are two matrices"
         yield "untie", f"it has no effect: {whose} in this model. Remove it"
     if tokens and is_in(name_of(model, embedding_of(model)), full):
@@ -189,7 +194,7 @@ def inside(model: Any, name: str) -> bool:
 
 
 def norms_of(model: Any) -> list[str]:
-    """Names of the norms: modules called so whose own tensors are all vectors, outside towers of other senses."""
+    """NamesBeside of the norms: modules called so whose own tensors are all vectors, outside towers of other senses."""
     found = []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
@@ -215,36 +220,36 @@ def biases_of(model: Any, sites: Sequence[str] | None, full: Sequence[str]) -> t
     return found, odd
 
 
-def count_trained(model: Any, names: Names) -> int:
+def count_trained(model: Any, names: NamesBeside) -> int:
     """How many numbers are trained beside the adapters."""
     full = sum(p.numel() for name in names.full for p in model.get_submodule(name).parameters())
     rows = sum(len(ids) * model.get_submodule(name).weight.shape[1] for name, ids in names.rows.items())
     return full + rows + sum(model.get_submodule(name).bias.numel() for name in names.biases)
 
 
-def make(model: Any, names: Names, adapted: Mapping[str, AdapterLinear]) -> Put:
+def make(model: Any, names: NamesBeside, adapted: Mapping[str, AdapterLinear]) -> Put:
     """What `names` says, made of the base's modules in `model`, and not put in place yet but for biases of `adapted`
     layers."""
     put = Put()
     heads, head_name = set(head_modules(model)), name_of(model, head_of(model))
     head = None if head_of(model) is None else unwrapped(head_of(model))
     for name in names.full:
-        base = unwrapped(model.get_submodule(name))
-        wrapper = SavedModule(base, wide=name in heads or name == head_name)
+        module = unwrapped(model.get_submodule(name))
+        wrapper = SavedModule(module, wide=name in heads or name == head_name)
         put.full[name], put.wrappers[name] = wrapper.trained, wrapper
     for name, ids in names.rows.items():
-        base = unwrapped(model.get_submodule(name))
+        base: Any = unwrapped(model.get_submodule(name))
         trained = put.rows[name] = TokenRows(base.weight, ids)
-        shared = head is not None and head is not base and head.weight is base.weight
         put.wrappers[name] = HeadRows(base, trained) if linear.is_linear(base) else EmbeddingRows(base, trained)
-        if shared and head_name not in {*names.full, *names.rows}:
+        shared = head is not None and head is not base and head.weight is base.weight
+        if head is not None and shared and head_name not in {*names.full, *names.rows}:
             put.wrappers[head_name] = HeadRows(head, trained)
     for name in names.biases:
         layer = adapted.get(name)
-        base = unwrapped(model.get_submodule(name)) if layer is None else layer.base
-        bias = put.biases[name] = TrainedBias(base)
+        inner = unwrapped(model.get_submodule(name)) if layer is None else layer.base
+        bias = put.biases[name] = TrainedBias(inner)
         if layer is None:
-            put.wrappers[name] = OwnBias(put.wrappers.get(name, base), bias)
+            put.wrappers[name] = OwnBias(put.wrappers.get(name, inner), bias)
         else:
             layer.own_bias = bias
     return put
@@ -258,7 +263,7 @@ def put_in(model: nn.Module, put: Put) -> None:
 
 
 def untrained_rows(attached: Any, ids: Sequence[int]) -> list[str]:
-    """Names of embedding and head, where they are two, in which some of these rows are not trained."""
+    """NamesBeside of embedding and head, where they are two, in which some of these rows are not trained."""
     put, model = attached.beside, attached.model
     modules = {name_of(model, module): module for module in (embedding_of(model), head_of(model)) if module is not None}
     found = []

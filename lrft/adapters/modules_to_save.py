@@ -84,7 +84,7 @@ class EmbeddingRows(Beside):
         super().__init__(base)
         self.trained = trained
         # Its own forward, which may scale what it looks up, over the trained rows alone.
-        like = copy.copy(base)
+        like: Any = copy.copy(base)
         like._parameters = dict(base._parameters)
         like.padding_idx = None  # a row of the whole embedding, not of these
         self.like = Lent(like)
@@ -111,9 +111,11 @@ class HeadRows(Beside):
         if not self.enabled:
             return found
         ids = torch.tensor(self.trained.ids, device=found.device)
-        bias = self.base.bias
+        bias: Any = self.base.bias
         mine = linear(
-            hidden.to(self.trained.rows.dtype), self.trained.rows, None if bias is None else cast(bias[ids], torch.float32)
+            hidden.to(self.trained.rows.dtype),
+            self.trained.rows,
+            None if bias is None else cast(bias[ids], torch.float32),
         )
         return found.index_copy(-1, ids, mine.to(found.dtype))
 

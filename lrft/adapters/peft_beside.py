@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lrft.adapters.attached import Attached
-from lrft.adapters.beside import Names, embedding_of, head_of, name_of
+from lrft.adapters.beside import NamesBeside, embedding_of, head_of, name_of
 from lrft.adapters.modules_to_save import tensors_of, unwrapped
 from lrft.model.added_tokens import Added
+from lrft.model.experts import stack_of
 
 PREFIX = "base_model.model."
 ROWS = "token_adapter.trainable_tokens_delta"
@@ -23,8 +24,8 @@ TWICE = (".original_module.", ".modules_to_save.")
 """In names of what PEFT saves once more of a module in full where biases are trained: the base's own, and a copy."""
 
 
-def peft_keys(names: Names, sites: Collection[str]) -> dict[str, str]:
-    """PEFT's name of each tensor of rows and biases -> lrft's. Those of modules in full differ by PEFT's prefix alone."""
+def peft_keys(names: NamesBeside, sites: Collection[str]) -> dict[str, str]:
+    """PEFT's name of each tensor of rows and biases -> lrft's. Those of modules in full differ by the prefix alone."""
     rows = {f"{PREFIX}{name}.{ROWS}": f"{name}.rows" for name in names.rows}
     inside = {name: "base_layer." * (name in sites) for name in names.biases}
     return {**rows, **{f"{PREFIX}{name}.{where}bias": f"{name}.bias.value" for name, where in inside.items()}}
@@ -40,8 +41,30 @@ def beside_tensors(attached: Attached, added: Added | None) -> dict[str, Tensor]
     }
     found |= {key: own[name] for key, name in peft_keys(put.names, attached.modules).items()}
     for name, ids in rows_with_new(attached, added).items():
-        found[f"{PREFIX}{name}.{ROWS}"] = rows_of(attached, name, ids)
+        if name in told_whole(attached):
+            del found[f"{PREFIX}{name}.{ROWS}"]
+            base: Any = unwrapped(attached.model.get_submodule(name))
+            weight = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32), copy=True)
+            weight[list(ids)] = rows_of(attached, name, ids)
+            found[f"{PREFIX}{name}.weight"] = weight
+        else:
+            found[f"{PREFIX}{name}.{ROWS}"] = rows_of(attached, name, ids)
     return found
+
+
+def told_whole(attached: Attached) -> list[str]:
+    """Embeddings with trained rows that PEFT has to be given as a whole: it would have the rows in a head as well that
+    is trained in full, where the base has one matrix for both."""
+    head = head_of(attached.model)
+    if head is None or name_of_base(attached, unwrapped(head)) not in attached.beside.full:
+        return []
+    weight = unwrapped(head).weight
+    return [n for n in attached.beside.rows if unwrapped(attached.model.get_submodule(n)).weight is weight]
+
+
+def is_as_it_is(attached: Attached, added: Added | None) -> bool:
+    """Whether PEFT's tensors are lrft's under other names."""
+    return added is None and not told_whole(attached) and not any(map(stack_of, attached.modules))
 
 
 def rows_with_new(attached: Attached, added: Added | None) -> dict[str, tuple[int, ...]]:
@@ -81,16 +104,17 @@ def rows_of(attached: Attached, name: str, ids: Sequence[int]) -> Tensor:
 def beside_config(attached: Attached, added: Added | None) -> dict[str, Any]:
     """The keys of PEFT's configuration that say so."""
     names, sites = attached.beside.names, attached.modules
-    rows = {name: list(ids) for name, ids in rows_with_new(attached, added).items()}
+    whole = told_whole(attached)
+    rows = {name: list(ids) for name, ids in rows_with_new(attached, added).items() if name not in whole}
     only = "lora_only" if names.biases and set(names.biases) <= set(sites) else "all"
     return {
         "bias": only if names.biases else "none",
-        "modules_to_save": list(names.full) or None,
+        "modules_to_save": [*names.full, *whole] or None,
         **({"trainable_token_indices": rows} if rows else {}),
     }
 
 
-def names_in(config: Mapping[str, Any], keys: Iterable[str], sites: Collection[str]) -> tuple[Names, dict[str, str]]:
+def names_in(config: Mapping[str, Any], keys: Iterable[str]) -> tuple[NamesBeside, dict[str, str]]:
     """(what a folder of PEFT trained beside its layers, PEFT's name of each of those tensors -> lrft's).
 
     keys: names of the tensors that are none of a linear layer's update. Raises ValueError for what the configuration
@@ -109,8 +133,8 @@ def names_in(config: Mapping[str, Any], keys: Iterable[str], sites: Collection[s
             name = key.removesuffix(f".{ROWS}")
             rows[name] = ids_of(said, name)
             own[f"{PREFIX}{key}"] = f"{name}.rows"
-        elif (name := whole(key, targets)) is not None:
-            full[name] = None
+        elif (outermost := whole(key, targets)) is not None:
+            full[outermost] = None
             own[f"{PREFIX}{key}"] = key
         elif word == "bias" and config.get("bias", "none") != "none":
             name = module.removesuffix(".base_layer")
@@ -121,14 +145,14 @@ def names_in(config: Mapping[str, Any], keys: Iterable[str], sites: Collection[s
         raise ValueError(f"modules_to_save names {missing[0]}, of which the file has no tensor")
     if said and not rows:
         raise ValueError("trainable_token_indices is set, and the file has no rows")
-    return Names(tuple(full), rows, tuple(biases)), own
+    return NamesBeside(tuple(full), rows, tuple(biases)), own
 
 
 def is_twice(key: str) -> bool:
     return any(word in key for word in TWICE)
 
 
-def by_place(names: Names, flat: Mapping[str, Tensor], own: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+def by_place(names: NamesBeside, flat: Mapping[str, Tensor], own: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
     """place -> tensor name -> tensor, of the tensors `own` of a file of PEFT."""
     found: dict[str, dict[str, Tensor]] = {place: {} for place in names.places}
     for theirs, name in own.items():

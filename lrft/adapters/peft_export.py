@@ -9,16 +9,19 @@ from torch import Tensor
 
 from lrft.adapters.adapter import Adapter, PeftForm
 from lrft.adapters.attached import Attached
-from lrft.adapters.beside import Names
+from lrft.adapters.beside import NamesBeside
 from lrft.adapters.peft_beside import beside_config, beside_tensors, peft_keys
+from lrft.adapters.peft_experts import expert_tensors, stacks_in
 from lrft.adapters.peft_names import Names
 from lrft.model.added_tokens import Added
+from lrft.model.experts import stack_of
 from lrft.model.head import task_of
 
 PEFT_TENSORS = "adapter_model.safetensors"
 # An adapter whose tensors are just these is the same thing in PEFT's file, under PEFT's names.
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 PEFT_PREFIX = "base_model.model."
+NOTHING = NamesBeside()
 
 
 def is_its_form(adapter: Adapter, form: PeftForm) -> bool:
@@ -32,7 +35,11 @@ def is_its_form(adapter: Adapter, form: PeftForm) -> bool:
 def peft_tensors(forms: Mapping[str, PeftForm], attached: Attached, base: Mapping[str, Any]) -> dict[str, Tensor]:
     """PEFT's state dict: lora_A (r, k) and lora_B (d, r) for each site, and what was trained beside them."""
     tensors = beside_tensors(attached, Added.from_dict(base.get("added_tokens")))
+    experts = expert_tensors(attached.model, forms)
+    tensors |= {f"{PEFT_PREFIX}{name}": tensor for name, tensor in experts.items()}
     for name, form in forms.items():
+        if stack_of(name) is not None:
+            continue
         tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['A']}"] = form.A
         tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['B']}"] = form.B
         if form.magnitude is not None:
@@ -48,6 +55,7 @@ def peft_config(
     A layer that is named by its weight has its rank and alpha under that name, and no dropout: PEFT has none there.
     """
     said = {name: f"{name}.weight" if f"{name}.weight" in names.parameters else name for name in forms}
+    said |= {name: stack for stack, layers in stacks_in(forms).items() for name in layers}
     ranks = {said[name]: form.A.shape[0] for name, form in forms.items()}
     alphas = {said[name]: form.scale * form.A.shape[0] for name, form in forms.items()}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
@@ -64,7 +72,7 @@ def peft_config(
         "target_modules": list(names.modules),
         "target_parameters": list(names.parameters) or None,
         "lora_dropout": 0.0 if names.parameters else attached.sites[0].dropout,
-        "fan_in_fan_out": any(site.transposed for site in attached.sites),
+        "fan_in_fan_out": any(site.transposed and stack_of(site.name) is None for site in attached.sites),
         "use_rslora": False,
         "use_dora": any(form.magnitude is not None for form in forms.values()),
         "init_lora_weights": True,
@@ -73,8 +81,9 @@ def peft_config(
 
 
 def from_peft_names(
-    flat: Mapping[str, Tensor], names: Names = Names(), sites: Collection[str] = ()
+    flat: Mapping[str, Tensor], names: NamesBeside = NOTHING, sites: Collection[str] = ()
 ) -> dict[str, Tensor]:
+    """PEFT's tensors under lrft's names. names: what was trained beside the layers `sites`."""
     own = {}
     full = tuple(f"{PEFT_PREFIX}{name}." for name in names.full)
     beside = peft_keys(names, sites)

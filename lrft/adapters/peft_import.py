@@ -20,11 +20,13 @@ from lrft.adapters import compose
 from lrft.adapters.adapter import Site
 from lrft.adapters.attached import Attached
 from lrft.adapters.peft_beside import by_place, is_twice, names_in
+from lrft.adapters.peft_experts import split_stacks
 from lrft.adapters.peft_export import PEFT_NAMES, PEFT_PREFIX, PEFT_TENSORS
 from lrft.adapters.storage import SavedAdapter, load_saved, read_adapter
 from lrft.adapters.targets import depth_of
 from lrft.errors import CheckFailed, UsageError
 from lrft.model import linear
+from lrft.model.experts import WORDS, is_stored_transposed, stack_of
 from lrft.utils import files
 
 CONFIG = "adapter_config.json"
@@ -111,7 +113,8 @@ def read_peft(folder: Path) -> PeftFolder:
     if not found:
         raise UsageError(f"{folder} adapts no linear layer (tensors: {', '.join(left_out[:3]) or 'none'})", SUPPORTED)
     try:
-        names, own = names_in(config, left_out, found)
+        names, own = names_in(config, left_out)
+        found = split_stacks(found, config)
         sites = [site_of(name, tensors, config) for name, tensors in found.items()]
     except (KeyError, AttributeError, TypeError, ValueError, ArithmeticError, re.error) as error:
         raise CheckFailed(f"{folder}: {error}") from None
@@ -144,6 +147,10 @@ def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
     if "format" in saved.info:
         return saved
     stored = {name for name, module in linear.named_linears(model) if linear.stored_transposed(module)}
+    for name in (site.name for site in saved.sites):
+        place = stack_of(name)
+        if place is not None and is_stored_transposed(model, place[0]):
+            stored.add(name)
     return replace(saved, sites=[replace(site, transposed=site.name in stored) for site in saved.sites])
 
 
@@ -161,8 +168,11 @@ def refuse_unsupported(folder: Path, config: Mapping[str, Any]) -> None:
     for key in VARIANTS:
         if config.get(key):
             raise UsageError(f"{folder}: {key} is set, a LoRA variant that is not supported", SUPPORTED)
-    if not all(str(name).endswith(".weight") for name in config.get("target_parameters") or ()):
-        raise UsageError(f"{folder}: target_parameters names more than weights of linear layers", SUPPORTED)
+    odd = [
+        name for name in config.get("target_parameters") or () if str(name).rpartition(".")[2] not in ("weight", *WORDS)
+    ]
+    if odd:
+        raise UsageError(f"{folder}: target_parameters names {odd[0]}, no weight of layers or of experts", SUPPORTED)
     unknown = [key for key, value in config.items() if value and key not in {*KNOWN, *VARIANTS, *TAKEN, *BESIDE}]
     if unknown:
         raise UsageError(f"{folder}: {unknown[0]} is set, a setting that lrft does not know", SUPPORTED)
@@ -188,6 +198,7 @@ def site_of(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any])
     rank, k = tensors["A"].shape
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     named = f"{name}.weight" if f"{name}.weight" in (config.get("target_parameters") or ()) else name
+    named = named.rpartition(".")[0] if stack_of(name) is not None else named
     said = ranks.get(pattern_for(named, ranks), config["r"])
     if said != rank or tensors["B"].shape[1] != rank:
         raise ValueError(f"{name}: {CONFIG} says rank {said}, its tensors {rank} and {tensors['B'].shape[1]}")

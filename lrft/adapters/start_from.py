@@ -98,7 +98,9 @@ def take_beside(attached: Attached, saved: SavedAdapter) -> None:
             continue
         rows = rows_in(saved.tensors[place], its.rows[place])
         if lacking := [i for i in rows if i not in module.ids]:
-            raise ValueError(f"it holds row {lacking[0]} of {place}, which this run does not train: it would be dropped")
+            raise ValueError(
+                f"it holds row {lacking[0]} of {place}, which this run does not train: it would be dropped"
+            )
         for at, number in enumerate(module.ids):
             if number in rows:
                 module.rows[at] = rows[number]

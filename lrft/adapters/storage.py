@@ -27,14 +27,16 @@ from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, Site, load_tensors
 from lrft.adapters.attach import attach_sites, build_shared, build_site, refuse_adapted
 from lrft.adapters.attached import SHARED, Attached
-from lrft.adapters.beside import Names
+from lrft.adapters.beside import NamesBeside
 from lrft.adapters.modules_to_save import tensors_of
+from lrft.adapters.peft_beside import is_as_it_is
 from lrft.adapters.peft_export import PEFT_TENSORS, from_peft_names, is_its_form, peft_config, peft_tensors
 from lrft.adapters.peft_names import peft_names
 from lrft.errors import CheckFailed, LrftError, MissingError, UsageError
 from lrft.model import linear
 from lrft.model.added_tokens import Added
 from lrft.model.end_tokens import add_stops, saved_stops
+from lrft.model.experts import unstack_for
 from lrft.model.head import Head, head_modules
 from lrft.model.quantized import KINDS, take_over
 from lrft.utils import files
@@ -72,9 +74,9 @@ class SavedAdapter:
         return Added.from_dict(self.info["base"].get("added_tokens"))
 
     @property
-    def beside(self) -> Names:
+    def beside(self) -> NamesBeside:
         """What was trained beside the adapters."""
-        return Names.from_json(self.info)
+        return NamesBeside.from_json(self.info)
 
     def build(self, site: Site) -> Adapter:
         """One site's adapter with its saved values, without a model."""
@@ -120,8 +122,10 @@ def save_adapter(
         files.write_json(folder / "adapter_config.json", peft_config(attached, sayable, base, names))
         written.append(PEFT_TENSORS)
         listed.append("adapter_config.json")
-        same = attached.shared is None and not base.get("added_tokens") and all(
-            is_its_form(adapter, sayable[name]) for name, adapter in attached.modules.items()
+        same = (
+            attached.shared is None
+            and is_as_it_is(attached, Added.from_dict(base.get("added_tokens")))
+            and all(is_its_form(adapter, sayable[name]) for name, adapter in attached.modules.items())
         )
     if not same:
         files.write_tensors(folder / OWN_TENSORS, attached.state_dict())
@@ -180,7 +184,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         sites = [_site_from_json(site) for site in info["sites"]]
         composition = compose.compose((entry["name"], entry["options"]) for entry in info["methods"])
         str(info["base"]["name"]), int(info["seed"])
-        beside = Names.from_json(info)
+        beside = NamesBeside.from_json(info)
         Head.from_dict(info["base"].get("head"))
         Added.from_dict(info["base"].get("added_tokens"))
         if info["base"].get("quantization", "none") not in ("none", *KINDS):
@@ -216,6 +220,7 @@ def load_saved(model: nn.Module, saved: SavedAdapter) -> Attached:
     refuse_adapted(model)
     take_over(model)
     folder = saved.folder
+    unstack_for(model, [site.name for site in saved.sites])
     modules = dict(linear.named_linears(model))
     for site in saved.sites:
         if site.name not in modules:

@@ -59,7 +59,15 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
         from lrft.adapters.reach import uncalled
         from lrft.export.merge import names_in, unmergeable
-        from lrft.loading.from_recipe import added_by, find_base, head_for, load_data, load_sets, objective_of, tokens_for
+        from lrft.loading.from_recipe import (
+            added_by,
+            find_base,
+            head_for,
+            load_data,
+            load_sets,
+            objective_of,
+            tokens_for,
+        )
         from lrft.loading.metrics import refuse_unfit_metrics
         from lrft.loading.no_effect import refuse_without_effect
         from lrft.loading.optimizer import rate_hint, refuse_optimizer
@@ -77,6 +85,8 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     refuse_without_effect(recipe, prepared)
     head = head_for(recipe, prepared, tokenizer, source)
     skeleton = load_skeleton(source, recipe.model.trust_remote_code, head, added_by(recipe, source))
+    weights = weight_files(source)
+    stored = Stored(skeleton, names_in(weights))  # asked while the modules are those that transformers knows
     composition = compose.compose_section(recipe.adapter)
     passed_over = uncalled(skeleton)
     left_out = targets.choose(skeleton, recipe.adapter, recipe.where, passed_over).lines()
@@ -85,8 +95,7 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
         skeleton, recipe.adapter, [site.name for site in sites], recipe.where, tokens_for(recipe, source)
     )
     trained = count_trained(sites, composition, recipe.where) + beside.count_trained(skeleton, names)
-    weights = weight_files(source)
-    reason = unmergeable(sites, Stored(skeleton, names_in(weights)), weights)
+    reason = unmergeable(sites, stored, weights)
     if reason and recipe.after.merge:
         text = f"after.merge: merging into this base is not possible: {reason}"
         raise RecipeError([Problem(recipe.where("after.merge"), text)])

@@ -1,5 +1,5 @@
-"""The part of a merge that is no update of a layer: modules that were trained in full, rows of embedding and head, biases,
-and the configuration that loads them."""
+"""The part of a merge that is no update of a layer: modules that were trained in full, rows of embedding and head,
+biases, and the configuration that loads them."""
 
 from __future__ import annotations
 
@@ -150,7 +150,9 @@ def write_keys(out: Path, keys: Mapping[str, Any]) -> None:
     text = config.get("text_config")
     if isinstance(text, dict):
         text |= {key: value for key, value in keys.items() if key in text or key not in config}
-    config |= {key: value for key, value in keys.items() if not isinstance(text, dict) or key in config or key != "vocab_size"}
+    config |= {
+        key: value for key, value in keys.items() if not isinstance(text, dict) or key in config or key != "vocab_size"
+    }
     files.write_json(out / "config.json", config)
 
 

@@ -226,8 +226,8 @@ def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows) ->
 
 
 def layers_of(base: Any, saved: SavedAdapter) -> dict[str, nn.Module]:
-    """name -> the base's layer with the saved adapter, and what else it trained, in evaluation mode and frozen. The model
-    may have adapters.
+    """name -> the base's layer with the saved adapter, and what else it trained, in evaluation mode and frozen. The
+    model may have adapters.
 
     Raises CheckFailed where they do not fit: a folder of PEFT does not know its base.
     """

@@ -16,18 +16,22 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lrft.model import pruned
+from lrft.model.experts import ExpertLinear
 from lrft.model.pruned import PrunedLinear
 from lrft.model.quantized import QuantizedLinear
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """True for transformers' Conv1D. (An instance can only exist when its module has been imported.)"""
+    """True for transformers' Conv1D, and for an expert of a stack that is stored so. (An instance of the first can only
+    exist when its module has been imported.)"""
+    if isinstance(module, ExpertLinear):
+        return module.transposed
     conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     return conv1d is not None and isinstance(module, conv1d)
 
 
 def is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | QuantizedLinear | PrunedLinear) or is_transposed(module)
+    return isinstance(module, nn.Linear | QuantizedLinear | PrunedLinear | ExpertLinear) or is_transposed(module)
 
 
 def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

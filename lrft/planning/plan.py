@@ -35,6 +35,7 @@ from lrft.loading.evaluation_interval import evaluations
 from lrft.loading.from_recipe import added_by, made, sketched_head, tokens_for
 from lrft.loading.others import Found
 from lrft.model import linear
+from lrft.model.experts import word_of
 from lrft.model.layers import blocks_of, decoder_of
 from lrft.model.load import imagine_quantized
 from lrft.model.quantized import count, load_library
@@ -391,11 +392,11 @@ def by_module(model: nn.Module) -> list[dict[str, Any]]:
     frozen, in_full = [f"{name}.base" for name in saved], [f"{name}.trained" for name in saved]
     for name, module in model.named_modules():
         if linear.is_linear(module) and not is_in(name, frozen):
-            word = name.removesuffix(".base").removesuffix(".trained").rsplit(".", 1)[-1]
+            word = word_of(name.removesuffix(".base").removesuffix(".trained"))
             counted[(word, *linear.shape(module))] += 1
             trained[(word, *linear.shape(module))] += trained_in(module) if is_in(name, in_full) else 0
         if isinstance(module, AdapterLinear):
-            word = name.rsplit(".", 1)[-1]
+            word = word_of(name)
             adapter: Adapter = module.adapter
             trained[(word, adapter.site.d, adapter.site.k)] += sum(
                 p.numel() for p in adapter.parameters() if p.requires_grad

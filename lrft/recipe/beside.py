@@ -8,13 +8,19 @@ from lrft.recipe.problems import Problems
 KEYS = ("modules_to_save", "train_tokens", "biases", "norms")
 
 
+def text_of(entry: Node) -> str | None:
+    """The text of a new token, in its short form or not; None for what is none."""
+    node = entry.child("token") if isinstance(entry.value, dict) else entry
+    return node.value if node is not None and isinstance(node.value, str) else None
+
+
 def refuse(root: Node, problems: Problems) -> None:
     """Add a problem for each key that would do nothing, or that another one contradicts."""
     added = root.at(("model", "add_tokens"))
-    tokens = [] if added is None or not isinstance(added.value, list) else added.value
-    texts = [node.value for entry in tokens if (node := entry.child("token")) is not None]
+    tokens: list[Node] = [] if added is None else added.value if isinstance(added.value, list) else [added]
+    texts = [text_of(entry) for entry in tokens]
     for k, text in enumerate(texts):
-        if text in texts[:k]:
+        if text is not None and text in texts[:k]:
             problems.add(tokens[k].place, f"model.add_tokens: {text} is listed twice")
     trained = root.at(("adapter", "train_tokens"))
     if trained is not None and trained.value == "added" and not tokens:

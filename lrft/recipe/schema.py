@@ -147,7 +147,7 @@ class AdapterSection(Section):
     target_modules: Patterns = Field(
         default=("all-linear",),
         description="Target modules: all-linear (all but the output head), ssm-linear (in_proj and x_proj of Mamba "
-        "blocks), names, globs, or re: expressions.",
+        "blocks), expert-linear (each expert of those stacked in one tensor), names, globs, or re: expressions.",
     )
     exclude_modules: Patterns = Field(
         default=("lm_head",), description="Modules without an adapter, by name, glob or re: expression."

@@ -16,6 +16,7 @@ from lrft.data.prompts import Asking
 from lrft.errors import UsageError
 from lrft.evaluation.generate import stop_tokens
 from lrft.loading.saved import adapter_folder, base_of, load_as_trained, refuse_other_base
+from lrft.model.experts import unstack_for
 from lrft.model.load import load_tokenizer
 from lrft.runs.locate import recipe_of, run_of, trusts_remote_code
 from lrft.serving.answerer import Answerer
@@ -103,6 +104,7 @@ def adapted(
     model.generation_config.eos_token_id = stops  # what this adapter ends with is not what the others end with
     layers, copies = attached.wrappers(), copying(model)
     attached.detach()
+    unstack_for(model, attached.modules)
     recipe = recipe_of(saved.folder)
     options = {} if recipe is None else dict(recipe.data.template_options)
     asking = Asking(tokenizer, plain=was_plain(target) if put is None else put == "text", options=options)

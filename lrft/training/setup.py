@@ -26,6 +26,7 @@ from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.beside import names_for, token_ids, untrained_rows
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.ensemble import copying
+from lrft.adapters.modules_to_save import tensors_of
 from lrft.adapters.part import Making
 from lrft.adapters.peft_import import placed
 from lrft.adapters.reach import reach
@@ -62,6 +63,7 @@ from lrft.objectives.base import START, LossModule, Objective, common_layout
 from lrft.objectives.neftune import add_noise
 from lrft.objectives.packing import Layout, find_layout
 from lrft.objectives.shared_prompt import sharing
+from lrft.optim.groups import Joined, split
 from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
 from lrft.recipe.schema import default_of
@@ -289,6 +291,9 @@ def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:
     if used:
         text = f"adapter.{used[0]} does not go with distributed.strategy: fsdp, which the size of the base chose"
         raise RecipeError([Problem(recipe.where(f"adapter.{used[0]}"), f"{text}. Use ddp or zero2")])
+    if targets.meant_stacks(model, a):
+        text = "adapter.target_modules: adapters on stacked experts do not go with distributed.strategy: fsdp"
+        raise RecipeError([Problem(recipe.where("adapter.target_modules"), f"{text}. Use ddp or zero2")])
     if head_modules(model):
         text = f"distributed.strategy: fsdp does not train a head ({recipe.training.objective.name}); use ddp or zero2"
         raise RecipeError([Problem(recipe.where("distributed.strategy"), text)])
@@ -322,8 +327,8 @@ def wrap_for_strategy(
 def make_optimizer(
     recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser, or the one provided by a part. Raises RecipeError for one that does not take all that is
-    trained."""
+    """The recipe's optimiser; or the one provided by a part for the adapters, and the recipe's for what is trained
+    beside them. Raises RecipeError for one that does not take all adapters' tensors."""
     t, owner = recipe.training, composition.optimizer_owner
     by_site = composition.rates_by_site or owner is not None
     owners = attached.owners() if by_site else None
@@ -340,12 +345,15 @@ def make_optimizer(
         return optimizer
     ranks = {site.name: site.rank for site in attached.sites}
     ranks[SHARED] = max(ranks.values())
+    others = set(tensors_of(attached.beside.by_place))
+    beside, own = split(groups, lambda name, _: name in others)
     making = Making(t.optimizer.options["betas"], t.optimizer.options["eps"], t.seed, broadcast)
     try:
-        return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
+        first = owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in own], making)
     except ValueError as error:
         problem = Problem(recipe.where("adapter.method"), f"adapter.method: {owner.name}: {error}")
         raise RecipeError([problem]) from None
+    return Joined([first, made(t.optimizer, "optimizers").make(beside)]) if beside else first
 
 
 def calibration_context(

@@ -93,10 +93,8 @@ def test_the_check_after_a_merge_sees_another_adapter_of_peft(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save: ['lm_head'] is set (tensors: base_model.model.lm_head"),
-        ({"bias": "all"}, "bias: all is set"),
         ({"lora_bias": True}, "lora_bias: True is set"),
-        ({"trainable_token_indices": [3, 4]}, "trainable_token_indices"),
+        ({"modules_to_save": ["lm_head"], "ensure_weight_tying": True}, "ensure_weight_tying with modules_to_save"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "lora_embedding_A"),
         ({"target_parameters": ["input_layernorm.weight"]}, "it holds more than updates of linear layers"),
         ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters"),
