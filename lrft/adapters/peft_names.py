@@ -37,8 +37,10 @@ class Names:
     refused: str = ""
 
 
-def peft_names(attached: Attached, forms: Mapping[str, PeftForm], quantization: str = "none") -> Names:
-    """Names by which stock PEFT adapts exactly the layers of `forms`. quantization: of the base, "none" without."""
+def peft_names(attached: Attached, forms: Mapping[str, PeftForm | None], quantization: str = "none") -> Names:
+    """Names by which stock PEFT adapts exactly the layers of `forms`. A form is None where it is no LoRA.
+
+    quantization: of the base, "none" without."""
     stacks = stacks_in(forms)
     if stacks and (reason := no_experts(attached.model, forms, quantization)):
         return Names(refused=f"PEFT cannot adapt {next(iter(stacks))}: {reason}")
@@ -65,9 +67,11 @@ def no_experts(model: Any, forms: Mapping[str, PeftForm], quantization: str) -> 
     return "its target_parameters do not support quantised weights" if quantization != "none" else refused(model, forms)
 
 
-def no_parameters(attached: Attached, forms: Mapping[str, PeftForm], quantization: str) -> str:
+def no_parameters(attached: Attached, forms: Mapping[str, PeftForm | None], quantization: str) -> str:
     """Why PEFT cannot adapt a layer by its weight's name; "" when it can."""
-    if any(form.magnitude is not None for form in forms.values()):
+    if any(form is None for form in forms.values()):
+        return "only its LoRA has target_parameters"
+    if any(form is not None and form.magnitude is not None for form in forms.values()):
         return "its target_parameters do not support DoRA"
     if any(site.transposed for site in attached.sites):
         return "its target_parameters do not support transposed weights"

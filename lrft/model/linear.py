@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lrft.model import pruned
 from lrft.model.experts import ExpertLinear
 from lrft.model.pruned import PrunedLinear
 from lrft.model.quantized import QuantizedLinear
+from lrft.utils.divided import whole
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -31,7 +31,9 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | QuantizedLinear | PrunedLinear | ExpertLinear) or is_transposed(module)
+    if isinstance(module, QuantizedLinear):
+        return module.is_layer
+    return isinstance(module, nn.Linear | PrunedLinear | ExpertLinear) or is_transposed(module)
 
 
 def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -57,6 +59,8 @@ def as_rows(weight: Tensor, transposed: bool) -> Tensor:
 
 def dtype(module: Any) -> torch.dtype:
     """The dtype in which the layer computes."""
+    if isinstance(module, PrunedLinear):
+        return module.dtype
     found: torch.dtype = module.like.dtype if isinstance(module, QuantizedLinear) else module.weight.dtype
     return found
 
@@ -69,7 +73,7 @@ def stored_transposed(module: Any) -> bool:
 def rows(module: Any) -> Tensor:
     """W as (d, k) in the layer's own dtype: its own memory, or made anew where the layer is quantised."""
     if isinstance(module, PrunedLinear):
-        return module.whole.weight.to(module.weight.device)
+        return module.whole.weight.to(module.device)
     return as_rows(module.weight, is_transposed(module))
 
 
@@ -82,9 +86,7 @@ def dense(module: Any) -> Tensor:
         return module.made(torch.promote_types(dtype(module), torch.float32))
     if isinstance(module, PrunedLinear):
         return pruned.dense(module)
-    weight = rows(module).detach()
-    if isinstance(weight, DTensor):
-        weight = weight.full_tensor()
+    weight = whole(rows(module).detach())
     return weight if weight.dtype == torch.float64 else weight.float()
 
 

@@ -105,7 +105,14 @@ def test_the_check_after_a_merge_sees_another_adapter_of_peft(tmp_path: Path) ->
 )
 def test_what_cannot_be_taken_over_is_refused_by_name(config: dict[str, Any], said: str, tmp_path: Path) -> None:
     base, adapter = save_base(tmp_path / "base", "llama"), tmp_path / "adapter"
-    by_hand = ("new_variant_config", "init_lora_weights", "layer_replication", "target_parameters", "lora_bias")
+    by_hand = (
+        "ensure_weight_tying",
+        "new_variant_config",
+        "init_lora_weights",
+        "layer_replication",
+        "target_parameters",
+        "lora_bias",
+    )
     later = {key: value for key, value in config.items() if key in by_hand}
     made = {key: value for key, value in config.items() if key not in by_hand}
     peft_folder(adapter, base, **{"target_modules": ["q_proj"], **made})

@@ -350,7 +350,7 @@ WRONG = [
     ),
     ("adapter: {overrides: {q: {}}}", "4:26", "adapter.overrides.q: give rank, alpha or scale"),
     ("adapter: {biases: some}", "4:19", "adapter.biases"),
-    ("adapter: {train_tokens: added}", "4:25", "added means the tokens of model.add_tokens, and there are none"),
+    ("adapter: {train_tokens: added}", "4:25", "adapter.train_tokens: added means the tokens of model.add_tokens"),
     (
         "adapter: lorra",
         "4:10",
@@ -440,8 +440,8 @@ WRONG = [
     (
         "training: {optimizer: adam}",
         "4:23",
-        "training.optimizer: expected adafactor, adamw, adamw-8bit, ademamix, lion, muon, paged-adamw, "
-        "schedule-free-adamw or sgd; got 'adam'. Here: adamw",
+        "training.optimizer: expected adafactor, adamw, adamw-8bit, adamw-torchao, ademamix, lion, muon, "
+        "paged-adamw, schedule-free-adamw or sgd; got 'adam'. Here: adamw",
     ),
     (
         "training: {warmup_ratio: 0.1, warmup_steps: 5}",
