@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lrft.adapters.adapter import Site
 from lrft.adapters.peft_type import PeftType, by_pattern
+from lrft.model.experts import WORDS, stack_of
 
 # Starts that leave the base as it is. The others of PEFT change it, so their factors are no update of the base.
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
@@ -38,8 +39,9 @@ class LoraType(PeftType):
         for key in VARIANTS:
             if config.get(key):
                 return f"{key} is set, a LoRA variant that is not supported"
-        if not all(str(name).endswith(".weight") for name in config.get("target_parameters") or ()):
-            return "target_parameters names more than weights of linear layers"
+        for name in config.get("target_parameters") or ():
+            if str(name).rpartition(".")[2] not in ("weight", *WORDS):
+                return f"target_parameters names {name}, no weight of layers or of experts"
         return super().refusal({key: value for key, value in config.items() if key not in VARIANTS})
 
     def prepared(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -73,7 +75,9 @@ class LoraType(PeftType):
 
 
 def named(name: str, config: Mapping[str, Any]) -> str:
-    """The layer's name in patterns: that of its weight where it is a target parameter."""
+    """The layer's name in patterns: its weight's where that is a target parameter, of an expert its stack's."""
+    if stack_of(name) is not None:
+        return name.rpartition(".")[0]
     weight = f"{name}.weight"
     return weight if weight in (config.get("target_parameters") or ()) else name
 

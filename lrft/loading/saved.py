@@ -54,6 +54,7 @@ def load_as_trained(
         attention="auto" if recipe is None else recipe.model.attention,
         trust_remote_code=trust_remote_code,
         head=saved.head,
+        added=saved.added,
     )
     if widen:
         model = model.float()

@@ -10,7 +10,7 @@ from functools import cache
 
 from lrft.foreign import values
 from lrft.foreign.entries import SAYS, Entry, To, place
-from lrft.foreign.lora import LOFTQ, SAVED_WHOLE
+from lrft.foreign.lora import LOFTQ
 from lrft.foreign.tools import TOOLS
 from lrft.recipe.nodes import Node
 from lrft.recipe.schema import Section
@@ -270,13 +270,11 @@ SENTENCES: Mapping[str, str] = {
         ("comet_api_key", "swanlab_api_key", "hf_hub_token", "hf_use_auth_token"),
         "is a secret, which no recipe holds: services read theirs from the environment",
     ),
-    "loraplus_lr_embedding": "is not needed: embeddings are not trained",
+    "loraplus_lr_embedding": "is not supported: embeddings have the learning rate of the adapter",
     **dict.fromkeys(
         ("use_adam_mini", "use_badam", "use_apollo", "torchdistx_path"),
         "is not supported in this version; training.optimizer has the optimisers that are there",
     ),
-    "additional_target": f": {SAVED_WHOLE}",
-    "lora_modules_to_save": f": {SAVED_WHOLE}",
 }
 ACCUMULATION = ("gradient_accumulation_steps", "grad_accumulation_steps", "gradient_accumulation")
 PER_DEVICE = ("per_device_train_batch_size", "micro_batch_size", "local_batch_size", "batch_size")
@@ -287,7 +285,6 @@ ABSENT: frozenset[str] = frozenset(
         "after",
         "compare",
         "compile",
-        "modules_to_save",
         "objective",
         "task",
     }

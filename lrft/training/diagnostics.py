@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lrft.adapters.adapter import Adapter, Delta
 from lrft.adapters.attached import Attached
 from lrft.model import linear
+from lrft.model.experts import word_of
 
 # An update as large as the weight itself has replaced what the base had learnt.
 LARGEST_UPDATE = 1.0
@@ -35,7 +36,7 @@ def weight_squares(attached: Attached) -> dict[str, float]:
     """Squared Frobenius norm of the frozen weights, by the layers' last words. Reads all of them: once per run."""
     weights: dict[str, float] = defaultdict(float)
     for name, layer in attached.layers().items():
-        weights[name.rsplit(".", 1)[-1]] += torch.linalg.vector_norm(linear.dense(layer.base)).item() ** 2
+        weights[word_of(name)] += torch.linalg.vector_norm(linear.dense(layer.base)).item() ** 2
     return dict(weights)
 
 
@@ -50,7 +51,7 @@ def update_shares(attached: Attached, weights: Mapping[str, float]) -> dict[str,
     for name, layer in attached.layers().items():
         if not layer.adapter.mergeable:
             continue
-        updates[name.rsplit(".", 1)[-1]] += squared_update(layer.adapter, layer.base)
+        updates[word_of(name)] += squared_update(layer.adapter, layer.base)
     return {group: math.sqrt(updates[group] / weights[group]) if weights[group] else math.inf for group in updates}
 
 

@@ -39,10 +39,10 @@ class MovementCheck:
         sometimes: Collection[str] = (),
     ) -> None:
         """may_not_move: name suffixes of trainable tensors that may not change; sometimes: names of layers that some
-        rows reach and others do not."""
+        rows reach and others do not. (So it is with a row of the embedding whose token does not occur.)"""
         self.trained = attached.trained()
         self.sites = attached.owners()
-        self.may_wait = {name for name, site in self.sites.items() if site in sometimes}
+        self.may_wait = {name for name, site in self.sites.items() if site in sometimes} | attached.may_stay()
         self.start = (
             {}
             if resumed
