@@ -17,6 +17,8 @@ from lrft.utils import hardware
 
 # Of the memory that a machine without a GPU still has: it kills who asks for more than there is, without a word.
 SHARE_OF_MEMORY = 0.6
+# Of a GPU's memory that a trial must leave: memory is in pieces after some hours, and other rows come in other lengths.
+RESERVE = 0.05
 
 
 def largest_that_fits(engine: Engine, sets: Sequence[Rows], global_batch: int) -> int:
@@ -32,8 +34,10 @@ def largest_that_fits(engine: Engine, sets: Sequence[Rows], global_batch: int) -
         mine = torch.tensor([min(expected_to_fit(engine, rows, count) for rows in sets)])
         count = int(engine.accelerator.gather(mine).min())
     while True:
-        failed = next((error for rows in sets if (error := attempt(engine, rows, count))), None)
+        with hardware.reserving(engine.device, RESERVE if count > 1 else 0.0):
+            failed = next((error for rows in sets if (error := attempt(engine, rows, count))), None)
         if not engine.reduce(torch.tensor([float(failed is not None)], device=engine.device)).item():
+            hardware.forget_peak(engine.device)  # that of larger ones than the run's
             return count
         if count == 1:
             raise failed or RuntimeError("another process cannot allocate memory for one row")
