@@ -63,6 +63,7 @@ from lrft.objectives.base import START, LossModule, Objective, common_layout
 from lrft.objectives.neftune import add_noise
 from lrft.objectives.packing import Layout, find_layout
 from lrft.objectives.shared_prompt import sharing
+from lrft.objectives.to_device import to_device
 from lrft.optim.groups import Joined, split
 from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
@@ -383,7 +384,7 @@ def calibration_context(
             batch = objective.collate(
                 inputs.train, mine[at : at + micro], pad_id=pad_token(inputs.tokenizer), form=layout.form
             )
-            yield {name: value.to(accelerator.device) for name, value in batch.items()}
+            yield to_device(batch, accelerator.device)
 
     return CalibrationContext(
         model=losses.model,
