@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from lrft.model import pruned
 from lrft.model.pruned import PrunedLinear
 from lrft.model.quantized import QuantizedLinear
+from lrft.model.streamed import content
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -65,8 +66,8 @@ def stored_transposed(module: Any) -> bool:
 def rows(module: Any) -> Tensor:
     """W as (d, k) in the layer's own dtype: its own memory, or made anew where the layer is quantised."""
     if isinstance(module, PrunedLinear):
-        return module.whole.weight.to(module.weight.device)
-    return as_rows(module.weight, is_transposed(module))
+        return module.whole.weight.to(module.weight.device, module.weight.dtype)
+    return as_rows(content(module.weight), is_transposed(module))
 
 
 def dense(module: Any) -> Tensor:

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from lrft.errors import UsageError
 from lrft.model import output_cache
 from lrft.model.head import head_modules
+from lrft.model.streamed import content
 
 KINDS = ("nf4", "fp4", "int8")
 BLOCK = 64
@@ -107,7 +108,7 @@ class QuantizedLinear(nn.Module):
 
     def _whole(self, name: str) -> Tensor:
         """Gathered where it is divided over processes: between passes, all of them must ask for it."""
-        stored: Tensor = self.get_parameter(name).data
+        stored: Tensor = content(self.get_parameter(name)).data
         return stored.full_tensor() if isinstance(stored, DTensor) else stored
 
     @property

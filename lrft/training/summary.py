@@ -74,6 +74,7 @@ def output_dir(recipe: Recipe) -> str:
 def model_line(base: Base, attached: Attached) -> list[str]:
     frozen, kind = count_parameters(attached.model) - trainable(attached), base.info["quantization"]
     how = f"frozen in {base.info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
+    how += ", blocks streamed" if base.placement == "streamed" else ""
     return [f"{base.info['name']}   {frozen / 1e6:,.1f} M parameters, {how}"]
 
 
