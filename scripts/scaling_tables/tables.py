@@ -431,8 +431,8 @@ def assumptions() -> str:
              "QLoRA, double quantisation"],
             ["every weight trained", "16 bytes a parameter: bf16 weight and gradient, float32 copy and two moments",
              "ZeRO, section 3.1"],
-            *([card.name, f"{card.flops / 1e12:.0f} TFLOP/s dense bf16, {card.link / 1e9:.1f} GB/s from the machine's memory",
-               card.source] for card in CARDS),
+            *([card.name, f"{card.flops / 1e12:.0f} TFLOP/s dense bf16, {card.link / 1e9:.1f} GB/s from the machine's "
+               "memory", card.source] for card in CARDS),
         ],
         words=3,
     )  # fmt: skip

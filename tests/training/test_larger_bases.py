@@ -69,29 +69,28 @@ def test_a_streamed_run_is_the_resident_one_also_resumed(
     again = runs.cut(run, 3, narrow.root / "again")
     narrow.train("model.placement=streamed", *asked, out="again", resume="last")
     assert len(made) == 2
-    assert all(each.size > 0 and len(each.here) == 2 for each in made)
+    # What is pruned is pruned, and trains, in the dtype in which it was loaded: a CPU has nothing to copy.
+    assert all(len(each.here) == (0 if method == "loram" else 2) for each in made)
     for other in (run, again):
         assert runs.records(other)[-3:] == runs.records(resident)[-3:]
         assert runs.records(other, "eval")[-1] == runs.records(resident, "eval")[-1]
         assert not runs.differing(runs.tensors(other), runs.tensors(resident))
 
 
-def test_its_evaluation_and_its_merge_are_streamed_too(
+def test_its_evaluation_and_the_check_of_its_merge_are_streamed_too(
     narrow: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = {}
-    for where in ("resident", "streamed"):
-        run = narrow.train(f"model.placement={where}", "training.max_steps=2", out=where)
-        made = streams(monkeypatch)
-        capsys.readouterr()
-        run_command(["eval", str(run), "--data", str(narrow.root / "validation.jsonl"), "--json"])
-        answers[where] = json.loads(capsys.readouterr().out)["loss"]
-        assert len(made) == (where == "streamed")
-        adapter = (run / "last").resolve()
-        merge_adapter(adapter, narrow.root / f"merged-{where}")
-        verify_merge(narrow.root / f"merged-{where}", adapter, base_folder=narrow.root / "base")
-        assert len(made) == 2 * (where == "streamed")
-    assert answers["streamed"] == answers["resident"]
+    keys = ("training.max_steps=1", "evaluation.every=1")
+    run = narrow.train("model.placement=streamed", *keys, out="streamed")
+    expected = runs.records(run, "eval")[-1]["loss"]
+    made = streams(monkeypatch)
+    capsys.readouterr()
+    assert not run_command(["eval", str(run), "--data", str(narrow.root / "validation.jsonl"), "--json"])
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(expected, rel=1e-6)
+    adapter = (run / "last").resolve()
+    merge_adapter(adapter, narrow.root / "merged")
+    verify_merge(narrow.root / "merged", adapter, base_folder=narrow.root / "base")
+    assert [len(each.here) for each in made] == [2, 2]
 
 
 # What is chosen, and what is refused
@@ -156,7 +155,7 @@ def test_several_processes_are_refused(place: Place, monkeypatch: pytest.MonkeyP
 # RLIMIT_DATA counts all private memory, used or not, and torch's map of the weight files, which holds none as long as
 # nobody writes to it: what is allowed beside that map is all that the process can have of its own.
 HELD = """
-import json, resource, sys
+import gc, resource, sys
 import torch, transformers, lrft.training.run, lrft.cli.eval, lrft.verification.merge
 from pathlib import Path
 from lrft.cli.main import run_command
@@ -167,8 +166,12 @@ lines = Path("/proc/self/status").read_text().splitlines()
 held = 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmData:")))
 resource.setrlimit(resource.RLIMIT_DATA, (held + mapped + allowed,) * 2)
 out = root / placement
-run_command(["train", str(root / "recipe.yaml"), f"output_dir={out}", f"model.placement={placement}", "--quiet"])
+keys = f"output_dir={out}", f"model.placement={placement}", "--quiet"
+if run_command(["train", str(root / "recipe.yaml"), *keys]):
+    sys.exit(1)
+gc.collect()
 run_command(["eval", str(out), "--data", str(root / "validation.jsonl"), "--json"])
+gc.collect()
 adapter = (out / "last").resolve()
 merge_adapter(adapter, root / "merged")
 verify_merge(root / "merged", adapter, base_folder=root / "base", tolerance=1.0)
@@ -180,7 +183,7 @@ def test_a_base_larger_than_the_limit_of_the_process_is_trained_evaluated_and_me
     base = memory.Synthetic(tmp_path, layers=18, width=1024, inner=4096)
     assert base.size > 600e6
     tiny_tokenizers.chatml().save_pretrained(base.base)
-    runs.write_rows(tmp_path / "train.jsonl", runs.rows(10))
+    runs.write_rows(tmp_path / "train.jsonl", runs.rows(6))
     runs.write_rows(tmp_path / "validation.jsonl", runs.rows(5, seed=1))
     place = Place(tmp_path)
     keys = "\n".join(("  max_steps: 2", "  gradient_checkpointing: full"))
@@ -193,7 +196,7 @@ def test_a_base_larger_than_the_limit_of_the_process_is_trained_evaluated_and_me
         environment |= {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         return subprocess.run(asked, capture_output=True, text=True, timeout=600, env=environment)
 
-    streamed_run, resident = held("streamed", 300 * 10**6), held("resident", 300 * 10**6)
+    streamed_run, resident = held("streamed", 450 * 10**6), held("resident", 450 * 10**6)
     assert streamed_run.returncode == 0, streamed_run.stderr[-3000:]
     assert resident.returncode != 0
     assert "memory" in resident.stderr.lower()
