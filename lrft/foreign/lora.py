@@ -2,7 +2,7 @@
 
 from lrft.foreign.entries import Missing, Needless, Table, To
 
-SAVED_WHOLE = "adapter.modules_to_save is not supported in this version"
+SAVED_WHOLE = "modules beside the adapters are not trained in full, but for heads of classifiers"
 LOFTQ = "LoftQ is not supported in this version"
 _VARIANT = "a variant of LoRA that lrft does not have; lrft methods lists those that it has"
 _START = "options of a start are written behind its name: adapter.method: {NAME: {option: value}}"

@@ -347,7 +347,10 @@ def test_what_is_left_out_is_told_with_its_reason(tmp_path: Path, capsys: pytest
     assert run_command(["init", str(path), "--from", str(source)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "19 of 20 keys have a place in the recipe" in said
-    assert "lora_modules_to_save: adapter.modules_to_save is not supported in this version" in said
+    assert (
+        "lora_modules_to_save: modules beside the adapters are not trained in full, but for heads of classifiers"
+        in said
+    )
     assert "#   lora_modules_to_save: ['embed_tokens']: adapter.modules_to_save" in path.read_text(encoding="utf-8")
     assert run_command(["check", "--static", str(path)]) == 0
     assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=lrft.schema.json\n")
