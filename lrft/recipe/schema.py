@@ -488,7 +488,11 @@ class LoggingSection(Section):
 
 
 class AfterSection(Section):
-    merge: bool = Field(default=False, description="`lrft merge`: writes merged/ in the run folder.")
+    merge: bool = Field(
+        default=False,
+        description="`lrft merge`: writes merged/ in the run folder. Another dtype: "
+        "after.export: [{merged: {dtype: bfloat16}}].",
+    )
     export: SeveralNamed = Field(
         default=(), description="`lrft export --to` each of these exporters, by name: writes export/NAME."
     )
