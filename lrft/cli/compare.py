@@ -9,6 +9,7 @@ import typer
 
 from lrft.cli.answer import answering
 from lrft.cli.arguments import AsJson, as_written, loading
+from lrft.errors import UsageError
 
 
 def compare(
@@ -20,6 +21,15 @@ def compare(
             "--dry-run", help="List the runs with rank, trainable parameters and estimated time; train nothing."
         ),
     ] = False,
+    propose: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Then add N runs to FILE, one after the other: maps of ranks by block that a small network, fitted to "
+            "the finished ones, predicts to be better.",
+        ),
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train one recipe with several methods, at matched trainable parameters, and compare them.
@@ -42,9 +52,15 @@ def compare(
     """
     from lrft.compare.config import read
 
+    if propose and dry_run:
+        raise UsageError("--propose goes by finished runs, and --dry-run trains none: leave one of them out")
     comparison = read(file)
     with loading():
+        from lrft.compare.rank_search import search
         from lrft.compare.run import run
 
     with as_written(comparison.first_recipe()), answering(as_json) as reporter:
-        run(comparison, reporter, jobs=jobs, dry_run=dry_run)
+        if propose:
+            search(comparison, reporter, jobs=jobs, proposals=propose)
+        else:
+            run(comparison, reporter, jobs=jobs, dry_run=dry_run)
