@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses
+from lrft.adapters.peft_type import PeftType
 
 CalibrationResult = Mapping[str, Mapping[str, Tensor]]
 
@@ -298,6 +299,13 @@ class Method(Part):
     """Abstract: a part that builds adapters."""
 
     builds: ClassVar[bool] = True
+    peft_type: ClassVar[str] = ""
+    """what stock PEFT calls the method, where it has it; then `in_peft` says how"""
+
+    @classmethod
+    def in_peft(cls) -> PeftType | None:
+        """How its adapters are written as PEFT's own type of them, and read from a folder of that type."""
+        return None
 
     def shared(self, sites: Sequence[Site]) -> nn.Module | None:
         """What the adapters of all sites have in common: `Adapter.shared`. As for adapters, what is saved is its

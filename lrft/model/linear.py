@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lrft.model import pruned
 from lrft.model.pruned import PrunedLinear
 from lrft.model.quantized import QuantizedLinear
+from lrft.utils.divided import whole
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -82,9 +82,7 @@ def dense(module: Any) -> Tensor:
         return module.made(torch.promote_types(dtype(module), torch.float32))
     if isinstance(module, PrunedLinear):
         return pruned.dense(module)
-    weight = rows(module).detach()
-    if isinstance(weight, DTensor):
-        weight = weight.full_tensor()
+    weight = whole(rows(module).detach())
     return weight if weight.dtype == torch.float64 else weight.float()
 
 

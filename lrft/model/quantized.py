@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.distributed.tensor import DTensor
 
 from lrft.errors import MissingError, UsageError
 from lrft.model import output_cache
 from lrft.model.head import head_modules
+from lrft.utils.divided import whole
 
 KINDS = ("nf4", "fp4", "int8")
 BLOCK = 64
@@ -110,8 +110,7 @@ class QuantizedLinear(nn.Module):
 
     def _whole(self, name: str) -> Tensor:
         """Gathered where it is divided over processes: between passes, all of them must ask for it."""
-        stored: Tensor = self.get_parameter(name).data
-        return stored.full_tensor() if isinstance(stored, DTensor) else stored
+        return whole(self.get_parameter(name).data)
 
     @property
     def weight(self) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lrft.data import Rows
-from lrft.data.collate import ENTRIES, WEIGHTS, Form, collate, sequence_numbers
+from lrft.data.collate import ENTRIES, WEIGHTS, Form, collate
 from lrft.errors import UsageError
 from lrft.model.layers import head_of
 from lrft.objectives.base import Context, LossModule, Objective
@@ -152,17 +152,10 @@ class TokenLoss(LossModule):
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         self.of_tokens = []
         total = self.balanced_sum(batch)
-        if self.training and self.sources:
-            self.note_sources_of(batch)
+        if self.by_source:
+            labels = batch["labels"]
+            self.note_tokens(joined(self.of_tokens, labels), batch, trained(labels), self.weights(batch))
         return total
-
-    def note_sources_of(self, batch: Mapping[str, Tensor]) -> None:
-        """The token losses of `of_tokens`, by the entries of their rows."""
-        trained = batch["labels"][:, 1:] != IGNORE_INDEX
-        entries = batch[ENTRIES][sequence_numbers(batch)[:, 1:][trained]]
-        losses = torch.cat(self.of_tokens) if self.of_tokens else entries.new_zeros(0).double()
-        weights = self.weights(batch)
-        self.note_sources(losses, torch.ones_like(losses) if weights is None else weights, entries)
 
     def balanced_sum(self, batch: Mapping[str, Tensor]) -> Tensor:
         """`token_sum`, and the loss that balances a mixture of experts."""
@@ -240,7 +233,7 @@ class TokenLoss(LossModule):
     @property
     def each(self) -> Callable[[Tensor], None] | None:
         """What is told of the losses of tokens, where they are told apart by their sources."""
-        return self.of_tokens.append if self.training and self.sources else None
+        return self.of_tokens.append if self.by_source else None
 
     def answer(self, batch: Mapping[str, Any]) -> tuple[Tensor, Callable[[], Tensor], Callable[[], Tensor]]:
         """The n trained tokens, and what makes the logits (n, vocabulary) before them and the sum of their losses."""
@@ -281,3 +274,13 @@ class TokenLoss(LossModule):
             raise ValueError("base logits require as_base")
         with self.as_base():
             return self.answer(batch)[1]()
+
+
+def trained(labels: Tensor) -> Tensor:
+    """bool (B, T): the tokens that are predicted. labels as of `TokenLoss`."""
+    return (labels != IGNORE_INDEX) & (torch.arange(labels.shape[1], device=labels.device) > 0)
+
+
+def joined(parts: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The losses of tokens end to end, of a batch with these labels; there may be none."""
+    return torch.cat(list(parts)) if parts else torch.zeros(0, device=labels.device)

@@ -236,6 +236,9 @@ def _one_of(names: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+SEARCHED = ("micro_batch_size", "micro_batch_tokens")
+
+
 def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
     section = root.child("distributed")
     strategy = section.child("strategy") if section is not None else None
@@ -244,6 +247,11 @@ def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
     needed = (
         ("precision", "fp16", "training.precision: bf16 or fp32 (fp16 loss scaling is not supported)"),
         ("micro_batch_size", "auto", "a number for training.micro_batch_size (the search for auto is not supported)"),
+        (
+            "micro_batch_tokens",
+            "auto",
+            "a number for training.micro_batch_tokens (the search for auto is not supported)",
+        ),
     )
     for key, value, reason in needed:
         node = training.child(key)

@@ -69,7 +69,7 @@ from lrft.training.after import refuse_impossible
 from lrft.training.checkpoint import resume_point
 from lrft.training.constants import with_constants
 from lrft.training.engine import Engine
-from lrft.training.find_batch_size import largest_that_fits
+from lrft.training.find_batch_size import largest_that_fits, most_tokens_that_fit
 from lrft.training.state import Adapted, Base, Inputs, Notes, Options, Session
 from lrft.utils import hardware
 from lrft.utils.slow import telling
@@ -130,9 +130,11 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     session = Session(recipe, options, inputs, base, adapted, engine, notes, folder=folder)
     if adapted.resumed_from is None:
         compare_init(engine, inputs.train, adapted, base.compute, notes)
+    sets = [rows for rows in (inputs.train, inputs.auxiliary) if rows is not None]
     if recipe.training.micro_batch_size == "auto":
-        sets = [rows for rows in (inputs.train, inputs.auxiliary) if rows is not None]
         engine.micro = largest_that_fits(engine, sets, recipe.training.global_batch_size)
+    if recipe.training.micro_batch_tokens == "auto":
+        engine.tokens = most_tokens_that_fit(engine, sets, recipe.training.global_batch_size)
     return session
 
 
@@ -256,6 +258,7 @@ def start_engine(
         layout=layout,
         pad_id=pad_token(inputs.tokenizer),
         micro=1 if t.micro_batch_size == "auto" else t.micro_batch_size,
+        tokens=None if t.micro_batch_tokens == "auto" else t.micro_batch_tokens,
         offload=t.activation_offload,
         averaged=partial(made(t.optimizer, "optimizers").averaged, optimizer),
     )
