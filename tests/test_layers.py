@@ -40,7 +40,7 @@ ONLY = {
     "foreign": "",
     "recipe": "errors registry foreign",
     "moving": "errors registry foreign utils recipe",
-    "optim": "errors",
+    "optim": "errors registry",
     "metrics": "",
     "data": "errors registry utils",
     "model": "errors utils",

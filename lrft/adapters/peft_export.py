@@ -1,22 +1,113 @@
-"""Export to PEFT's format: tensors, configuration and target module names."""
+"""Export to PEFT's format: tensors, configuration and target module names.
+
+As a LoRA where PEFT's LoRA computes the same, which most tools load; else as PEFT's own type of the method.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, PeftForm
 from lrft.adapters.attached import Attached
 from lrft.adapters.modules_to_save import tensors_of
-from lrft.adapters.peft_names import Names
+from lrft.adapters.peft_names import Names, peft_names
 from lrft.model.head import task_of
 
 PEFT_TENSORS = "adapter_model.safetensors"
 # An adapter whose tensors are just these is the same thing in PEFT's file, under PEFT's names.
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 PEFT_PREFIX = "base_model.model."
+SHARED_PREFIX = "base_model."
+NO_TYPE = "stock PEFT cannot represent this method"
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """The two files of stock PEFT's folder, or the reason why there are none.
+
+    kind      the type that PEFT calls it: LORA, HRA, ...
+    as_is     the file holds just the tensors that the adapter saves, under PEFT's names
+    """
+
+    kind: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    as_is: bool = False
+    refused: str = ""
+
+
+def peft_folder(attached: Attached, base: Mapping[str, Any], *, own_type: bool = False) -> PeftFolder:
+    """How stock PEFT gets an adapter. base: name, revision and quantization of the base.
+
+    own_type   as PEFT's own type of the method even where a LoRA of PEFT computes the same
+    """
+    if own_type:
+        return as_own_type(attached, base)
+    found = as_lora(attached, base)
+    return as_own_type(attached, base) if found.refused == NO_TYPE else found
+
+
+def as_lora(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
+    forms = {name: form for name, adapter in attached.modules.items() if (form := adapter.peft()) is not None}
+    if len(forms) < len(attached.modules):
+        return PeftFolder(refused=NO_TYPE)
+    names = peft_names(attached, forms, base.get("quantization", "none"))
+    if names.refused:
+        return PeftFolder(refused=names.refused)
+    as_is = attached.shared is None and all(
+        is_its_form(adapter, forms[name]) for name, adapter in attached.modules.items()
+    )
+    tensors = peft_tensors(forms, attached.modules_to_save)
+    return PeftFolder("LORA", peft_config(attached, forms, base, names), tensors, as_is)
+
+
+def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
+    """As the type that the method says, with the tensors under PEFT's names."""
+    composition = compose.compose((entry["name"], entry["options"]) for entry in attached.methods)
+    kind = composition.method.in_peft()
+    if kind is None:
+        return PeftFolder(refused=NO_TYPE)
+    if unfit := [name for name, adapter in attached.modules.items() if not kind.fits(adapter)]:
+        return PeftFolder(refused=f"stock PEFT's {kind.name} cannot represent the adapter of {unfit[0]}")
+    names = peft_names(attached, dict.fromkeys(attached.modules), base.get("quantization", "none"))
+    if names.refused:
+        return PeftFolder(refused=names.refused)
+    if kind.scales_bias and (biased := [n for n in attached.modules if bias_of(attached.model, n) is not None]):
+        return PeftFolder(refused=f"stock PEFT's {kind.name} changes the bias of {biased[0]} as well")
+    try:
+        said = kind.config(composition.method, attached.modules, names.modules)
+    except ValueError as error:
+        return PeftFolder(refused=str(error))
+    tensors: dict[str, Tensor] = {f"{PEFT_PREFIX}{name}": p for name, p in tensors_of(attached.modules_to_save).items()}
+    for name, adapter in attached.modules.items():
+        tensors |= {f"{PEFT_PREFIX}{name}.{ending}": tensor for ending, tensor in kind.written(adapter).items()}
+    if attached.shared is not None:
+        shared = kind.written_shared(attached.shared)
+        tensors |= {f"{SHARED_PREFIX}{ending}": tensor for ending, tensor in shared.items()}
+    config = common_config(attached, kind.name, base, names) | said
+    return PeftFolder(kind.name, config, tensors)
+
+
+def bias_of(model: nn.Module, name: str) -> Any:
+    return model.get_submodule(name).bias
+
+
+def common_config(attached: Attached, kind: str, base: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """Keys that all types of PEFT have."""
+    return {
+        "peft_type": kind,
+        "task_type": task_of(attached.model),
+        "base_model_name_or_path": base.get("name"),
+        "revision": base.get("revision"),
+        "inference_mode": True,
+        "target_modules": list(names.modules),
+        "modules_to_save": list(attached.modules_to_save) or None,
+    }
 
 
 def is_its_form(adapter: Adapter, form: PeftForm) -> bool:
@@ -50,16 +141,11 @@ def peft_config(
     alphas = {said[name]: form.scale * form.A.shape[0] for name, form in forms.items()}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
-        "peft_type": "LORA",
-        "task_type": task_of(attached.model),
-        "base_model_name_or_path": base.get("name"),
-        "revision": base.get("revision"),
-        "inference_mode": True,
+        **common_config(attached, "LORA", base, names),
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "target_modules": list(names.modules),
         "target_parameters": list(names.parameters) or None,
         "lora_dropout": 0.0 if names.parameters else attached.sites[0].dropout,
         "bias": "none",
@@ -67,7 +153,6 @@ def peft_config(
         "use_rslora": False,
         "use_dora": any(form.magnitude is not None for form in forms.values()),
         "init_lora_weights": True,
-        "modules_to_save": list(attached.modules_to_save) or None,
     }
 
 

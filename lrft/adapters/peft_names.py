@@ -35,8 +35,10 @@ class Names:
     refused: str = ""
 
 
-def peft_names(attached: Attached, forms: Mapping[str, PeftForm], quantization: str = "none") -> Names:
-    """Names by which stock PEFT adapts exactly the layers of `forms`. quantization: of the base, "none" without."""
+def peft_names(attached: Attached, forms: Mapping[str, PeftForm | None], quantization: str = "none") -> Names:
+    """Names by which stock PEFT adapts exactly the layers of `forms`. A form is None where it is no LoRA.
+
+    quantization: of the base, "none" without."""
     names = list(forms)
     kind = model_type(attached.model)
     words = sorted({last(name) for name in names} & set(REFUSED_IN_MAMBA))
@@ -55,9 +57,11 @@ def peft_names(attached: Attached, forms: Mapping[str, PeftForm], quantization: 
     return Names(tuple(modules), tuple(sorted(f"{name}.weight" for name in by_weight)))
 
 
-def no_parameters(attached: Attached, forms: Mapping[str, PeftForm], quantization: str) -> str:
+def no_parameters(attached: Attached, forms: Mapping[str, PeftForm | None], quantization: str) -> str:
     """Why PEFT cannot adapt a layer by its weight's name; "" when it can."""
-    if any(form.magnitude is not None for form in forms.values()):
+    if any(form is None for form in forms.values()):
+        return "only its LoRA has target_parameters"
+    if any(form is not None and form.magnitude is not None for form in forms.values()):
         return "its target_parameters do not support DoRA"
     if any(site.transposed for site in attached.sites):
         return "its target_parameters do not support transposed weights"

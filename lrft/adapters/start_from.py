@@ -55,7 +55,7 @@ def start_from(attached: Attached, saved: SavedAdapter) -> Started:
     take_modules_to_save(attached, saved)
     own = {site.name: site for site in attached.sites}
     fresh = tuple(name for name in own if name not in sites)
-    if is_alike(attached, saved) and all(alike(own[name], sites[name]) for name in sites):
+    if is_alike(attached, saved) and all(alike(attached.modules[name], saved, sites[name]) for name in sites):
         take_tensors(attached, saved)
         return Started(len(sites), fresh, True, 0.0, "")
     errors = {name: take_update(attached, saved, own[name], sites[name]) for name in sites}
@@ -64,16 +64,25 @@ def start_from(attached: Attached, saved: SavedAdapter) -> Started:
 
 
 def is_alike(attached: Attached, saved: SavedAdapter) -> bool:
-    """Whether both are of the same methods with the same options. A folder of PEFT names no options."""
+    """Whether both are of the same methods with the same options. A folder of PEFT names those that its type has."""
     entries = [dict(entry) for entry in attached.methods]
     if "format" in saved.info:
         return entries == [dict(entry) for entry in saved.composition.entries]
-    return entries == list(compose.compose((entry["name"], {}) for entry in saved.info["methods"]).entries)
+    there = [(entry["name"], entry["options"]) for entry in saved.info["methods"]]
+    if [entry["name"] for entry in entries] != [name for name, _ in there]:
+        return False
+    parts = {part.name: part for part in compose.compose((e["name"], e["options"]) for e in entries).parts}
+    return all(getattr(parts[name], option) == value for name, said in there for option, value in said.items())
 
 
-def alike(own: Site, site: Site) -> bool:
-    """Whether the tensors of an adapter at `site` mean the same at `own`."""
-    return own == replace(site, dropout=own.dropout, transposed=own.transposed, dtype=own.dtype, depth=own.depth)
+def alike(adapter: Adapter, saved: SavedAdapter, site: Site) -> bool:
+    """Whether the tensors of an adapter at `site` mean the same here. A rank that no tensor has is none."""
+    own = adapter.site
+    given = {name: tensor.shape for name, tensor in saved.tensors[site.name].items()}
+    same = given == {name: tensor.shape for name, tensor in adapter.tensors().items()}
+    rank = own.rank if "format" not in saved.info and same else site.rank
+    like = replace(own, dropout=site.dropout, transposed=site.transposed, dtype=site.dtype, depth=site.depth)
+    return like == replace(site, rank=rank)
 
 
 def take_tensors(attached: Attached, saved: SavedAdapter) -> None:

@@ -1,7 +1,7 @@
 """Adapter folders on disk.
 
     adapter_config.json, adapter_model.safetensors    PEFT's layout, when stock PEFT can represent the method exactly
-                                                      and finds the layers by their names (`peftnames`)
+                                                      and finds the layers by their names (`peft_export`)
     lrft.json                                         what lrft needs beside it: methods, sites, base, checksums
     lrft.safetensors                                  the adapter's own tensors, only when PEFT's are not the same ones
     tokenizer files, chat template                    those that trained
@@ -28,7 +28,7 @@ from lrft.adapters.adapter import Adapter, Site, load_tensors
 from lrft.adapters.attach import attach_sites, build_shared, build_site, refuse_adapted
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.modules_to_save import tensors_of
-from lrft.adapters.peft_export import PEFT_TENSORS, from_peft_names, is_its_form, peft_config, peft_tensors
+from lrft.adapters.peft_export import PEFT_TENSORS, from_peft_names, peft_config, peft_folder, peft_tensors
 from lrft.adapters.peft_names import peft_names
 from lrft.errors import CheckFailed, LrftError, MissingError, UsageError
 from lrft.model import linear
@@ -101,29 +101,22 @@ def save_adapter(
 
     beside   names of existing files that belong to the adapter (its tokenizer), for the checksum manifest
     """
-    forms = {name: adapter.peft() for name, adapter in attached.modules.items()}
-    sayable = {name: form for name, form in forms.items() if form is not None}
     written: list[str] = []
     listed = list(beside)
-    same = False
-    names = peft_names(attached, sayable, base.get("quantization", "none"))
-    if len(sayable) == len(forms) and not names.refused:
-        tensors = peft_tensors(sayable, attached.modules_to_save)
-        files.write_tensors(folder / PEFT_TENSORS, tensors)
-        files.write_json(folder / "adapter_config.json", peft_config(attached, sayable, base, names))
+    stock = peft_folder(attached, base)
+    if not stock.refused:
+        files.write_tensors(folder / PEFT_TENSORS, stock.tensors)
+        files.write_json(folder / "adapter_config.json", stock.config)
         written.append(PEFT_TENSORS)
         listed.append("adapter_config.json")
-        same = attached.shared is None and all(
-            is_its_form(adapter, sayable[name]) for name, adapter in attached.modules.items()
-        )
-    if not same:
+    if not stock.as_is:
         files.write_tensors(folder / OWN_TENSORS, attached.state_dict())
         written.append(OWN_TENSORS)
     save_members(attached, folder, base)
     info = {
         "format": FORMAT,
         "methods": list(attached.methods),
-        "tensors": PEFT_TENSORS if same else OWN_TENSORS,
+        "tensors": PEFT_TENSORS if stock.as_is else OWN_TENSORS,
         "base": dict(base),
         "seed": seed,
         "sites": [_site_to_json(site) for site in attached.sites],

@@ -19,7 +19,7 @@ from lrft.cli.arguments import (
     refuse_unready,
 )
 from lrft.errors import Problem, RecipeError
-from lrft.utils.text import Row
+from lrft.utils.text import Row, amount
 
 if TYPE_CHECKING:
     from lrft.recipe import Recipe
@@ -99,14 +99,14 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     adapter = [
         f"{len(sites)} of {linears} linear layers: {modules}",
         *([f"trained in full: {' '.join(head_modules(skeleton))}"] if head else []),
-        f"{trained / 1e6:,.2f} M trainable parameters ({trained / (everything + trained):.2%})",
+        f"{amount(trained, 2)} trainable parameters ({trained / (everything + trained):.2%})",
         *(f"left out: {line}" for line in left_out),
     ]
     after: list[Row] = [("after", shown(recipe))] if shown(recipe) else []
     with answering(as_json) as reporter:
         reporter.table(
             [
-                ("model", [recipe.masked(recipe.model.name), f"{everything / 1e6:,.1f} M parameters"]),
+                ("model", [recipe.masked(recipe.model.name), f"{amount(everything)} parameters"]),
                 *((other.option, [other.name]) for other in others),
                 ("adapter", adapter),
                 ("data", prepared.report.lines()),

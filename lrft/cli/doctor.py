@@ -21,7 +21,8 @@ def doctor(as_json: AsJson = False) -> None:
     Example: lrft doctor --json
     """
     with loading():
-        from lrft.installation import locks, machine, packages
+        from lrft.distributed import compile_lock
+        from lrft.installation import machine, packages
         from lrft.version import built_from
 
         used = machine.used()
@@ -35,7 +36,9 @@ def doctor(as_json: AsJson = False) -> None:
         "folders": machine.folders(),
         "hub_token": machine.has_token(),
     }
-    facts["problems"] = problems(facts, [need.sentence() for need in packages.pairs()], locks.stale(locks.folder()))
+    facts["problems"] = problems(
+        facts, [need.sentence() for need in packages.pairs()], compile_lock.left_behind(compile_lock.folder())
+    )
     with answering(as_json, facts) as reporter:
         reporter.table(rows(facts))
     if facts["problems"]:

@@ -9,7 +9,9 @@ import typer
 
 from lrft.cli.answer import answering
 from lrft.cli.arguments import AsJson, Base, loading, read_options
+from lrft.cli.progress import shown
 from lrft.errors import UsageError, nearest
+from lrft.utils.slow import telling
 from lrft.utils.text import Row
 
 if TYPE_CHECKING:
@@ -59,19 +61,19 @@ def export(
         raise UsageError("lrft export needs -o FOLDER for an adapter outside a run")
     out = out or Path(run or ".") / "export" / to
     writer = card.load()(**values)
-    facts = writer.export(saved, folder, out)
+    with shown():
+        facts = writer.export(saved, folder, out)
     rows: list[Row] = [("exported", [str(out), *facts])]
-    if writer.writes_model:
-        rows.append(("checked", checked(verify_merge(out, adapter, base_folder=folder))))
-    if writer.writes_adapter:
-        found = verify_adapter(out, adapter, base_folder=folder, tolerance=writer.tolerance)
-        rows.append(("checked", [*checked(found), share(found)]))
-    if writer.writes_gguf:
-        read = verify_gguf(out / FILE, adapter, base_folder=folder, dtype=writer.dtype)
-        keys = (
-            [f"weights alone: transformers does not read {', '.join(read.unread)} of the file"] if read.unread else []
-        )
-        rows.append(("checked", [*checked(read.difference), share(read.difference), *keys]))
+    with telling("comparing what was written with the adapter"):
+        if writer.writes_model:
+            rows.append(("checked", checked(verify_merge(out, adapter, base_folder=folder))))
+        if writer.writes_adapter:
+            found = verify_adapter(out, adapter, base_folder=folder, tolerance=writer.tolerance)
+            rows.append(("checked", [*checked(found), share(found)]))
+        if writer.writes_gguf:
+            read = verify_gguf(out / FILE, adapter, base_folder=folder, dtype=writer.dtype)
+            unread = f"weights alone: transformers does not read {', '.join(read.unread)} of the file"
+            rows.append(("checked", [*checked(read.difference), share(read.difference), *[unread] * bool(read.unread)]))
     with answering(as_json) as reporter:
         reporter.table(rows)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrft.cli.arguments import AsJson, Base, loading, tell_choice, typed
+from lrft.cli.progress import shown
 from lrft.errors import UsageError
 from lrft.utils.text import count
 
@@ -63,14 +61,14 @@ def inspect(
         raise UsageError(f"{folder} is a file", "Choose a folder with -o.")
     tell_choice(source, adapter)
     with noted(run_of(adapter), "inspect", typed()) as kept:
-        with watched("inspecting") as progress:
+        with shown() as progress:
             found = inspect_adapter(
                 adapter,
                 base_model=base,
                 top=top,
                 epsilon=epsilon,
                 accept_other_base=accept_other_base,
-                progress=progress,
+                progress=partial(progress, "inspecting"),
             )
         if folder is not None:
             write(found, folder)
@@ -112,28 +110,3 @@ def tell(found: Inspection, folder: Path | None) -> None:
     with Reporter(None) as reporter:
         for line in [*render.lines(found), "", written]:
             reporter.line(line)
-
-
-@contextmanager
-def watched(word: str) -> Iterator[Callable[[int, int], None]]:
-    """Tells on the standard error how far something is: a live line on a terminal, else a line now and then."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    from lrft.tracking.console import PROGRESS_SECONDS
-
-    told = time.monotonic()
-    console = Console(stderr=True)
-    with Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else nullcontext() as live:
-
-        def progress(done: int, total: int) -> None:
-            nonlocal told
-            text = f"{word}: {done:,} of {total:,}"
-            if live is not None:
-                live.update(Text(text), refresh=True)
-            elif done < total and time.monotonic() - told >= PROGRESS_SECONDS:
-                told = time.monotonic()
-                print(text, file=sys.stderr)
-
-        yield progress

@@ -6,10 +6,12 @@ Nothing heavy is imported here: `lrft --help` and a misspelt key answer before t
 from __future__ import annotations
 
 import gc
+import inspect as inspect_module
 import json
 import os
 import sys
 from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
@@ -42,6 +44,7 @@ from lrft.cli.train import train
 from lrft.cli.tune import tune
 from lrft.cli.verify import verify
 from lrft.errors import LrftError, MemoryExhausted, UsageError, exit_code, nearest
+from lrft.utils import slow
 from lrft.version import built_from
 
 # In the order of use: `lrft --help` shows them like this.
@@ -62,6 +65,27 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Look": {"report": report, "inspect": inspect, "verify": verify, "doctor": doctor},
     "Reference": {"methods": methods, "show": show, "schema": schema},
 }
+
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Log what is done, and what libraries log, on the standard error.")
+]
+
+
+def with_verbose(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with `--verbose` beside its own options."""
+
+    @wraps(command)
+    def run(*given: Any, verbose: bool, **named: Any) -> None:
+        if verbose or slow.verbose():
+            slow.begin_log()
+        command(*given, **named)
+
+    signature = inspect_module.signature(command, eval_str=True)
+    own = inspect_module.Parameter("verbose", inspect_module.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own])  # type: ignore[attr-defined]
+    run.__annotations__ = {name: each.annotation for name, each in run.__signature__.parameters.items()}  # type: ignore[attr-defined]
+    return run
 
 
 class Grouped(TyperGroup):
@@ -97,7 +121,7 @@ app = typer.Typer(
 )
 for title, commands in COMMANDS.items():
     for name, command in commands.items():
-        app.command(name, rich_help_panel=title)(command)
+        app.command(name, rich_help_panel=title)(with_verbose(command))
 
 
 @app.callback(invoke_without_command=True)

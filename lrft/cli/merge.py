@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.cli.arguments import AsJson, Base, loading, one_of, tell_choice, typed
+from lrft.cli.progress import shown
 from lrft.errors import UsageError
+from lrft.utils.slow import telling
 from lrft.utils.text import Row, command, count
 
 if TYPE_CHECKING:
@@ -68,20 +70,22 @@ def merge(
     folder = out or folder_in_run(adapter)
     with noted(run_of(adapter), "merge", typed()) as found:
         found["folder"] = str(folder)
-        result = merge_adapter(
-            adapter,
-            folder,
-            base_model=base,
-            dtype=dtype,
-            accept_other_base=accept_other_base,
-            into=into,
-            trust_remote_code=trusts_remote_code(adapter),
-        )
+        with shown():
+            result = merge_adapter(
+                adapter,
+                folder,
+                base_model=base,
+                dtype=dtype,
+                accept_other_base=accept_other_base,
+                into=into,
+                trust_remote_code=trusts_remote_code(adapter),
+            )
         found |= {"update lost in rounding": f"{result.lost_share:.2%}", "checked": "no, --no-verify"}
         difference = None
         if not no_verify:
             del found["checked"]
-            difference = verify_merge(folder, adapter, base_folder=result.base, tolerance=tolerance, into=into)
+            with telling("comparing the merged model with the adapter"):
+                difference = verify_merge(folder, adapter, base_folder=result.base, tolerance=tolerance, into=into)
             found |= {"checked": checked_words(difference)}
     if as_json:
         verified = difference.to_dict() if difference else None

@@ -11,6 +11,7 @@ import typer
 
 from lrft.cli.arguments import AsJson, as_written, loading, read_recipe
 from lrft.errors import RecipeError, UsageError
+from lrft.utils.text import amount
 
 if TYPE_CHECKING:
     from lrft.recipe import Recipe
@@ -78,7 +79,7 @@ def count_lines(total: int, counts: dict[str, int | str]) -> list[str]:
     """A line for each method. total: parameters of the base."""
     width = max(map(len, counts))
     return [
-        f"{name:<{width}}  {found / 1e6:>10,.3f} M  {found / (total + found):>7.2%}"
+        f"{name:<{width}}  {amount(found, 3):>12}  {found / (total + found):>7.2%}"
         if isinstance(found, int)
         else f"{name:<{width}}  not applicable: {found}"
         for name, found in counts.items()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lrft.data.records import Record, Source, head, of_table
 from lrft.errors import DataError
 from lrft.utils.hub_connection import unreachable
+from lrft.utils.slow import verbose
 
 
 class HubName(NamedTuple):
@@ -56,7 +57,8 @@ def _download(path: str, wanted: HubName, split: str) -> Any:
         )
     import datasets
 
-    datasets.disable_progress_bars()
+    if not verbose():
+        datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(wanted.name, wanted.config, split=split, revision=wanted.revision)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lrft.data.records import Record, Source, head, of_table
 from lrft.errors import DataError
+from lrft.utils.slow import verbose
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
 
@@ -62,7 +63,8 @@ def _names(folder: Path) -> list[str]:
 def _load(folder: Path) -> Any:
     import datasets
 
-    datasets.disable_progress_bars()
+    if not verbose():
+        datasets.disable_progress_bars()
     try:
         return datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""The lock file of DeepSpeed's extension for CPUs, which torch compiles at the first use.
+"""Lock files of extensions that torch compiles at the first use, such as DeepSpeed's for CPUs.
 
 Whoever compiles creates the file, keeps it open and removes it at the end (torch.utils.file_baton); all others wait for
 as long as it is there, without a word. One who is killed meanwhile leaves it behind.
@@ -11,8 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-from torch.utils.cpp_extension import get_default_build_root
 
 from lrft.errors import LrftError
 
@@ -38,12 +36,23 @@ def refuse_left_behind(seconds: float = SECONDS) -> None:
             time.sleep(min(1.0, seconds - age))
 
 
+def folder() -> Path:
+    """Where torch builds extensions."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or f"{cache}/torch_extensions").expanduser()
+
+
 def locks() -> Iterator[Path]:
-    """Where the lock may be, as torch places the folders of extensions: by Python's version and the device."""
-    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    """Where DeepSpeed's lock may be: in torch's own folder by Python's version and the device."""
     version = f"py{sys.version_info.major}{sys.version_info.minor}"
-    roots = [Path(given)] if given else sorted(Path(get_default_build_root()).glob(f"{version}*"))
+    roots = [folder()] if os.environ.get("TORCH_EXTENSIONS_DIR") else sorted(folder().glob(f"{version}*"))
     return (root / EXTENSION / "lock" for root in roots)
+
+
+def left_behind(root: Path) -> list[Path]:
+    """The locks of all extensions below `root` that count as left behind."""
+    found = sorted(root.rglob("lock")) if root.is_dir() else []
+    return [lock for lock in found if lock.is_file() and (age_of(lock) or 0.0) >= SECONDS and not is_open(lock)]
 
 
 def age_of(lock: Path) -> float | None:

@@ -26,6 +26,7 @@ from lrft.export.quantize_gguf import UNQUANTISED, find_quantizer, quantize
 from lrft.model.load import load_tokenizer
 from lrft.model.weights import cache_dir
 from lrft.utils import files
+from lrft.utils.slow import LOG, telling
 from lrft.utils.text import byte_size
 
 FILE = "model.gguf"
@@ -132,9 +133,11 @@ def run_converter(script: Path, words: Sequence[str], out: Path, place: Path) ->
     """Run a script that writes `out`, where the converter is in `place`. Raises UsageError for what the converter does
     not support, LrftError for what else stops it."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(place)}
-    done = subprocess.run(
-        [sys.executable, str(script), *words], capture_output=True, text=True, env=environment, check=False
-    )
+    with telling(f"{script.name} writes {out.name}"):
+        done = subprocess.run(
+            [sys.executable, str(script), *words], capture_output=True, text=True, env=environment, check=False
+        )
+    LOG.info("%s", done.stderr)
     if done.returncode == 0 and out.is_file():
         return
     lines = [line for line in done.stderr.splitlines() if line.strip()]

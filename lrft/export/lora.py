@@ -27,6 +27,7 @@ from lrft.export.base import Exporter
 from lrft.export.merge import OWN_FILES, goes_along, refuse_unmergeable
 from lrft.loading.saved import load_as_trained
 from lrft.utils import files
+from lrft.utils.slow import tell
 
 ENERGY = 0.99
 ERRORS = "conversion.json"
@@ -62,7 +63,10 @@ class Lora(Exporter):
             raise UsageError(f"{out} exists", "Choose another folder with -o.")
         model = load_as_trained(saved, base, widen=True)
         attached = load_saved(model, placed(saved, model))
-        cuts = {name: self.cut(attached.delta(name)) for name in attached.modules}
+        cuts: dict[str, Cut] = {}
+        for name in attached.modules:
+            tell("cutting updates to a rank", len(cuts), len(attached.modules))
+            cuts[name] = self.cut(attached.delta(name))
         if not any(cut.B.any() for cut in cuts.values()):
             raise CheckFailed("the adapter's update is zero everywhere, so there is nothing to convert")
         write(attached, cuts, saved, out)

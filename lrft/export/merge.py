@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from lrft.model.weights import weight_files
 from lrft.utils import files
 from lrft.utils.hardware import DTYPES
 from lrft.utils.safetensors_stream import TensorReader
+from lrft.utils.slow import tell
 
 # What lies in the base's and the adapter's folder goes along as it is, but for weights, other tools' pickles and locks.
 NOT_COPIED = {
@@ -50,6 +52,9 @@ OWN_FILES = {
     *("adapter_config.json", "adapter_model.safetensors", "lrft.json", "lrft.safetensors", "README.md"),
     "trainer_state.json",  # lies in the checkpoints of other trainers
 }
+
+
+of_merge = partial(tell, "merging, tensors")
 
 
 @dataclass
@@ -96,7 +101,7 @@ def merge_adapter(
     accept_other_base: bool = False,
     into: str = "original",
     trust_remote_code: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = of_merge,
 ) -> MergeResult:
     """Write the merged model into the new folder `out`.
 
@@ -105,6 +110,7 @@ def merge_adapter(
     dtype       float32, bfloat16 or float16; None keeps each tensor's own
     into        original, or dequantized for an adapter that was trained on a quantised base: the weights that were
                 trained against. The quantised model is then held in memory, and several of its largest tensors.
+    progress    is told the tensors of the base that are done, and all of them
     Raises UsageError (nothing to merge, `out` exists), CheckFailed (damaged adapter, another base, nothing changed).
     """
     saved, out = read_any(Path(adapter)), Path(out)
@@ -118,8 +124,9 @@ def merge_adapter(
     weights = weight_files(source)
     skeleton = load_skeleton(source, trust_remote_code, saved.head)
     saved = placed(saved, skeleton)
-    stored = Stored(skeleton, names_in(weights))
-    head = head_merge(saved, skeleton, names_in(weights))
+    names = names_in(weights)
+    stored = Stored(skeleton, names)
+    head = head_merge(saved, skeleton, names)
     keys = tensor_keys(saved, stored)
     trained_on = dequantized(saved, source, weights, trust_remote_code) if into == "dequantized" else TrainedOn()
     result = MergeResult(out, source, len(saved.sites), dtype or "as stored", left_out=sorted(head.unread))
@@ -127,11 +134,15 @@ def merge_adapter(
     needed = sum(path.stat().st_size for path in weights) * (2 if dtype == "float32" else 1)
     with files.room_for(out, needed), files.scratch_for(out) as temporary:
         with workers_for(saved) as workers:
-            for number, path in enumerate(weights):
+            done = count(1)
+
+            def reached() -> None:
+                progress(next(done), len(names))
+
+            for path in weights:
                 last = path == weights[-1]
                 to = temporary / path.name
-                result.add(merge_file(path, to, saved, keys, dtype, workers, trained_on, head, last=last))
-                progress(number + 1, len(weights))
+                result.add(merge_file(path, to, saved, keys, dtype, workers, trained_on, head, reached, last=last))
         if not result.update_norm:
             raise CheckFailed("the adapter's update is zero everywhere, so merging would change nothing")
         complete_folder(temporary, source, saved, dtype)

@@ -74,6 +74,8 @@ class FileMerge:
     keys: Mapping[str, Site]
     trained_on: TrainedOn
     head: HeadMerge
+    reached: Callable[[], None]
+    """called when the pieces of a tensor of the base have been given out"""
     desk: Desk = field(default_factory=Desk)
     lock: threading.Lock = field(default_factory=threading.Lock)
     changes: dict[str, Change] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class FileMerge:
             yield partial(self.give, name, tensor)
         for name, entry in self.reader.entries.items():
             if name in self.head.given or name not in self.writer.entries:
+                self.reached()
                 continue
             if name in self.keys:
                 yield from self.target(name, entry, self.keys[name])
@@ -96,6 +99,7 @@ class FileMerge:
             else:
                 for first, last in spans(entry.size, COPIED):
                     yield partial(self.copy, name, first, last)
+            self.reached()
 
     def give(self, name: str, tensor: Tensor) -> None:
         """A tensor that was trained in full."""
@@ -199,10 +203,14 @@ def merge_file(
     workers: int,
     trained_on: TrainedOn,
     head: HeadMerge,
+    reached: Callable[[], None],
     *,
     last: bool,
 ) -> dict[str, Change]:
-    """Returns the change of each site whose tensor lies in this file. last: of the base's files."""
+    """Returns the change of each site whose tensor lies in this file.
+
+    reached: called for each tensor of the file. last: of the base's files.
+    """
     with TensorReader(path) as reader:
         kept = {
             name: (CHOICES[dtype] if dtype and entry.dtype in FLOATS else entry.dtype, entry)
@@ -216,7 +224,7 @@ def merge_file(
             word = announced[name][0] if name in announced else common
             announced[name] = (word, tensor.shape, tensor.numel() * DTYPES[word].itemsize)
         with TensorWriter(out, announced, reader.metadata) as writer:
-            work = FileMerge(reader, writer, saved, keys, trained_on, mine)
+            work = FileMerge(reader, writer, saved, keys, trained_on, mine, reached)
             together(work.jobs(), workers)
     return work.changes
 

@@ -14,12 +14,18 @@ OPTIMIZERS: Mapping[str, Choice] = {
         "adamw",
     ),
     **dict.fromkeys(
-        (
-            *("adamw_8bit", "adamw_bnb_8bit", "adamw8bit", "AdamW8bit", "adamw_torch_8bit"),
-            *("torchao_adamw_8bit", "torchao_adamw_4bit", "ao_adamw_8bit", "ao_adamw_4bit", "adamw_torch_4bit"),
-        ),
+        ("adamw_8bit", "adamw_bnb_8bit", "adamw8bit", "AdamW8bit"),
         "adamw-8bit",
     ),
+    # Whose 8 bits of floating point take as many bytes.
+    **dict.fromkeys(
+        ("adamw_torch_8bit", "torchao_adamw_8bit", "ao_adamw_8bit", "ao_adamw_fp8", "torchao_adamw_fp8"),
+        "adamw-torchao",
+    ),
+    **{
+        name: {"adamw-torchao": {"bits": 4}}
+        for name in ("adamw_torch_4bit", "torchao_adamw_4bit", "ao_adamw_4bit", "AdamW4bit")
+    },
     **dict.fromkeys(("paged_adamw", "paged_adamw_32bit", "PagedAdamW"), "paged-adamw"),
     "paged_adamw_8bit": {"paged-adamw": {"bits": 8}},
     "PagedAdamW8bit": {"paged-adamw": {"bits": 8}},

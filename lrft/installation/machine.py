@@ -32,13 +32,13 @@ def folders() -> dict[str, dict[str, Any]]:
     """{the environment variable that moves it: its path and the free bytes of its disk} of the caches of a run."""
     from huggingface_hub import constants
 
-    from lrft.installation import locks
+    from lrft.distributed import compile_lock
     from lrft.model.weights import cache_dir
 
     found = {
         "LRFT_CACHE": cache_dir(),
         "HF_HUB_CACHE": Path(constants.HF_HUB_CACHE),
-        "TORCH_EXTENSIONS_DIR": locks.folder(),
+        "TORCH_EXTENSIONS_DIR": compile_lock.folder(),
     }
     return {name: {"path": str(path), "free_bytes": _free(path)} for name, path in found.items()}
 

@@ -21,6 +21,7 @@ from lrft.errors import CheckFailed, DataError, MissingError, UsageError, neares
 from lrft.loading.saved import Target
 from lrft.model.end_tokens import add_stops
 from lrft.model.load import position_limit
+from lrft.utils.slow import verbose
 
 STDERR = "_stderr"
 CODE = ("!function", "class:")
@@ -58,7 +59,8 @@ def run_tasks(
     refuse_code(tasks, allow_code)
     from lm_eval import evaluator
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if not verbose():
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
     chosen = loaded_tasks(tasks)
     made = evaluator.simple_evaluate(
         model=asked(found, chat_template, batch_size),

@@ -34,6 +34,7 @@ from lrft.objectives.base import START, OtherModel
 from lrft.objectives.packing import Layout, find_layout
 from lrft.recipe import Recipe
 from lrft.utils import files, hardware
+from lrft.utils.text import amount
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows) ->
     )
     model.to(base.device)
     layout = find_layout(model, rows, packing=recipe.data.packing, compute=compute)
-    said = f"{found.name}   {count(model) / 1e6:,.1f} M parameters, frozen in {dtype}"
+    said = f"{found.name}   {amount(count(model))} parameters, frozen in {dtype}"
     return OtherModel(model, layout, False, nullcontext, _written(recipe, found.key), found.fingerprint, said)
 
 

@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 from lrft.model import fused_linear
 from lrft.model.linear import dtype, product
 
@@ -31,12 +32,17 @@ class Hra(Method):
     paper: ClassVar[str] = "arXiv 2405.17484"
     equation: ClassVar[str] = "W (I - 2 u_1 u_1') ... (I - 2 u_r u_r'), u_i normalised"
     parameters: ClassVar[str] = "r k"
-    exports: ClassVar[str] = "merged model only"
+    exports: ClassVar[str] = "PEFT HRA where all ranks are one, or merged model"
     evidence: ClassVar[str] = "forward, merge, gradients and init compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "docs/benchmark.md: 3 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "HRA"
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
+
+    @classmethod
+    def in_peft(cls) -> PeftType:
+        return PeftType("HRA", HraAdapter, {"U": Named("hra_u", "kr")}, fixed={"apply_GS": (False,)})
 
     def build(self, site: Site) -> Adapter:
         if site.rank % 2:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lrft.model import pruned
 from lrft.model.pruned import PrunedLinear
 from lrft.model.quantized import QuantizedLinear
+from lrft.utils.divided import whole
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -27,7 +27,9 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | QuantizedLinear | PrunedLinear) or is_transposed(module)
+    if isinstance(module, QuantizedLinear):
+        return module.is_layer
+    return isinstance(module, nn.Linear | PrunedLinear) or is_transposed(module)
 
 
 def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -53,6 +55,8 @@ def as_rows(weight: Tensor, transposed: bool) -> Tensor:
 
 def dtype(module: Any) -> torch.dtype:
     """The dtype in which the layer computes."""
+    if isinstance(module, PrunedLinear):
+        return module.dtype
     found: torch.dtype = module.like.dtype if isinstance(module, QuantizedLinear) else module.weight.dtype
     return found
 
@@ -65,7 +69,7 @@ def stored_transposed(module: Any) -> bool:
 def rows(module: Any) -> Tensor:
     """W as (d, k) in the layer's own dtype: its own memory, or made anew where the layer is quantised."""
     if isinstance(module, PrunedLinear):
-        return module.whole.weight.to(module.weight.device)
+        return module.whole.weight.to(module.device)
     return as_rows(module.weight, is_transposed(module))
 
 
@@ -78,9 +82,7 @@ def dense(module: Any) -> Tensor:
         return module.made(torch.promote_types(dtype(module), torch.float32))
     if isinstance(module, PrunedLinear):
         return pruned.dense(module)
-    weight = rows(module).detach()
-    if isinstance(weight, DTensor):
-        weight = weight.full_tensor()
+    weight = whole(rows(module).detach())
     return weight if weight.dtype == torch.float64 else weight.float()
 
 

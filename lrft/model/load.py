@@ -18,6 +18,7 @@ from lrft.model.classes import auto_class
 from lrft.model.head import Head, head_modules, settle
 from lrft.model.weights import weight_files
 from lrft.utils import threads
+from lrft.utils.slow import verbose
 
 if TYPE_CHECKING:
     import torch
@@ -148,8 +149,8 @@ def quantizer(quantization: str, dtype: torch.dtype, skipped: list[str] | None =
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`. Raises LrftError when there is none that transformers can read."""
-    _import_transformers()
-    from transformers import AutoTokenizer
+    with importing():
+        from transformers import AutoTokenizer
 
     with quiet(), _readable(folder, "tokenizer"):
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
@@ -157,8 +158,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model's configuration. Raises LrftError when transformers cannot read it."""
-    _import_transformers()
-    from transformers import AutoConfig
+    with importing():
+        from transformers import AutoConfig
 
     with quiet(), _readable(folder, "configuration"):
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
@@ -299,9 +300,14 @@ def _readable(place: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the progress bars and notices of transformers and bitsandbytes, and puts them back."""
+    """Silences the progress bars and notices of transformers and bitsandbytes, and puts them back; not under
+    `--verbose`."""
     from transformers.utils import logging
 
+    if verbose():
+        logging.set_verbosity_info()
+        yield
+        return
     quantizing = standard_logging.getLogger("bitsandbytes")
     level = quantizing.level
     quantizing.setLevel(standard_logging.ERROR)

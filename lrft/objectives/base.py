@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from lrft.data import DataReport, Rows
-from lrft.data.collate import Form
+from lrft.data.collate import ENTRIES, Form, sequence_numbers
 from lrft.errors import CheckFailed
 from lrft.model.head import Head
 from lrft.model.modes import evaluation_mode
+from lrft.objectives.figures import means
 from lrft.objectives.packing import Layout
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -106,7 +107,7 @@ class LossModule(nn.Module):
     """Whether the rows of a step, or of an evaluation, are compared with each other: `gather` then sees all batches
     before the first of them is answered, but for a step of one batch on one process."""
     tells_sources: ClassVar[bool] = False
-    """Whether it notes, in training, the loss of each of `sources`."""
+    """Whether it notes, in training, the loss of each of `sources`: `note_rows` or `note_tokens`."""
     looks_ahead: bool = False
     """whether `look` has to see all batches of a step before the first of them is answered"""
     constant: tuple[str, ...] = ()
@@ -141,6 +142,25 @@ class LossModule(nn.Module):
         """What adds up over micro-batches and processes, such as a confusion matrix. Every batch must note the
         same names in the same shapes, also when nothing of it counts."""
         self.sums[name] = value.detach().double()
+
+    @property
+    def by_source(self) -> bool:
+        """Whether the losses of the batch at hand are told apart by their sources."""
+        return self.training and bool(self.sources)
+
+    def note_rows(self, losses: Tensor, batch: Mapping[str, Tensor]) -> None:
+        """The losses (B,) of the rows of a batch, where they are told apart: each row counts one."""
+        if self.by_source:
+            self.note_sources(losses, torch.ones_like(losses), batch[ENTRIES])
+
+    def note_tokens(
+        self, losses: Tensor, batch: Mapping[str, Tensor], chosen: Tensor, weights: Tensor | None = None
+    ) -> None:
+        """The losses (n,) of tokens, where they are told apart; chosen: bool (B, T), which n of the batch they are of,
+        row by row. weights (n,): what they count; None for one each."""
+        if self.by_source:
+            entries = batch[ENTRIES][sequence_numbers(batch)[chosen]]
+            self.note_sources(losses, torch.ones_like(losses) if weights is None else weights, entries)
 
     def note_sources(self, losses: Tensor, counts: Tensor, entries: Tensor) -> None:
         """The losses (n,) of what counts `counts` (n,) in their sum, as a mean for each entry of data.train: entries
@@ -311,7 +331,7 @@ class Objective:
 
         The order is that in which they are shown, the most telling first. Here: means, of what `LossModule.note` noted.
         """
-        return {name: (total / count).item() for name, (total, count) in sums.items() if count}
+        return means(sums)
 
     def module(self, model: nn.Module, *, direct: bool = False) -> LossModule:
         """What answers such a batch with its summed loss.

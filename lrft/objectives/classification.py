@@ -24,6 +24,7 @@ from lrft.objectives.base import Asked, LossModule, Objective
 from lrft.objectives.class_weights import given_weights
 from lrft.objectives.cross_entropy import wide
 from lrft.objectives.figures import of_confusion, of_labels, spearman
+from lrft.objectives.neftune import row_lengths
 from lrft.objectives.sft import Outputs
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
@@ -138,6 +139,7 @@ class ClassLoss(LossModule):
 
     adds_extra: ClassVar[bool] = True
     mixes_copies: ClassVar[bool] = True
+    tells_sources: ClassVar[bool] = True
 
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         if self.head is None:
@@ -147,9 +149,18 @@ class ClassLoss(LossModule):
         if copies > 1 and not self.training:
             own = len(labels) // copies
             batch = {**batch, "row": batch["row"][:own]}
-            return answer(mixed(logits, copies, self.head.problem), labels[:own], batch)
-        total = answer(logits, labels, batch) / copies
-        outputs = Outputs(labels, lambda: logits, lambda: self.base_answer(batch), of_texts=True)
+            return answer(mixed(logits, copies, self.head.problem), labels[:own], batch).sum()
+        losses = answer(logits, labels, batch)
+        self.note_rows(losses, batch)
+        total = losses.sum() / copies
+        outputs = Outputs(
+            labels,
+            lambda: logits,
+            lambda: self.base_answer(batch),
+            of_texts=True,
+            places=row_lengths(batch) > 0,
+            again=lambda: self.answer(batch),
+        )
         if not self.training or self.extra is None or (term := self.extra(outputs)) is None:
             return total
         added = len(labels) * term / copies
@@ -174,10 +185,11 @@ class ClassLoss(LossModule):
         return logits.new_tensor(weights) if weights else None
 
     def single(self, logits: Tensor, labels: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """The loss of each row, (rows,), as `several` and `number`."""
         target, n = labels[:, 0].long(), logits.shape[1]
         cells = target * n + logits.argmax(dim=1)
         self.note_sum("confusion", torch.bincount(cells, minlength=n * n).view(n, n))
-        return cross_entropy(logits, target, weight=self.factors(logits), reduction="sum")
+        return cross_entropy(logits, target, weight=self.factors(logits), reduction="none")
 
     def several(self, logits: Tensor, labels: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         n = logits.shape[1]
@@ -187,7 +199,7 @@ class ClassLoss(LossModule):
         hits = [called * target, called * (1 - target), (1 - called) * target]
         self.note_sum("counts", torch.stack([hit.sum(dim=0) for hit in hits]))
         factors = self.factors(logits)
-        return binary_cross_entropy_with_logits(logits, target, pos_weight=factors, reduction="sum") / n
+        return binary_cross_entropy_with_logits(logits, target, pos_weight=factors, reduction="none").sum(dim=1) / n
 
     def number(self, logits: Tensor, labels: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         found, target = logits[:, 0], labels[:, 0].to(logits.dtype)
@@ -196,7 +208,7 @@ class ClassLoss(LossModule):
         if not self.training:  # ranks need all rows: each batch gives those of its own
             pairs = squares.new_zeros(2, int(batch["rows"]), dtype=torch.float64)
             self.note_sum("pairs", pairs.index_copy(1, batch["row"], torch.stack([found, target]).detach().double()))
-        return squares.sum()
+        return squares
 
 
 def mixed(logits: Tensor, copies: int, problem: str) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lrft.data.collate import ENTRIES
 from lrft.model.layers import head_of
 from lrft.objectives.base import LossModule
 from lrft.objectives.chunked import chunked_sums
@@ -26,7 +27,7 @@ from lrft.objectives.cross_entropy import (
     rows_at_once,
     wide,
 )
-from lrft.objectives.sft import Sft
+from lrft.objectives.sft import Sft, joined, trained
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,17 @@ class DistillLoss(LossModule):
     """
 
     mixes_copies: ClassVar[bool] = True
+    tells_sources: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, options: Distill, *, direct: bool = False) -> None:
         super().__init__(model)
         self.options, self.direct = options, direct
+        self.of_tokens: list[Tensor] = []
 
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         labels, copies = batch["labels"], self.copies()
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", ENTRIES)}
+        self.of_tokens = []
         with self.asking("teacher") as other:
             direct = self.direct if other.is_base else other.layout.direct
             teacher = states(other.model, inputs, labels, direct=direct)
@@ -95,6 +99,8 @@ class DistillLoss(LossModule):
         loss, (_, token, apart) = self.summed(student, teacher, copies)
         for name, total in (("token_loss", token), ("divergence", apart)):
             self.note_sum(name, torch.stack([total.double(), total.new_tensor(len(student.targets) / copies).double()]))
+        if self.by_source:
+            self.note_tokens(joined(self.of_tokens, labels), batch, trained(labels))
         return loss
 
     def summed(self, student: States, teacher: States, copies: int) -> tuple[Tensor, Tensor]:
@@ -115,14 +121,17 @@ class DistillLoss(LossModule):
 
         def of_chunk(logits: Tensor, at: int) -> Tensor:
             part = slice(at, at + len(logits))
-            token = -logits.log_softmax(-1).gather(1, student.targets[part, None]).sum()
+            token = -logits.log_softmax(-1).gather(1, student.targets[part, None])[:, 0]
             with torch.no_grad():
                 wanted = wide(teacher.head(teacher.hidden[part]))
             common = min(logits.shape[-1], wanted.shape[-1])  # what is beyond belongs to no token
             p = kept(wanted[:, :common] / o.temperature, o.top_k).log_softmax(-1)
             q = (logits[:, :common] / o.temperature).log_softmax(-1)
-            apart = divergence(p, q, o.loss, o.beta).sum()
-            return torch.stack([(1 - o.alpha) * token + o.alpha * o.temperature**2 * apart, token, apart])
+            apart = divergence(p, q, o.loss, o.beta)
+            losses = (1 - o.alpha) * token + o.alpha * o.temperature**2 * apart
+            if self.by_source:
+                self.of_tokens.append(losses.detach())
+            return torch.stack([losses.sum(), token.sum(), apart.sum()])
 
         return of_chunk
 

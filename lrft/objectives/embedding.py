@@ -171,6 +171,7 @@ class ContrastiveLoss(LossModule):
     """
 
     gathers: ClassVar[bool] = True
+    tells_sources: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, objective: Embedding) -> None:
         super().__init__(model)
@@ -179,12 +180,15 @@ class ContrastiveLoss(LossModule):
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         if not self.gathered:
             own = self.embedded(batch)
-            return self.losses(own, torch.arange(len(own.rows), device=own.rows.device)).sum()
+            losses = self.losses(own, torch.arange(len(own.rows), device=own.rows.device))
+            self.note_rows(losses, batch)
+            return losses.sum()
         whole = Compared(**self.gathered)
         if not self.training:  # all is known already
             return self.losses(whole, places_of(batch["row"], whole.rows)).sum()
         whole, places = whole.with_own(self.embedded(batch))
         losses = self.losses(whole, torch.arange(len(whole.rows), device=places.device), places)
+        self.note_rows(losses[places], batch)
         total = losses.sum()
         # What these rows say is their share of the loss; what they are told is the slope of all of it.
         return losses[places].sum().detach() + total - total.detach()

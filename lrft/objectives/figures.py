@@ -5,8 +5,15 @@ F1 of a class is 2 tp / (2 tp + fp + fn), and 0 where nothing is of the class or
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+
+def means(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of (sum, count) by name, without those that count nothing."""
+    return {name: (total / count).item() for name, (total, count) in sums.items() if count}
 
 
 def of_confusion(confusion: Tensor) -> dict[str, float]:

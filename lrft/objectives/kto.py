@@ -92,6 +92,7 @@ def mismatched(rows: Rows, i: int) -> Row:
 class KtoLoss(LossModule):
     """Sum of the losses of answers. `ahead`: (sum of the log-ratios of mismatched answers, their number)."""
 
+    tells_sources: ClassVar[bool] = True
     looks_ahead: bool = True
 
     def __init__(self, model: nn.Module, objective: Kto, *, direct: bool = False) -> None:
@@ -112,6 +113,7 @@ class KtoLoss(LossModule):
             self.note(f"{name} reward", o.beta * ratios[chosen])
             self.note(f"{name} log-probability", own[chosen])
         self.note(KL, z.expand(len(label)))
+        self.note_rows(losses, batch)
         return losses.sum()
 
     @torch.no_grad()

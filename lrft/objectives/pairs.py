@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.data import Rows
-from lrft.data.collate import ENTRIES, Form, collate
+from lrft.data.collate import Form, collate
 from lrft.objectives import shared_prompt
 from lrft.objectives.base import Forwards, LossModule, Objective
 from lrft.objectives.log_probabilities import log_probabilities, sequences_in
@@ -127,8 +127,7 @@ class PairLoss(LossModule):
         self.note("rejected reward", rejected)
         self.note("chosen log-probability", pairs.chosen)
         self.note("rejected log-probability", pairs.rejected)
-        if self.training and self.sources:
-            self.note_sources(losses, torch.ones_like(losses), batch[ENTRIES])
+        self.note_rows(losses, batch)
         return losses.sum()
 
     def pairs(self, batch: Mapping[str, Tensor]) -> Pairs:

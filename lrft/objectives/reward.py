@@ -68,6 +68,8 @@ class Reward(Objective):
 class RewardLoss(LossModule):
     """Sum of the losses of pairs."""
 
+    tells_sources: ClassVar[bool] = True
+
     def __init__(self, model: nn.Module, center: float) -> None:
         super().__init__(model)
         self.center = center
@@ -81,4 +83,6 @@ class RewardLoss(LossModule):
         self.note("chosen reward", chosen)
         self.note("rejected reward", rejected)
         losses = -logsigmoid(chosen - rejected - batch["margin"].to(chosen.dtype))
-        return (losses + self.center * (chosen + rejected).square()).sum()
+        losses = losses + self.center * (chosen + rejected).square()
+        self.note_rows(losses, batch)
+        return losses.sum()

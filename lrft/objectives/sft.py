@@ -12,9 +12,10 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from lrft.data import Rows
-from lrft.data.collate import ENTRIES, WEIGHTS, Form, collate, sequence_numbers
+from lrft.data.collate import ENTRIES, WEIGHTS, Form, collate
 from lrft.errors import UsageError
 from lrft.model.layers import head_of
 from lrft.objectives.base import Context, LossModule, Objective
@@ -39,6 +40,7 @@ class Outputs:
 
     targets   (n,) the trained tokens
     of_texts  whether a head answers whole texts: targets (n, m) are then their labels, logits (n, labels)
+    places    (B, T) bool: the tokens whose last hidden states the answer is made of; of texts all that are no padding
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class Outputs:
         base_logits: Callable[[], Tensor],
         *,
         of_texts: bool = False,
+        places: Tensor | None = None,
+        again: Callable[[], object] | None = None,
     ) -> None:
-        self.targets, self.of_texts = targets, of_texts
-        self._logits, self._base_logits = logits, base_logits
+        self.targets, self.of_texts, self._places = targets, of_texts, places
+        self._logits, self._base_logits, self._again = logits, base_logits, again
         self.made: Tensor | None = None
 
     @property
@@ -63,6 +67,18 @@ class Outputs:
     def base_logits(self) -> Tensor:
         """The same of the untouched base, without gradient: one more forward pass."""
         return self._base_logits()
+
+    @property
+    def places(self) -> Tensor:
+        if self._places is None:
+            raise ValueError("places are not known here")
+        return self._places
+
+    def pass_again(self) -> None:
+        """One more forward pass over the same micro-batch, with gradient, for who looks into the model."""
+        if self._again is None:
+            raise ValueError("no further pass is possible here")
+        self._again()
 
 
 @dataclass(frozen=True)
@@ -136,17 +152,10 @@ class TokenLoss(LossModule):
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         self.of_tokens = []
         total = self.balanced_sum(batch)
-        if self.training and self.sources:
-            self.note_sources_of(batch)
+        if self.by_source:
+            labels = batch["labels"]
+            self.note_tokens(joined(self.of_tokens, labels), batch, trained(labels), self.weights(batch))
         return total
-
-    def note_sources_of(self, batch: Mapping[str, Tensor]) -> None:
-        """The token losses of `of_tokens`, by the entries of their rows."""
-        trained = batch["labels"][:, 1:] != IGNORE_INDEX
-        entries = batch[ENTRIES][sequence_numbers(batch)[:, 1:][trained]]
-        losses = torch.cat(self.of_tokens) if self.of_tokens else entries.new_zeros(0).double()
-        weights = self.weights(batch)
-        self.note_sources(losses, torch.ones_like(losses) if weights is None else weights, entries)
 
     def balanced_sum(self, batch: Mapping[str, Tensor]) -> Tensor:
         """`token_sum`, and the loss that balances a mixture of experts."""
@@ -179,7 +188,13 @@ class TokenLoss(LossModule):
             return self.evaluated(targets, logits, loss, copies, weights)
         if self.extra is None or not len(targets):
             return loss() / copies
-        outputs = Outputs(targets, logits, lambda: self.base_answer(batch))
+        outputs = Outputs(
+            targets,
+            logits,
+            lambda: self.base_answer(batch),
+            places=pad(batch["labels"][:, 1:] != IGNORE_INDEX, (0, 1)),
+            again=lambda: self.answer(batch),
+        )
         term = self.extra(outputs)
         # Who has asked for the logits has them whole: then they serve the token loss too.
         total = (
@@ -218,7 +233,7 @@ class TokenLoss(LossModule):
     @property
     def each(self) -> Callable[[Tensor], None] | None:
         """What is told of the losses of tokens, where they are told apart by their sources."""
-        return self.of_tokens.append if self.training and self.sources else None
+        return self.of_tokens.append if self.by_source else None
 
     def answer(self, batch: Mapping[str, Any]) -> tuple[Tensor, Callable[[], Tensor], Callable[[], Tensor]]:
         """The n trained tokens, and what makes the logits (n, vocabulary) before them and the sum of their losses."""
@@ -259,3 +274,13 @@ class TokenLoss(LossModule):
             raise ValueError("base logits require as_base")
         with self.as_base():
             return self.answer(batch)[1]()
+
+
+def trained(labels: Tensor) -> Tensor:
+    """bool (B, T): the tokens that are predicted. labels as of `TokenLoss`."""
+    return (labels != IGNORE_INDEX) & (torch.arange(labels.shape[1], device=labels.device) > 0)
+
+
+def joined(parts: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The losses of tokens end to end, of a batch with these labels; there may be none."""
+    return torch.cat(list(parts)) if parts else torch.zeros(0, device=labels.device)

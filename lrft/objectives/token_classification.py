@@ -98,6 +98,8 @@ class TokenClassLoss(LossModule):
     """Sum over labelled tokens of what transformers' own head takes the mean of. With class weights a token's loss is
     multiplied by that of its label, and not divided by those of its neighbours."""
 
+    tells_sources: ClassVar[bool] = True
+
     def sum_of(self, batch: Mapping[str, Tensor]) -> Tensor:
         if self.head is None:
             raise ValueError("a head is required, whose labels are known")
@@ -105,9 +107,10 @@ class TokenClassLoss(LossModule):
         weights = logits.new_tensor(self.head.weights) if self.head.weights else None
         labels = continued(batch["labels"], batch["first"], self.head.labels)
         self.note_figures(logits, labels, batch["first"], self.head.labels)
-        return cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), weight=weights, ignore_index=IGNORE_INDEX, reduction="sum"
-        )
+        chosen = labels != IGNORE_INDEX
+        losses = cross_entropy(logits[chosen], labels[chosen], weight=weights, reduction="none")
+        self.note_tokens(losses, batch, chosen)
+        return losses.sum()
 
     @torch.no_grad()
     def note_figures(self, logits: Tensor, labels: Tensor, first: Tensor, names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from lrft.optim.base import Optimizer
 from lrft.optim.groups import on_gpu
+from lrft.registry import Betas
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,7 @@ class AdamW(Optimizer):
 
     name: ClassVar[str] = "adamw"
 
-    betas: Annotated[
-        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
-    ] = (
-        0.9,
-        0.999,
-    )
+    betas: Betas = (0.9, 0.999)
     """Decay of the two running means."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the denominator."""

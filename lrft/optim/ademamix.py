@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrft.optim.base import Optimizer
 from lrft.optim.groups import on_gpu, refuse_paging_without_gpu
+from lrft.registry import BelowOne
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,7 @@ class AdEMAMix(Optimizer):
     needs: ClassVar[str] = "bitsandbytes"
     blockwise: ClassVar[bool] = True
 
-    betas: Annotated[
-        tuple[
-            Annotated[float, Field(ge=0, lt=1)],
-            Annotated[float, Field(ge=0, lt=1)],
-            Annotated[float, Field(ge=0, lt=1)],
-        ],
-        Field(strict=False),
-    ] = (0.9, 0.999, 0.9999)
+    betas: Annotated[tuple[BelowOne, BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.999, 0.9999)
     """Decay of the fast mean, of the mean square, and of the slow mean."""
     alpha: Annotated[float, Field(ge=0)] = 5.0
     """Weight of the slow mean; 0 is AdamW."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from lrft.optim.base import Optimizer
 from lrft.optim.groups import on_gpu, refuse_paging_without_gpu
+from lrft.registry import Betas
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class Lion(Optimizer):
     blockwise: ClassVar[bool] = True
     rates: ClassVar[str] = "takes a third to a tenth of that"
 
-    betas: Annotated[
-        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
-    ] = (0.9, 0.99)
+    betas: Betas = (0.9, 0.99)
     """Decay of the mean in the step, and of the mean that is kept."""
     bits: Literal[8, 32] = 32
     """Bits of a number of the state."""

@@ -26,9 +26,9 @@ from lrft.adapters.gradients import FurtherPasses
 from lrft.adapters.modules_to_save import SavedModule
 from lrft.adapters.reach import uncalled
 from lrft.adapters.unfit import is_in
-from lrft.data.collate import micro_batches
+from lrft.data.passes import PassSize
 from lrft.data.sampler import auxiliary_schedule, batch_schedule, tokens_of
-from lrft.distributed import fsdp, processes, zero2
+from lrft.distributed import arriving, fsdp, processes, zero2
 from lrft.errors import LrftError, Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
 from lrft.loading.from_recipe import made, sketched_head
@@ -44,6 +44,7 @@ from lrft.planning import communication as planning_communication
 from lrft.planning.communication import H100_MEMORY, Memory, Ring, alone, efficiency, sent
 from lrft.planning.time_parts import Sizes, Speeds, TimeParts, time_parts
 from lrft.recipe import Recipe
+from lrft.recipe.schema import MOST_TOKENS
 from lrft.utils import hardware
 
 # Steps whose micro-batches are looked at to find the largest.
@@ -132,6 +133,8 @@ class Imagined:
     """bytes of the base"""
     adapter: int
     """bytes of the adapters' tensors"""
+    gradients: int
+    """bytes of the gradients that are kept until the step"""
     state: int
     """bytes of the optimiser's state"""
     copies: int
@@ -149,13 +152,13 @@ def make_plan(
     source: Path,
     prepared: data.Prepared,
     devices: int,
-    micro: int | None = None,
+    size: PassSize | None = None,
     nodes: int = 1,
     others: Sequence[Found] = (),
 ) -> Plan:
     """The plan of a recipe whose data are prepared. Raises RecipeError.
 
-    devices: of all `nodes` together. micro: rows of a pass, where the recipe leaves them open and they have been found.
+    devices: of all `nodes` together. size: of a pass, where the recipe leaves it open and it has been found.
     others: the models that the objective's options name.
     """
     t = recipe.training
@@ -171,19 +174,22 @@ def make_plan(
     composition = compose.compose_section(recipe.adapter)
     if devices > 1 and recipe.distributed.strategy == "zero2":
         zero2.refuse_parts(recipe, composition)
-    micro = micro or rows_of_a_pass(recipe, devices)
+    size = pass_size(recipe, devices) if size is None else size
+    arriving.refuse(recipe, devices)
     further = composition.further_passes
     passed = passed_over(recipe, prepared, schedule, further)
-    longest = max((largest_batch(recipe, rows, order, devices, micro) for rows, order, _ in passed), key=sum)
-    found = imagine_adapted(recipe, source, composition, longest, micro, active, list(prepared.report.labels))
+    longest = max((largest_batch(rows, order, devices, size) for rows, order, _ in passed), key=sum)
+    found = imagine_adapted(recipe, source, composition, longest, size.rows, active, list(prepared.report.labels))
     kept, weights = found.kept, found.weights
     beside = [weigh(recipe, other, found.matrix) for other in others if other.option != START]
     held = sum(size for size, _ in beside)
     whole = Memory(
-        process, weights, found.adapter, found.trained * 4, found.state, kept.kept, kept.logits, kept.moment, held
+        process, weights, found.adapter, found.gradients, found.state, kept.kept, kept.logits, kept.moment, held
     )
     tokens = found.copies * tokens_of(prepared.train, schedule)
-    passes = -(-t.global_batch_size // (micro * devices))
+    passes = -(-t.global_batch_size // (size.rows * devices))
+    if size.tokens is not None:
+        passes = math.ceil(tokens_of(prepared.train, schedule) / (schedule.total_steps * size.tokens * devices))
     divided = (found.blocks, found.outside, devices, nodes)
     memory, rings = (
         communication.over_devices(whole, *divided),
@@ -222,7 +228,7 @@ def make_plan(
         why=why,
         flops=flops,
         speed=speed,
-        time=time_parts(recipe, prepared, schedule, sizes, speeds, flops, micro),
+        time=time_parts(recipe, prepared, schedule, sizes, speeds, flops, size.rows),
         evaluations=evaluations(recipe, prepared, schedule),
         devices=devices,
         nodes=nodes,
@@ -286,6 +292,7 @@ def imagine_adapted(
             outside=outside,
             weights=sum(p.numel() * p.element_size() for p in model.parameters()) - adapter,
             adapter=adapter,
+            gradients=gradient_bytes(composition, attached),
             state=optimizer_bytes(composition, attached, made(recipe.training.optimizer, "optimizers")),
             copies=copies,
             micro=micro,
@@ -346,26 +353,24 @@ def imagined(recipe: Recipe, source: Path, labels: Sequence[str] = ()) -> Abstra
     )
 
 
-def rows_of_a_pass(recipe: Recipe, devices: int) -> int:
-    """The recipe's micro-batch; for auto, all that a device gets of a step."""
-    wanted = recipe.training.micro_batch_size
-    return math.ceil(recipe.training.global_batch_size / devices) if wanted == "auto" else wanted
+def pass_size(recipe: Recipe, devices: int) -> PassSize:
+    """The recipe's; for auto, all that a device gets of a step, as far as a trial would go."""
+    t = recipe.training
+    rows = math.ceil(t.global_batch_size / devices) if t.micro_batch_size == "auto" else t.micro_batch_size
+    tokens = MOST_TOKENS if t.micro_batch_tokens == "auto" else t.micro_batch_tokens
+    return PassSize(rows, tokens, padded=recipe.data.packing is False)
 
 
-def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.BatchSchedule, devices: int, micro: int) -> list[int]:
+def largest_batch(rows: data.Rows, schedule: data.BatchSchedule, devices: int, size: PassSize) -> list[int]:
     """Tokens of each sequence of the largest micro-batch, padding included where rows are padded."""
     most, found = 0, list[int]()
     for step in range(min(schedule.total_steps, STEPS_SEEN)):
-        batches = micro_batches(schedule.rows(step), rows.lengths, micro=micro, rank=0, world=devices)
-        for ids in batches:
-            if not len(ids):
-                continue
-            count, longest = int(rows.counts[ids].sum()), int(rows.longest[ids].max())
-            padded = recipe.data.packing is False
-            tokens = count * longest if padded else int(rows.lengths[ids].sum())
+        for ids in size.passes(rows, schedule.rows(step), world=devices):
+            tokens = size.tokens_of(rows, ids)
             if tokens > most:
                 sequences = (len(one) for i in ids for one, _ in rows.sequences(i))
-                most, found = tokens, [longest] * count if padded else list(sequences)
+                padded = [int(rows.longest[ids].max())] * int(rows.counts[ids].sum())
+                most, found = tokens, padded if size.padded else list(sequences)
     return found
 
 
@@ -377,6 +382,14 @@ def optimizer_bytes(composition: compose.Composition, attached: Any, optimizer: 
     if owner is None:
         return own + sum(optimizer.state_bytes(p) for p in attached.trained().values())
     return own + sum(4 * owner.optimizer_numbers(*size) for size in sizes)
+
+
+def gradient_bytes(composition: compose.Composition, attached: Any) -> int:
+    """Of all that is trained, unless the optimiser takes gradients as they arrive; then it says what it keeps."""
+    owner = composition.optimizer_owner
+    if owner is None or not owner.gradients_taken:
+        return sum(4 * p.numel() for p in attached.trained().values())
+    return sum(4 * owner.gradient_numbers(site.d, site.k, site.rank) for site in attached.sites)
 
 
 def by_module(model: nn.Module) -> list[dict[str, Any]]:

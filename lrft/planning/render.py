@@ -10,7 +10,7 @@ from lrft.planning.communication import H100_LINKS
 from lrft.planning.plan import EFFICIENCY, Plan
 from lrft.recipe import Recipe
 from lrft.runs import after_training
-from lrft.utils.text import Row, byte_size, count, duration
+from lrft.utils.text import Row, amount, byte_size, count, duration
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
     width = max(len(m["module"]) for m in plan.modules)
     modules = [
         f"{m['module']:<{width}} {m['layers']:>4} x {m['d']:>6} x {m['k']:<6}"
-        + (f" {m['trained'] / 1e6:>9.3f} M trainable" if m["trained"] else "")
+        + (f" {amount(m['trained'], 3):>11} trainable" if m["trained"] else "")
         for m in plan.modules
     ]
     parts = [
@@ -43,9 +43,9 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
     ]  # fmt: skip
     shown = [f"{name:<12}{byte_size(size):>10}   {text}".rstrip() for name, size, text in parts if size]
     said: list[Row] = [
-        ("model", [recipe.masked(recipe.model.name), f"{plan.parameters / 1e6:,.1f} M parameters"]),
+        ("model", [recipe.masked(recipe.model.name), f"{amount(plan.parameters)} parameters"]),
         ("modules", modules),
-        ("trained", [f"{plan.trained / 1e6:,.3f} M ({plan.trained / (plan.parameters + plan.trained):.2%})"]),
+        ("trained", [f"{amount(plan.trained, 3)} ({plan.trained / (plan.parameters + plan.trained):.2%})"]),
         (
             "run",
             [count(plan.steps, "step"), count(plan.tokens, "token"), f"largest pass {count(plan.largest, 'token')}"],

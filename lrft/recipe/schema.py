@@ -26,7 +26,6 @@ from pydantic import (
 from lrft import registry
 from lrft.recipe.types import (
     Alpha,
-    BelowOne,
     Count,
     CountOrZero,
     Every,
@@ -47,6 +46,9 @@ from lrft.recipe.types import (
     Values,
     Wording,
 )
+
+MOST_TOKENS = 16384
+"""of a training pass that is found by trial: a GPU is busy with fewer, and a larger pass only takes memory"""
 
 
 class Section(BaseModel):
@@ -125,7 +127,7 @@ class AdapterSection(Section):
     scale: Positive | None = Field(
         default=None, description="Scaling factor s applied to the update, instead of alpha."
     )
-    dropout: BelowOne = Field(default=0.0, description="Dropout probability on the adapter's input.")
+    dropout: registry.BelowOne = Field(default=0.0, description="Dropout probability on the adapter's input.")
     target_modules: Patterns = Field(
         default=("all-linear",),
         description="Target modules: all-linear (all but the output head), ssm-linear (in_proj and x_proj of Mamba "
@@ -334,12 +336,18 @@ class TrainingSection(Section):
         "largest that fits, found before the "
         "first step.",
     )
+    micro_batch_tokens: Literal["auto"] | Count | None = Field(
+        default=None,
+        description="Tokens per device and training pass, in the place of micro_batch_size, which then counts in "
+        "evaluation alone: the passes of a step are even whatever the lengths of its rows. A longer row is a pass by "
+        f"itself. auto: the most that fit, up to {MOST_TOKENS:,}.",
+    )
     learning_rate: Positive = Field(
         default=2e-4,
         description="Peak learning rate; the default depends on the method, see `lrft methods`, and on the objective.",
     )
     lr_scheduler: LrScheduler = Field(default=LrScheduler(), description="Learning rate schedule.")
-    warmup_ratio: BelowOne = Field(default=0.03, description="Fraction of the run for learning rate warm-up.")
+    warmup_ratio: registry.BelowOne = Field(default=0.03, description="Fraction of the run for learning rate warm-up.")
     warmup_steps: CountOrZero | None = Field(
         default=None, description="Warm-up in optimiser steps, instead of warmup_ratio."
     )

@@ -1,7 +1,17 @@
 """Methods, objectives, optimisers, trackers, metrics, exporters: what they declare, read without importing them."""
 
 from lrft.registry.composition import QUANTIZED, Conflict, compose, conflicts, over_quantized
-from lrft.registry.declarations import Declaration, Knob, Source, fault_of, found_spec, reading, sources
+from lrft.registry.declarations import (
+    BelowOne,
+    Betas,
+    Declaration,
+    Knob,
+    Source,
+    fault_of,
+    found_spec,
+    reading,
+    sources,
+)
 from lrft.registry.methods import (
     DEFAULT_METHOD,
     FOLDER,
@@ -32,6 +42,8 @@ __all__ = [
     "ROWS",
     "SLOTS",
     "VALIDATION",
+    "BelowOne",
+    "Betas",
     "Chosen",
     "Conflict",
     "Declaration",

@@ -24,10 +24,16 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from lrft.errors import LrftError, MissingError
 
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False)]
+"""decays of two running means, as optimisers take them"""
+
+# The names that the type of an option may use.
 _ANNOTATIONS: dict[str, Any] = {
     "__builtins__": {},
     **{"int": int, "float": float, "bool": bool, "str": str, "tuple": tuple},
     **{"Literal": Literal, "Annotated": Annotated, "Field": Field},
+    **{"BelowOne": BelowOne, "Betas": Betas},
 }
 
 
@@ -226,5 +232,5 @@ def _annotation(item: ast.AnnAssign, file: Path) -> Any:
     except (NameError, TypeError) as error:
         raise ValueError(
             f"{file}:{item.lineno}: the type of an option may use int, float, bool, str, tuple, None, "
-            f"Literal, Annotated and Field ({error})"
+            f"Literal, Annotated, Field, BelowOne and Betas ({error})"
         ) from error

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from lrft.runs.metrics import LineFile
 from lrft.tracking.base import Tracker
+from lrft.utils.slow import LOG
 from lrft.utils.text import Outlet, Row, decimals, duration, layout, visible
 
 PLAIN_WIDTH = 100  # columns of a table that does not go to a terminal
@@ -188,6 +189,7 @@ class Reporter(Tracker):
 
     def doing(self, word: str) -> None:
         """Shows in the live block what happens between steps ("evaluating", "saving"): up to 10 letters."""
+        LOG.info("%s, at step %d", word, self._progress.step)
         self._progress.doing = word
         self._draw()
 

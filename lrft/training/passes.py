@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +15,8 @@ from lrft.adapters.gradients import Gradients
 from lrft.adapters.part import Run
 from lrft.adapters.resting import copied
 from lrft.data import Rows
-from lrft.data.collate import micro_batches
 from lrft.objectives.base import added_up, look_ahead
+from lrft.objectives.figures import means
 from lrft.training.engine import Engine
 from lrft.training.signals import StopSignals
 from lrft.training.state import Session
@@ -59,13 +59,19 @@ def forward_backward(session: Session, run: Run, rows: Rows, ids: np.ndarray, si
     weight = engine.objective.weight(rows, ids)
     sums, penalty = passes_and_penalties(session, run, rows, ids, weight)
     values, signal = over_ranks(engine, sums.values, signals.received)
-    (loss, added), figures = values[:2].tolist(), engine.objective.figures(replace(sums, values=values).noted)
+    (loss, added), figures = values[:2].tolist(), figures_of(engine, replace(sums, values=values).noted)
     if owner is not None:
         passes = PassesOfStep(session, run, rows, ids)
         passes.put(owner.compose_gradient(run, passes.take(), passes))
     if penalty is None and engine.losses.extra is None:
         return Passes(loss / weight, None, signal, figures)
     return Passes(loss / weight, added / weight + (0.0 if penalty is None else penalty), signal, figures)
+
+
+def figures_of(engine: Engine, noted: Mapping[str, Tensor]) -> dict[str, float]:
+    """The objective's figures of a step, and the mean loss of each source that has something in it."""
+    apart = {name: noted[name] for name in engine.losses.sources if name in noted}
+    return engine.objective.figures({k: v for k, v in noted.items() if k not in apart}) | means(apart)
 
 
 def passes_and_penalties(
@@ -89,7 +95,7 @@ def passes_of_rank(
 
     Returns the sums over this process. purpose: of the random numbers that are drawn in the passes.
     """
-    micros = micro_batches(ids, rows.lengths, micro=engine.micro, rank=engine.rank, world=engine.world)
+    micros = engine.passes(rows, ids)
     losses, added = torch.zeros(2, dtype=torch.float64, device=engine.device)
     noted: dict[str, Tensor] = {}
     # A rank without rows left goes through the motions with weight zero: the others wait for it.

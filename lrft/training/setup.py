@@ -31,7 +31,7 @@ from lrft.adapters.reach import reach
 from lrft.adapters.start_from import start_from
 from lrft.adapters.storage import read_adapter
 from lrft.data.sampler import auxiliary_schedule, batch_schedule
-from lrft.distributed import fsdp, processes, zero2
+from lrft.distributed import arriving, fsdp, processes, zero2
 from lrft.distributed.strategy import Divided, Strategy
 from lrft.errors import Problem, RecipeError
 from lrft.evaluation.generate import pad_token
@@ -69,7 +69,7 @@ from lrft.training.after import refuse_impossible
 from lrft.training.checkpoint import resume_point
 from lrft.training.constants import with_constants
 from lrft.training.engine import Engine
-from lrft.training.find_batch_size import largest_that_fits
+from lrft.training.find_batch_size import largest_that_fits, most_tokens_that_fit
 from lrft.training.state import Adapted, Base, Inputs, Notes, Options, Session
 from lrft.utils import hardware
 from lrft.utils.slow import telling
@@ -88,6 +88,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     notes = Notes()
     compute = hardware.computation(recipe.training.precision)
     zero2.refuse(recipe, processes.world_size())
+    arriving.refuse(recipe, processes.world_size())
     refuse_optimizer(recipe, torch.cuda.is_available())
     notes.warnings += rate_hint(recipe)
     # Data come before any process group exists: a rank that waited here for another would run into its deadline.
@@ -129,9 +130,11 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     session = Session(recipe, options, inputs, base, adapted, engine, notes, folder=folder)
     if adapted.resumed_from is None:
         compare_init(engine, inputs.train, adapted, base.compute, notes)
+    sets = [rows for rows in (inputs.train, inputs.auxiliary) if rows is not None]
     if recipe.training.micro_batch_size == "auto":
-        sets = [rows for rows in (inputs.train, inputs.auxiliary) if rows is not None]
         engine.micro = largest_that_fits(engine, sets, recipe.training.global_batch_size)
+    if recipe.training.micro_batch_tokens == "auto":
+        engine.tokens = most_tokens_that_fit(engine, sets, recipe.training.global_batch_size)
     return session
 
 
@@ -251,10 +254,11 @@ def start_engine(
         accelerator=base.accelerator,
         objective=objective,
         losses=losses,
-        strategy=wrap_for_strategy(base, losses, optimizer, adapted.attached, t.max_grad_norm),
+        strategy=wrap_for_strategy(base, losses, optimizer, adapted, t.max_grad_norm),
         layout=layout,
         pad_id=pad_token(inputs.tokenizer),
         micro=1 if t.micro_batch_size == "auto" else t.micro_batch_size,
+        tokens=None if t.micro_batch_tokens == "auto" else t.micro_batch_tokens,
         offload=t.activation_offload,
         averaged=partial(made(t.optimizer, "optimizers").averaged, optimizer),
     )
@@ -291,10 +295,13 @@ def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:
 
 
 def wrap_for_strategy(
-    base: Base, losses: LossModule, own: torch.optim.Optimizer, attached: Attached, max_grad_norm: float | None
+    base: Base, losses: LossModule, own: torch.optim.Optimizer, adapted: Adapted, max_grad_norm: float | None
 ) -> Strategy:
     """Wrap model and optimiser for the run's strategy."""
-    accelerator = base.accelerator
+    accelerator, attached = base.accelerator, adapted.attached
+    owner = adapted.composition.optimizer_owner
+    if owner is not None and owner.gradients_taken:
+        return arriving.Arriving(accelerator, *accelerator.prepare(losses, own), attached)
     if base.strategy == "ddp":
         wrapped, optimizer = accelerator.prepare(losses, own)
         if isinstance(wrapped, DistributedDataParallel):

@@ -181,6 +181,7 @@ class Session:
             "model.attention": attention_of(self.base.model),
             "data.packing": self.engine.layout.packed,
             "training.micro_batch_size": self.engine.micro,
+            **({} if self.engine.tokens is None else {"training.micro_batch_tokens": self.engine.tokens}),
             "distributed.strategy": self.base.strategy,
         }
         if self.recipe.where("data.max_length") == "default":  # the model can have fewer positions

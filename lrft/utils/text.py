@@ -48,6 +48,11 @@ def count(n: int, one: str, many: str = "") -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
+def amount(n: int, digits: int = 1) -> str:
+    """How many parameters: all digits below a million, `42,880`; else millions, `1,235.8 M`, with `digits` decimals."""
+    return f"{n:,}" if n < 1_000_000 else f"{n / 1e6:,.{digits}f} M"
+
+
 def byte_size(n: float) -> str:
     """Bytes in the decimal unit that fits: `0.3 MB`, `512 MB`, `1.25 GB`."""
     if n >= 999.5e6:

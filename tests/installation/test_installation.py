@@ -11,7 +11,8 @@ import pytest
 
 from lrft.cli import doctor
 from lrft.cli.main import run_command
-from lrft.installation import locks, packages
+from lrft.distributed import compile_lock
+from lrft.installation import packages
 
 PACKAGES = {
     "lrft": ("1.0", ["torch>=2.6", 'gguf>=0.10; extra == "gguf"', 'peft>=0.18; extra == "dev"'], ["gguf", "dev"]),
@@ -52,13 +53,13 @@ def test_the_environment_of_the_tests_fits() -> None:
 
 
 def test_a_lock_is_stale_when_nothing_compiles_as_long(tmp_path: Path) -> None:
-    for name, age in (("a", 10.0), ("b", locks.OLD + 10)):
+    for name, age in (("a", 10.0), ("b", compile_lock.SECONDS + 10)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "lock").touch()
         os.utime(tmp_path / name / "lock", (time.time() - age,) * 2)
     (tmp_path / "lock").mkdir()
-    assert locks.stale(tmp_path) == [tmp_path / "b" / "lock"]
-    assert locks.stale(tmp_path / "none") == []
+    assert compile_lock.left_behind(tmp_path) == [tmp_path / "b" / "lock"]
+    assert compile_lock.left_behind(tmp_path / "none") == []
 
 
 def test_doctor_exits_with_one_when_something_is_wrong(

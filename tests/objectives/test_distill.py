@@ -195,7 +195,7 @@ def test_what_teaches_is_neither_trained_nor_saved_nor_counted(place: Place) -> 
     said = [json.loads((each / "run.json").read_text()) for each in (run, plain)]
     assert said[0]["adapter"] == said[1]["adapter"]
     assert said[0]["training"]["teacher"].startswith(str(place.root / "teacher"))
-    assert "M parameters, frozen in float32" in said[0]["training"]["teacher"]
+    assert " parameters, frozen in float32" in said[0]["training"]["teacher"]
 
 
 def test_the_base_as_its_own_teacher_is_loaded_once_and_agrees_with_itself(place: Place) -> None:

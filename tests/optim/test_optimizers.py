@@ -27,6 +27,7 @@ ALSO: dict[str, list[dict[str, Any]]] = {
     "sgd": [{"momentum": 0.0}, {"nesterov": True}],
     "lion": [{"bits": 8}],
     "ademamix": [{"bits": 8}],
+    "adamw-torchao": [{"bits": 4}],
 }
 PAGED = "paged-adamw"
 AVERAGING = "schedule-free-adamw"
@@ -146,7 +147,7 @@ def formula(name: str, p: torch.Tensor, gradients: list[torch.Tensor], lr: float
 
 
 # What is rounded: Newton-Schulz iterations to bfloat16, a state to 8 bits.
-ROUNDED = {"muon": 0.05, "adamw-8bit": 0.05}
+ROUNDED = {"muon": 0.05, "adamw-8bit": 0.05, "adamw-torchao": 0.05}
 
 
 @pytest.mark.parametrize("name", [name for name in CARDS if name != PAGED])
@@ -162,6 +163,28 @@ def test_steps_are_those_of_the_definition(name: str) -> None:
     wanted = formula(name, start.double(), [g.double() for g in gradients], 0.01, 0.1)
     moved = (wanted - start).norm()
     assert (p - wanted).norm() / moved < ROUNDED.get(name, 1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_state_in_parts_is_the_state_of_torchao(bits: int) -> None:
+    """Its own optimiser, under rates that change, makes the same steps; between them tensors are plain."""
+    optim = pytest.importorskip("torchao.optim", reason="pip install torchao")
+    ours, theirs = parameters(), parameters()
+    declared = of("adamw-torchao", bits=bits).make(grouped(ours, {}, 0.01, 0.1))
+    groups = [{"params": [p], "weight_decay": 0.1 if p.ndim > 1 else 0.0} for p in theirs.values()]
+    own = {4: optim.AdamW4bit, 8: optim.AdamW8bit}[bits](groups, lr=0.01)
+    with torch.compiler.set_stance("force_eager"):
+        for step in range(4):
+            set_lr(declared, 0.01 / (step + 1))
+            for group in own.param_groups:
+                group["lr"].fill_(0.01 / (step + 1))
+            walk(declared, ours, step, step + 1)
+            walk(own, theirs, step, step + 1)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    kept = state_tensors(declared)
+    assert {type(value) for value in kept.values()} == {torch.Tensor}
+    assert {key for key in kept if key.endswith("codes")} == {"q.A/exp_avg_codes", "q.A/exp_avg_sq_codes"}
+    assert kept["q.A/exp_avg_codes"].numel() == 64 * 80 * bits // 8
 
 
 def test_the_average_is_that_of_the_definition_and_of_the_package() -> None:

@@ -439,8 +439,8 @@ WRONG = [
     (
         "training: {optimizer: adam}",
         "4:23",
-        "training.optimizer: expected adafactor, adamw, adamw-8bit, ademamix, lion, muon, paged-adamw, "
-        "schedule-free-adamw or sgd; got 'adam'. Here: adamw",
+        "training.optimizer: expected adafactor, adamw, adamw-8bit, adamw-torchao, ademamix, lion, muon, "
+        "paged-adamw, schedule-free-adamw or sgd; got 'adam'. Here: adamw",
     ),
     (
         "training: {warmup_ratio: 0.1, warmup_steps: 5}",

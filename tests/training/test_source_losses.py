@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import classifiers
+import embedders
 import pytest
 import runs
 import tiny
@@ -70,6 +73,35 @@ def test_pairs_have_parts_and_one_source_has_none(place: Place) -> None:
         assert parts(theirs) == pytest.approx(parts(mine), rel=1e-4)
     alone = place.train("training.max_steps=1", out="alone")
     assert [parts(record) for record in runs.records(alone)] == [{}]
+
+
+MADE = [row["messages"] for row in runs.rows(24)]
+# {objective: rows that it takes}, eleven of each.
+TAKEN: dict[str, list[dict[str, Any]]] = {
+    "kto": [{"prompt": m[:1], "completion": m[1:], "label": i % 3 > 0} for i, m in enumerate(MADE[:11])],
+    "reward": [{"prompt": m[:1], "chosen": m[1:], "rejected": MADE[i + 13][1:]} for i, m in enumerate(MADE[:11])],
+    "classification": classifiers.rows(11),
+    "token-classification": [
+        {"tokens": row["text"].split(), "tags": [row["label"]] * len(row["text"].split())}
+        for row in classifiers.rows(11)
+    ],
+    "embedding": embedders.rows(11, negatives=2),
+    "distill": runs.rows(11),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_every_objective_has_parts(name: str, place: Place) -> None:
+    """In one pass a step, and in a pass for each row; transformers' head of tokens has dropout, drawn for each pass."""
+    options = {"teacher": str(place.root / "base"), "alpha": 0.3, "temperature": 2.0} if name == "distill" else {}
+    chosen = f"training.objective={json.dumps({name: options})}"
+    keys = (*STEPS, chosen, "data.validation=none", of_two(place, TAKEN[name][:8], TAKEN[name][8:]))
+    run = place.train(*keys, "training.micro_batch_size=3", out="whole")
+    check_parts(place, run, *keys)
+    if name == "token-classification":
+        return
+    single = place.train(*keys, "training.micro_batch_size=1", "training.max_steps=1", out="single")
+    assert parts(runs.records(single)[0]) == pytest.approx(parts(runs.records(run)[0]), rel=1e-4)
 
 
 @pytest.mark.parametrize("direct", [True, False])

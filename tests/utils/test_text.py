@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrft.utils.text import byte_size, command, count
+from lrft.utils.text import amount, byte_size, command, count
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,11 @@ from lrft.utils.text import byte_size, command, count
 )
 def test_a_number_agrees_with_its_noun(n: int, words: tuple[str, ...], said: str) -> None:
     assert count(n, *words) == said
+
+
+def test_parameters_are_counted_in_full_below_a_million() -> None:
+    assert [amount(0), amount(42_880), amount(999_999)] == ["0", "42,880", "999,999"]
+    assert [amount(1_000_000), amount(1_235_814_400), amount(1_843_200, 3)] == ["1.0 M", "1,235.8 M", "1.843 M"]
 
 
 @pytest.mark.parametrize(

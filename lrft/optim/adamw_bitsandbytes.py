@@ -1,4 +1,4 @@
-"""AdamW of bitsandbytes with its state paged between a GPU's memory and the machine's."""
+"""AdamW of bitsandbytes: its state in 8 bits, or paged between a GPU's memory and the machine's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,32 @@ from torch import Tensor
 
 from lrft.optim.base import Optimizer
 from lrft.optim.groups import on_gpu, refuse_paging_without_gpu
+from lrft.registry import Betas
+
+
+@dataclass(frozen=True)
+class AdamW8bit(Optimizer):
+    """AdamW with its state in 8 bits (Dettmers et al., arXiv 2110.02861) as bitsandbytes has it.
+
+    A tensor of fewer than 4096 numbers keeps 32 bits.
+    """
+
+    name: ClassVar[str] = "adamw-8bit"
+    needs: ClassVar[str] = "bitsandbytes"
+    blockwise: ClassVar[bool] = True
+
+    betas: Betas = (0.9, 0.999)
+    """Decay of the two running means."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        from bitsandbytes.optim import AdamW8bit as Made
+
+        return Made(groups, betas=self.betas, eps=self.eps)
+
+    def state_bytes(self, parameter: Tensor) -> int:
+        return 2 * parameter.numel()
 
 
 @dataclass(frozen=True)
@@ -21,9 +47,7 @@ class PagedAdamW(Optimizer):
     needs: ClassVar[str] = "bitsandbytes"
     blockwise: ClassVar[bool] = True
 
-    betas: Annotated[
-        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
-    ] = (0.9, 0.999)
+    betas: Betas = (0.9, 0.999)
     """Decay of the two running means."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the denominator."""
