@@ -15,14 +15,14 @@ NOT_HERE = {
     "CARTRIDGE": PROMPT,
     "CPT": PROMPT,
     "FROD": ABSENT,
-    "LILY": ABSENT,
+    "LILY": "its routing is a mean over all rows of a batch, so that a row's answer depends on the others",
     "LN_TUNING": "norms are `adapter.norms`, beside a method",
     "MULTITASK_PROMPT_TUNING": PROMPT,
-    "OSF": ABSENT,
+    "OSF": "no such method; its file leaves out the singular vectors of the base that it is counted from",
     "POLY": "routes by the id of a task, which rows do not have here",
     "PREFIX_TUNING": PROMPT,
     "PROMPT_TUNING": PROMPT,
-    "PSOFT": ABSENT,
+    "PSOFT": "no such method; its file leaves out the singular vectors of the base that it turns",
     "P_TUNING": PROMPT,
     "SHADOW": "a second, smaller model beside the base, not a change of its layers",
     "TINYLORA": ABSENT,
@@ -71,7 +71,8 @@ def table() -> str:
     for word in sorted({*here, *NOT_HERE}):
         if word in here:
             names = " ".join(f"`{card.name}`" for card in here[word])
-            said = "; ".join(dict.fromkeys(written(word, card) for card in here[word]))
+            each = [(card.name, written(word, card)) for card in here[word]]
+            said = "; ".join(f"{name}: {how}" if len(each) > 1 else how for name, how in each)
             rows.append(f"| `{word}` | {names} | yes | {said} |")
         else:
             rows.append(f"| `{word}` | no: {NOT_HERE[word]} | no | no |")
