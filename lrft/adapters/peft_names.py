@@ -62,9 +62,12 @@ def peft_names(attached: Attached, forms: Mapping[str, PeftForm | None], quantiz
     return Names(tuple(modules), (*sorted(f"{name}.weight" for name in by_weight), *stacks))
 
 
-def no_experts(model: Any, forms: Mapping[str, PeftForm], quantization: str) -> str:
+def no_experts(model: Any, forms: Mapping[str, PeftForm | None], quantization: str) -> str:
     """Why PEFT cannot adapt stacks of experts; "" when it can."""
-    return "its target_parameters do not support quantised weights" if quantization != "none" else refused(model, forms)
+    if quantization != "none":
+        return "its target_parameters do not support quantised weights"
+    loras = {name: form for name, form in forms.items() if form is not None}
+    return refused(model, loras) if len(loras) == len(forms) else "only its LoRA has target_parameters"
 
 
 def no_parameters(attached: Attached, forms: Mapping[str, PeftForm | None], quantization: str) -> str:

@@ -118,6 +118,7 @@ LATER = (
     "oft",
     "orthonormal-constraint",
     "peanut",
+    "pvera",
     "reslora",
     "road",
     "salt",

@@ -56,6 +56,21 @@ def test_a_small_network_makes_the_update_of_the_weight() -> None:
     assert tiny.same_function(model, attached, 0.7 * own["B"] @ last)
 
 
+def test_codes_are_drawn_around_their_mean_in_training_alone() -> None:
+    model, attached = tiny.layer("pvera", 5, 8, rank=3)
+    tiny.disturb(list(attached.trained().values()), size=0.5)
+    adapter, x = attached.modules["0"], torch.randn(1, 8, dtype=torch.float64).expand(20000, 8)
+    with torch.no_grad():
+        mean = model.eval()(x[:1]) - model[0].base(x[:1])
+        torch.manual_seed(1)
+        drawn = model.train()(x) - model[0].base(x)
+    B, _, A_spread = adapter.projections()
+    spread = (adapter.d[3:] * (A_spread @ x[0])).exp()  # the variance
+    variance = (adapter.b[:, None] * B).square() @ spread
+    torch.testing.assert_close(drawn.mean(0), mean[0], atol=0.03, rtol=0)
+    torch.testing.assert_close(drawn.var(0), variance.detach(), rtol=0.05, atol=0)
+
+
 def test_a_factor_and_a_number_for_each_weight() -> None:
     model, attached = tiny.layer("glora", 5, 8, rank=2)
     tiny.disturb(list(attached.trained().values()), size=0.5)
