@@ -62,7 +62,7 @@ def peft_names(attached: Attached, forms: Mapping[str, PeftForm | None], quantiz
     return Names(tuple(modules), (*sorted(f"{name}.weight" for name in by_weight), *stacks))
 
 
-def no_experts(model: Any, forms: Mapping[str, PeftForm], quantization: str) -> str:
+def no_experts(model: Any, forms: Mapping[str, PeftForm | None], quantization: str) -> str:
     """Why PEFT cannot adapt stacks of experts; "" when it can."""
     return "its target_parameters do not support quantised weights" if quantization != "none" else refused(model, forms)
 
