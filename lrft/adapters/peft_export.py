@@ -92,7 +92,7 @@ def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
     for name, adapter in attached.modules.items():
         tensors |= {f"{PEFT_PREFIX}{name}.{ending}": tensor for ending, tensor in kind.written(adapter).items()}
     if attached.shared is not None:
-        shared = kind.written_shared(attached.shared)
+        shared = kind.shared_of(attached.shared, attached.sites)
         tensors |= {f"{SHARED_PREFIX}{ending}": tensor for ending, tensor in shared.items()}
     config = common_config(attached, kind.name, base, names) | said
     return PeftFolder(kind.name, config, tensors)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lrft import registry
 from lrft.adapters import compose
-from lrft.adapters.adapter import Site
+from lrft.adapters.adapter import AdapterLinear, Site
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.peft_beside import by_place, is_twice, names_in
 from lrft.adapters.peft_experts import split_stacks
@@ -106,8 +106,8 @@ def read_peft(folder: Path) -> PeftFolder:
         raise UsageError(f"{folder} adapts no linear layer (tensors: {listed})", supported())
     try:
         names, own = names_in(config, found.left_out)
-        layers = split_stacks(found.layers, config)
-        sites = [kind.site(name, tensors, config, depth_of(name)) for name, tensors in layers.items()]
+        layers = {name: kind.prepared(name, mine, config) for name, mine in split_stacks(found.layers, config).items()}
+        sites = [kind.site(name, mine, config, depth_of(name)) for name, mine in layers.items()]
         entries = kind.entries(method, config, layers)
         tensors = {site.name: kind.read(layers[site.name], site) for site in sites}
         tensors |= by_place(names, flat, own)
@@ -179,12 +179,20 @@ def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
     if "format" in saved.info:
         return saved
     layers: dict[str, Any] = dict(linear.named_linears(model))
+    layers |= {name: module.base for name, module in model.named_modules() if isinstance(module, AdapterLinear)}
     refuse_biased(saved, layers)
     sites = [as_in(site, layers[site.name]) if site.name in layers else site for site in saved.sites]
     # What all layers have in common may be as large as the largest of them, so all sides come before any is built.
     sites = [as_in_stack(site, model) for site in sites]
     whole = replace(saved, sites=sites)
-    if not all(site.d and site.k for site in saved.sites) and all(site.d and site.k for site in sites):
+    known_before = all(site.d and site.k for site in saved.sites)
+    if not all(site.d and site.k for site in sites):
+        return whole
+    kind = dict(readers(saved.info["peft_type"])).get(saved.info["methods"][0]["name"])
+    if kind is not None and SHARED in saved.tensors:
+        shared = kind.read_shared(saved.tensors[SHARED], sites)
+        whole = replace(whole, tensors={**saved.tensors, SHARED: shared})
+    if not known_before:
         refuse_unbuildable(whole)
     return whole
 

@@ -15,6 +15,7 @@ from lrft.model.added_tokens import Added, add_tokens
 from lrft.model.head import Head
 from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, position_limit
+from lrft.model.placement import RESIDENT, load_for
 from lrft.model.weights import cache_dir
 from lrft.objectives.base import Asked, Objective
 from lrft.recipe import Named, Recipe
@@ -184,8 +185,12 @@ def load_sets(recipe: Recipe, source: Path, tokenizer: Any, labels: Sequence[str
     return found
 
 
-def load_recipe_model(recipe: Recipe, source: Path, dtype: str, head: Head | None = None) -> Any:
-    return load.load_model(
+def load_recipe_model(
+    recipe: Recipe, source: Path, dtype: str, head: Head | None = None, placement: str = RESIDENT
+) -> Any:
+    """The base where it is read from. placement: that it gets by `lrft.model.placement.place`"""
+    return load_for(
+        placement,
         source,
         dtype=hardware.DTYPES[dtype],
         quantization=recipe.model.quantization,

@@ -21,7 +21,7 @@ from lrft import registry
 from lrft.adapters import beside
 from lrft.adapters.adapter import Adapter, AdapterLinear, load_tensors
 from lrft.adapters.modules_to_save import unwrapped
-from lrft.adapters.peft_import import is_peft_folder, read_any
+from lrft.adapters.peft_import import is_peft_folder, placed, read_any
 from lrft.adapters.storage import SavedAdapter, refuse_other_modules
 from lrft.data import Rows
 from lrft.errors import CheckFailed, Problem, RecipeError
@@ -233,6 +233,7 @@ def layers_of(base: Any, saved: SavedAdapter) -> dict[str, nn.Module]:
     Raises CheckFailed where they do not fit: a folder of PEFT does not know its base.
     """
     modules = dict(base.named_modules())
+    saved = placed(saved, base)
     made: dict[str, AdapterLinear] = {}
     for site in saved.sites:
         layer = modules.get(site.name)

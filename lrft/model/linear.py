@@ -18,6 +18,7 @@ from lrft.model import pruned
 from lrft.model.experts import ExpertLinear
 from lrft.model.pruned import PrunedLinear
 from lrft.model.quantized import QuantizedLinear
+from lrft.model.streamed import content
 from lrft.utils.divided import whole
 
 
@@ -73,8 +74,8 @@ def stored_transposed(module: Any) -> bool:
 def rows(module: Any) -> Tensor:
     """W as (d, k) in the layer's own dtype: its own memory, or made anew where the layer is quantised."""
     if isinstance(module, PrunedLinear):
-        return module.whole.weight.to(module.device)
-    return as_rows(module.weight, is_transposed(module))
+        return module.whole.weight.to(module.device, module.dtype)
+    return as_rows(content(module.weight), is_transposed(module))
 
 
 def dense(module: Any) -> Tensor:

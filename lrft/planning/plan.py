@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from lrft.errors import LrftError, Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
 from lrft.loading.from_recipe import added_by, made, sketched_head, tokens_for
 from lrft.loading.others import Found
-from lrft.model import linear
+from lrft.model import linear, placement
 from lrft.model.experts import word_of
 from lrft.model.layers import blocks_of, decoder_of
 from lrft.model.load import imagine_quantized
@@ -44,6 +44,7 @@ from lrft.optim.base import Optimizer
 from lrft.planning import activation_memory, communication
 from lrft.planning import communication as planning_communication
 from lrft.planning.communication import H100_MEMORY, Memory, Ring, alone, efficiency, sent
+from lrft.planning.streaming import MEMORY, PCIE, Link, Placement, placements
 from lrft.planning.time_parts import Sizes, Speeds, TimeParts, time_parts
 from lrft.recipe import Recipe
 from lrft.recipe.schema import MOST_TOKENS
@@ -90,6 +91,11 @@ class Plan:
     devices: int
     """devices over all nodes"""
     nodes: int
+    placements: dict[str, Placement]
+    """of the base on one device, by `model.placement`; none for several devices"""
+    placement: str
+    """that of the run, by the recipe or its auto"""
+    link: Link
 
     @property
     def seconds(self) -> float:
@@ -217,6 +223,16 @@ def make_plan(
         found.copies,
     )
     speeds = Speeds(speed * EFFICIENCY * devices, seconds_of_a_weight(active))
+    parts = time_parts(recipe, prepared, schedule, sizes, speeds, flops, size.rows)
+    link = PCIE if torch.cuda.is_available() else MEMORY
+    placed, where = dict[str, Placement](), placement.RESIDENT
+    if devices == 1:
+        where, copies = placed_as(recipe, source)
+        each, blocks = parts.steps / schedule.total_steps, found.blocks if copies else 0
+        both = passes * (1 + further.own + further.auxiliary)
+        placed = placements(whole, blocks, found.outside, each, link, both=both, forward=passes * further.base)
+        mine = placed.get(where, placed[placement.RESIDENT])
+        memory[strategy], parts = mine.memory, replace(parts, steps=mine.seconds * schedule.total_steps)
     return Plan(
         modules=found.modules,
         parameters=found.parameters,
@@ -230,11 +246,33 @@ def make_plan(
         why=why,
         flops=flops,
         speed=speed,
-        time=time_parts(recipe, prepared, schedule, sizes, speeds, flops, size.rows),
+        time=parts,
         evaluations=evaluations(recipe, prepared, schedule),
         devices=devices,
         nodes=nodes,
+        placements=placed,
+        placement=where,
+        link=link,
     )
+
+
+def placed_as(recipe: Recipe, source: Path) -> tuple[str, bool]:
+    """(the placement that a run on one device would have, whether its blocks would be copied if it were streamed).
+
+    A CPU copies nothing that it can read where it lies, in the dtype in which it computes.
+    """
+    kind, trusted = recipe.model.quantization, recipe.model.trust_remote_code
+    dtype = hardware.DTYPES[
+        hardware.frozen_dtype(recipe.model.precision, hardware.computation(recipe.training.precision))
+    ]
+    device, head = hardware.device(), sketched_head(recipe)
+    copies = device.type == "cuda" or bool(
+        placement.narrower(source, dtype, quantization=kind, head=head, trust_remote_code=trusted)
+    )
+    wanted = recipe.model.placement
+    if wanted == "auto" and recipe.training.compile:
+        return placement.RESIDENT, copies
+    return placement.chosen(wanted, source, device, dtype=dtype, quantization=kind), copies
 
 
 def passed_over(
@@ -332,7 +370,7 @@ def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
     kind = fsdp.strategy(wanted, weights, memory)
     why = f"distributed.strategy: {wanted}"
     if wanted == "auto":
-        most = f"{fsdp.MOST_OF_A_GPU:.0%} of a GPU's {memory / 1e9:.0f} GB"
+        most = f"{placement.MOST_OF_A_DEVICE:.0%} of a GPU's {memory / 1e9:.0f} GB"
         why += f", as the base takes {'more' if kind == 'fsdp' else 'no more'} than {most}"
     if kind in ("ddp", "zero2"):
         return kind, why

@@ -87,6 +87,12 @@ class ModelSection(Section):
         default="none",
         description="Quantises the weights of all linear layers except the output head to 4 or 8 bits.",
     )
+    placement: Literal["auto", "resident", "streamed"] = Field(
+        default="auto",
+        description="Where the frozen base lies: resident on the device, or streamed to it block by block from the "
+        "machine's memory or the mapped files, for a base that the device has no room for. auto streams where whole "
+        "weights would take more than 70 % of the memory of a single device.",
+    )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
         default="auto", description="Attention kernel."
     )
@@ -482,7 +488,11 @@ class LoggingSection(Section):
 
 
 class AfterSection(Section):
-    merge: bool = Field(default=False, description="`lrft merge`: writes merged/ in the run folder.")
+    merge: bool = Field(
+        default=False,
+        description="`lrft merge`: writes merged/ in the run folder. Another dtype: "
+        "after.export: [{merged: {dtype: bfloat16}}].",
+    )
     export: SeveralNamed = Field(
         default=(), description="`lrft export --to` each of these exporters, by name: writes export/NAME."
     )

@@ -53,6 +53,7 @@ from lrft.loading.metrics import Metrics, figures_of, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.loading.optimizer import rate_hint, refuse_optimizer
 from lrft.loading.others import find_others, load_others
+from lrft.model import placement
 from lrft.model.compile import compile_blocks
 from lrft.model.end_tokens import add_stops
 from lrft.model.head import Head, head_modules
@@ -63,6 +64,7 @@ from lrft.objectives.base import START, LossModule, Objective, common_layout
 from lrft.objectives.neftune import add_noise
 from lrft.objectives.packing import Layout, find_layout
 from lrft.objectives.shared_prompt import sharing
+from lrft.objectives.to_device import to_device
 from lrft.optim.groups import Joined, split
 from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
@@ -157,13 +159,21 @@ def load_inputs(recipe: Recipe, metrics: Metrics) -> Inputs:
 def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> Base:
     """Phase 2: the frozen model on its device; sharded here under fsdp. head: in the place of the language model's."""
     dtype, added = hardware.frozen_dtype(recipe.model.precision, compute), added_by(recipe, source)
-    model = load_recipe_model(recipe, source, dtype, head)
+    where = placement_of(recipe, source, dtype)
+    composition = compose.compose_section(recipe.adapter)
+    # A base that is pruned is pruned in the dtype in which it trains.
+    read = placement.RESIDENT if any("base" in part.slots for part in composition.parts) else where
+    model = load_recipe_model(recipe, source, dtype, head, read)
     # Asked while the modules have the names and classes that transformers knows.
     stored = Stored(model, names_in(weight_files(source)))
-    prune_base(model, compose.compose_section(recipe.adapter), recipe.where)  # before any device holds it
+    prune_base(model, composition, recipe.where)  # before any device holds it
     accelerator = processes.make_accelerator(compute)
     strategy = divide(recipe, model, accelerator)
-    model.to(accelerator.device)
+    try:
+        placement.place(model, where, accelerator.device, hardware.DTYPES[dtype])
+    except ValueError as error:
+        text = f"model.placement: {error}"
+        raise RecipeError([Problem(recipe.where("model.placement"), text)]) from None
     info = {
         "name": base_name(recipe),
         "revision": recipe.model.revision,
@@ -173,7 +183,23 @@ def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> 
         **({} if head is None else {"head": head.to_dict()}),
         **({} if added is None else {"added_tokens": added.to_dict()}),
     }
-    return Base(model, accelerator, compute, strategy, info, stored)
+    return Base(model, accelerator, compute, strategy, info, stored, where)
+
+
+def placement_of(recipe: Recipe, source: Path, dtype: str) -> str:
+    """resident or streamed. Raises RecipeError for several processes: each would copy all blocks for itself.
+
+    auto does not stream what is compiled, or divided over several devices.
+    """
+    wanted, world = recipe.model.placement, processes.world_size()
+    if world > 1 and wanted == placement.STREAMED:
+        text = f"model.placement: streamed trains on one device, and {world} processes were started"
+        remedy = "Start one, or divide the base with distributed.strategy: fsdp"
+        raise RecipeError([Problem(recipe.where("model.placement"), f"{text}. {remedy}")])
+    if wanted == "auto" and (world > 1 or recipe.training.compile):
+        return placement.RESIDENT
+    kind = recipe.model.quantization
+    return placement.chosen(wanted, source, hardware.device(), dtype=hardware.DTYPES[dtype], quantization=kind)
 
 
 def adapt(
@@ -383,7 +409,7 @@ def calibration_context(
             batch = objective.collate(
                 inputs.train, mine[at : at + micro], pad_id=pad_token(inputs.tokenizer), form=layout.form
             )
-            yield {name: value.to(accelerator.device) for name, value in batch.items()}
+            yield to_device(batch, accelerator.device)
 
     return CalibrationContext(
         model=losses.model,

@@ -75,6 +75,7 @@ def output_dir(recipe: Recipe) -> str:
 def model_line(base: Base, attached: Attached) -> list[str]:
     frozen, kind = count_parameters(attached.model) - trainable(attached), base.info["quantization"]
     how = f"frozen in {base.info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
+    how += ", blocks streamed" if base.placement == "streamed" else ""
     new = base.info.get("added_tokens", {})
     said = f"{count(len(new), 'new token')}: {' '.join(new)}; their rows are the mean of all others" if new else ""
     return [f"{base.info['name']}   {amount(frozen)} parameters, {how}", *([said] if said else [])]
