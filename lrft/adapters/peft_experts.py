@@ -44,7 +44,7 @@ def refused(model: nn.Module, forms: Mapping[str, PeftForm | None]) -> str:
 
 def expert_tensors(model: nn.Module, forms: Mapping[str, PeftForm]) -> dict[str, Tensor]:
     """PEFT's tensors of the stacks, by their names without PEFT's prefix."""
-    found = {}
+    found: dict[str, Tensor] = {}
     stacks = stacks_in(forms)
     for stack, layers in stacks.items():
         module, _, word = stack.rpartition(".")

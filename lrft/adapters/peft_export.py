@@ -180,6 +180,13 @@ def peft_config(
     }
 
 
+def written_rank(name: str, config: Mapping[str, Any]) -> int:
+    """The rank that a configuration written here has for the layer `name`."""
+    stack = name.rpartition(".")[0] if stack_of(name) is not None else name
+    patterns = config["rank_pattern"]
+    return int(next((patterns[key] for key in (name, f"{name}.weight", stack) if key in patterns), config["r"]))
+
+
 def from_peft_names(
     flat: Mapping[str, Tensor], names: NamesBeside = NOTHING, sites: Collection[str] = ()
 ) -> dict[str, Tensor]:

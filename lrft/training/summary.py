@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lrft.adapters.adapter import Site
 from lrft.adapters.attached import Attached
 from lrft.adapters.beside import tied_rows
-from lrft.adapters.peft_export import NO_TYPE, PEFT_NAMES, PEFT_PREFIX, PeftFolder, peft_folder
+from lrft.adapters.peft_export import NO_TYPE, PeftFolder, peft_folder, written_rank
 from lrft.adapters.targets import module_names
 from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
@@ -133,7 +133,7 @@ def peft_form(sites: Sequence[Site], found: PeftFolder) -> str:
     """What PEFT calls the folder, and whether a LoRA has the adapter's own tensors."""
     if found.kind != "LORA":
         return f"PEFT {found.kind}"
-    ranks = {site.name: len(found.tensors[f"{PEFT_PREFIX}{site.name}.{PEFT_NAMES['A']}"]) for site in sites}
+    ranks = {site.name: written_rank(site.name, found.config) for site in sites}
     converted = any(ranks[site.name] != site.rank for site in sites)
     return f"PEFT LoRA of rank {spread(ranks.values())} (converted)" if converted else "PEFT LoRA (unchanged)"
 
