@@ -301,7 +301,8 @@ def wrap_for_strategy(
     accelerator, attached = base.accelerator, adapted.attached
     owner = adapted.composition.optimizer_owner
     if owner is not None and owner.gradients_taken:
-        return arriving.Arriving(accelerator, *accelerator.prepare(losses, own), attached)
+        wrapped, optimizer = accelerator.prepare(losses, own)
+        return arriving.Arriving(accelerator, wrapped, optimizer, attached)
     if base.strategy == "ddp":
         wrapped, optimizer = accelerator.prepare(losses, own)
         if isinstance(wrapped, DistributedDataParallel):
