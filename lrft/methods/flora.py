@@ -89,9 +89,9 @@ class ProjectedMomentum(torch.optim.Optimizer):
         }
 
     @torch.no_grad()
-    def take(self, p: Tensor) -> bool:
+    def take(self, p: Tensor, gradient: Tensor) -> bool:
         """Add a pass's gradient to the projected sum, where there is one (`TakesGradients`)."""
-        G = upright(p.grad)
+        G = upright(gradient)
         if not is_projected(G.shape, self.known[p][1]):
             return False
         C = G @ self.of_sum(p, G)

@@ -343,7 +343,8 @@ def wrap_for_strategy(
     accelerator, attached = base.accelerator, adapted.attached
     owner = adapted.composition.optimizer_owner
     if owner is not None and owner.gradients_taken:
-        return arriving.Arriving(accelerator, *accelerator.prepare(losses, own), attached)
+        wrapped, optimizer = accelerator.prepare(losses, own)
+        return arriving.Arriving(accelerator, wrapped, optimizer, attached)
     if base.strategy == "ddp":
         wrapped, optimizer = accelerator.prepare(losses, own)
         if isinstance(wrapped, DistributedDataParallel):
@@ -380,6 +381,13 @@ def make_optimizer(
     ranks[SHARED] = max(ranks.values())
     others = set(tensors_of(attached.beside.by_place))
     beside, own = split(groups, lambda name, _: name in others)
+    if beside and owner.gradients_taken:
+        names = sorted(others)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        text = (
+            f"{owner.name} takes gradients as they arrive, and {names[0]}{more} is trained beside by another optimiser"
+        )
+        raise RecipeError([Problem(recipe.where("adapter.method"), f"adapter.method: {text}: take one of them out")])
     making = Making(t.optimizer.options["betas"], t.optimizer.options["eps"], t.seed, broadcast)
     try:
         first = owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in own], making)
