@@ -175,8 +175,10 @@ class ProjectedAdam(torch.optim.Optimizer):
         # Fira: each row of the residual is scaled as Adam scales that row of R, and may not grow fast.
         rest *= (direction.norm(dim=1) / (R.norm(dim=1) + 1e-8))[:, None]
         norm = rest.norm()
-        if state.get("residual_norm", 0.0) > 0:  # from nothing it may grow to anything
-            rest *= (self.grid.growth * state["residual_norm"] / norm.clamp_min(1e-30)).clamp_max(1.0)
+        if "residual_norm" in state:
+            before = state["residual_norm"].to(norm.device)
+            limit = (self.grid.growth * before / norm.clamp_min(1e-30)).clamp_max(1.0)
+            rest *= torch.where(before > 0, limit, torch.ones_like(limit))  # from nothing it may grow to anything
         state["residual_norm"] = rest.norm()
         return rest.mul_(bias * self.grid.residual_scale)
 

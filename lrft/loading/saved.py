@@ -61,6 +61,7 @@ def load_as_trained(
         attention="auto" if recipe is None else recipe.model.attention,
         trust_remote_code=trust_remote_code,
         head=saved.head,
+        added=saved.added,
     )
     if widen and saved.quantization != "none":
         model = model.float()

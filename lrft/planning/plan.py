@@ -22,6 +22,7 @@ from lrft import data
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, AdapterLinear
 from lrft.adapters.attach import attach_sites, prune_base, select_sites, trained_in
+from lrft.adapters.beside import names_for
 from lrft.adapters.gradients import FurtherPasses
 from lrft.adapters.modules_to_save import SavedModule
 from lrft.adapters.reach import uncalled
@@ -31,9 +32,10 @@ from lrft.data.sampler import auxiliary_schedule, batch_schedule, tokens_of
 from lrft.distributed import arriving, fsdp, processes, zero2
 from lrft.errors import LrftError, Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
-from lrft.loading.from_recipe import made, sketched_head
+from lrft.loading.from_recipe import added_by, made, sketched_head, tokens_for
 from lrft.loading.others import Found
 from lrft.model import linear, placement
+from lrft.model.experts import word_of
 from lrft.model.layers import blocks_of, decoder_of
 from lrft.model.load import imagine_quantized
 from lrft.model.quantized import count, load_library
@@ -309,7 +311,9 @@ def imagine_adapted(
         outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
         passed_over = uncalled(model)
         sites = select_sites(model, recipe.adapter, composition, recipe.where, passed_over)
-        attached = attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
+        tokens = tokens_for(recipe, source)
+        names = names_for(model, recipe.adapter, [site.name for site in sites], recipe.where, tokens)
+        attached = attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where, names=names)
         model.train()
         copies = max(adapter.copies for adapter in attached.modules.values())
         kept = activation_memory.activations(
@@ -388,6 +392,7 @@ def imagined(recipe: Recipe, source: Path, labels: Sequence[str] = ()) -> Abstra
         quantization=recipe.model.quantization,
         trust_remote_code=recipe.model.trust_remote_code,
         head=sketched_head(recipe, labels),
+        added=added_by(recipe, source),
     )
 
 
@@ -438,11 +443,11 @@ def by_module(model: nn.Module) -> list[dict[str, Any]]:
     frozen, in_full = [f"{name}.base" for name in saved], [f"{name}.trained" for name in saved]
     for name, module in model.named_modules():
         if linear.is_linear(module) and not is_in(name, frozen):
-            word = name.removesuffix(".base").removesuffix(".trained").rsplit(".", 1)[-1]
+            word = word_of(name.removesuffix(".base").removesuffix(".trained"))
             counted[(word, *linear.shape(module))] += 1
             trained[(word, *linear.shape(module))] += trained_in(module) if is_in(name, in_full) else 0
         if isinstance(module, AdapterLinear):
-            word = name.rsplit(".", 1)[-1]
+            word = word_of(name)
             adapter: Adapter = module.adapter
             trained[(word, adapter.site.d, adapter.site.k)] += sum(
                 p.numel() for p in adapter.parameters() if p.requires_grad

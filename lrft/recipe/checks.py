@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lrft import registry
 from lrft.errors import nearest
-from lrft.recipe import messages, no_effect, taken_gradients
+from lrft.recipe import beside, messages, no_effect, taken_gradients
 from lrft.recipe.foreign_keys import VALUES
 from lrft.recipe.nodes import DEFAULT, Node, mapping, plain
 from lrft.recipe.problems import Problems, Refused
@@ -67,6 +67,7 @@ def all_of(root: Node, problems: Problems) -> Node:
     _best(root, problems)
     _after(root, problems)
     no_effect.refuse(root, problems)
+    beside.refuse(root, problems)
     root = adapter(root, problems)
     taken_gradients.refuse(root, problems)
     return root

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import gc
+import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from lrft.errors import MissingError
 
-if TYPE_CHECKING:
-    pass
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OF_COMPUTATION = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def forget_peak(device: torch.device) -> None:
+    """`memory_gb` counts from here, on a GPU. (Of a process the system keeps the peak.)"""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+@contextmanager
+def reserving(device: torch.device, share: float) -> Iterator[None]:
+    """Inside, this process leaves `share` of what it could have of a GPU: who tries what fits must not settle on what
+    fits to the last byte."""
+    if device.type != "cuda":
+        yield
+        return
+    free, total = torch.cuda.mem_get_info(device)
+    mine = free + torch.cuda.memory_reserved(device)
+    torch.cuda.set_per_process_memory_fraction((1 - share) * mine / total, device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def release_memory() -> None:
@@ -71,8 +92,13 @@ def peak_of_process() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+# Of the CPU's allocator; of CUDA outside of torch's allocator; of its libraries, which want memory of their own.
+NO_MEMORY = re.compile(r"allocate memory|out of memory|(CUBLAS|CUSOLVER|CUDNN|CUSPARSE|CUFFT)_(STATUS_)?ALLOC_FAILED")
+
+
 def says_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    """Whether memory ran out: of the machine, or of a GPU, where CUDA and its libraries say so in their own words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY.search(str(error)) is not None
 
 
 def available() -> int | None:
