@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn.functional import linear
 
 from lrft.adapters.adapter import AdapterLinear, Lent
+from lrft.model.streamed import content
 
 
 class Beside(nn.Module):
@@ -126,7 +127,7 @@ class TrainedBias(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         bias: Any = base.bias
-        self.value = nn.Parameter(bias.detach().to(torch.promote_types(bias.dtype, torch.float32), copy=True))
+        self.value = nn.Parameter(content(bias).detach().to(torch.promote_types(bias.dtype, torch.float32), copy=True))
         self.of = Lent(base)
 
     def forward(self, found: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def trained_copy(base: nn.Module) -> nn.Module:
     tensors: dict[int, Any] = {id(buffer): buffer.clone() for buffer in base.buffers()}
     for p in base.parameters():
         wide = torch.promote_types(p.dtype, torch.float32)
-        tensors[id(p)] = nn.Parameter(p.detach().to(wide, copy=True))
+        tensors[id(p)] = nn.Parameter(content(p).detach().to(wide, copy=True))
     return copy.deepcopy(base, tensors)
 
 

@@ -75,7 +75,9 @@ def rows(module: Any) -> Tensor:
     """W as (d, k) in the layer's own dtype: its own memory, or made anew where the layer is quantised."""
     if isinstance(module, PrunedLinear):
         return module.whole.weight.to(module.device, module.dtype)
-    return as_rows(content(module.weight), is_transposed(module))
+    stacked = isinstance(module, ExpertLinear)
+    weight = content(module.stack, module.expert) if stacked else content(module.weight)
+    return as_rows(weight, is_transposed(module))
 
 
 def dense(module: Any) -> Tensor:

@@ -86,6 +86,10 @@ class Streamed:
             module.register_forward_pre_hook(partial(self._forward, number), prepend=True)
             module.register_forward_hook(partial(self._back, number))
 
+    def __deepcopy__(self, memo: Any) -> Streamed:
+        """A copy of one of the blocks' modules has weights of its own, and its hooks are for those that it is of."""
+        return self
+
     @property
     def size(self) -> int:
         """Bytes that all blocks would take on the device."""
@@ -138,12 +142,16 @@ class Streamed:
                 tensor.register_hook(lambda _: self.use(number))
 
 
-def content(parameter: Tensor) -> Tensor:
-    """A parameter that can be read: itself, or a copy on its device where it waits. Not to be written to."""
+def content(parameter: Tensor, part: int | None = None) -> Tensor:
+    """A parameter that can be read, or the part of this index: itself, or a copy on its device where it waits.
+
+    Not to be written to.
+    """
     waiting: Waiting | None = getattr(parameter, "waiting", None)
     if waiting is None or waiting.is_here:
-        return parameter
-    return waiting.host.to(parameter.device, parameter.dtype)
+        return parameter if part is None else parameter[part]
+    host = waiting.host if part is None else waiting.host[part]
+    return host.to(parameter.device, parameter.dtype)
 
 
 def stream(

@@ -9,8 +9,10 @@ import tiny
 import torch
 from cases import CASES, attach, late
 from torch import Tensor, nn
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import lrft
 from lrft.adapters import gradient_checkpointing
 from lrft.model import linear, streamed
 from lrft.model.layers import blocks_of
@@ -155,6 +157,39 @@ def test_codes_are_streamed_as_codes(quantization: str, tmp_path: Any) -> None:
     assert torch.equal(found[0], expected[0])
     same(found[1], expected[1])
     assert max(noted.counts) == 2
+
+
+def beside(model: Any, section: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """(loss, gradients) of all that an adapter section trains, not at its start."""
+    attached = lrft.attach(model.train(), {"method": "dora", "rank": 2, **section})
+    tiny.disturb(list(attached.trained().values()))
+    loss = backward(model)
+    return loss, {name: p.grad for name, p in attached.trained().items()}
+
+
+@pytest.mark.parametrize("stacked", [True, False], ids=["experts", "norms, biases and layers in full"])
+def test_experts_and_what_is_trained_beside_adapters_start_from_the_weights(stacked: bool) -> None:
+    sizes = {"hidden_size": 24, "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+
+    def base() -> Any:
+        torch.manual_seed(0)
+        config = Qwen3MoeConfig(vocab_size=tiny.VOCABULARY, **sizes, **experts, attention_bias=True)
+        model = Qwen3MoeForCausalLM(config).eval().requires_grad_(False)
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn(p.shape)) if name.endswith("bias") else p.mul_(3.0)
+        return model.bfloat16()
+
+    section = {
+        True: {"target_modules": ["expert-linear"]},
+        False: {"target_modules": ["v_proj"], "norms": True, "biases": "all", "modules_to_save": ["k_proj"]},
+    }[stacked]
+    expected = beside(base().float(), section)
+    model = base()
+    streamed.stream(model, CPU, torch.float32, small=0)
+    found = beside(model, section)
+    assert torch.equal(found[0], expected[0])
+    same(found[1], expected[1])
 
 
 class Large(GradientCheckpointingLayer):
