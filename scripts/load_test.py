@@ -101,7 +101,6 @@ def main() -> int:
     server.ask("warm up")
     answers, took = measure(server, given.clients, given.each, given.leaving)
     good = [answer for answer in answers if answer.status == 200]
-    long, last = server.ask("word " * LONG), server.ask("still there?")
     for answer in answers:
         if answer.status != 200:
             print(f"lost: {answer.status} {answer.problem}")
@@ -114,7 +113,8 @@ def main() -> int:
         f"{len(answers) - len(good)} of {len(answers)}",
     ]
     print("| requests/s | tokens/s | p50 | p99 | lost |")
-    print(f"| {' | '.join(shown)} |")
+    print(f"| {' | '.join(shown)} |", flush=True)  # what comes now a server may take very long over
+    long, last = server.ask("word " * LONG), server.ask("still there?")
     print(f"longer than the context: {long.status} {long.problem[:120]}   afterwards: {last.status}")
     return 0 if len(good) == len(answers) and last.status == 200 else 1
 

@@ -268,6 +268,27 @@ CASES: dict[str, tuple[Any, Count]] = {
     "loram": ("loram", pair),
     "loraprune": ("loraprune", pair),
     "loraprune+rslora+lora+": ([{"loraprune": {"every": 1, "spare": True}}, "rslora", "lora+"], pair),
+    "oft": ({"oft": {"oft_block_size": 4}}, lambda d, k, r: k // 4 * 6),
+    "oft-exact": (
+        {"oft": {"oft_block_size": 4, "use_cayley_neumann": False, "block_share": True}},
+        lambda d, k, r: 6,
+    ),
+    "boft": ("boft", lambda d, k, r: 4 * k + d),
+    "boft-butterflies": (
+        {"boft": {"boft_block_size": 2, "boft_n_butterfly_factor": 2}},
+        lambda d, k, r: 2 * 2 * k + d,
+    ),
+    "road": ({"road": {"group_size": 4}}, lambda d, k, r: d),
+    "road-4": ({"road": {"group_size": 2, "variant": "road_4"}}, lambda d, k, r: 4 * d),
+    "shira": ("shira", pair),
+    "vblora": ({"vblora": {"num_vectors": 16, "vector_length": 4}}, lambda d, k, r: 16 * r * (d + k) // 4),
+    "waveft": ({"waveft": {"n_frequency": 50}}, lambda d, k, r: 50),
+    "glora": ("glora", lambda d, k, r: 2 * pair(d, k, r)),
+    "supertuning": ({"supertuning": {"sparsity": 0.9}}, lambda d, k, r: int(d * k * (1 - 0.9))),
+    "peanut": ("peanut", lambda d, k, r: 2 * r * d),
+    "peanut-deep": ({"peanut": {"depth": 2, "act_fn": "silu"}}, lambda d, k, r: 2 * r * d + 4 * r * r),
+    "deft": ("deft", pair),
+    "deft-qr": ({"deft": {"decomposition_method": "qr"}}, pair),
     "dress": ("dress", lambda d, k, r: d * k),
     "dress+lora": (["lora", {"dress": {"norm": "l1"}}], pair),
     "sara": ("sara", lambda d, k, r: int(0.05 * d * k)),
@@ -275,10 +296,12 @@ CASES: dict[str, tuple[Any, Count]] = {
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = (
     "blockllm",
+    "boft",
     "bone",
     "c3a",
     "coap",
     "dct-adamw",
+    "deft",
     "denselora",
     "dota",
     "dress",
@@ -290,6 +313,7 @@ NOT_A_LORA = (
     "frugal",
     "full",
     "galore",
+    "glora",
     "goat",
     "gradnormlorp",
     "hira",
@@ -301,12 +325,18 @@ NOT_A_LORA = (
     "lorma",
     "lors",
     "mora",
+    "oft",
     "online-subspace-descent",
+    "peanut",
     "randlora",
     "remora",
+    "road",
     "sara",
+    "shira",
     "sst",
     "sltrain",
+    "supertuning",
+    "waveft",
 )
 # What no weight can say: the output is no linear function of the input.
 NOT_MERGEABLE = ("denselora", "goat", "lora-ensemble")
@@ -321,12 +351,16 @@ def first_of_each_method() -> list[str]:
     return list(dict.fromkeys(found.values()))
 
 
+FIRSTS = first_of_each_method()
 # What prunes blocks of which GPT-2 has none.
 NOT_ON_GPT2 = ("dress", "loram", "loraprune")
 # How a base stores its weights concerns an adapter's class and init, not each way to combine them: GPT-2, whose linear
 # layers are stored (k, d), has a case for each method, and those whose options choose another class.
-ON_GPT2 = [*(case for case in first_of_each_method() if case not in NOT_ON_GPT2), "mora-1", "lorma-pi"]
+ON_GPT2 = [*(case for case in FIRSTS if case not in NOT_ON_GPT2), "mora-1", "lorma-pi"]
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
+ONE_FOR_EACH = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in FIRSTS else [pytest.mark.all]) for case in CASES]
+)
 EVERY_BASE = pytest.mark.parametrize(
     ("case", "model_name"), [*((case, "llama") for case in CASES), *((case, "gpt2") for case in ON_GPT2)]
 )

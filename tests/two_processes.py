@@ -28,23 +28,24 @@ warnings.simplefilter("error")
 # DeepSpeed 0.19 imports what torch 2.13 has given up.
 warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
 sys.path[:0] = sys.argv[1].split(":")
-from lrft.training import passes, validation
+from lrft.training import validation
 from pathlib import Path
 from lrft import recipe
 from lrft.distributed import processes
+from lrft.training.engine import Engine
 from lrft.training.run import train
 from lrft.training.state import Options
 from lrft.utils import hardware
 
 root, out, resume, penalty, short, *keys = sys.argv[2:]
 rank = os.environ["RANK"]
-micro_batches = passes.micro_batches
-def noted(*arguments, **named):
-    found = micro_batches(*arguments, **named)
+dealt = Engine.passes
+def noted(*arguments):
+    found = dealt(*arguments)
     with open(f"{root}/{out}-rows-{rank}", "a") as seen:
         print(json.dumps(found), file=seen)
     return found
-passes.micro_batches = noted
+Engine.passes = noted
 answer_rows = validation.answer_rows
 def counted(model, tokenizer, rows, **named):
     with open(f"{root}/{out}-answers-{rank}", "a") as seen:

@@ -273,10 +273,16 @@ class AdapterLinear(nn.Module):
         self.base = base
         self.adapter = adapter
         self.enabled = True
+        self.own_bias: nn.Module | None = None
+        """turns an output with the base's bias into one with a trained bias"""
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapter(x, self.base) if self.enabled else self.base(x)
+        if not self.enabled:
+            found: Tensor = self.base(x)
+            return found
+        y: Tensor = self.adapter(x, self.base)
+        return y if self.own_bias is None else self.own_bias(y)
 
     # Models ask their linear layers for dtype and device through these.
     @property

@@ -100,8 +100,10 @@ class Composition:
             part.after_step(run)
 
     def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
-        """The sum of the parts' terms for one micro-batch."""
-        terms = [term for part in self.parts if (term := part.output_loss(run, outputs)) is not None]
+        """The sum of the parts' terms for one micro-batch. Those that pass again come last: others may have watched the
+        pass that is being answered."""
+        parts = sorted(self.parts, key=lambda part: part.further_passes.own > 0)
+        terms = [term for part in parts if (term := part.output_loss(run, outputs)) is not None]
         return torch.stack(terms).sum() if terms else None
 
     @property

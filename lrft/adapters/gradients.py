@@ -41,6 +41,16 @@ class StepPasses(Protocol):
         and the optimiser, are as before, to the bit."""
 
 
+class TakesGradients(Protocol):
+    """An optimiser that takes each gradient as it arrives (`Part.gradients_taken`, `lrft.distributed.arriving`)."""
+
+    def take(self, p: Tensor) -> bool:
+        """Take in `p.grad`, which a backward pass has made; True when it is not needed any more."""
+
+    def norms(self) -> dict[Tensor, Tensor]:
+        """The norms () of the gradients of the step that is being made, by trained tensor."""
+
+
 def combined(*terms: tuple[float, Mapping[nn.Parameter, Tensor]]) -> Gradients:
     """The sum of factor times gradient. One that a pass has not reached counts as zero."""
     total: Gradients = {}

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.gradients import FurtherPasses, Gradients, StepPasses
+from lrft.adapters.peft_type import PeftType
 
 CalibrationResult = Mapping[str, Mapping[str, Tensor]]
 
@@ -99,11 +100,19 @@ class Outputs(Protocol):
     of_texts: bool
 
     @property
+    def places(self) -> Tensor:
+        """(B, T) bool: the tokens whose last hidden states the answer is made of; of texts all that are no padding."""
+
+    @property
     def logits(self) -> Tensor:
         """(n, vocabulary) float32; of texts (n, labels). Asking for them makes them all at once, which needs memory."""
 
     def base_logits(self) -> Tensor:
         """The same of the untouched base, without gradient: one more forward pass."""
+
+    def pass_again(self) -> None:
+        """One more forward pass over the same micro-batch, with gradient, for who looks into the model
+        (`lrft.model.halves`)."""
 
 
 class Part:
@@ -134,6 +143,9 @@ class Part:
     """whether it changes single numbers of the optimiser's state, which one that keeps 8 bits for each does not have"""
     no_reference: ClassVar[str] = ""
     """why an objective that measures against the base is refused beside it, as the end of "X ..."; "" for none"""
+    takes_gradients: ClassVar[tuple[str, Any, str]] = ("", None, "")
+    """The slot "optimizer": (option, value, makes): with that value of the option its optimiser takes each gradient as
+    it arrives (`TakesGradients`), and makes a "step" of it, or its share of a "sum" over the passes of a step."""
     needs_adamw: ClassVar[str] = ""
     """what of AdamW it works with, when it works beside no other optimiser: the end of "NAME ..." """
     offset_from_init: ClassVar[bool] = False
@@ -199,6 +211,16 @@ class Part:
     def optimizer_numbers(self, d: int, k: int, rank: int) -> int:
         """The slot "optimizer": how many numbers its state holds for a matrix (d, k)."""
         raise NotImplementedError("abstract: a part that fills the slot optimizer must implement this")
+
+    @property
+    def gradients_taken(self) -> str:
+        """What its optimiser makes of each gradient as it arrives, by `takes_gradients`; "" where they are kept."""
+        option, value, makes = self.takes_gradients
+        return makes if option and getattr(self, option) == value else ""
+
+    def gradient_numbers(self, d: int, k: int, rank: int) -> int:
+        """The slot "optimizer": how many numbers of a gradient (d, k) are kept until the step."""
+        return d * k
 
     def kept_numbers(self, d: int, k: int, rank: int) -> int:
         """How many numbers the part keeps for a matrix (d, k) during the run, where that is more than a few per trained
@@ -277,6 +299,13 @@ class Method(Part):
     """Abstract: a part that builds adapters."""
 
     builds: ClassVar[bool] = True
+    peft_type: ClassVar[str] = ""
+    """what stock PEFT calls the method, where it has it; then `in_peft` says how"""
+
+    @classmethod
+    def in_peft(cls) -> PeftType | None:
+        """How its adapters are written as PEFT's own type of them, and read from a folder of that type."""
+        return None
 
     def shared(self, sites: Sequence[Site]) -> nn.Module | None:
         """What the adapters of all sites have in common: `Adapter.shared`. As for adapters, what is saved is its

@@ -1,50 +1,37 @@
-"""Import of LoRA folders written by PEFT: sites, scaling factors and tensors.
+"""Import of folders written by PEFT: sites, factors, options and tensors.
 
-What PEFT multiplies into a weight is taken from its configuration alone: rank from the tensors, alpha from
-`lora_alpha` and `alpha_pattern`, their quotient from `use_rslora`.
+Which method reads a folder is declared by the methods (`Method.peft_type`), how by their `PeftType`. Some types do not
+say a layer's sides in their tensors: those are taken from the model, by `placed`.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lrft import registry
 from lrft.adapters import compose
-from lrft.adapters.adapter import Site
-from lrft.adapters.attached import Attached
-from lrft.adapters.peft_export import PEFT_NAMES, PEFT_PREFIX, PEFT_TENSORS
+from lrft.adapters.adapter import AdapterLinear, Site
+from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.peft_beside import by_place, is_twice, names_in
+from lrft.adapters.peft_experts import split_stacks
+from lrft.adapters.peft_export import PEFT_PREFIX, PEFT_TENSORS, SHARED_PREFIX
+from lrft.adapters.peft_type import PeftType
 from lrft.adapters.storage import SavedAdapter, load_saved, read_adapter
 from lrft.adapters.targets import depth_of
 from lrft.errors import CheckFailed, UsageError
 from lrft.model import linear
+from lrft.model.experts import is_stored_transposed, stack_of
 from lrft.utils import files
 
 CONFIG = "adapter_config.json"
-SUPPORTED = "LoRA folders of PEFT (peft_type LORA, with rank_pattern, alpha_pattern, use_rslora, use_dora) can be read."
-# Starts that leave the base as it is. The others of PEFT change it, so their factors are no update of the base.
-KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-
-VARIANTS = (
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
-    *("use_bdlora", "use_qalora", "velora_config"),
-)
-# What is read, what chooses the layers (their tensors' names tell which), and what matters to training alone.
-KNOWN = {
-    *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights"),
-    *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("base_model_name_or_path", "revision", "fan_in_fan_out", "task_type", "auto_mapping", "peft_version"),
-    *("lora_dropout", "inference_mode", "runtime_config", "eva_config", "ensure_weight_tying", "megatron_core"),
-    *("loftq_config", "corda_config", "lora_ga_config", "qalora_group_size"),
-}
-# What adds to or replaces tensors that are no linear layer's weight.
-BESIDE = ("bias", "lora_bias", "modules_to_save", "trainable_token_indices")
+# Keys of what adds to or replaces tensors in a way that is not read.
+REFUSED = ("lora_bias",)
 
 
 @dataclass(frozen=True)
@@ -55,6 +42,15 @@ class PeftFolder:
     saved: SavedAdapter
     left_out: tuple[str, ...]
     beside: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Tensors of the file, by our names: of each layer, in common, and those that belong to no linear layer."""
+
+    layers: dict[str, dict[str, Tensor]]
+    shared: dict[str, Tensor]
+    left_out: list[str]
 
 
 def is_peft_folder(folder: Path) -> bool:
@@ -91,104 +87,156 @@ def load_any(model: nn.Module, folder: Path) -> Attached:
 def read_peft(folder: Path) -> PeftFolder:
     """Raises UsageError for a kind of adapter that is not supported, CheckFailed for a damaged one.
 
-    Whether the base stores a weight transposed is not known yet: see `placed`.
+    Whether the base stores a weight transposed is not known yet, nor are sides that no tensor tells: see `placed`.
     """
     config = files.read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise CheckFailed(f"{folder / CONFIG} does not describe an adapter")
-    refuse_unsupported(folder, config)
+    method, kind = method_for(folder, config)
     if not (folder / PEFT_TENSORS).is_file() and (folder / "adapter_model.bin").is_file():
         raise UsageError(
             f"{folder} has its tensors only as a pickle (adapter_model.bin); loading a pickle can execute arbitrary "
             f"code",
             "Save the adapter again with a recent PEFT, which writes adapter_model.safetensors.",
         )
-    found, left_out = by_site(files.read_tensors(folder / PEFT_TENSORS))
-    if not found:
-        raise UsageError(f"{folder} adapts no linear layer (tensors: {', '.join(left_out[:3]) or 'none'})", SUPPORTED)
+    flat = files.read_tensors(folder / PEFT_TENSORS)
+    found = sorted_out(flat, kind)
+    if not found.layers:
+        listed = ", ".join(found.left_out[:3]) or "none"
+        raise UsageError(f"{folder} adapts no linear layer (tensors: {listed})", supported())
     try:
-        sites = [site_of(name, tensors, config) for name, tensors in found.items()]
-    except (KeyError, AttributeError, TypeError, ValueError, ArithmeticError, re.error) as error:
+        names, own = names_in(config, found.left_out)
+        layers = {name: kind.prepared(name, mine, config) for name, mine in split_stacks(found.layers, config).items()}
+        sites = [kind.site(name, mine, config, depth_of(name)) for name, mine in layers.items()]
+        entries = kind.entries(method, config, layers)
+        tensors = {site.name: kind.read(layers[site.name], site) for site in sites}
+        tensors |= by_place(names, flat, own)
+        composition = compose.compose(entries)
+    except (KeyError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError, re.error) as error:
         raise CheckFailed(f"{folder}: {error}") from None
-    words = ["lora", *(["dora"] if "magnitude" in next(iter(found.values())) else [])]
+    if found.shared:
+        tensors[SHARED] = found.shared
     info = {
+        "peft_type": kind.name,
         "base": {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")},
-        "methods": [{"name": word, "options": {}} for word in words],
+        "methods": [{"name": name, "options": options} for name, options in entries],
         "seed": 0,
+        **names.to_json(),
     }
-    saved = SavedAdapter(folder, info, sites, compose.compose((word, {}) for word in words), found)
-    try:
-        for site in sites:
-            saved.build(site)
-    except (ValueError, RuntimeError) as error:
-        raise CheckFailed(f"{folder / PEFT_TENSORS}: {error}") from None
-    beside = [f"{key}: {config[key]}" for key in BESIDE if config.get(key) and config[key] != "none"]
+    saved = SavedAdapter(folder, info, sites, composition, tensors)
+    if all(site.d and site.k for site in sites):
+        refuse_unbuildable(saved)
+    beside = [f"{key}: {config[key]}" for key in REFUSED if config.get(key)]
+    if config.get("ensure_weight_tying") and names.full:
+        beside.append(f"ensure_weight_tying with modules_to_save: {config['modules_to_save']}")
+    left_out = [key for key in found.left_out if key not in own and not is_twice(key)]
     return PeftFolder(saved, tuple(left_out), tuple(beside))
 
 
+def method_for(folder: Path, config: Mapping[str, Any]) -> tuple[str, PeftType]:
+    """The method whose adapters the folder holds. Raises UsageError where none reads it, naming the setting."""
+    word = config.get("peft_type")
+    kinds = list(readers(word))
+    if not kinds:
+        raise UsageError(f"{folder} is a PEFT adapter of type {word}, which is not supported", supported())
+    refused = {name: kind.refusal(config) for name, kind in kinds}
+    fitting = [(name, kind) for name, kind in kinds if not refused[name]]
+    if not fitting:
+        raise UsageError(f"{folder / CONFIG}: {next(iter(refused.values()))}", supported())
+    return fitting[0]
+
+
+def readers(word: Any) -> Iterator[tuple[str, PeftType]]:
+    """Methods that declare PEFT's type `word`, with how they read it."""
+    for name, card in registry.methods().items():
+        if word and card.facts.get("peft_type") == word:
+            kind = card.load().in_peft()
+            if kind is not None:
+                yield name, kind
+
+
+def supported() -> str:
+    words = {card.facts["peft_type"] for card in registry.methods().values() if card.facts.get("peft_type")}
+    return f"Folders of PEFT can be read of the types {', '.join(sorted(words))}."
+
+
+def refuse_unbuildable(saved: SavedAdapter) -> None:
+    """Raises CheckFailed naming the tensor that does not fit."""
+    try:
+        for site in saved.sites:
+            saved.build(site)
+    except (ValueError, RuntimeError) as error:
+        raise CheckFailed(f"{saved.folder / PEFT_TENSORS}: {error}") from None
+
+
 def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
-    """The adapter with its sites as `model` stores them, which can be without weights. lrft's own say it themselves.
+    """The adapter with its sites as `model` has them, which can be without weights. lrft's own say it themselves.
 
     The configuration's `fan_in_fan_out` is not asked: PEFT keeps one word for all layers, that of the last.
+    Raises CheckFailed where the tensors do not fit the sides that the model says, UsageError where PEFT's adapter is no
+    change of a weight alone.
     """
     if "format" in saved.info:
         return saved
-    stored = {name for name, module in linear.named_linears(model) if linear.stored_transposed(module)}
-    return replace(saved, sites=[replace(site, transposed=site.name in stored) for site in saved.sites])
+    layers: dict[str, Any] = dict(linear.named_linears(model))
+    layers |= {name: module.base for name, module in model.named_modules() if isinstance(module, AdapterLinear)}
+    refuse_biased(saved, layers)
+    sites = [as_in(site, layers[site.name]) if site.name in layers else site for site in saved.sites]
+    # What all layers have in common may be as large as the largest of them, so all sides come before any is built.
+    sites = [as_in_stack(site, model) for site in sites]
+    whole = replace(saved, sites=sites)
+    known_before = all(site.d and site.k for site in saved.sites)
+    if not all(site.d and site.k for site in sites):
+        return whole
+    kind = dict(readers(saved.info["peft_type"])).get(saved.info["methods"][0]["name"])
+    if kind is not None and SHARED in saved.tensors:
+        shared = kind.read_shared(saved.tensors[SHARED], sites)
+        whole = replace(whole, tensors={**saved.tensors, SHARED: shared})
+    if not known_before:
+        refuse_unbuildable(whole)
+    return whole
 
 
-def refuse_unsupported(folder: Path, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UsageError(f"{folder} is a PEFT adapter of type {kind}, which is not supported", SUPPORTED)
-    start = config.get("init_lora_weights")
-    if start not in KEEPS_BASE:
+def refuse_biased(saved: SavedAdapter, layers: Mapping[str, Any]) -> None:
+    scaling = any(kind.scales_bias for _, kind in readers(saved.info["peft_type"]))
+    biased = [site.name for site in saved.sites if site.name in layers and layers[site.name].bias is not None]
+    if scaling and biased:
         raise UsageError(
-            f"{folder}: with init_lora_weights {start!r} PEFT modifies the base weights: A and B are not an update "
-            f"of the original base",
-            "Save it with PEFT's path_initial_model_for_weight_conversion, which writes an update of the base.",
+            f"{saved.folder}: PEFT's {saved.info['peft_type']} changes the bias of {biased[0]} as well, which is no "
+            f"change of a weight"
         )
-    for key in VARIANTS:
-        if config.get(key):
-            raise UsageError(f"{folder}: {key} is set, a LoRA variant that is not supported", SUPPORTED)
-    if not all(str(name).endswith(".weight") for name in config.get("target_parameters") or ()):
-        raise UsageError(f"{folder}: target_parameters names more than weights of linear layers", SUPPORTED)
-    unknown = [key for key, value in config.items() if value and key not in {*KNOWN, *VARIANTS, *BESIDE}]
-    if unknown:
-        raise UsageError(f"{folder}: {unknown[0]} is set, a setting that lrft does not know", SUPPORTED)
 
 
-def by_site(flat: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """(site name -> A, B and perhaps magnitude; names of the tensors that belong to no linear layer)."""
-    found: dict[str, dict[str, Tensor]] = {}
-    left_out = []
+def as_in_stack(site: Site, model: nn.Module) -> Site:
+    """The site of an expert as the model's stack stores it."""
+    place = stack_of(site.name)
+    return site if place is None else replace(site, transposed=is_stored_transposed(model, place[0]))
+
+
+def as_in(site: Site, layer: nn.Module) -> Site:
+    d, k = linear.shape(layer)
+    return replace(site, d=site.d or d, k=site.k or k, transposed=linear.stored_transposed(layer))
+
+
+def sorted_out(flat: Mapping[str, Tensor], kind: PeftType) -> Found:
+    layers: dict[str, dict[str, Tensor]] = {}
+    shared, left_out = {}, []
     for key, tensor in flat.items():
-        word = next((word for word, ending in PEFT_NAMES.items() if key.endswith(f".{ending}")), None)
-        if word is None or not key.startswith(PEFT_PREFIX) or tensor.ndim != (1 if word == "magnitude" else 2):
+        own = next((name for name, said in kind.shared.items() if key == f"{SHARED_PREFIX}{said.ending}"), None)
+        layer, word = within(key, kind)
+        if own is not None:
+            shared[own] = tensor
+        elif word and tensor.ndim == len(kind.tensors[word].sides):
+            layers.setdefault(layer, {})[word] = tensor
+        elif not key.endswith(kind.repeated):
             left_out.append(key)
-        else:
-            found.setdefault(key[len(PEFT_PREFIX) : -len(PEFT_NAMES[word]) - 1], {})[word] = tensor
-    return found, left_out
+    return Found(layers, shared, left_out)
 
 
-def site_of(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Site:
-    """Raises ValueError or KeyError naming what does not go together."""
-    if not tensors.keys() >= {"A", "B"}:
-        raise ValueError(f"{name} has only lora_{'A' if 'A' in tensors else 'B'}")
-    rank, k = tensors["A"].shape
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    named = f"{name}.weight" if f"{name}.weight" in (config.get("target_parameters") or ()) else name
-    said = ranks.get(pattern_for(named, ranks), config["r"])
-    if said != rank or tensors["B"].shape[1] != rank:
-        raise ValueError(f"{name}: {CONFIG} says rank {said}, its tensors {rank} and {tensors['B'].shape[1]}")
-    alpha = alphas.get(pattern_for(named, alphas), config["lora_alpha"])
-    scale = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    if not math.isfinite(scale):
-        raise ValueError(f"{name}: {CONFIG} says alpha {alpha}")
-    dtype = torch.float64 if tensors["A"].dtype == torch.float64 else torch.float32
-    return Site(name, len(tensors["B"]), k, rank, scale, depth_of(name), dtype=dtype)
-
-
-def pattern_for(name: str, patterns: Mapping[str, Any]) -> str:
-    """The first key that means the module, by PEFT's own rule: a regular expression for its name's end after a dot."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), name)
+def within(key: str, kind: PeftType) -> tuple[str, str]:
+    """(layer, our name of its tensor); empty words for a tensor of no layer."""
+    if key.startswith(PEFT_PREFIX):
+        for word, said in kind.tensors.items():
+            if key.endswith(f".{said.ending}"):
+                return key[len(PEFT_PREFIX) : -len(said.ending) - 1], word
+    return "", ""

@@ -17,6 +17,8 @@ from typing import Any
 
 from lrft.adapters.adapter import PeftForm
 from lrft.adapters.attached import Attached
+from lrft.adapters.peft_experts import refused, stacks_in
+from lrft.model.experts import stack_of
 
 # Entries of transformers' mapping whose experts' names PEFT translates; many models share their rules.
 TRANSLATED = ("mixtral", "qwen2_moe")
@@ -35,9 +37,14 @@ class Names:
     refused: str = ""
 
 
-def peft_names(attached: Attached, forms: Mapping[str, PeftForm], quantization: str = "none") -> Names:
-    """Names by which stock PEFT adapts exactly the layers of `forms`. quantization: of the base, "none" without."""
-    names = list(forms)
+def peft_names(attached: Attached, forms: Mapping[str, PeftForm | None], quantization: str = "none") -> Names:
+    """Names by which stock PEFT adapts exactly the layers of `forms`. A form is None where it is no LoRA.
+
+    quantization: of the base, "none" without."""
+    stacks = stacks_in(forms)
+    if stacks and (reason := no_experts(attached.model, forms, quantization)):
+        return Names(refused=f"PEFT cannot adapt {next(iter(stacks))}: {reason}")
+    names = [name for name in forms if stack_of(name) is None]
     kind = model_type(attached.model)
     words = sorted({last(name) for name in names} & set(REFUSED_IN_MAMBA))
     if kind in MAMBA and words:
@@ -52,12 +59,19 @@ def peft_names(attached: Attached, forms: Mapping[str, PeftForm], quantization: 
     modules = target_modules(attached, set(names) - by_weight)
     if unclear := ambiguous(attached, [*modules, *by_weight], names):
         return Names(refused=f"PEFT would match {unclear} to more than one layer")
-    return Names(tuple(modules), tuple(sorted(f"{name}.weight" for name in by_weight)))
+    return Names(tuple(modules), (*sorted(f"{name}.weight" for name in by_weight), *stacks))
 
 
-def no_parameters(attached: Attached, forms: Mapping[str, PeftForm], quantization: str) -> str:
+def no_experts(model: Any, forms: Mapping[str, PeftForm], quantization: str) -> str:
+    """Why PEFT cannot adapt stacks of experts; "" when it can."""
+    return "its target_parameters do not support quantised weights" if quantization != "none" else refused(model, forms)
+
+
+def no_parameters(attached: Attached, forms: Mapping[str, PeftForm | None], quantization: str) -> str:
     """Why PEFT cannot adapt a layer by its weight's name; "" when it can."""
-    if any(form.magnitude is not None for form in forms.values()):
+    if any(form is None for form in forms.values()):
+        return "only its LoRA has target_parameters"
+    if any(form is not None and form.magnitude is not None for form in forms.values()):
         return "its target_parameters do not support DoRA"
     if any(site.transposed for site in attached.sites):
         return "its target_parameters do not support transposed weights"

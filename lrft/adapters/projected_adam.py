@@ -87,18 +87,22 @@ class ProjectedAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, p in zip(group["param_names"], group["params"], strict=True):
                 if p.grad is not None:
-                    G, state = self.grid.turned(p.grad), self.state[p]
-                    if not state:
-                        state["step"] = torch.zeros(())
-                        state["count"] = torch.zeros(())  # steps since the moments began
-                    number, since = divmod(int(state["step"]), group["period"])
-                    if since == 0:
-                        self.choose(name, number, state, G, min(group["rank"], G.shape[1]))
-                    change = self.change(state, G)
-                    # Decay first, as AdamW and FRUGAL do. (GaLore's and Fira's code decays after the step: lr^2 apart.)
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(turned_back(change, p), alpha=-group["lr"])
-                    self.learn(state, G, group)
+                    self.move(name, p, group)
+
+    def move(self, name: str, p: Tensor, group: dict[str, Any]) -> None:
+        """The step of one tensor, along its gradient."""
+        G, state = self.grid.turned(p.grad), self.state[p]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["count"] = torch.zeros(())  # steps since the moments began
+        number, since = divmod(int(state["step"]), group["period"])
+        if since == 0:
+            self.choose(name, number, state, G, min(group["rank"], G.shape[1]))
+        change = self.change(state, G)
+        # Decay first, as AdamW and FRUGAL do. (GaLore's and Fira's code decays after the step: lr^2 apart.)
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.add_(turned_back(change, p), alpha=-group["lr"])
+        self.learn(state, G, group)
 
     def learn(self, state: dict[str, Tensor], G: Tensor, group: dict[str, Any]) -> None:
         """What a member of the family makes of a gradient when the tensor has moved along it."""
@@ -171,10 +175,42 @@ class ProjectedAdam(torch.optim.Optimizer):
         # Fira: each row of the residual is scaled as Adam scales that row of R, and may not grow fast.
         rest *= (direction.norm(dim=1) / (R.norm(dim=1) + 1e-8))[:, None]
         norm = rest.norm()
-        if state.get("residual_norm", 0.0) > 0:  # from nothing it may grow to anything
-            rest *= (self.grid.growth * state["residual_norm"] / norm.clamp_min(1e-30)).clamp_max(1.0)
+        if "residual_norm" in state:
+            before = state["residual_norm"].to(norm.device)
+            limit = (self.grid.growth * before / norm.clamp_min(1e-30)).clamp_max(1.0)
+            rest *= torch.where(before > 0, limit, torch.ones_like(limit))  # from nothing it may grow to anything
         state["residual_norm"] = rest.norm()
         return rest.mul_(bias * self.grid.residual_scale)
+
+
+class LayerwiseAdam(ProjectedAdam):
+    """Moves each tensor as its gradient arrives (`lrft.adapters.gradients.TakesGradients`): a step in one backward
+    pass, of which one gradient at a time is alive."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.moved: dict[Tensor, Tensor] = {}
+        # By number: who loads a state replaces the groups themselves.
+        self.place = {
+            p: (name, number)
+            for number, group in enumerate(self.param_groups)
+            for name, p in zip(group["param_names"], group["params"], strict=True)
+        }
+
+    @torch.no_grad()
+    def take(self, p: Tensor) -> bool:
+        """One that is not finite moves nothing: its norm ends the run."""
+        self.moved[p] = precise(p.grad).norm()
+        if self.moved[p].isfinite():
+            name, number = self.place[p]
+            self.move(name, p, self.param_groups[number])
+        return True
+
+    def norms(self) -> dict[Tensor, Tensor]:
+        return self.moved
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.moved.clear()
 
 
 def upright(G: Tensor) -> Tensor:

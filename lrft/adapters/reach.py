@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.distributed.tensor import DTensor
 
 from lrft.model import linear
 from lrft.model.fake_kernels import imagined_kernels
 from lrft.model.head import is_headless
 from lrft.model.layers import logits_of_text
 from lrft.model.load import position_limit
+from lrft.utils.divided import is_divided
 
 # Some layers act on long rows only: those that compress tokens which lie far back. The long pass is made where the
 # short one leaves a question open.
@@ -137,9 +137,7 @@ def uncalled_by_text(model: Any) -> dict[str, str]:
     """`uncalled` of any module. Empty for what is not a language model, with its head or without, or does not take text
     alone, and for a model that is divided over devices, whose pass would gather it."""
     decoder = getattr(model, "main_input_name", None) == "input_ids" and not model.config.is_encoder_decoder
-    if not (decoder and (model.can_generate() or is_headless(model))) or any(
-        isinstance(p, DTensor) for p in model.parameters()
-    ):
+    if not (decoder and (model.can_generate() or is_headless(model))) or any(is_divided(p) for p in model.parameters()):
         return {}
     try:
         return uncalled(model)

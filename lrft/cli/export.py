@@ -24,7 +24,10 @@ def export(
         Path, typer.Argument(metavar="RUN|ADAPTER", help="A run (its best adapter) or an adapter folder.")
     ],
     to: Annotated[
-        str, typer.Option("--to", help="merged, peft, lora, gguf, ollama, or the exporter of an installed package.")
+        str,
+        typer.Option(
+            "--to", help="merged, peft, lora, gguf, gguf-lora, ollama, or the exporter of an installed package."
+        ),
     ],
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...", help="Options of the exporter.")
@@ -66,10 +69,11 @@ def export(
             rows.append(("checked", checked(verify_merge(out, adapter, base_folder=folder))))
         if writer.writes_adapter:
             found = verify_adapter(out, adapter, base_folder=folder, tolerance=writer.tolerance)
-            share = f"mean difference {found.mean / found.mean_changed:.2%} of what the adapter changes"
-            rows.append(("checked", [*checked(found), share]))
+            rows.append(("checked", [*checked(found), share(found)]))
         if writer.writes_gguf:
-            rows.append(("checked", checked(verify_gguf(out / FILE, adapter, base_folder=folder, dtype=writer.dtype))))
+            read = verify_gguf(out / FILE, adapter, base_folder=folder, dtype=writer.dtype)
+            unread = f"weights alone: transformers does not read {', '.join(read.unread)} of the file"
+            rows.append(("checked", [*checked(read.difference), share(read.difference), *[unread] * bool(read.unread)]))
     with answering(as_json) as reporter:
         reporter.table(rows)
 
@@ -92,3 +96,8 @@ def checked(difference: Difference) -> list[str]:
         f"{difference.largest_logit:.3g})",
         f"same first token {difference.same_first:.2%}",
     ]
+
+
+def share(difference: Difference) -> str:
+    """What was lost beside what was trained."""
+    return f"mean difference {difference.mean / difference.mean_changed:.2%} of what the adapter changes"

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable
-from contextlib import suppress
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from lrft.cli.answering import chosen_adapter
 from lrft.cli.arguments import Base, TrustRemoteCode, loading
+from lrft.cli.listening import address, until_stopped
+from lrft.cli.serve_engine import OWN, serve_by
+from lrft.errors import UsageError
 
 KEY = "LRFT_API_KEY"
+OWN_OPTIONS = ("max_new_tokens", "batch_size", "max_waiting")
 
 
 def serve(
+    context: typer.Context,
     targets: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs or adapters of one base, or one model.")],
     host: Annotated[str, typer.Option(help="Address to listen on. The default is this machine alone.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that are answered together.")] = 8,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 64,
+    engine: Annotated[str, typer.Option(help="lrft, or another server to start and check: vllm, transformers.")] = OWN,
     base: Base = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -31,6 +33,10 @@ def serve(
 
     Example: lrft serve runs/first runs/second
     """
+    if engine != OWN:
+        refuse_own_options(context, engine)
+        serve_by(engine, targets, host, port, os.environ.get(KEY) or None, base, trust_remote_code)
+        return
     with loading():
         from lrft.serving.http_server import Limits, Server
         from lrft.serving.shelf import load_shelf, named_by_folder
@@ -60,20 +66,10 @@ def serve(
         server.close()
 
 
-def address(found: object) -> str:
-    host, port, *_ = found if isinstance(found, tuple) else ("", "")
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-
-
-def until_stopped(run: Callable[[], None]) -> None:
-    """Call `run` until Ctrl-C or SIGTERM."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with suppress(KeyboardInterrupt):
-            run()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def refuse_own_options(context: typer.Context, engine: str) -> None:
+    """Raises UsageError for an option that another server does not have."""
+    for name in OWN_OPTIONS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            word = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{word} is of lrft's own server; {engine} has settings of its own")

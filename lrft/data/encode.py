@@ -11,11 +11,12 @@ from itertools import islice
 
 import numpy as np
 
-from lrft.data.chat_template import Rendered, Renderer
 from lrft.data.config import Settings
 from lrft.data.dataset import Row
 from lrft.data.ingest import Found, drop, refuse_bad
+from lrft.data.pieces import Rendered
 from lrft.data.records import BadRow
+from lrft.data.rendering import Renderer
 from lrft.data.report import EXAMPLES, NO_TOKEN, TOO_LONG, DataReport, quantile_words, quantiles
 from lrft.data.tokenize import Encoded, Encoder
 from lrft.errors import DataError
@@ -119,6 +120,9 @@ def encode_rows(
         item.report.special_text += special
         report.special_text += special and not item.sample.tokens
         report.special_read += special and item.sample.tokens
+        foreign = renderer.foreign_in(item.sample)
+        report.foreign_text += bool(foreign)
+        report.foreign_tokens += [mark for mark in foreign if mark not in report.foreign_tokens]
         report.altered += any(text.altered for text in texts)
         ends |= dict.fromkeys(text.end for text in texts if text.end)
         open_end = open_end or not all(text.end for text in texts)
@@ -133,7 +137,7 @@ def encode_rows(
     for item, found in special_rows.values():
         _ask_about_special(item, found)
     long.refuse(lengths, "split | truncate | drop" if documents else "truncate | drop")
-    report.opening = renderer.opening if chat else ""
+    report.opening = renderer.template.opening if chat else ""
     report.end_tokens = list(ends)
     report.end_token_trained = bool(ends) and not open_end
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from lrft.data import cache as store
-from lrft.data.chat_template import Renderer
 from lrft.data.config import Input, Settings, Where, inputs, read_input, settings, validation_input
 from lrft.data.dataset import Row, Rows
 from lrft.data.encode import encode_rows
 from lrft.data.growing import GrowingRows
 from lrft.data.ingest import Found, collect
+from lrft.data.rendering import Renderer
 from lrft.data.report import DataReport, histogram, quantiles
 from lrft.data.split import set_apart, split, split_by_default
 from lrft.data.streaming import RowStream

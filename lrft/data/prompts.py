@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from lrft.data.chat_template import Renderer, writes_tools
+from lrft.data.chat_template import writes_tools
 from lrft.data.format import Reading, Sample, detect, rename, sample, unclear
 from lrft.data.readers import find
 from lrft.data.records import BadRow
+from lrft.data.rendering import Renderer
 from lrft.data.tokenize import Encoder
 from lrft.errors import DataError, UsageError
 from lrft.utils.text import count

@@ -13,6 +13,7 @@ from lrft.utils.text import count
 EXAMPLES = 10
 BINS = 16
 LABELS = 20  # that are named
+FOREIGN = 5  # marks that are named
 NOT_DRAWN = "not drawn (limit)"
 NO_TOKEN = "no trained token"
 TOO_LONG = "longer than max_length"
@@ -62,7 +63,8 @@ class DataReport:
     max_length_from: "data.max_length", or "the model" when the model's positions are fewer.
     end_tokens: the tokens that close answers. end_token_trained: every row that was not cut ends in one.
     special_text: rows with the text of a special token, tokenised as plain text. special_read: rows in which such text
-    stands for the token. altered: rows of which the chat template left out or rewrote some content. repeated:
+    stands for the token. foreign_text: rows that hold marks of another model's template, foreign_tokens, which this
+    tokenizer has no tokens for. altered: rows of which the chat template left out or rewrote some content. repeated:
     validation rows that also are train rows. opening: what the template writes before an answer and is trained with
     it, because the template has no generation prompt. held_out: how the default of data.validation was meant here.
     weights: {"rows" with a weight other than 1, "least" and "most" of these}; empty where there is none.
@@ -88,6 +90,8 @@ class DataReport:
     end_token_trained: bool = False
     special_text: int = 0
     special_read: int = 0
+    foreign_text: int = 0
+    foreign_tokens: list[str] = field(default_factory=list)
     altered: int = 0
     repeated: int = 0
     opening: str = ""
@@ -176,6 +180,12 @@ class DataReport:
             out.append(f"{count(self.special_text, 'row')} containing special-token text, encoded as plain text")
         if self.special_read:
             out.append(f"{count(self.special_read, 'row')} containing special-token text, encoded as the token")
+        if self.foreign_text:
+            named = ", ".join(self.foreign_tokens[:FOREIGN]) + ", ..." * (len(self.foreign_tokens) > FOREIGN)
+            out.append(
+                f"{count(self.foreign_text, 'row')} containing marks of another model's chat template ({named}), "
+                "encoded as plain text: this tokenizer has no such tokens"
+            )
         if self.opening:
             out.append(f"the chat template has no generation prompt: answers are trained with {self.opening!r} before")
         if self.held_out:

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from lrft.data.chat_template import Piece, Rendered, Renderer
+from lrft.data.pieces import Piece, Rendered
 from lrft.data.records import BadRow
+from lrft.data.rendering import Renderer
 from lrft.data.tools import Tool
 from lrft.data.turns import Message
 from lrft.errors import DataError

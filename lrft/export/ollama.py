@@ -31,7 +31,7 @@ class Ollama(Gguf):
     name: ClassVar[str] = "ollama"
     needs: ClassVar[str] = "gguf"
 
-    dtype: Literal["f32", "f16", "bf16", "q8_0"] = "f16"
+    dtype: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q3_k_m"] = "f16"
     """As of gguf."""
     converter: str | None = None
     """As of gguf."""

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from lrft.adapters import peft_export
+from lrft.adapters.attached import Attached
 from lrft.adapters.peft_export import PEFT_TENSORS
 from lrft.adapters.storage import SavedAdapter
+from lrft.adapters.updates import words
 from lrft.errors import UsageError
 from lrft.export.base import Exporter
 from lrft.export.merge import goes_along
+from lrft.model.load import load_skeleton
 from lrft.utils import files
 
 CONFIG = "adapter_config.json"
@@ -19,25 +23,47 @@ CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class PeftFolder(Exporter):
-    """The adapter as stock PEFT's LoRA, with its tokenizer; exact, so only where PEFT can represent the method."""
+    """The adapter as a folder of stock PEFT, with its tokenizer; exact, so only where PEFT can represent the method."""
 
     name: ClassVar[str] = "peft"
     takes: ClassVar[Literal["peft"]] = "peft"
 
+    own_type: bool = False
+    """PEFT's own type of the method (LOHA, VERA, MISS, ...) even where a LoRA of PEFT computes the same."""
+
     def export(self, saved: SavedAdapter, base: Path, out: Path) -> list[str]:
-        if not (saved.folder / PEFT_TENSORS).is_file():
-            names = ", ".join(entry["name"] for entry in saved.info["methods"])
-            raise UsageError(f"{names}: stock PEFT's LoRA cannot represent this adapter", "Use --to merged instead.")
+        if not self.own_type and not (saved.folder / PEFT_TENSORS).is_file():
+            raise UsageError(f"{words(saved)}: stock PEFT cannot represent this adapter", "Use --to merged instead.")
         if out.exists():
             raise UsageError(f"{out} exists", "Choose another folder with -o.")
-        names_to_copy = {CONFIG, PEFT_TENSORS}
-        names_to_copy |= {p.name for p in saved.folder.iterdir() if goes_along(p) and p.name != "lrft.json"}
-        with files.room_for(out, (saved.folder / PEFT_TENSORS).stat().st_size), files.scratch_for(out) as scratch:
-            for name in sorted(names_to_copy):
+        own = own_type_of(saved, base) if self.own_type else None
+        along = [p.name for p in saved.folder.iterdir() if goes_along(p) and p.name not in (CONFIG, "lrft.json")]
+        stored = sum(path.stat().st_size for path in saved.folder.glob("*.safetensors"))
+        with files.room_for(out, stored), files.scratch_for(out) as scratch:
+            if own is None:
+                along += [CONFIG, PEFT_TENSORS]
+            else:
+                files.write_tensors(scratch / PEFT_TENSORS, own.tensors)
+                files.write_json(scratch / CONFIG, own.config)
+            for name in sorted(along):
                 shutil.copyfile(saved.folder / name, scratch / name)
                 files.sync(scratch / name)
             if saved.head is not None:
                 saved.head.save(scratch)
+            kind = files.read_json(scratch / CONFIG)["peft_type"]
             scratch.rename(out)
         files.sync(out.parent)
-        return [f"{len(saved.sites)} modules as PEFT LoRA", f"base {base.name}"]
+        return [f"{len(saved.sites)} modules as PEFT {'LoRA' if kind == 'LORA' else kind}", f"base {base.name}"]
+
+
+def own_type_of(saved: SavedAdapter, base: Path) -> peft_export.PeftFolder:
+    """Raises UsageError where PEFT has no type of its own for the method, or cannot represent it so."""
+    if saved.beside.places:
+        raise UsageError(f"own_type does not hold modules that are trained in full ({', '.join(saved.beside.places)})")
+    model = load_skeleton(base, head=saved.head)
+    adapters = {site.name: saved.build(site) for site in saved.sites}
+    attached = Attached(model, adapters, saved.composition.entries, saved.sites, saved.shared)
+    found = peft_export.as_own_type(attached, saved.info["base"])
+    if found.refused:
+        raise UsageError(f"{words(saved)}: {found.refused}", "Without own_type PEFT's LoRA is written where it can be.")
+    return found

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lrft.adapters.adapter import Delta, Site
+from lrft.adapters.adapter import Adapter, Delta, Site
 from lrft.adapters.gated import GatedPair, asked, built, smoothed
 from lrft.adapters.part import Method, Run
+from lrft.adapters.peft_type import Named, PeftType
 
 FIRST = 2  # steps without a mask in any run: averages of one gradient say nothing
 
@@ -36,6 +37,7 @@ class AdaLora(Method):
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "docs/benchmark.md: 10 times LoRA's best; the paper uses 5e-4 to 2.2e-3"
     slots: ClassVar[tuple[str, ...]] = ("update", "ranks")
+    peft_type: ClassVar[str] = "ADALORA"
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale")
 
     over: Annotated[float, Field(ge=1)] = 1.5
@@ -52,6 +54,19 @@ class AdaLora(Method):
     """EMA decay of the sensitivities."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.85
     """EMA decay of their uncertainty."""
+
+    @classmethod
+    def in_peft(cls) -> AdaLoraType:
+        return AdaLoraType(
+            "ADALORA",
+            GatedPair,
+            {"A": Named("lora_A", "rk"), "B": Named("lora_B", "dr"), "gate": Named("lora_E", "ro")},
+            patterns=("rank_pattern",),
+            training=(
+                *("beta1", "beta2", "deltaT", "init_r", "orth_reg_weight", "target_r", "tfinal", "tinit", "total_step"),
+                *("init_lora_weights", "lora_alpha", "lora_dropout", "megatron_core", "qalora_group_size"),
+            ),
+        )
 
     def alpha(self, rank: int) -> float:
         return 2.0 * rank
@@ -91,7 +106,7 @@ class AdaLora(Method):
         if done >= last or (done > first and done % self.every == 0):
             ranks = [len(tensors["gate"]) for tensors in pairs.values()]
             keep = self.budget(done, run.total_steps, sum(ranks), sum(asked(rank, self.over) for rank in ranks))
-            scores = torch.cat([self.scores(site) for site in pairs])
+            scores = torch.cat([self.scores(site).to(tensors["gate"].device) for site, tensors in pairs.items()])
             gone = torch.zeros_like(scores, dtype=torch.bool)
             gone[scores.argsort(stable=True)[: len(scores) - keep]] = True  # ties too: exactly so many
             for tensors, mine in zip(pairs.values(), gone.split(ranks), strict=True):
@@ -118,7 +133,7 @@ class AdaLora(Method):
         smoothed(self.memory, key, (p * p.grad).abs(), self.beta1, self.beta2)
 
     def scores(self, site: str) -> Tensor:
-        """(r,) for one layer."""
+        """(r,) for one layer, where its memory lies: after resuming on the CPU, until it is followed again."""
         A, gate, B = (self.memory[f"mean/{site}.{w}"] * self.memory[f"spread/{site}.{w}"] for w in ("A", "gate", "B"))
         return gate + A.mean(dim=1) + B.mean(dim=0)
 
@@ -133,3 +148,24 @@ class AdaLora(Method):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.memory.clear()
         self.memory.update({key: value.clone() for key, value in state.items()})
+
+
+@dataclass(frozen=True)
+class AdaLoraType(PeftType):
+    """Read as a LoRA of the components that are left; what is written is one, too."""
+
+    def fits(self, adapter: Adapter) -> bool:
+        return False
+
+    def entries(self, method: str, config: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        return [("lora", {})]
+
+    def said_rank(self, name: str, config: Mapping[str, Any]) -> None:
+        """Its rank_pattern lists which components are left; the tensors have those alone."""
+
+    def factor(self, name: str, config: Mapping[str, Any], rank: int) -> float:
+        first = int(config["init_r"])
+        return float(config["lora_alpha"] or first) / (first + 1e-5)
+
+    def read(self, tensors: Mapping[str, Tensor], site: Site) -> dict[str, Tensor]:
+        return {"A": tensors["A"] * tensors["gate"], "B": tensors["B"]}

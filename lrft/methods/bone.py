@@ -8,6 +8,7 @@ The weight is cut into square blocks of side b, the rank. All blocks of one row 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType, spread
 from lrft.model.linear import rows
 
 
@@ -29,15 +31,26 @@ class Bone(Method):
     paper: ClassVar[str] = "arXiv 2409.15371"
     equation: ClassVar[str] = "W_ij + W_ij D_i + D_i, blocks of r x r"
     parameters: ClassVar[str] = "r d"
-    exports: ClassVar[str] = "merged model only"
+    exports: ClassVar[str] = "PEFT MISS, or merged model"
     evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "MISS"
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
 
     block: Annotated[int, Field(ge=0)] = 0
     """Block size, which must divide the layer's inputs and outputs; 0 uses the rank."""
+
+    @classmethod
+    def in_peft(cls) -> BoneType:
+        return BoneType(
+            "MISS",
+            BoneAdapter,
+            {"D": Named("miss_block", "nbc")},
+            fixed={"init_weights": ("bat",)},
+            training=("mini_r",),
+        )
 
     def build(self, site: Site) -> Adapter:
         side = self.block or site.rank
@@ -99,3 +112,15 @@ class _Product(torch.autograd.Function):
         side = D.shape[1]
         of_W = in_blocks((slope.flatten(0, -2).T @ x.flatten(0, -2).to(slope.dtype)).to(D.dtype), side)
         return of_x, None, torch.einsum("iajb,iajc->ibc", in_blocks(wide, side), of_W) + of_W.sum(dim=2), None
+
+
+@dataclass(frozen=True)
+class BoneType(PeftType):
+    """What PEFT calls the rank is the side of the blocks."""
+
+    def ranks(self, sites: Mapping[str, Site]) -> dict[str, Any]:
+        return {}
+
+    def config(self, method: Any, adapters: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+        sides = {name: adapter.D.shape[1] for name, adapter in adapters.items()}
+        return super().config(method, adapters, modules) | spread("block", "r", sides, pattern=False)

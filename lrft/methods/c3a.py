@@ -11,8 +11,9 @@ PEFT starts from random kernels, which change the model before the first step: h
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.adapter import Delta, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,20 @@ class C3a(Method):
     paper: ClassVar[str] = "arXiv 2407.19342"
     equation: ClassVar[str] = "W + [circulant(w_mn)] / k, blocks of b x b"
     parameters: ClassVar[str] = "d k / b"
-    exports: ClassVar[str] = "merged model only"
+    exports: ClassVar[str] = "PEFT C3A, or merged model"
     evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 0.1
     rate_source: ClassVar[str] = "PEFT's documentation"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "C3A"
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     block: Annotated[int, Field(ge=0)] = 0
     """b, which must divide the layer's inputs and outputs (PEFT: 256); 0 matches a LoRA's trainable parameters best."""
+
+    @classmethod
+    def in_peft(cls) -> C3aType:
+        return C3aType("C3A", C3aAdapter, {"w": Named("c3a_kernel", "ijb")}, options={"block": "block_size"}, rank="")
 
     def build(self, site: Site) -> Delta:
         d, k, whole = site.d, site.k, math.gcd(site.d, site.k)
@@ -75,3 +82,13 @@ class C3aAdapter(Delta):
         seen = torch.fft.rfft(x.to(self.w.dtype).unflatten(-1, (n, side)))
         made = torch.einsum("...nf,mnf->...mf", seen, torch.fft.rfft(self.w).conj())
         return torch.fft.irfft(made, n=side).flatten(-2) / self.site.k
+
+
+@dataclass(frozen=True)
+class C3aType(PeftType):
+    def config(self, method: Any, adapters: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+        """With the sides that were chosen for each layer."""
+        sides = {name: adapter.w.shape[2] for name, adapter in adapters.items()}
+        first = next(iter(sides.values()))
+        others = {name: side for name, side in sides.items() if side != first}
+        return super().config(method, adapters, modules) | {"block_size": first, "block_size_pattern": others}

@@ -8,6 +8,7 @@ code the copy shares its memory with what is trained.)
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -16,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.adapter import Adapter, Delta, Factors, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 
 SHORTEST = 1e-4
 
@@ -38,11 +40,27 @@ class Delora(Method):
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
     offset_from_init: ClassVar[bool] = True
+    peft_type: ClassVar[str] = "DELORA"
 
     bound: Annotated[float, Field(gt=0)] = 15.0
     """Initial lambda, the bound on D for unit-norm columns. The authors use 4 to 12."""
     bound_ratio: Annotated[float, Field(gt=0)] = 1.0
     """Learning rate of lambda relative to A and B."""
+
+    @classmethod
+    def in_peft(cls) -> DeloraType:
+        return DeloraType(
+            "DELORA",
+            DeloraAdapter,
+            {
+                "A": Named("delora_A", "rk"),
+                "B": Named("delora_B", "dr"),
+                "bound": Named("delora_lambda", "o"),
+                "norms": Named("delora_w_norm", "k"),
+            },
+            patterns=("rank_pattern",),
+            training=("delora_lambda", "lambda_pattern", "module_dropout"),
+        )
 
     def build(self, site: Site) -> Delta:
         return DeloraAdapter(site, self.bound)
@@ -79,3 +97,15 @@ class DeloraAdapter(Delta):
 
     def factors(self) -> Factors:
         return Factors(self.B * self.gain(), self.A * self.norms, 1.0)
+
+
+@dataclass(frozen=True)
+class DeloraType(PeftType):
+    """Read alone: PEFT subtracts no start. What is read has one of zero, so that all of it is the change."""
+
+    def fits(self, adapter: Adapter) -> bool:
+        return False
+
+    def read(self, tensors: Mapping[str, Tensor], site: Site) -> dict[str, Tensor]:
+        start = {f"start.{own}": tensor for own, tensor in tensors.items()}
+        return {**tensors, **start, "start.B": torch.zeros_like(tensors["B"])}

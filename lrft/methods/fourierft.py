@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.adapter import Delta, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Fourierft(Method):
     paper: ClassVar[str] = "arXiv 2405.03003"
     equation: ClassVar[str] = "W + s Re ifft2(C), C zero but for n entries"
     parameters: ClassVar[str] = "n, whatever the rank"
-    exports: ClassVar[str] = "merged model only"
+    exports: ClassVar[str] = "PEFT FOURIERFT, or merged model"
     evidence: ClassVar[str] = "positions, forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 0.03
     rate_source: ClassVar[str] = "docs/benchmark.md; the paper has about 0.05 for LLaMA-2-7B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "FOURIERFT"
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     frequencies: Annotated[int, Field(ge=1)] = 1000
@@ -44,6 +46,21 @@ class Fourierft(Method):
     """s; the authors take 300 for LLaMA-2-7B and 29 to 151 on GLUE."""
     positions_seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 777
     """Seed of the positions, shared by all layers of one shape."""
+
+    @classmethod
+    def in_peft(cls) -> PeftType:
+        return PeftType(
+            "FOURIERFT",
+            FourierftAdapter,
+            {"c": Named("fourierft_spectrum", "n")},
+            options={
+                "frequencies": "n_frequency",
+                "scaling": "scaling",
+                "positions_seed": "random_loc_seed",
+            },
+            rank="",
+            conv1d=True,
+        )
 
     def build(self, site: Site) -> Delta:
         if self.frequencies > site.d * site.k:

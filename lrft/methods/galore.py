@@ -9,16 +9,19 @@ draws the change to zero, so the weight to the base's; in the released code it d
 
 With `dct` it is the DCT-AdamW of Modoranu et al., 2025, arXiv 2505.17967, whose code ranks the columns by their sums of
 absolute values; by their squares, as here, the columns left out hold least.
+
+With `layerwise` a weight moves in the backward pass, as soon as it has its gradient, which is then dropped: the steps
+are those of the plain mode.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lrft.adapters.projected_adam import Grid, Projecting
+from lrft.adapters.projected_adam import Grid, LayerwiseAdam, ProjectedAdam, Projecting
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Galore(Projecting):
     slots: ClassVar[tuple[str, ...]] = ("optimizer", "steps")
     requires: ClassVar[tuple[str, ...]] = ("dense",)
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "restart")
+    takes_gradients: ClassVar[tuple[str, Any, str]] = ("layerwise", True, "step")
 
     projection: Literal["svd", "randomized", "random", "dct", "coordinate"] = "svd"
     """The directions: leading singular vectors, exact or randomized; random; strongest DCT rows; random
@@ -46,6 +50,14 @@ class Galore(Projecting):
     """Scaling factor of the step: the paper's alpha (scale in its code), 4 in fine-tuning and 0.25 in pretraining."""
     moments: Literal["keep", "rotate", "reset"] = "keep"
     """Adam's moments when the projection changes: keep, rotate into the new directions, or reset."""
+    layerwise: bool = False
+    """Move each weight in the backward pass and keep no gradients: one micro-batch a step, one process, no clipping."""
 
     def grid(self) -> Grid:
         return Grid(projection=self.projection, scale=self.factor, moments=self.moments)
+
+    def optimizer(self, groups: list[dict[str, Any]], **given: Any) -> ProjectedAdam:
+        return (LayerwiseAdam if self.layerwise else ProjectedAdam)(groups, self.grid(), **given)
+
+    def gradient_numbers(self, d: int, k: int, rank: int) -> int:
+        return 0

@@ -12,8 +12,9 @@ The hybrid form adds a plain LoRA of rank h. As in the authors' code the rank r 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,6 +23,7 @@ from torch.nn.functional import linear
 
 from lrft.adapters.adapter import Delta, Factors, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,35 @@ class Gralora(Method):
     paper: ClassVar[str] = "arXiv 2505.20355"
     equation: ClassVar[str] = "W + (alpha / r) [B_ji A_ji] over n x n blocks, each of rank r / n"
     parameters: ClassVar[str] = "r (d + k)"
-    exports: ClassVar[str] = "PEFT LoRA of rank n r, or merged model"
+    exports: ClassVar[str] = "PEFT LoRA of rank n r, PEFT GRALORA, or merged model"
     evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 2e-4
     rate_source: ClassVar[str] = "arXiv 2505.20355, and PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "GRALORA"
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
 
     blocks: Annotated[int, Field(ge=1)] = 2
     """Blocks along each side; the authors take 2 at ranks 16 and 32, 4 at ranks 64 and 128."""
     hybrid_rank: Annotated[int, Field(ge=0)] = 0
     """The part of the rank that goes to a plain LoRA over the whole weight; the authors take 8 at rank 16."""
+
+    @classmethod
+    def in_peft(cls) -> GraloraType:
+        return GraloraType(
+            "GRALORA",
+            GraloraAdapter,
+            {
+                "A_grid": Named("gralora_A", "nag", turned=True),
+                "B_grid": Named("gralora_B", "ngb", turned=True),
+                "A_whole": Named("gralora_A_general.weight", "hk"),
+                "B_whole": Named("gralora_B_general.weight", "dh"),
+            },
+            options={"blocks": "gralora_k", "hybrid_rank": "hybrid_r"},
+            alpha="alpha",
+            dropout="gralora_dropout",
+            conv1d=True,
+        )
 
     def alpha(self, rank: int) -> float:
         return 2.0 * rank
@@ -105,3 +125,15 @@ class GraloraAdapter(Delta):
         if self.whole:
             tall, wide = torch.cat([tall, self.A_whole]), torch.cat([wide, self.B_whole], dim=1)
         return Factors(wide, tall, self.site.scale)
+
+
+@dataclass(frozen=True)
+class GraloraType(PeftType):
+    """PEFT's rank is that of the grid alone, its factor alpha over both."""
+
+    def config(self, method: Any, adapters: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+        said = super().config(method, adapters, modules)
+        return said | {"r": said["r"] - method.hybrid_rank}
+
+    def said_rank(self, name: str, config: Mapping[str, Any]) -> int:
+        return int(config["r"]) + int(config.get("hybrid_r") or 0)

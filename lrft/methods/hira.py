@@ -7,6 +7,7 @@ Parameter-efficient Hadamard high-rank adaptation for large language models"; fi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from torch.nn.functional import linear
 
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 from lrft.model import linear as layers
 
 
@@ -28,11 +30,23 @@ class Hira(Method):
     paper: ClassVar[str] = "openreview TwJrTz9cRS"
     equation: ClassVar[str] = "W + W * (B A), * entry by entry"
     parameters: ClassVar[str] = "r (d + k)"
-    exports: ClassVar[str] = "merged model only"
+    exports: ClassVar[str] = "PEFT HIRA, or merged model"
     evidence: ClassVar[str] = "forward, gradients, merge and bounds of the first values compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "ours: ten times LoRA's best on a tiny task"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "HIRA"
+
+    @classmethod
+    def in_peft(cls) -> HiraType:
+        return HiraType(
+            "HIRA",
+            HiraAdapter,
+            {"A": Named("hira_A", "rk"), "B": Named("hira_B", "dr")},
+            training=("rank_pattern",),
+            dropout="hira_dropout",
+            conv1d=True,
+        )
 
     def build(self, site: Site) -> Adapter:
         return HiraAdapter(site)
@@ -57,3 +71,10 @@ class HiraAdapter(Adapter):
         with torch.autocast(x.device.type, enabled=False):
             update = layers.dense(base).to(self.site.dtype) * (self.B @ self.A)
         return y + linear(self.cast(dropped), update).to(y.dtype)
+
+
+@dataclass(frozen=True)
+class HiraType(PeftType):
+    """PEFT 0.21 reads `rank_pattern` and builds every layer with `r`: the tensors say what was built."""
+
+    def said_rank(self, name: str, config: Mapping[str, Any]) -> None: ...

@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 from lrft.model import fused_linear
 from lrft.model.linear import dtype, product
 
@@ -31,12 +32,17 @@ class Hra(Method):
     paper: ClassVar[str] = "arXiv 2405.17484"
     equation: ClassVar[str] = "W (I - 2 u_1 u_1') ... (I - 2 u_r u_r'), u_i normalised"
     parameters: ClassVar[str] = "r k"
-    exports: ClassVar[str] = "merged model only"
+    exports: ClassVar[str] = "PEFT HRA where all ranks are one, or merged model"
     evidence: ClassVar[str] = "forward, merge, gradients and init compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 5e-4
     rate_source: ClassVar[str] = "docs/benchmark.md: 3 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "HRA"
     requires: ClassVar[tuple[str, ...]] = ("dropout=0",)
+
+    @classmethod
+    def in_peft(cls) -> PeftType:
+        return PeftType("HRA", HraAdapter, {"U": Named("hra_u", "kr")}, fixed={"apply_GS": (False,)})
 
     def build(self, site: Site) -> Adapter:
         if site.rank % 2:
@@ -86,5 +92,7 @@ class HraAdapter(Adapter):
         T = torch.linalg.solve_triangular((U.T @ U).triu(1) + eye / 2, eye, upper=True)
         first, second = U.unflatten(1, (r // 2, 2)).unbind(2)
         V = torch.stack([first, second - first], dim=2).flatten(1)
-        back = torch.block_diag(*[eye.new_tensor([[1.0, 1.0], [0.0, 1.0]])] * (r // 2))  # U = V back
+        # U = V back: blocks [[1, 1], [0, 1]] along the diagonal.
+        even = (torch.arange(r - 1, device=U.device) % 2 == 0).to(U.dtype)
+        back = eye + torch.diag(even, 1)
         return V, back @ T @ back.T

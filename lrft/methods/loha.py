@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lrft.adapters.adapter import Delta, Factors, PeftForm, Site
 from lrft.adapters.initial import kaiming
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,30 @@ class Loha(Method):
     paper: ClassVar[str] = "arXiv 2309.14859"
     equation: ClassVar[str] = "W + (alpha / r) (B1 A1) * (B2 A2), * entry by entry"
     parameters: ClassVar[str] = "2 r (d + k)"
-    exports: ClassVar[str] = "PEFT LoRA of rank r^2, or merged model"
+    exports: ClassVar[str] = "PEFT LoRA of rank r^2, PEFT LOHA, or merged model"
     evidence: ClassVar[str] = "forward, gradients, merge and bounds of the first values compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 6e-4
     rate_source: ClassVar[str] = "ours: three times LoRA's best on a tiny task"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "LOHA"
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
+
+    @classmethod
+    def in_peft(cls) -> PeftType:
+        return PeftType(
+            "LOHA",
+            LohaAdapter,
+            {
+                "B1": Named("hada_w1_a", "dr"),
+                "A1": Named("hada_w1_b", "rk"),
+                "B2": Named("hada_w2_a", "dr"),
+                "A2": Named("hada_w2_b", "rk"),
+            },
+            alpha="alpha",
+            patterns=("rank_pattern", "alpha_pattern"),
+            fixed={"use_effective_conv2d": (False, True)},
+            training=("rank_dropout", "module_dropout"),
+        )
 
     def alpha(self, rank: int) -> float:
         return float(rank)

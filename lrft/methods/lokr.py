@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 from lrft.adapters.adapter import Delta, Site
 from lrft.adapters.initial import kaiming
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,38 @@ class Lokr(Method):
     paper: ClassVar[str] = "arXiv 2309.14859"
     equation: ClassVar[str] = "W + (alpha / r) C (x) (E1 E2), (x) the Kronecker product"
     parameters: ClassVar[str] = "n m + r (d / n + k / m), about sqrt(d k) + r (sqrt(d) + sqrt(k))"
-    exports: ClassVar[str] = "merged model only"
+    exports: ClassVar[str] = "PEFT LOKR, or merged model"
     evidence: ClassVar[str] = "shapes, forward, gradients and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 2e-3
     rate_source: ClassVar[str] = "ours: ten times LoRA's best on a tiny task"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "LOKR"
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
 
     factor: Annotated[int, Field(ge=-1)] = -1
     """Wanted sides of C; -1 takes the divisors next to the roots of d and k."""
     decompose_both: bool = False
     """C is a product of rank r too, where r is below half of its larger side."""
+
+    @classmethod
+    def in_peft(cls) -> PeftType:
+        return PeftType(
+            "LOKR",
+            LokrAdapter,
+            {
+                "C": Named("lokr_w1", "nm"),
+                "C1": Named("lokr_w1_a", "nr"),
+                "C2": Named("lokr_w1_b", "rm"),
+                "E": Named("lokr_w2", "ab"),
+                "E1": Named("lokr_w2_a", "ar"),
+                "E2": Named("lokr_w2_b", "rb"),
+            },
+            options={"factor": "decompose_factor", "decompose_both": "decompose_both"},
+            alpha="alpha",
+            patterns=("rank_pattern", "alpha_pattern"),
+            fixed={"use_effective_conv2d": (False, True)},
+            training=("rank_dropout", "module_dropout", "rank_dropout_scale"),
+        )
 
     def alpha(self, rank: int) -> float:
         return float(rank)

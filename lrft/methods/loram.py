@@ -6,6 +6,9 @@ from the start, and no gradient reaches them, so that the released code's recove
 nothing to do. Evaluation is on the whole base, whose weights wait in the host's memory: an accelerator holds the pruned
 ones, and gets the others for one product at a time when the run evaluates.
 
+With `quantize` the paper's QLoRAM: what is left of the blocks is quantised, all of it where nothing is cut, and the
+whole base that evaluates and that is merged into stays as it is stored.
+
 The authors cut by LLM-Pruner's estimate and then pretrain the pruned base on a general corpus before anyone trains on
 it; here weights are cut by size, or at random as in the paper, and whoever wants that alignment trains it first. A
 starts as LoRA's for the whole layer, a little smaller than the released code's for the pruned one.
@@ -39,7 +42,10 @@ class Loram(Part):
     requires: ClassVar[tuple[str, ...]] = ("pair", "delta")
     conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "forward")
     no_reference: ClassVar[str] = "trains on a pruned base and answers on the whole one"
-    quantization_conflict: ClassVar[str] = "cuts rows and columns out of the base's weights, which are codes"
+    quantization_conflict: ClassVar[str] = (
+        "cuts rows and columns out of the base's weights, which are codes; its own {quantize: nf4} quantises the rest"
+    )
+    quantizes: ClassVar[tuple[str, ...]] = ("quantize", "nf4", "fp4", "int8")
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the heads, and of the channels, that is cut out of a block. The released recipe for 70B: 0.85."""
@@ -51,17 +57,22 @@ class Loram(Part):
     """What is cut: that with the least sum of squares of its weights, or anything."""
     pruning_seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 0
     """Seed of a random choice."""
+    quantize: Literal["none", "nf4", "fp4", "int8"] = "none"
+    """Quantisation of what is left of the blocks, in training; the whole base is not quantised. The paper's: nf4."""
 
     def prune_base(self, model: Any) -> None:
         units_of_all = units_of(model)
         blocks = 1 + max((units.depth for units in units_of_all), default=-1)
         inside = range(int(self.first * blocks), blocks - int(self.last * blocks))
         for units in units_of_all:
-            gone = cut(units.count, self.ratio)
-            if units.depth in inside and gone:
+            gone = cut(units.count, self.ratio) if units.depth in inside else 0
+            kept = None
+            if gone:
                 random = self.select == "random"
                 scores = drawn(units, self.pruning_seed) if random else magnitudes(units, weight_of(model))
-                prune(model, units, highest(scores, units.count - gone))
+                kept = highest(scores, units.count - gone)
+            if gone or self.quantize != "none":
+                prune(model, units, kept, self.quantize)
 
     def calibrate(self, context: CalibrationContext) -> CalibrationResult:
         """For each site that reads what was cut the "columns" (n,) of it that are left."""

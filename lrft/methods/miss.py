@@ -9,8 +9,9 @@ them over the outputs. The paper's first form, Bone, multiplies the weight: it i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -19,6 +20,7 @@ from torch.nn.functional import pad
 
 from lrft.adapters.adapter import Delta, PeftForm, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,20 @@ class Miss(Method):
     paper: ClassVar[str] = "arXiv 2409.15371"
     equation: ClassVar[str] = "W + D.T [I I I ...]"
     parameters: ClassVar[str] = "r d, or r m"
-    exports: ClassVar[str] = "PEFT LoRA of rank r, or merged model"
+    exports: ClassVar[str] = "PEFT LoRA of rank r, PEFT MISS, or merged model"
     evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "MISS"
     provides: ClassVar[tuple[str, ...]] = ("delta",)
 
     mini: Annotated[int, Field(ge=0)] = 0
     """m, how many columns of D are kept and repeated over the outputs; 0 keeps one for each output."""
+
+    @classmethod
+    def in_peft(cls) -> MissType:
+        return MissType("MISS", MissAdapter, {"D": Named("miss_block", "rc")}, dropout="miss_dropout")
 
     def build(self, site: Site) -> Delta:
         if site.rank > site.k:
@@ -75,3 +82,21 @@ class MissAdapter(Delta):
 
     def peft(self) -> PeftForm:
         return PeftForm(self.tile(), self.rows(), 1.0)
+
+
+@dataclass(frozen=True)
+class MissType(PeftType):
+    """PEFT says by `init_weights` which of the paper's forms it is."""
+
+    def config(self, method: Any, adapters: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+        said = {"init_weights": "mini", "mini_r": method.mini} if method.mini else {"init_weights": True, "mini_r": 1}
+        return super().config(method, adapters, modules) | said
+
+    def refusal(self, config: Mapping[str, Any]) -> str:
+        form = config.get("init_weights")
+        if form not in (True, False, "mini"):
+            return f"init_weights is {form!r}, another form of miss"
+        return super().refusal({key: value for key, value in config.items() if key != "mini_r"})
+
+    def values(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"mini": config["mini_r"] if config.get("init_weights") == "mini" else 0}

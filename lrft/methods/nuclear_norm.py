@@ -1,53 +1,125 @@
-"""A nuclear norm penalty on the update. Scarvelis, Solomon, 2024, arXiv 2405.14544, applied to dW = s B A.
+"""A nuclear norm penalty. Scarvelis, Solomon, 2024, arXiv 2405.14544.
+
+On the update dW = s B A, which is the paper's identity applied to the factors of a LoRA (forms bound and exact):
 
     |dW|_* = min over factors of s (|A|^2 + |B|^2) / 2,    with equality where A and B are balanced
 
-The paper's own subject is the Jacobian of a network; this is its identity for the two factors of a LoRA. AdamW's weight
-decay is not this term: it is not part of the gradient that Adam divides by its size.
+AdamW's weight decay is not this term: it is not part of the gradient that Adam divides by its size.
+
+On the Jacobian of the network f = g h, the paper's own subject (form jacobian):
+
+    |J f|_* <= (|J h|^2 + |J g|^2) / 2,    |J h|^2 = E |h(x + t e) - h(x)|^2 / t^2 for small t, e from N(0, 1)
+
+h leads from the embeddings to a block, g from there to the last hidden states at the tokens that predict. One pass of
+noise serves both: g begins with the undisturbed h(x) and noise of its own. Dropout masks are those of the pass without
+noise. Each token's hidden state is measured in units of its root mean square, at all three places: the paper has
+absolute units, in which the halves of a decoder differ by orders of magnitude.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from lrft.adapters.adapter import Adapter, Delta, Factors, Site
-from lrft.adapters.part import Part, Run
+from lrft.adapters.gradients import FurtherPasses
+from lrft.adapters.part import Outputs, Part, Run
+from lrft.model.halves import Seen, in_halves
+
+TINY = 1e-12  # of a hidden state that is zero
 
 
 @dataclass(frozen=True)
 class NuclearNorm(Part):
-    """Adds the sum of the update's singular values to the loss, or a bound on it: the update tends to a low rank."""
+    """Adds the sum of singular values to the loss, or a bound on it: of the update, or of the network's Jacobian."""
 
     name: ClassVar[str] = "nuclear-norm"
     kind: ClassVar[str] = "regulariser"
     paper: ClassVar[str] = "arXiv 2405.14544"
     equation: ClassVar[str] = "loss + c sum over layers |dW|_*, at most s (|A|^2 + |B|^2) / 2"
-    evidence: ClassVar[str] = "penalty compared with the singular values of the dense update"
+    evidence: ClassVar[str] = (
+        "penalty compared with the singular values of the dense update; form: jacobian with those of the dense Jacobian"
+    )
     requires: ClassVar[tuple[str, ...]] = ("pair",)
+    only_with: ClassVar[dict[str, Any]] = {"split": ("form", ("jacobian",)), "noise": ("form", ("jacobian",))}
 
     strength: Annotated[float, Field(ge=0)] = 1e-4
     """c, weight of the penalty; no published value for adapters, default chosen by lrft."""
-    form: Literal["bound", "exact"] = "bound"
-    """bound: the squares of A and B; exact: the singular values themselves, by a decomposition of r x r."""
+    form: Literal["bound", "exact", "jacobian"] = "bound"
+    """bound: the squares of A and B; exact: the singular values themselves, by a decomposition of r x r; jacobian: not
+    of the update, but of what the network does to its embeddings, by two more passes in each step."""
     after: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the run without the term: the bound would shrink A before B has grown. The default is ours."""
+    split: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the blocks in h, the first half, of form: jacobian. The default is ours."""
+    noise: Annotated[float, Field(gt=0)] = 0.01
+    """Size t of the noise of form: jacobian, over a hidden state's root mean square. In bf16 rounding is about as large
+    as the default's."""
 
     def advice(self, sites: Sequence[Site], offset_from_init: bool) -> list[str]:
-        if not offset_from_init or self.form == "exact":
+        if not offset_from_init or self.form != "bound":
             return []
         return ["nuclear-norm: A and B do not start at zero here, and the bound is loose; consider form: exact."]
 
+    def begun(self, run: Run) -> bool:
+        return run.step >= self.after * run.total_steps
+
     def loss(self, run: Run) -> Tensor | None:
-        if run.step < self.after * run.total_steps:
+        if self.form == "jacobian" or not self.begun(run):
             return None
         measure = nuclear_norm if self.form == "exact" else bound
         return self.strength * torch.stack([measure(factors_of(a)) for a in run.adapters.values()]).sum()
+
+    @property
+    def looks_at_outputs(self) -> bool:
+        return self.form == "jacobian"
+
+    @property
+    def further_passes(self) -> FurtherPasses:
+        return FurtherPasses(own=2 if self.form == "jacobian" else 0)
+
+    def output_loss(self, run: Run, outputs: Outputs) -> Tensor | None:
+        if self.form != "jacobian" or not self.begun(run):
+            return None
+        seed = int(torch.randint(2**62, ()))  # of the generator that the caller has seeded
+
+        def passed(**changes: Any) -> Seen:
+            torch.manual_seed(seed)
+            with in_halves(run.model, self.split, **changes) as seen:
+                outputs.pass_again()
+            return seen
+
+        plain = passed()
+        x, h = (
+            state + self.noise * units(state).to(state.dtype) * torch.randn_like(state)
+            for state in (plain.first, plain.middle)
+        )
+        noisy = passed(at_first=lambda _: x, at_middle=lambda _: h)
+        squares = [
+            relative_squares(disturbed[outputs.places], state[outputs.places]).sum()
+            for disturbed, state in ((noisy.middle, plain.middle), (noisy.last, plain.last))
+        ]
+        return self.strength * torch.stack(squares).sum() / (2 * self.noise**2 * len(outputs.targets))
+
+
+def wide(hidden: Tensor) -> Tensor:
+    """In at least float32."""
+    return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+
+
+def units(hidden: Tensor) -> Tensor:
+    """(..., 1): the root mean square of each hidden state, a constant."""
+    return wide(hidden.detach()).square().mean(-1, keepdim=True).sqrt()
+
+
+def relative_squares(disturbed: Tensor, hidden: Tensor) -> Tensor:
+    """(n,): |disturbed - hidden|^2 of hidden states (n, width), in units of theirs."""
+    return ((wide(disturbed) - wide(hidden)) / units(hidden).clamp_min(TINY)).square().sum(-1)
 
 
 def factors_of(adapter: Adapter) -> Factors:

@@ -7,9 +7,9 @@ and outputs among the adapted layers, and r the largest rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from lrft.adapters.adapter import Delta, Factors, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Vera(Method):
     paper: ClassVar[str] = "arXiv 2310.11454"
     equation: ClassVar[str] = "W + diag(b) B diag(d) A, A and B random, the same for all layers"
     parameters: ClassVar[str] = "r + d"
-    exports: ClassVar[str] = "PEFT LoRA of the same rank, or merged model"
+    exports: ClassVar[str] = "PEFT LoRA of the same rank, PEFT VERA, or merged model"
     evidence: ClassVar[str] = "forward, merge and random matrices compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 5e-3
     rate_source: ClassVar[str] = "docs/benchmark.md: 30 times LoRA's best"
     slots: ClassVar[tuple[str, ...]] = ("update",)
+    peft_type: ClassVar[str] = "VERA"
     provides: ClassVar[tuple[str, ...]] = ("delta", "redrawable")
 
     d_initial: Annotated[float, Field(gt=0)] = 0.1
@@ -43,6 +45,19 @@ class Vera(Method):
     save_projection: bool = False
     """Save A and B too, r (D + K) numbers. Without, they are drawn again from the seed, which asks of torch that its
     generator stays what it is."""
+
+    @classmethod
+    def in_peft(cls) -> VeraType:
+        return VeraType(
+            "VERA",
+            VeraAdapter,
+            {"b": Named("vera_lambda_b", "d"), "d": Named("vera_lambda_d", "r")},
+            options={"seed": "projection_prng_key", "save_projection": "save_projection"},
+            training=("d_initial",),
+            dropout="vera_dropout",
+            conv1d=True,
+            shared={"A": Named("vera_A", "rk"), "B": Named("vera_B", "dr")},
+        )
 
     def shared(self, sites: Sequence[Site]) -> nn.Module:
         return Projections(sites, self.seed, trust_the_seed=not self.save_projection)
@@ -102,3 +117,10 @@ class VeraAdapter(Delta):
         """Both vectors beside B: A is then frozen, and training keeps the thin product instead of the input."""
         B, A = self.projections()
         return Factors(self.b[:, None] * B * self.d, A, 1.0)
+
+
+@dataclass(frozen=True)
+class VeraType(PeftType):
+    def config(self, method: Any, adapters: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+        """With A and B in the file, whatever is kept here: nobody has to draw them again."""
+        return super().config(method, adapters, modules) | {"save_projection": True}

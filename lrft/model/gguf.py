@@ -45,8 +45,9 @@ def converted(gguf: Path, where: str) -> Path:
     return folder
 
 
-def read_gguf(gguf: Path) -> tuple[Any, Any]:
-    """(model in float32, tokenizer) of a file, on the CPU.
+def read_gguf(gguf: Path, config: Any = None) -> tuple[Any, Any]:
+    """(model in float32, tokenizer) of a file, on the CPU. config: a configuration to read the weights into, in the
+    place of the file's own.
 
     Raises MissingError when the package gguf is not installed, LrftError when transformers cannot read it.
     """
@@ -60,9 +61,10 @@ def read_gguf(gguf: Path) -> tuple[Any, Any]:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(**place)
+            own = {} if config is None else {"config": config}
             # Without dequantize=True it stays quantized: it can neither be saved nor carry adapters.
             model = AutoModelForCausalLM.from_pretrained(
-                **place, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+                **place, **own, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
             )
     except Exception as error:  # the reader raises whatever a damaged or unknown file makes it stumble over
         raise LrftError(f"transformers cannot read {gguf}: {type(error).__name__}: {error}") from error

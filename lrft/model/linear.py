@@ -13,21 +13,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lrft.model import pruned
+from lrft.model.experts import ExpertLinear
 from lrft.model.pruned import PrunedLinear
 from lrft.model.quantized import QuantizedLinear
+from lrft.model.streamed import content
+from lrft.utils.divided import whole
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """True for transformers' Conv1D. (An instance can only exist when its module has been imported.)"""
+    """True for transformers' Conv1D, and for an expert of a stack that is stored so. (An instance of the first can only
+    exist when its module has been imported.)"""
+    if isinstance(module, ExpertLinear):
+        return module.transposed
     conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     return conv1d is not None and isinstance(module, conv1d)
 
 
 def is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | QuantizedLinear | PrunedLinear) or is_transposed(module)
+    if isinstance(module, QuantizedLinear):
+        return module.is_layer
+    return isinstance(module, nn.Linear | PrunedLinear | ExpertLinear) or is_transposed(module)
 
 
 def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -53,6 +60,8 @@ def as_rows(weight: Tensor, transposed: bool) -> Tensor:
 
 def dtype(module: Any) -> torch.dtype:
     """The dtype in which the layer computes."""
+    if isinstance(module, PrunedLinear):
+        return module.dtype
     found: torch.dtype = module.like.dtype if isinstance(module, QuantizedLinear) else module.weight.dtype
     return found
 
@@ -65,8 +74,8 @@ def stored_transposed(module: Any) -> bool:
 def rows(module: Any) -> Tensor:
     """W as (d, k) in the layer's own dtype: its own memory, or made anew where the layer is quantised."""
     if isinstance(module, PrunedLinear):
-        return module.whole.weight.to(module.weight.device)
-    return as_rows(module.weight, is_transposed(module))
+        return module.whole.weight.to(module.device, module.dtype)
+    return as_rows(content(module.weight), is_transposed(module))
 
 
 def dense(module: Any) -> Tensor:
@@ -78,9 +87,7 @@ def dense(module: Any) -> Tensor:
         return module.made(torch.promote_types(dtype(module), torch.float32))
     if isinstance(module, PrunedLinear):
         return pruned.dense(module)
-    weight = rows(module).detach()
-    if isinstance(weight, DTensor):
-        weight = weight.full_tensor()
+    weight = whole(rows(module).detach())
     return weight if weight.dtype == torch.float64 else weight.float()
 
 

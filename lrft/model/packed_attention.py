@@ -2,9 +2,10 @@
 
 transformers keeps packed rows apart with a mask of (tokens, tokens), which costs memory and makes the kernel compute
 what it then throws away. Here the mask is the list of the rows' ends (`data.collate.ends_mask`: integers of four
-dimensions, which transformers hands on as they are), and each row is one call of the causal kernel. A row that goes on
-from the beginning of another (`data.collate.branches_mask`) gets the other's queries and keys there. Any other mask
-goes to transformers' own SDPA, so generation and padded batches are untouched.
+dimensions, which transformers hands on as they are), and each row is one call of the causal kernel; all are one call
+where the device has a kernel for that (`varlen_attention`). A row that goes on from the beginning of another
+(`data.collate.branches_mask`) gets the other's queries and keys there. Any other mask goes to transformers' own SDPA,
+so generation and padded batches are untouched.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lrft.model import varlen_attention
 
 NAME = "rowwise_sdpa"
 # Code that does something else under another name: sparse attention makes its choice of tokens a mask for SDPA only.
@@ -69,9 +72,18 @@ def attention(
     """Query (B, heads, T, head size), key and value (B, key heads, ...) -> (B, T, heads, head size), None."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
+    if attention_mask is None or not are_ends(attention_mask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return by_rows(module, query, key, value, *row_lengths(attention_mask), **kwargs), None
+    lengths, shared = row_lengths(attention_mask)
+    if not any(shared) and varlen_attention.takes(module, query, key, value, kwargs):
+        causal = kwargs.get("is_causal")
+        return varlen_attention.in_one_call(
+            *(query, key, value, lengths, row_starts(attention_mask, query.device)),
+            causal=getattr(module, "is_causal", True) if causal is None else causal,
+            window=kwargs.get("sliding_window"),
+            scale=kwargs.get("scaling"),
+        ), None
+    return by_rows(module, query, key, value, lengths, shared, **kwargs), None
 
 
 def by_rows(
@@ -106,6 +118,11 @@ def rows_of(tensors: Sequence[Tensor], lengths: Sequence[int]) -> Iterator[tuple
     return zip(*(tensor.split(list(lengths), dim=2) for tensor in tensors), strict=True)
 
 
+def are_ends(mask: Tensor) -> bool:
+    """Whether it says where packed rows end, rather than which tokens are seen."""
+    return mask.ndim == 4 and not mask.is_floating_point() and mask.dtype != torch.bool
+
+
 def row_lengths(mask: Tensor) -> tuple[list[int], list[int]]:
     """Tokens of each row, and those that it shares with one before it. Asked once per forward pass: the answer stays on
     the tensor, for reading a GPU's waits."""
@@ -115,6 +132,15 @@ def row_lengths(mask: Tensor) -> tuple[list[int], list[int]]:
         lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         kept = (lengths, *(shared or [[0] * len(ends)]))
         mask.row_lengths = kept  # type: ignore[attr-defined]
+    return kept
+
+
+def row_starts(mask: Tensor, device: torch.device) -> Tensor:
+    """`varlen_attention.starts` of the rows of `mask`, made once per forward pass."""
+    kept: Tensor | None = getattr(mask, "row_starts", None)
+    if kept is None:
+        kept = varlen_attention.starts(row_lengths(mask)[0], device)
+        mask.row_starts = kept  # type: ignore[attr-defined]
     return kept
 
 

@@ -8,16 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from lrft.model.quantized import QuantizedPart, quantized
+
 
 class PrunedLinear(nn.Module):
     """In training, some rows and columns of a layer: the outputs of the others are zero, the inputs not looked at.
 
     In evaluation it is the whole layer, whose weight waits in the host's memory and comes over for each product. Only
-    `weight` (kept rows, kept columns) and `bias` are parameters, which move with the model.
+    `weight` (kept rows, kept columns) and `bias` are parameters, which move with the model; of a quantised part its
+    codes are, and `weight` is made of them.
     """
 
-    def __init__(self, whole: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-        """rows, columns: indices that are kept, in order; None: all."""
+    def __init__(
+        self, whole: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None, *, quantize: str = "none"
+    ) -> None:
+        """rows, columns: indices that are kept, in order; None: all. quantize: what is kept, to nf4, fp4 or int8."""
         super().__init__()
         weight = whole.weight.detach()
         bias: Tensor | None = whole.bias
@@ -26,7 +31,9 @@ class PrunedLinear(nn.Module):
             bias = None if bias is None else bias.detach().index_select(0, rows)
         if columns is not None:
             weight = weight.index_select(1, columns)
-        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        self.part: QuantizedPart | None = None if quantize == "none" else quantized(weight, quantize)
+        if self.part is None:
+            self.kept = nn.Parameter(weight.contiguous(), requires_grad=False)
         self.bias: nn.Parameter | None = (
             None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         )
@@ -36,6 +43,19 @@ class PrunedLinear(nn.Module):
         self.register_buffer("columns", columns, persistent=False)
         self.held = (whole,)  # in a tuple: not a part of this module, so that it stays where it is
         self.train(whole.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """(kept rows, kept columns), which the layer trains with."""
+        return self.kept if self.part is None else self.part.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.kept.dtype if self.part is None else self.part.like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.kept.device if self.part is None else self.part.codes.device
 
     @property
     def whole(self) -> nn.Linear:
@@ -57,8 +77,9 @@ class PrunedLinear(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """W x for x (..., k), without the bias."""
         if not self.training:
-            return linear(x, self.whole.weight.to(self.weight.device, self.weight.dtype))
-        return self.spread(linear(x if self.columns is None else x.index_select(-1, self.columns), self.weight))
+            return linear(x, self.whole.weight.to(self.device, self.dtype))
+        seen = x if self.columns is None else x.index_select(-1, self.columns)
+        return self.spread(linear(seen, self.kept) if self.part is None else self.part.product(seen))
 
     def spread(self, y: Tensor) -> Tensor:
         """(..., kept rows) at their places in zeros (..., d)."""
@@ -72,10 +93,10 @@ def whole_again(model: Any) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, PrunedLinear):
             parent, _, word = name.rpartition(".")
-            setattr(model.get_submodule(parent), word, module.whole.to(module.weight.device))
+            setattr(model.get_submodule(parent), word, module.whole.to(module.device))
 
 
 def dense(layer: PrunedLinear) -> Tensor:
     """The whole weight (d, k), in at least float32, where the layer's own part lies."""
-    weight = layer.whole.weight.detach().to(layer.weight.device)
+    weight = layer.whole.weight.detach().to(layer.device)
     return weight.to(torch.promote_types(weight.dtype, torch.float32))

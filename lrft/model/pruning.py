@@ -101,15 +101,17 @@ def highest(scores: Tensor, n: int) -> Tensor:
     return scores.argsort(descending=True, stable=True)[:n].sort().values
 
 
-def prune(model: Any, units: Units, kept: Tensor) -> None:
-    """Let the layers of `units` train with the units `kept` alone, in place."""
-    parts: dict[str, dict[str, Tensor]] = {layer: {"rows": units.kept_rows(layer, kept)} for layer in units.rows}
-    parts[units.reader] = {"columns": units.kept_columns(kept)}
+def prune(model: Any, units: Units, kept: Tensor | None, quantize: str = "none") -> None:
+    """Let the layers of `units` train with the units `kept` alone, None for all of them, in place. quantize: them."""
+    parts: dict[str, dict[str, Tensor]] = {layer: {} for layer in (*units.rows, units.reader)}
+    if kept is not None:
+        parts = {layer: {"rows": units.kept_rows(layer, kept)} for layer in units.rows}
+        parts[units.reader] = {"columns": units.kept_columns(kept)}
     for layer, indices in parts.items():
         parent, _, word = layer.rpartition(".")
         whole = model.get_submodule(layer)
         device = whole.weight.device
-        part = PrunedLinear(whole, **{key: value.to(device) for key, value in indices.items()})
+        part = PrunedLinear(whole, **{key: value.to(device) for key, value in indices.items()}, quantize=quantize)
         if device.type != "cpu":
             whole.cpu()
         setattr(model.get_submodule(parent), word, part)

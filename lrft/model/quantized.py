@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from lrft.errors import UsageError
+from lrft.errors import MissingError, UsageError
 from lrft.model import output_cache
 from lrft.model.head import head_modules
+from lrft.model.streamed import content
+from lrft.utils.divided import whole
 
 KINDS = ("nf4", "fp4", "int8")
 BLOCK = 64
@@ -38,6 +40,8 @@ class QuantizedLinear(nn.Module):
     scales: nn.Parameter
     bias: nn.Parameter | None
     like: Tensor
+    is_layer: ClassVar[bool] = True
+    """whether it stands in the model itself, and not inside of a layer"""
 
     def __init__(
         self,
@@ -107,8 +111,7 @@ class QuantizedLinear(nn.Module):
 
     def _whole(self, name: str) -> Tensor:
         """Gathered where it is divided over processes: between passes, all of them must ask for it."""
-        stored: Tensor = self.get_parameter(name).data
-        return stored.full_tensor() if isinstance(stored, DTensor) else stored
+        return whole(content(self.get_parameter(name)).data)
 
     @property
     def weight(self) -> Tensor:
@@ -202,7 +205,29 @@ def load_library() -> None:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    return any(isinstance(module, QuantizedLinear) for module in model.modules())
+    return any(isinstance(module, QuantizedLinear) and module.is_layer for module in model.modules())
+
+
+class QuantizedPart(QuantizedLinear):
+    """What a layer trains with in place of its weight: no layer of the model itself."""
+
+    is_layer: ClassVar[bool] = False
+
+
+def quantized(weight: Tensor, kind: str) -> QuantizedPart:
+    """The codes of a matrix (d, k), by bitsandbytes. Raises MissingError without it."""
+    dtype, shape = weight.dtype, (weight.shape[0], weight.shape[1])
+    if isinstance(weight, FakeTensor):
+        return QuantizedPart(kind, shape, _empty(kind, *shape), None, dtype=dtype)
+    try:
+        from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
+    except ImportError:
+        raise MissingError(f"{kind} requires the package bitsandbytes", "pip install 'lrft[quant]'") from None
+    if kind == "int8":
+        codes, scales, _ = int8_vectorwise_quant(weight.half())
+        return QuantizedPart(kind, shape, {"codes": codes, "scales": scales.flatten()}, None, dtype=dtype)
+    codes, state = quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type=kind, compress_statistics=True)
+    return QuantizedPart(kind, shape, _of_state(codes, state), None, dtype=dtype, blocks=_blocks(state))
 
 
 def count(model: nn.Module) -> int:
@@ -259,15 +284,28 @@ def _taken(layer: Any, dtype: torch.dtype) -> QuantizedLinear:
             "this model's 4-bit layers have already run on a CPU, which permanently rounds their scales",
             "Load the model again, and attach adapters before its first forward pass.",
         )
-    tensors = {"codes": stored.view(torch.uint8).reshape(-1, 1), "scales": state.absmax}
-    blocks = (state.blocksize, BLOCK_OF_SCALES)
+    return QuantizedLinear(
+        state.quant_type,
+        shape,
+        _of_state(stored, state),
+        layer.bias,
+        dtype=dtype,
+        transposed=transposed,
+        blocks=_blocks(state),
+    )
+
+
+def _of_state(codes: Tensor, state: Any) -> dict[str, Tensor]:
+    """A 4-bit layer's tensors, from the codes and the state of bitsandbytes."""
+    tensors = {"codes": codes.view(torch.uint8).reshape(-1, 1), "scales": state.absmax}
     if state.nested:
-        blocks = (state.blocksize, state.state2.blocksize)
         tensors |= {"scales_of_scales": state.state2.absmax, "levels": state.state2.code}
         tensors["mean"] = state.offset.reshape(1)
-    return QuantizedLinear(
-        state.quant_type, shape, tensors, layer.bias, dtype=dtype, transposed=transposed, blocks=blocks
-    )
+    return tensors
+
+
+def _blocks(state: Any) -> tuple[int, int]:
+    return state.blocksize, state.state2.blocksize if state.nested else BLOCK_OF_SCALES
 
 
 def _empty(kind: str, d: int, k: int) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from lrft.objectives.base import Asked, LossModule, Objective
 from lrft.objectives.class_weights import given_weights
 from lrft.objectives.cross_entropy import wide
 from lrft.objectives.figures import of_confusion, of_labels, spearman
+from lrft.objectives.neftune import row_lengths
 from lrft.objectives.sft import Outputs
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
@@ -152,7 +153,14 @@ class ClassLoss(LossModule):
         losses = answer(logits, labels, batch)
         self.note_rows(losses, batch)
         total = losses.sum() / copies
-        outputs = Outputs(labels, lambda: logits, lambda: self.base_answer(batch), of_texts=True)
+        outputs = Outputs(
+            labels,
+            lambda: logits,
+            lambda: self.base_answer(batch),
+            of_texts=True,
+            places=row_lengths(batch) > 0,
+            again=lambda: self.answer(batch),
+        )
         if not self.training or self.extra is None or (term := self.extra(outputs)) is None:
             return total
         added = len(labels) * term / copies

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from lrft.data import Rows
 from lrft.data.collate import ENTRIES, WEIGHTS, Form, collate
@@ -28,6 +29,7 @@ from lrft.objectives.cross_entropy import (
     mixed,
     mixed_cross_entropy,
     summed_cross_entropy,
+    trained_places,
     weight_of,
     wide,
 )
@@ -39,6 +41,7 @@ class Outputs:
 
     targets   (n,) the trained tokens
     of_texts  whether a head answers whole texts: targets (n, m) are then their labels, logits (n, labels)
+    places    (B, T) bool: the tokens whose last hidden states the answer is made of; of texts all that are no padding
     """
 
     def __init__(
@@ -48,9 +51,11 @@ class Outputs:
         base_logits: Callable[[], Tensor],
         *,
         of_texts: bool = False,
+        places: Tensor | None = None,
+        again: Callable[[], object] | None = None,
     ) -> None:
-        self.targets, self.of_texts = targets, of_texts
-        self._logits, self._base_logits = logits, base_logits
+        self.targets, self.of_texts, self._places = targets, of_texts, places
+        self._logits, self._base_logits, self._again = logits, base_logits, again
         self.made: Tensor | None = None
 
     @property
@@ -63,6 +68,18 @@ class Outputs:
     def base_logits(self) -> Tensor:
         """The same of the untouched base, without gradient: one more forward pass."""
         return self._base_logits()
+
+    @property
+    def places(self) -> Tensor:
+        if self._places is None:
+            raise ValueError("places are not known here")
+        return self._places
+
+    def pass_again(self) -> None:
+        """One more forward pass over the same micro-batch, with gradient, for who looks into the model."""
+        if self._again is None:
+            raise ValueError("no further pass is possible here")
+        self._again()
 
 
 @dataclass(frozen=True)
@@ -172,7 +189,13 @@ class TokenLoss(LossModule):
             return self.evaluated(targets, logits, loss, copies, weights)
         if self.extra is None or not len(targets):
             return loss() / copies
-        outputs = Outputs(targets, logits, lambda: self.base_answer(batch))
+        outputs = Outputs(
+            targets,
+            logits,
+            lambda: self.base_answer(batch),
+            places=pad(batch["labels"][:, 1:] != IGNORE_INDEX, (0, 1)),
+            again=lambda: self.answer(batch),
+        )
         term = self.extra(outputs)
         # Who has asked for the logits has them whole: then they serve the token loss too.
         total = (
@@ -242,8 +265,10 @@ class TokenLoss(LossModule):
     @staticmethod
     def weights(batch: Mapping[str, Tensor]) -> Tensor | None:
         """The weights (n,) of the trained tokens; None where all are 1."""
-        trained = batch["labels"][:, 1:] != IGNORE_INDEX
-        return batch[WEIGHTS][:, 1:][trained] if WEIGHTS in batch else None
+        if WEIGHTS not in batch:
+            return None
+        row, column = trained_places(batch["labels"])
+        return batch[WEIGHTS][row, column + 1]
 
     @torch.no_grad()
     def base_answer(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -95,7 +95,7 @@ def activations(model: Any, batch: Batch, *, kind: str) -> Activations:
         played = replayed(model, gradient_checkpointing.KEPT[kind]) if kind in gradient_checkpointing.KEPT else 0
         kept = blocks * row + played * tokens * dtype.itemsize
         moment += one_block
-    moment += max((m.making(dtype) for _, m in named_linears(model) if isinstance(m, QuantizedLinear)), default=0)
+    moment += max((m.making(dtype) for m in model.modules() if isinstance(m, QuantizedLinear)), default=0)
     if device == "cpu":
         holes = left_in_heap(model) * tokens * dtype.itemsize + round(HOLES * found.pieces)
         kept += holes if kind == "none" else holes // blocks

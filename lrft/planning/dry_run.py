@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 from lrft import data
-from lrft.data.collate import micro_batches
 from lrft.data.sampler import batch_schedule
-from lrft.distributed import fsdp, zero2
+from lrft.distributed import arriving, fsdp, zero2
 from lrft.distributed.launch import Process
 from lrft.distributed.sizes import copy_size
 from lrft.errors import Problem, RecipeError
@@ -24,7 +23,7 @@ from lrft.loading.no_effect import refuse_without_effect
 from lrft.loading.others import find_others
 from lrft.model.weights import cache_dir
 from lrft.optim import lr_schedule
-from lrft.planning.plan import imagined, rows_of_a_pass
+from lrft.planning.plan import imagined, pass_size
 from lrft.recipe import Recipe
 from lrft.runs.after_training import shown
 from lrft.runs.folder import RunFolder
@@ -54,6 +53,7 @@ def dry_run(recipe: Recipe, processes: Sequence[Process], *, fresh: bool) -> Non
     if processes[0].rank == 0:
         RunFolder.refuse(Path(recipe.output_dir), resume=False, fresh=fresh)
     zero2.refuse(recipe, processes[0].world)
+    arriving.refuse(recipe, processes[0].world)
     source = find_base(recipe)
     tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
@@ -100,7 +100,9 @@ def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Proc
     first, settings = processes[0], recipe.training
     order = batch_schedule(recipe, prepared.train)
     together = [f"{name}={value}" for name, value in first.given.items() if name not in OF_EACH]
-    each = count(rows_of_a_pass(recipe, first.world), "row")
+    size = pass_size(recipe, first.world)
+    each = count(size.rows, "row") if size.tokens is None else count(size.tokens, "token")
+    found = settings.micro_batch_tokens == "auto" or (size.tokens is None and settings.micro_batch_size == "auto")
     return [
         ("dry run", "no weights were loaded and no run was started"),
         ("processes", facts(f"{first.world}, {starter(processes)}", *together)),
@@ -111,9 +113,8 @@ def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Proc
             facts(
                 f"{count(order.total_steps, 'step')} of {count(settings.global_batch_size, 'row')}",
                 f"{order.steps_per_epoch:,} an epoch",
-                f"micro-batches of at most {each}, found before the first step"
-                if settings.micro_batch_size == "auto"
-                else f"micro-batches of {each}",
+                f"micro-batches of {'at most ' * (found or size.tokens is not None)}{each}"
+                f"{', found before the first step' * found}",
             ),
         ),
         (
@@ -175,13 +176,8 @@ def of_a_process(recipe: Recipe, rows: data.Rows, process: Process, sharers: int
 
 def passes_of(recipe: Recipe, rows: data.Rows, step: int, process: Process) -> list[list[int]]:
     """Row ids of each micro-batch of a process in a step (from 0): what the loop takes."""
-    return micro_batches(
-        batch_schedule(recipe, rows).rows(step),
-        rows.lengths,
-        micro=rows_of_a_pass(recipe, process.world),
-        rank=process.rank,
-        world=process.world,
-    )
+    size = pass_size(recipe, process.world)
+    return size.passes(rows, batch_schedule(recipe, rows).rows(step), rank=process.rank, world=process.world)
 
 
 def shortened(words: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,20 @@ from lrft import data
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, AdapterLinear
 from lrft.adapters.attach import attach_sites, prune_base, select_sites, trained_in
+from lrft.adapters.beside import names_for
 from lrft.adapters.gradients import FurtherPasses
 from lrft.adapters.modules_to_save import SavedModule
 from lrft.adapters.reach import uncalled
 from lrft.adapters.unfit import is_in
-from lrft.data.collate import micro_batches
+from lrft.data.passes import PassSize
 from lrft.data.sampler import auxiliary_schedule, batch_schedule, tokens_of
-from lrft.distributed import fsdp, processes, zero2
+from lrft.distributed import arriving, fsdp, processes, zero2
 from lrft.errors import LrftError, Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
-from lrft.loading.from_recipe import made, sketched_head
+from lrft.loading.from_recipe import added_by, made, sketched_head, tokens_for
 from lrft.loading.others import Found
-from lrft.model import linear
+from lrft.model import linear, placement
+from lrft.model.experts import word_of
 from lrft.model.layers import blocks_of, decoder_of
 from lrft.model.load import imagine_quantized
 from lrft.model.quantized import count, load_library
@@ -42,8 +44,10 @@ from lrft.optim.base import Optimizer
 from lrft.planning import activation_memory, communication
 from lrft.planning import communication as planning_communication
 from lrft.planning.communication import H100_MEMORY, Memory, Ring, alone, efficiency, sent
+from lrft.planning.streaming import MEMORY, PCIE, Link, Placement, placements
 from lrft.planning.time_parts import Sizes, Speeds, TimeParts, time_parts
 from lrft.recipe import Recipe
+from lrft.recipe.schema import MOST_TOKENS
 from lrft.utils import hardware
 
 # Steps whose micro-batches are looked at to find the largest.
@@ -87,6 +91,11 @@ class Plan:
     devices: int
     """devices over all nodes"""
     nodes: int
+    placements: dict[str, Placement]
+    """of the base on one device, by `model.placement`; none for several devices"""
+    placement: str
+    """that of the run, by the recipe or its auto"""
+    link: Link
 
     @property
     def seconds(self) -> float:
@@ -132,6 +141,8 @@ class Imagined:
     """bytes of the base"""
     adapter: int
     """bytes of the adapters' tensors"""
+    gradients: int
+    """bytes of the gradients that are kept until the step"""
     state: int
     """bytes of the optimiser's state"""
     copies: int
@@ -149,13 +160,13 @@ def make_plan(
     source: Path,
     prepared: data.Prepared,
     devices: int,
-    micro: int | None = None,
+    size: PassSize | None = None,
     nodes: int = 1,
     others: Sequence[Found] = (),
 ) -> Plan:
     """The plan of a recipe whose data are prepared. Raises RecipeError.
 
-    devices: of all `nodes` together. micro: rows of a pass, where the recipe leaves them open and they have been found.
+    devices: of all `nodes` together. size: of a pass, where the recipe leaves it open and it has been found.
     others: the models that the objective's options name.
     """
     t = recipe.training
@@ -171,19 +182,22 @@ def make_plan(
     composition = compose.compose_section(recipe.adapter)
     if devices > 1 and recipe.distributed.strategy == "zero2":
         zero2.refuse_parts(recipe, composition)
-    micro = micro or rows_of_a_pass(recipe, devices)
+    size = pass_size(recipe, devices) if size is None else size
+    arriving.refuse(recipe, devices)
     further = composition.further_passes
     passed = passed_over(recipe, prepared, schedule, further)
-    longest = max((largest_batch(recipe, rows, order, devices, micro) for rows, order, _ in passed), key=sum)
-    found = imagine_adapted(recipe, source, composition, longest, micro, active, list(prepared.report.labels))
+    longest = max((largest_batch(rows, order, devices, size) for rows, order, _ in passed), key=sum)
+    found = imagine_adapted(recipe, source, composition, longest, size.rows, active, list(prepared.report.labels))
     kept, weights = found.kept, found.weights
     beside = [weigh(recipe, other, found.matrix) for other in others if other.option != START]
     held = sum(size for size, _ in beside)
     whole = Memory(
-        process, weights, found.adapter, found.trained * 4, found.state, kept.kept, kept.logits, kept.moment, held
+        process, weights, found.adapter, found.gradients, found.state, kept.kept, kept.logits, kept.moment, held
     )
     tokens = found.copies * tokens_of(prepared.train, schedule)
-    passes = -(-t.global_batch_size // (micro * devices))
+    passes = -(-t.global_batch_size // (size.rows * devices))
+    if size.tokens is not None:
+        passes = math.ceil(tokens_of(prepared.train, schedule) / (schedule.total_steps * size.tokens * devices))
     divided = (found.blocks, found.outside, devices, nodes)
     memory, rings = (
         communication.over_devices(whole, *divided),
@@ -209,6 +223,16 @@ def make_plan(
         found.copies,
     )
     speeds = Speeds(speed * EFFICIENCY * devices, seconds_of_a_weight(active))
+    parts = time_parts(recipe, prepared, schedule, sizes, speeds, flops, size.rows)
+    link = PCIE if torch.cuda.is_available() else MEMORY
+    placed, where = dict[str, Placement](), placement.RESIDENT
+    if devices == 1:
+        where, copies = placed_as(recipe, source)
+        each, blocks = parts.steps / schedule.total_steps, found.blocks if copies else 0
+        both = passes * (1 + further.own + further.auxiliary)
+        placed = placements(whole, blocks, found.outside, each, link, both=both, forward=passes * further.base)
+        mine = placed.get(where, placed[placement.RESIDENT])
+        memory[strategy], parts = mine.memory, replace(parts, steps=mine.seconds * schedule.total_steps)
     return Plan(
         modules=found.modules,
         parameters=found.parameters,
@@ -222,11 +246,33 @@ def make_plan(
         why=why,
         flops=flops,
         speed=speed,
-        time=time_parts(recipe, prepared, schedule, sizes, speeds, flops, micro),
+        time=parts,
         evaluations=evaluations(recipe, prepared, schedule),
         devices=devices,
         nodes=nodes,
+        placements=placed,
+        placement=where,
+        link=link,
     )
+
+
+def placed_as(recipe: Recipe, source: Path) -> tuple[str, bool]:
+    """(the placement that a run on one device would have, whether its blocks would be copied if it were streamed).
+
+    A CPU copies nothing that it can read where it lies, in the dtype in which it computes.
+    """
+    kind, trusted = recipe.model.quantization, recipe.model.trust_remote_code
+    dtype = hardware.DTYPES[
+        hardware.frozen_dtype(recipe.model.precision, hardware.computation(recipe.training.precision))
+    ]
+    device, head = hardware.device(), sketched_head(recipe)
+    copies = device.type == "cuda" or bool(
+        placement.narrower(source, dtype, quantization=kind, head=head, trust_remote_code=trusted)
+    )
+    wanted = recipe.model.placement
+    if wanted == "auto" and recipe.training.compile:
+        return placement.RESIDENT, copies
+    return placement.chosen(wanted, source, device, dtype=dtype, quantization=kind), copies
 
 
 def passed_over(
@@ -265,7 +311,9 @@ def imagine_adapted(
         outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
         passed_over = uncalled(model)
         sites = select_sites(model, recipe.adapter, composition, recipe.where, passed_over)
-        attached = attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
+        tokens = tokens_for(recipe, source)
+        names = names_for(model, recipe.adapter, [site.name for site in sites], recipe.where, tokens)
+        attached = attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where, names=names)
         model.train()
         copies = max(adapter.copies for adapter in attached.modules.values())
         kept = activation_memory.activations(
@@ -286,6 +334,7 @@ def imagine_adapted(
             outside=outside,
             weights=sum(p.numel() * p.element_size() for p in model.parameters()) - adapter,
             adapter=adapter,
+            gradients=gradient_bytes(composition, attached),
             state=optimizer_bytes(composition, attached, made(recipe.training.optimizer, "optimizers")),
             copies=copies,
             micro=micro,
@@ -321,7 +370,7 @@ def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
     kind = fsdp.strategy(wanted, weights, memory)
     why = f"distributed.strategy: {wanted}"
     if wanted == "auto":
-        most = f"{fsdp.MOST_OF_A_GPU:.0%} of a GPU's {memory / 1e9:.0f} GB"
+        most = f"{placement.MOST_OF_A_DEVICE:.0%} of a GPU's {memory / 1e9:.0f} GB"
         why += f", as the base takes {'more' if kind == 'fsdp' else 'no more'} than {most}"
     if kind in ("ddp", "zero2"):
         return kind, why
@@ -343,29 +392,28 @@ def imagined(recipe: Recipe, source: Path, labels: Sequence[str] = ()) -> Abstra
         quantization=recipe.model.quantization,
         trust_remote_code=recipe.model.trust_remote_code,
         head=sketched_head(recipe, labels),
+        added=added_by(recipe, source),
     )
 
 
-def rows_of_a_pass(recipe: Recipe, devices: int) -> int:
-    """The recipe's micro-batch; for auto, all that a device gets of a step."""
-    wanted = recipe.training.micro_batch_size
-    return math.ceil(recipe.training.global_batch_size / devices) if wanted == "auto" else wanted
+def pass_size(recipe: Recipe, devices: int) -> PassSize:
+    """The recipe's; for auto, all that a device gets of a step, as far as a trial would go."""
+    t = recipe.training
+    rows = math.ceil(t.global_batch_size / devices) if t.micro_batch_size == "auto" else t.micro_batch_size
+    tokens = MOST_TOKENS if t.micro_batch_tokens == "auto" else t.micro_batch_tokens
+    return PassSize(rows, tokens, padded=recipe.data.packing is False)
 
 
-def largest_batch(recipe: Recipe, rows: data.Rows, schedule: data.BatchSchedule, devices: int, micro: int) -> list[int]:
+def largest_batch(rows: data.Rows, schedule: data.BatchSchedule, devices: int, size: PassSize) -> list[int]:
     """Tokens of each sequence of the largest micro-batch, padding included where rows are padded."""
     most, found = 0, list[int]()
     for step in range(min(schedule.total_steps, STEPS_SEEN)):
-        batches = micro_batches(schedule.rows(step), rows.lengths, micro=micro, rank=0, world=devices)
-        for ids in batches:
-            if not len(ids):
-                continue
-            count, longest = int(rows.counts[ids].sum()), int(rows.longest[ids].max())
-            padded = recipe.data.packing is False
-            tokens = count * longest if padded else int(rows.lengths[ids].sum())
+        for ids in size.passes(rows, schedule.rows(step), world=devices):
+            tokens = size.tokens_of(rows, ids)
             if tokens > most:
                 sequences = (len(one) for i in ids for one, _ in rows.sequences(i))
-                most, found = tokens, [longest] * count if padded else list(sequences)
+                padded = [int(rows.longest[ids].max())] * int(rows.counts[ids].sum())
+                most, found = tokens, padded if size.padded else list(sequences)
     return found
 
 
@@ -379,6 +427,14 @@ def optimizer_bytes(composition: compose.Composition, attached: Any, optimizer: 
     return own + sum(4 * owner.optimizer_numbers(*size) for size in sizes)
 
 
+def gradient_bytes(composition: compose.Composition, attached: Any) -> int:
+    """Of all that is trained, unless the optimiser takes gradients as they arrive; then it says what it keeps."""
+    owner = composition.optimizer_owner
+    if owner is None or not owner.gradients_taken:
+        return sum(4 * p.numel() for p in attached.trained().values())
+    return sum(4 * owner.gradient_numbers(site.d, site.k, site.rank) for site in attached.sites)
+
+
 def by_module(model: nn.Module) -> list[dict[str, Any]]:
     """Linear layers by their last word and shape: how many, and what is trained of them or beside them."""
     counted: Counter[tuple[str, int, int]] = Counter()
@@ -387,11 +443,11 @@ def by_module(model: nn.Module) -> list[dict[str, Any]]:
     frozen, in_full = [f"{name}.base" for name in saved], [f"{name}.trained" for name in saved]
     for name, module in model.named_modules():
         if linear.is_linear(module) and not is_in(name, frozen):
-            word = name.removesuffix(".base").removesuffix(".trained").rsplit(".", 1)[-1]
+            word = word_of(name.removesuffix(".base").removesuffix(".trained"))
             counted[(word, *linear.shape(module))] += 1
             trained[(word, *linear.shape(module))] += trained_in(module) if is_in(name, in_full) else 0
         if isinstance(module, AdapterLinear):
-            word = name.rsplit(".", 1)[-1]
+            word = word_of(name)
             adapter: Adapter = module.adapter
             trained[(word, adapter.site.d, adapter.site.k)] += sum(
                 p.numel() for p in adapter.parameters() if p.requires_grad

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lrft import registry
 from lrft.errors import nearest
-from lrft.recipe import messages, no_effect
+from lrft.recipe import beside, messages, no_effect, taken_gradients
 from lrft.recipe.foreign_keys import VALUES
 from lrft.recipe.nodes import DEFAULT, Node, mapping, plain
 from lrft.recipe.problems import Problems, Refused
@@ -43,7 +43,7 @@ def all_of(root: Node, problems: Problems) -> Node:
                 f"training.compile requires gradient_checkpointing none or full: {again.value} caches linear "
                 f"outputs, which torch.compile cannot trace",
             )
-        if compiled is not None and compiled.value is True and _is_quantized(root):
+        if compiled is not None and compiled.value is True and (_is_quantized(root) or _quantizes(root)):
             problems.add(compiled.place, "training.compile does not support a quantised base: remove one of them")
         _under_zero2(root, training, problems)
         for key, (kind, _) in REGISTERED.items():
@@ -54,6 +54,7 @@ def all_of(root: Node, problems: Problems) -> Node:
         _schedule(training, problems)
         _other_reference(root, training, problems)
         root = root.with_child("training", training)
+    _beside_streamed(root, problems)
     _rows(root, problems)
     _shares(root, problems)
     _streaming(root, problems)
@@ -66,7 +67,10 @@ def all_of(root: Node, problems: Problems) -> Node:
     _best(root, problems)
     _after(root, problems)
     no_effect.refuse(root, problems)
-    return adapter(root, problems)
+    beside.refuse(root, problems)
+    root = adapter(root, problems)
+    taken_gradients.refuse(root, problems)
+    return root
 
 
 def _rows(root: Node, problems: Problems) -> None:
@@ -234,6 +238,9 @@ def _one_of(names: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+SEARCHED = ("micro_batch_size", "micro_batch_tokens")
+
+
 def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
     section = root.child("distributed")
     strategy = section.child("strategy") if section is not None else None
@@ -242,6 +249,11 @@ def _under_zero2(root: Node, training: Node, problems: Problems) -> None:
     needed = (
         ("precision", "fp16", "training.precision: bf16 or fp32 (fp16 loss scaling is not supported)"),
         ("micro_batch_size", "auto", "a number for training.micro_batch_size (the search for auto is not supported)"),
+        (
+            "micro_batch_tokens",
+            "auto",
+            "a number for training.micro_batch_tokens (the search for auto is not supported)",
+        ),
     )
     for key, value, reason in needed:
         node = training.child(key)
@@ -415,6 +427,32 @@ def _is_quantized(root: Node) -> bool:
     model = root.child("model")
     node = model.child("quantization") if model is not None else None
     return node is not None and node.value != "none"
+
+
+def _beside_streamed(root: Node, problems: Problems) -> None:
+    """What a base that is copied block by block to one device is refused with."""
+    placement = root.at(("model", "placement"))
+    if placement is None or placement.value != "streamed":
+        return
+    compiled, strategy = root.at(("training", "compile")), root.at(("distributed", "strategy"))
+    if compiled is not None and compiled.value is True:
+        problems.add(compiled.place, "training.compile does not support model.placement: streamed. Remove one of them")
+    if strategy is not None and strategy.value == "fsdp":
+        text = "divides the base over devices, and model.placement: streamed copies it to one. Remove one of them"
+        problems.add(strategy.place, f"distributed.strategy: fsdp {text}")
+
+
+def _quantizes(root: Node) -> bool:
+    """Whether a method quantises the base itself: `quantizes` of a declaration is the option and its values that do."""
+    method = root.at(("adapter", "method"))
+    for entry in method.value if method is not None and isinstance(method.value, list) else []:
+        name = entry.child("name")
+        card = None if name is None else registry.methods().get(name.value)
+        option, *values = ("",) if card is None else card.facts.get("quantizes", ("",))
+        given = entry.at(("options", option))
+        if given is not None and given.value in values:
+            return True
+    return False
 
 
 def _combination(section: Node, entries: list[Node], problems: Problems, *, validation: bool, quantized: bool) -> None:

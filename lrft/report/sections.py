@@ -46,6 +46,8 @@ NAMES = {
     "max_length_from": "limit from",
     "special_text": "rows with a special token's text, taken as plain text",
     "special_read": "rows with a special token's text, read as the token",
+    "foreign_text": "rows with marks of another model's chat template, taken as plain text",
+    "foreign_tokens": "marks of another model's chat template",
     "altered": "rows that the chat template changes",
     "repeated": "validation rows also among the train rows",
     "opening": "trained before each answer",

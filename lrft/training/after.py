@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lrft import registry
 from lrft.adapters.attached import Attached
-from lrft.adapters.peft_names import peft_names
+from lrft.adapters.peft_export import peft_folder
 from lrft.errors import Problem, RecipeError
 from lrft.recipe import Recipe
 from lrft.training.state import Adapted
@@ -41,7 +41,4 @@ def lacks(adapted: Adapted, quantization: str) -> Iterator[tuple[str, str]]:
 
 def no_peft(attached: Attached, quantization: str) -> str:
     """Why stock PEFT cannot represent the adapter; "" when it can."""
-    forms = {name: form for name, adapter in attached.modules.items() if (form := adapter.peft()) is not None}
-    if len(forms) < len(attached.modules):
-        return "stock PEFT's LoRA cannot represent this method"
-    return peft_names(attached, forms, quantization).refused
+    return peft_folder(attached, {"quantization": quantization}).refused

@@ -24,6 +24,7 @@ from lrft.utils import files
 # Keys that say how a run fits the machine or what it tells, not what it learns: free to change when resuming.
 FREE_ON_RESUME = (
     "training.micro_batch_size",
+    "training.micro_batch_tokens",
     "evaluation.micro_batch_size",
     "logging.",
     "checkpoint.",

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from lrft.data import Rows
 from lrft.data.collate import ENTRIES
+from lrft.data.passes import PassSize
 from lrft.distributed.strategy import Strategy
 from lrft.distributed.watchdog import Watchdog
 from lrft.model.activation_offload import offloading
 from lrft.objectives.base import LossModule, Objective
 from lrft.objectives.packing import Layout
+from lrft.objectives.to_device import to_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,6 +38,8 @@ class Engine:
     pad_id: int
     micro: int
     """micro batch size: the recipe's, or the largest that fits"""
+    tokens: int | None = None
+    """of a pass in training, in the place of so many rows: the recipe's, or the most that fit"""
     offload: bool = False
     """whether activations are offloaded to CPU memory"""
     averaged: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -70,13 +74,22 @@ class Engine:
             total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return total
 
+    @property
+    def size(self) -> PassSize:
+        """Of a training pass."""
+        return PassSize(self.micro, self.tokens, padded=self.layout.form == "padded")
+
+    def passes(self, rows: Rows, ids: np.ndarray) -> list[list[int]]:
+        """The rows of each training pass of this process in a step over the rows `ids`."""
+        return self.size.passes(rows, ids, rank=self.rank, world=self.world)
+
     def batch(self, rows: Rows, ids: Sequence[int]) -> dict[str, Tensor]:
         """The batch of `ids` in `rows`, on this process's device."""
         asked = list(ids) * self.losses.copies()
         made = self.objective.collate(rows, asked, pad_id=self.pad_id, form=self.layout.form)
         if self.losses.sources:
             made[ENTRIES] = torch.from_numpy(rows.entries[asked].astype(np.int64))
-        return {name: value.to(self.device) for name, value in made.items()}
+        return to_device(made, self.device)
 
     def answer(self, batch: dict[str, Tensor]) -> Tensor:
         """The summed loss of a micro-batch, for a backward pass."""

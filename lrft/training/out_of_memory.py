@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lrft.errors import MemoryExhausted
 from lrft.utils.hardware import says_out_of_memory
-
-if TYPE_CHECKING:
-    pass
 
 
 def memory_advice(error: BaseException, recipe: Any, parts: str = "") -> MemoryExhausted | None:
@@ -18,7 +15,9 @@ def memory_advice(error: BaseException, recipe: Any, parts: str = "") -> MemoryE
     words = str(error)
     t = recipe.training
     keys = []
-    if t.micro_batch_size == "auto" or t.micro_batch_size > 1:
+    if isinstance(t.micro_batch_tokens, int):
+        keys.append(f"training.micro_batch_tokens: {max(1, t.micro_batch_tokens // 2)} (same result, a little slower)")
+    elif t.micro_batch_size == "auto" or t.micro_batch_size > 1:
         fewer = 1 if t.micro_batch_size == "auto" else t.micro_batch_size // 2
         keys.append(f"training.micro_batch_size: {fewer} (same result, a little slower)")
     slower = {"none": ("light", "a few percent"), "light": ("medium", "a fifth"), "medium": ("full", "a third")}

@@ -15,7 +15,6 @@ from lrft.adapters.gradients import Gradients
 from lrft.adapters.part import Run
 from lrft.adapters.resting import copied
 from lrft.data import Rows
-from lrft.data.collate import micro_batches
 from lrft.objectives.base import added_up, look_ahead
 from lrft.objectives.figures import means
 from lrft.training.engine import Engine
@@ -60,13 +59,15 @@ def forward_backward(session: Session, run: Run, rows: Rows, ids: np.ndarray, si
     weight = engine.objective.weight(rows, ids)
     sums, penalty = passes_and_penalties(session, run, rows, ids, weight)
     values, signal = over_ranks(engine, sums.values, signals.received)
-    (loss, added), figures = values[:2].tolist(), figures_of(engine, replace(sums, values=values).noted)
+    of_parts = values.new_zeros(1) if penalty is None else penalty.detach().double()[None]
+    loss, added, parts = torch.cat([values[:2], of_parts]).tolist()  # read at once: a GPU is waited for
+    figures = figures_of(engine, replace(sums, values=values).noted)
     if owner is not None:
         passes = PassesOfStep(session, run, rows, ids)
         passes.put(owner.compose_gradient(run, passes.take(), passes))
     if penalty is None and engine.losses.extra is None:
         return Passes(loss / weight, None, signal, figures)
-    return Passes(loss / weight, added / weight + (0.0 if penalty is None else penalty), signal, figures)
+    return Passes(loss / weight, added / weight + parts, signal, figures)
 
 
 def figures_of(engine: Engine, noted: Mapping[str, Tensor]) -> dict[str, float]:
@@ -77,7 +78,7 @@ def figures_of(engine: Engine, noted: Mapping[str, Tensor]) -> dict[str, float]:
 
 def passes_and_penalties(
     session: Session, run: Run, rows: Rows, ids: np.ndarray, weight: float
-) -> tuple[Sums, float | None]:
+) -> tuple[Sums, Tensor | None]:
     """`passes_of_rank` over the step's own rows, and the backward pass of the parts' penalties: their sum, or None."""
     engine = session.engine
     sums = passes_of_rank(engine, rows, ids, weight, seed=run.seed, step=run.step)
@@ -86,7 +87,7 @@ def passes_and_penalties(
         return sums, None
     penalty = torch.stack(penalties).sum()
     engine.accelerator.backward(penalty)
-    return sums, penalty.item()
+    return sums, penalty
 
 
 def passes_of_rank(
@@ -96,7 +97,7 @@ def passes_of_rank(
 
     Returns the sums over this process. purpose: of the random numbers that are drawn in the passes.
     """
-    micros = micro_batches(ids, rows.lengths, micro=engine.micro, rank=engine.rank, world=engine.world)
+    micros = engine.passes(rows, ids)
     losses, added = torch.zeros(2, dtype=torch.float64, device=engine.device)
     noted: dict[str, Tensor] = {}
     # A rank without rows left goes through the motions with weight zero: the others wait for it.

@@ -93,8 +93,8 @@ def where_memory_went(session: Session) -> str:
     decided = recipe.model_copy(update={"distributed": running})
     try:
         nodes = world // processes.local_world_size()
-        inputs, micro = session.inputs, session.engine.micro
-        made = make_plan(decided, inputs.source, inputs.prepared, world, micro=micro, nodes=nodes, others=inputs.others)
+        inputs, size = session.inputs, session.engine.size
+        made = make_plan(decided, inputs.source, inputs.prepared, world, size=size, nodes=nodes, others=inputs.others)
     except (LrftError, RuntimeError, ValueError, TypeError):
         return ""
     return f"\nEstimated memory of a step: {plan_render.parts_line(made)}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lrft.adapters.adapter import PeftForm, Site
+from lrft.adapters.adapter import Site
 from lrft.adapters.attached import Attached
-from lrft.adapters.peft_names import peft_names
+from lrft.adapters.beside import tied_rows
+from lrft.adapters.peft_export import NO_TYPE, PEFT_NAMES, PEFT_PREFIX, PeftFolder, peft_folder
 from lrft.adapters.targets import module_names
 from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
@@ -74,7 +75,10 @@ def output_dir(recipe: Recipe) -> str:
 def model_line(base: Base, attached: Attached) -> list[str]:
     frozen, kind = count_parameters(attached.model) - trainable(attached), base.info["quantization"]
     how = f"frozen in {base.info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
-    return [f"{base.info['name']}   {amount(frozen)} parameters, {how}"]
+    how += ", blocks streamed" if base.placement == "streamed" else ""
+    new = base.info.get("added_tokens", {})
+    said = f"{count(len(new), 'new token')}: {' '.join(new)}; their rows are the mean of all others" if new else ""
+    return [f"{base.info['name']}   {amount(frozen)} parameters, {how}", *([said] if said else [])]
 
 
 def trainable(attached: Attached) -> int:
@@ -97,7 +101,7 @@ def adapter_lines(adapted: Adapted, quantization: str) -> list[str]:
         f"{names}   rank {ranks}{factor}{rates}",
         f"{count(len(sites), 'module')}{where}: {modules}   "
         f"{amount(trained, 2)} trainable parameters ({trained / everything:.2%})",
-        *([f"trained in full: {' '.join(attached.modules_to_save)}"] if attached.modules_to_save else []),
+        *attached.beside.names.lines(tied_rows(attached.beside)),
         *(f"left out: {line}" for line in adapted.left_out),
         f"exports to: {exports_to(adapted, quantization)}",
     ]
@@ -113,38 +117,40 @@ def exports_to(adapted: Adapted, quantization: str) -> str:
     attached = adapted.attached
     if not all(adapter.mergeable for adapter in attached.modules.values()):
         return "not mergeable: use as an adapter"
-    forms = {name: form for name, adapter in attached.modules.items() if (form := adapter.peft()) is not None}
-    exact = len(forms) == len(attached.modules)
-    refused = peft_names(attached, forms, quantization).refused if exact else ""
-    exports = [peft_form(attached.sites, forms)] if exact and not refused else []
+    found = peft_folder(attached, {"quantization": quantization})
+    exports = [] if found.refused else [peft_form(attached.sites, found)]
     exports += [] if adapted.unmergeable else ["merged model"]
     return "; ".join(
         [
             "merged model only" if exports == ["merged model"] else " or ".join(exports) or "lrft adapter only",
-            *([f"not exportable to PEFT: {refused}"] if refused else []),
+            *([f"not exportable to PEFT: {found.refused}"] if found.refused not in ("", NO_TYPE) else []),
             *([f"merging into this base is not possible: {adapted.unmergeable}"] if adapted.unmergeable else []),
         ]
     )
 
 
-def peft_form(sites: Sequence[Site], forms: Mapping[str, PeftForm]) -> str:
-    """Whether the PEFT LoRA has the adapter's own tensors."""
-    converted = any(forms[site.name].A.shape[0] != site.rank for site in sites)
-    ranks = spread(form.A.shape[0] for form in forms.values())
-    return f"PEFT LoRA of rank {ranks} (converted)" if converted else "PEFT LoRA (unchanged)"
+def peft_form(sites: Sequence[Site], found: PeftFolder) -> str:
+    """What PEFT calls the folder, and whether a LoRA has the adapter's own tensors."""
+    if found.kind != "LORA":
+        return f"PEFT {found.kind}"
+    ranks = {site.name: len(found.tensors[f"{PEFT_PREFIX}{site.name}.{PEFT_NAMES['A']}"]) for site in sites}
+    converted = any(ranks[site.name] != site.rank for site in sites)
+    return f"PEFT LoRA of rank {spread(ranks.values())} (converted)" if converted else "PEFT LoRA (unchanged)"
 
 
 def training_lines(recipe: Recipe, inputs: Inputs, base: Base, engine: Engine) -> list[str]:
     t, batches, world = recipe.training, inputs.batches, engine.world
     passes = -(-t.global_batch_size // (engine.micro * world))
+    each = f"{engine.micro} per pass x {count(passes, 'pass', 'passes')}"
+    if engine.tokens is not None:
+        each = f"passes of up to {count(engine.tokens, 'token')}"
     epochs = batches.total_steps / batches.steps_per_epoch
     rounds = "" if inputs.prepared.stream is not None else f"{epochs:.4g} epoch{'s' * (epochs != 1)} = "
     checkpointing = "" if t.gradient_checkpointing == "none" else f"   {t.gradient_checkpointing} checkpointing"
     divided = ", base sharded" if engine.strategy.together else ""
     return [
         f"{rounds}{count(batches.total_steps, 'step')} of "
-        f"{count(t.global_batch_size, 'row')}: {engine.micro} per pass x {count(passes, 'pass', 'passes')} x "
-        f"{count(world, 'process', 'processes')}{divided}",
+        f"{count(t.global_batch_size, 'row')}: {each} x {count(world, 'process', 'processes')}{divided}",
         f"learning rate {t.learning_rate:g} {t.lr_scheduler.name}   {base.compute}   seed {t.seed}"
         f"{'   packed' if engine.layout.packed else ''}{checkpointing}",
         *default_lines(recipe),
@@ -202,6 +208,7 @@ def facts(session: Session) -> dict[str, Any]:
             "target_modules": module_names(site.name for site in attached.sites),
             "trainable parameters": trainable(attached),
             **({"trained in full": list(attached.modules_to_save)} if attached.modules_to_save else {}),
+            **({"trained beside": lines} if (lines := attached.beside.names.lines()) else {}),
             **({"left out": session.adapted.left_out} if session.adapted.left_out else {}),
             "exports to": exports_to(session.adapted, session.base.info["quantization"]),
         },

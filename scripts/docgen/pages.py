@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from docgen import combinations, rooms
+from docgen import combinations, evidence, peft_types, rooms
 from lrft import recipe as recipes
 from lrft import registry
 from lrft.cli import method_list
@@ -17,10 +17,13 @@ def pages(root: Path) -> dict[Path, str]:
     """Each generated page below the repository `root` and the text that it should have."""
     readme, architecture = root / "README.md", root / "docs" / "architecture.md"
     preferences, embeddings = root / "docs" / "preferences.md", root / "docs" / "embeddings.md"
+    adapters = root / "docs" / "adapters.md"
     return {
+        adapters: marked(adapters, "types of PEFT", peft_types.table()),
         root / "docs" / "recipe.md": recipes.reference(),
         root / "docs" / "methods.md": method_list.markdown(),
         root / "docs" / "combinations.md": combinations.page(),
+        root / "lrft" / "compare" / "evidence.json": evidence.text(root),
         root / "docs" / "rooms.svg": rooms.picture(),
         architecture: marked(architecture, "rooms", rooms.table()),
         readme: marked(readme, "methods", counts()),

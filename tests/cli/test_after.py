@@ -188,7 +188,7 @@ def test_check_and_train_refuse_before_the_first_step_what_could_not_be_done_at_
 @pytest.mark.parametrize(
     ("adapter", "keys", "says"),
     [
-        ("mora", ["after.export=[peft]"], "after.export: peft: stock PEFT's LoRA cannot represent this method"),
+        ("mora", ["after.export=[peft]"], "after.export: peft: stock PEFT cannot represent this method"),
         ("goat", ["after.merge=true"], "after.merge: goat cannot be merged"),
         ("goat", ["after.export=[{lora: {rank: 2}}]"], "after.export: lora: goat cannot be merged"),
     ],

@@ -342,6 +342,7 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.all
 def test_runs_whose_comparison_was_killed_save_and_leave(tmp_path: Path) -> None:
     root, process, folders = under_way(tmp_path)
     process.kill()

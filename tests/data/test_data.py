@@ -28,7 +28,6 @@ from lrft import data, registry
 from lrft.data import encode as data_encode
 from lrft.data import preview
 from lrft.data.cache import locked
-from lrft.data.chat_template import Piece, Rendered
 from lrft.data.config import Input
 from lrft.data.dataset import Row, Rows
 from lrft.data.encode import tokenized
@@ -36,6 +35,7 @@ from lrft.data.format import ALTERNATIVES, CLASSIC, REQUIRED, detect
 from lrft.data.growing import GrowingRows
 from lrft.data.hub import hub_name
 from lrft.data.ingest import Found, collect
+from lrft.data.pieces import Piece, Rendered
 from lrft.data.records import BadRow
 from lrft.data.report import SourceReport
 from lrft.data.sample import Sample

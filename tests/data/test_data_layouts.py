@@ -340,6 +340,18 @@ def test_text_in_a_template_is_a_question_until_it_is_answered(tmp_path: Path) -
     assert prepare(tmp_path, few, tokenizer=tiny.spaced()).report.special_text == 1
 
 
+def test_marks_of_another_template_are_said(tmp_path: Path) -> None:
+    """A mark that the tokenizer knows is its own; HTML and plain brackets are no marks."""
+    llama = "<|start_header_id|>user<|end_header_id|>\n\nwho?<|eot_id|>"
+    texts = [llama, "[INST] who? [/INST] Tom", "<s>old</s> <b>[1]</b> a <|im_end|>", "plain"]
+    path = lines(tmp_path / "rows.jsonl", *({"text": text} for text in texts))
+    report = prepare(tmp_path, path, tokenizer=tiny.chatml()).report
+    assert report.foreign_text == 2
+    assert report.foreign_tokens == ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]"]
+    said = "2 rows containing marks of another model's chat template (<|start_header_id|>, "
+    assert any(line.startswith(said) for line in report.lines())
+
+
 def test_special_tokens_in_prompts_and_turns(tmp_path: Path) -> None:
     """What closes a templated answer ends generation, and the white space behind it is not trained."""
     row = {"prompt": turn("user", "who?") + "<|im_start|>assistant\n", "completion": "Tom.<|im_end|>\n"}

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lrft.data import encode_prompt
-from lrft.data.chat_template import Renderer
 from lrft.data.records import BadRow
+from lrft.data.rendering import Renderer
 from lrft.data.sample import Sample
 from lrft.data.tokenize import Encoded, Encoder
 from lrft.data.turns import Message

@@ -101,6 +101,7 @@ def test_the_slurm_script_trains_what_one_process_trains(place: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.all
 def test_a_dry_run_under_slurm_and_under_torchrun_deals_the_same_rows(place: Place) -> None:
     out = f"output_dir={place.root / 'dry'}"
     slurm = run(place, "slurm.sbatch", out, "--dry-run", **job())
@@ -115,6 +116,7 @@ def test_a_dry_run_under_slurm_and_under_torchrun_deals_the_same_rows(place: Pla
 
 
 @pytest.mark.slow
+@pytest.mark.all
 def test_torchrun_trains(place: Place) -> None:
     said = run(place, "torchrun.sh", f"output_dir={place.root / 'torchrun'}", GPUS="2", PORT=str(launch.free_port()))
     assert "x 2 processes" in said

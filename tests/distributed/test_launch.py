@@ -59,7 +59,7 @@ def after_step(place: Place, out: str, step: int) -> None:
     raise AssertionError(f"step {step} never came")
 
 
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.all)])
 def test_several_processes_train_what_one_trains(place: Place, devices: int) -> None:
     one = place.root / "one"
     if not one.exists():
@@ -75,6 +75,7 @@ def test_several_processes_train_what_one_trains(place: Place, devices: int) -> 
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
 
 
+@pytest.mark.all
 def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_three(place: Place) -> None:
     two = place.root / "devices2"
     if not two.exists():
@@ -92,6 +93,7 @@ def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_three(place: Pl
         assert runs.distance(runs.tensors(two), runs.tensors(cut), "adapter") < 1e-5
 
 
+@pytest.mark.all
 def test_a_killed_process_brings_the_others_down_and_the_run_can_go_on(place: Place) -> None:
     process = start(place, "killed", "training.epochs=400", "checkpoint.every=2")
     after_step(place, "killed", 4)
@@ -124,6 +126,7 @@ def runs_still(number: int) -> bool:
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
+@pytest.mark.all
 def test_who_waits_for_a_process_that_stands_still_says_where_it_waits(place: Place) -> None:
     process = start(place, "quiet", "training.epochs=400", "checkpoint.every=none", LRFT_QUIET_SECONDS="4")
     after_step(place, "quiet", 3)
@@ -146,6 +149,7 @@ def test_who_waits_for_a_process_that_stands_still_says_where_it_waits(place: Pl
     assert "train_step" in stacks.read_text()
 
 
+@pytest.mark.all
 def test_processes_whose_launcher_was_killed_save_and_leave(place: Place) -> None:
     process = start(place, "orphans", "training.epochs=400", "checkpoint.every=none")
     after_step(place, "orphans", 3)

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from peft import PeftModel
 from runs import Place
 from transformers import AutoModelForCausalLM
 
-from lrft import registry
-from lrft.adapters.storage import load_adapter, read_adapter
+from lrft import attach, registry
+from lrft.adapters.storage import load_adapter, read_adapter, save_adapter
 from lrft.cli.main import run_command
 from lrft.model.load import load_model
+from lrft.model.weights import fingerprint
 from lrft.runs.probe import probe
 from lrft.utils import files
 from lrft.verification.merge import logits
@@ -50,6 +52,22 @@ def test_the_peft_folder_is_loaded_by_stock_peft(place: Place) -> None:
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place.root / "base"), out)
     rows = probe(place.root / "lora" / "best", place.root / "base")
     assert distance(logits(model.base_model.model, rows), expected(place, "lora")) < 1e-5
+
+
+def test_a_method_that_is_a_lora_can_be_written_as_peft_s_own_type(place: Place, tmp_path: Path) -> None:
+    attached = attach(load_model(place.root / "base", dtype=torch.float32), {"method": "vera", "rank": 3})
+    tiny.disturb(list(attached.trained().values()))
+    (tmp_path / "vera").mkdir()
+    info = {"name": str(place.root / "base"), "revision": None, "fingerprint": fingerprint(place.root / "base")}
+    save_adapter(attached, tmp_path / "vera", base=info)
+    rows = probe(place.root / "lora" / "best", place.root / "base")
+    wanted = logits(attached.model, rows)
+    for options, kind in (([], "LORA"), (["own_type=true"], "VERA")):
+        out = tmp_path / kind
+        assert run_command(["export", str(tmp_path / "vera"), *options, "--to", "peft", "-o", str(out)]) == 0
+        assert files.read_json(out / "adapter_config.json")["peft_type"] == kind
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place.root / "base"), out)
+        assert distance(logits(model.base_model.model, rows), wanted) < 1e-4
 
 
 def test_the_merged_folder_is_loaded_by_transformers_and_was_compared(
@@ -90,11 +108,12 @@ def test_any_update_becomes_a_lora_of_stock_peft_as_near_as_its_rank_allows(
 @pytest.mark.parametrize(
     ("run", "words", "message"),
     [
-        ("mora", ["--to", "peft"], "mora: stock PEFT's LoRA cannot represent this adapter"),
+        ("mora", ["--to", "peft"], "mora: stock PEFT cannot represent this adapter"),
         ("lora", ["--to", "pefd"], "Did you mean peft?"),
         ("lora", ["--to", "merged", "dtipe=float32"], "Did you mean dtype=...?"),
         ("lora", ["--to", "merged", "dtype=int8"], "dtype: input should be 'float32', 'bfloat16' or 'float16'"),
-        ("lora", ["--to", "peft", "x=1"], "It takes no options."),
+        ("lora", ["--to", "peft", "x=1"], "own_type"),
+        ("mora", ["--to", "peft", "own_type=true"], "mora: stock PEFT cannot represent this method"),
         ("lora", ["--to", "lora", "rank=2", "energy=0.9"], "rank and energy exclude each other"),
         ("lora", ["--to", "lora", "rank=0"], "rank must be at least 1 (got 0)"),
         ("lora", ["--to", "lora", "energy=2"], "energy must be above 0 and at most 1 (got 2"),

@@ -15,7 +15,7 @@ import torch
 from cases import CASES, EVERY_BASE, NOT_MERGEABLE, attach, late
 from memory import Synthetic, run, used
 from on_disk import save_adapter, save_base, tensors
-from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PolyConfig, get_peft_model
 from peft.tuners.lora.intruders import reduce_intruder_dimension
 from runs import Place
 from safetensors.torch import load_file, save_file
@@ -508,8 +508,8 @@ def test_numbers_that_are_none_and_files_that_end_early(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"peft_type": "IA3"}, UsageError, "type IA3"),
-        ({"peft_type": None}, UsageError, "LoRA folders of PEFT"),
+        ({"peft_type": "POLY"}, UsageError, "type POLY"),
+        ({"peft_type": None}, UsageError, "Folders of PEFT can be read of the types"),
         ({"init_lora_weights": "pissa"}, UsageError, "modifies the base weights"),
         ({"use_bdlora": {"a": 1}}, UsageError, "use_bdlora is set"),
         ({"r": 3}, CheckFailed, "says rank 3, its tensors 2"),
@@ -535,10 +535,10 @@ def test_configurations_of_peft_that_cannot_be_read(
 
 def test_other_kinds_pickles_and_half_a_pair(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
-    vera: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), VeraConfig(target_modules=["q_proj"]))
-    vera.save_pretrained(tmp_path / "vera")
-    with pytest.raises(UsageError, match="type VERA"):
-        inspect_adapter(tmp_path / "vera")
+    poly: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), PolyConfig(target_modules=["q_proj"]))
+    poly.save_pretrained(tmp_path / "poly")
+    with pytest.raises(UsageError, match="type POLY"):
+        inspect_adapter(tmp_path / "poly")
     adapter = tmp_path / "adapter"
     peft_folder(adapter, "llama", base, r=2, target_modules=["q_proj"])
     drop(adapter, "layers.1.self_attn.q_proj.lora_B")

@@ -173,3 +173,38 @@ def test_at_four_times_the_short_side_and_at_its_rank_it_still_is(shape: tuple[i
         optimizer = make(p, rank=rank)
         run(optimizer, p, range(1))
         assert optimizer.state[p]["momentum"].shape == (max(sides), rank)
+
+
+@EVERY_SHAPE
+def test_projected_sums_by_hand(shape: tuple[int, int]) -> None:
+    """The step is that of the plain mode along (G1 + G2 + G3) A A', for an A that each step draws anew."""
+    p, plain = start(shape), start(shape)
+    optimizer, stock = make(p, accumulation="projected"), make(plain)
+    n, seen = min(shape), []
+    for step in range(3):
+        passes = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(9 * step + i), dtype=p.dtype) for i in range(3)
+        ]
+        A = optimizer.drawn("site.D/sum", step, torch.zeros(1, n, dtype=torch.float64), 4)
+        seen.append(A)
+        whole = sum(passes)
+        plain.grad = whole @ A @ A.T if shape[1] == n else A @ A.T @ whole
+        for G in passes:
+            p.grad = G
+            assert optimizer.take(p)
+            p.grad = None
+        assert optimizer.norms()[p].item() == pytest.approx(plain.grad.norm().item(), rel=1e-10)
+        assert [t.numel() for t in optimizer.sums.values()] == [max(shape) * 4] == [Flora().gradient_numbers(*shape, 4)]
+        optimizer.step()
+        stock.step()
+        assert torch.allclose(p, plain, rtol=1e-10, atol=1e-12)
+    assert not optimizer.sums
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_what_is_not_projected_stays_a_gradient() -> None:
+    p = start((33, 8))
+    optimizer = make(p, accumulation="projected")
+    p.grad = torch.ones_like(p)
+    assert not optimizer.take(p)
+    assert optimizer.norms()[p].item() == pytest.approx(math.sqrt(33 * 8))

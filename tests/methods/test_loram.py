@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
+import runs
 import tiny
 import torch
+from runs import Place
 from smaller import CHANNELS, CONFIGS, GROUP, HEADS, SIZE, family, places, smaller
+from transformers import AutoModelForCausalLM
 
 import lrft
 from lrft.errors import RecipeError
+from lrft.loading.from_recipe import load_data
 from lrft.model.pruned import PrunedLinear
+from lrft.planning.plan import make_plan
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -138,3 +145,82 @@ def test_other_families_are_refused_by_name_and_a_refused_model_is_left_whole() 
     with pytest.raises(RecipeError, match="nothing"):
         lrft.attach(model, {"method": "loram", "target_modules": ["nothing"]})
     assert not any(isinstance(module, PrunedLinear) for module in model.modules())
+
+
+KINDS = ("nf4", "fp4", "int8")
+
+
+def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
+    """By bitsandbytes alone: to codes and back. Blocks run on from row to row, so as one row."""
+    if kind == "int8":
+        codes, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.half())
+        return codes.to(weight.dtype) * scales.to(weight.dtype)[:, None] / 127
+    found = bitsandbytes.functional.quantize_4bit(weight.reshape(1, -1), quant_type=kind, compress_statistics=True)
+    return bitsandbytes.functional.dequantize_4bit(*found).view_as(weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantised_it_trains_what_a_lora_on_the_smaller_rounded_model_trains_and_answers_on_the_whole(
+    kind: str,
+) -> None:
+    """One block is cut, the other one quantised whole."""
+    model, ids = family("llama"), tiny.tokens()
+    before = copy.deepcopy(model)
+    attached = attached_to(model, ratio=0.5, first=0.0, last=0.5, quantize=kind)
+    parts = {name: module for name, module in model.named_modules() if isinstance(module, PrunedLinear)}
+    assert len(parts) == 2 * len(LAYERS), "all of the blocks"
+    assert all(part.part.codes.dtype in (torch.uint8, torch.int8) for part in parts.values())
+    plain = copy.deepcopy(before)
+    with torch.no_grad():
+        for name in attached.modules:
+            layer, part = plain.get_submodule(name), parts[f"{name}.base"]
+            rows = slice(None) if part.rows is None else part.rows
+            columns = slice(None) if part.columns is None else part.columns
+            small = layer.weight[rows][:, columns]
+            W = torch.zeros_like(layer.weight)
+            spread = W[rows].clone()
+            spread[:, columns] = rounded(small, kind)
+            W[rows] = spread
+            layer.weight.copy_(W)
+            layer.weight += attached.delta(name)
+    assert torch.allclose(tiny.logits(model.train(), ids), tiny.logits(plain, ids), atol=1e-4)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for n, p in attached.trained().items() if n.endswith("A"))
+    whole = copy.deepcopy(before)
+    with torch.no_grad():
+        for name in attached.modules:
+            whole.get_submodule(name).weight += attached.delta(name)
+    assert torch.allclose(tiny.logits(model.eval(), ids), tiny.logits(whole, ids), atol=1e-4)
+    assert torch.equal(tiny.logits(attached.detach().eval(), ids), tiny.logits(before, ids))
+
+
+def test_a_quantised_run_resumes_to_the_same_bits_and_merges_into_the_whole_original_base(tmp_path: Path) -> None:
+    place = Place.make(tmp_path)
+    keys = ("adapter.method={loram: {quantize: nf4}}", "checkpoint.every=3", "checkpoint.keep=9")
+    run = place.train(*keys, "training.gradient_checkpointing=light", out="run")
+    part = runs.cut(run, 3, tmp_path / "cut")
+    place.train(*keys, "training.gradient_checkpointing=light", out="cut", resume="last")
+    assert runs.differing(runs.tensors(part), runs.tensors(run)) == []
+    merged = lrft.merge(run / "last", tmp_path / "merged")
+    base, ids = AutoModelForCausalLM.from_pretrained(place.root / "base"), tiny.tokens()
+    lrft.load_adapter(base, run / "last")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(tiny.logits(base, ids), tiny.logits(found, ids), atol=1e-4), merged
+    used = {keys: planned(place, *keys) for keys in (keys[:1], ("adapter.method=loram",), ("adapter.method=lora",))}
+    assert list(used.values()) == sorted(used.values())
+
+
+def planned(place: Place, *keys: str) -> int:
+    """Bytes of the frozen weights on the device."""
+    recipe = place.recipe(*keys)
+    _, prepared = load_data(recipe, place.root / "base")
+    return make_plan(recipe, place.root / "base", prepared, 1).memory["one device"].weights
+
+
+def test_a_quantised_base_and_compilation_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    place = Place.make(tmp_path)
+    with pytest.raises(RecipeError, match=r"loram cuts rows .* its own \{quantize: nf4\} quantises the rest"):
+        place.recipe("adapter.method=loram", "model.quantization=nf4")
+    with pytest.raises(RecipeError, match="compile does not support a quantised base"):
+        place.recipe("adapter.method={loram: {quantize: nf4}}", "training.compile=true")
+    place.recipe("adapter.method=loram", "training.compile=true")

@@ -13,7 +13,7 @@ import runs
 import tiny
 import torch
 import two_processes
-from cases import CASES, NOT_ON_GPT2, attach, compare_checkpointed, composed, late
+from cases import CASES, EVERY_CASE, NOT_ON_GPT2, ONE_FOR_EACH, attach, compare_checkpointed, composed, late
 from runs import Place
 from torch import Tensor, nn
 
@@ -34,7 +34,6 @@ from lrft.verification.merge import verify_merge
 
 KINDS = quantized.KINDS
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
-EVERY_CASE = pytest.mark.parametrize("case", CASES)
 EVERY_MODEL = pytest.mark.parametrize("model_name", tiny.MODELS)
 
 # The 16 levels of NF4, from appendix E of the QLoRA paper (arXiv 2305.14314).
@@ -252,7 +251,7 @@ def test_every_method_keeps_its_formula_over_a_quantised_base_or_says_why_not(
         assert all(torch.equal(kept[name], value) for name, value in codes.items())
 
 
-@EVERY_CASE
+@ONE_FOR_EACH
 def test_gradients_over_a_quantised_base_are_those_over_its_dequantised_weights(
     case: str, folders: dict[str, Path]
 ) -> None:
@@ -285,7 +284,7 @@ def dequantised(quantised: nn.Module, plain: Any) -> Any:
     return plain
 
 
-@EVERY_CASE
+@ONE_FOR_EACH
 def test_gradients_reach_every_trained_tensor_by_the_second_step(case: str, folders: dict[str, Path]) -> None:
     if refused(case):
         return

@@ -45,6 +45,7 @@ def test_converted_model_answers_and_stops(gguf: Path) -> None:
     assert tokenizer.decode(out) == "The capital of France is Paris.<|im_end|>"
 
 
+@pytest.mark.all
 def test_first_steps_of_the_quickstart_learn(gguf: Path, tmp_path: Path) -> None:
     commands.write(tmp_path, train=100)
     changes = [

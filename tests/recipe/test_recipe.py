@@ -349,12 +349,8 @@ WRONG = [
         "adapter.overrides.q.rnk is not a key. Did you mean rank?",
     ),
     ("adapter: {overrides: {q: {}}}", "4:26", "adapter.overrides.q: give rank, alpha or scale"),
-    (
-        "adapter: {modules_to_save: [x]}",
-        "4:11",
-        "adapter.modules_to_save is another tool's name, without a key in lrft: modules beside the adapters are not "
-        "trained in full, but for heads of classifiers",
-    ),
+    ("adapter: {biases: some}", "4:19", "adapter.biases"),
+    ("adapter: {train_tokens: added}", "4:25", "adapter.train_tokens: added means the tokens of model.add_tokens"),
     (
         "adapter: lorra",
         "4:10",

@@ -271,6 +271,7 @@ def test_the_cost_has_what_is_left_behind_by_those_that_end_first(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.all
 def test_a_claim_is_run_and_kept(place: Path) -> None:
     """Two runs of one step; then again, from what is there."""
     running.RECIPES.mkdir(parents=True)

@@ -139,7 +139,8 @@ def here(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.all), "dylora"])
+@pytest.mark.parametrize("method", ["lora", "dylora"])
+@pytest.mark.all
 def test_an_adapter_is_cut_to_its_first_components(here: Path, method: str, tmp_path: Path) -> None:
     """Against the adapter's own weight, with its other components set to zero or its gate to the lower rank."""
     saved = read_adapter(here / method / "best")
@@ -165,6 +166,7 @@ def test_an_adapter_is_cut_to_its_first_components(here: Path, method: str, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.all
 def test_the_rise_is_that_over_the_base(here: Path) -> None:
     """Against `lrft.compare.forgetting`, which switches the adapters off."""
     forgetting.before.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,23 @@ def test_it_halves_until_the_longest_rows_fit(place: Place, monkeypatch: pytest.
     session = set_up(place.recipe(AUTO), Options())
     assert session.engine.micro == 2
     assert seen[-2:] == [sum(lengths[:4]), sum(lengths[:2])]
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_tokens_are_found_as_rows_are(place: Place, monkeypatch: pytest.MonkeyPatch, packing: str) -> None:
+    """In halves, and a pass of the run is never larger; a resolved recipe has what was found."""
+    keys = ("training.micro_batch_tokens=auto", f"data.packing={packing}")
+    whole = set_up(place.recipe(*keys), Options()).engine.tokens
+    train = set_up(place.recipe(), Options()).inputs.train
+    assert whole == sum(sorted(train.lengths.tolist(), reverse=True)[: place.recipe().training.global_batch_size])
+    seen = short_of_memory(monkeypatch, whole // 3)
+    session = set_up(place.recipe(*keys), Options())
+    assert session.engine.tokens == math.ceil(math.ceil(whole / 2) / 2)
+    assert whole // 3 < seen[-2] <= math.ceil(whole / 2), "a pass as full as any could be"
+    assert session.chosen["training.micro_batch_tokens"] == session.engine.tokens
+    for step in range(session.inputs.batches.total_steps):
+        for ids in session.engine.passes(session.inputs.train, session.inputs.batches.rows(step)):
+            assert len(ids) == 1 or session.engine.size.tokens_of(session.inputs.train, ids) <= session.engine.tokens
 
 
 def test_auxiliary_rows_have_to_fit_too_and_few_of_them_limit_nothing(

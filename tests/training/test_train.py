@@ -94,8 +94,10 @@ def test_micro_batch_size_and_packing_change_no_weight(place: Place) -> None:
     # A large epsilon: Adam would blow up the rounding of gradients that are nearly zero.
     keys = ("training.optimizer={adamw: {eps: 1e-3}}", "adapter.dropout=0")
     first = runs.tensors(place.train(*keys, "training.micro_batch_size=1", out="1"))
-    for other in ("training.micro_batch_size=3", "training.micro_batch_size=8", "data.packing=true"):
-        run = place.train(*keys, other, out=other.replace("=", "-"))
+    others = [("training.micro_batch_size=3",), ("training.micro_batch_size=8",), ("data.packing=true",)]
+    others += [("training.micro_batch_tokens=40",), ("training.micro_batch_tokens=40", "data.packing=true")]
+    for other in others:
+        run = place.train(*keys, *other, out=" ".join(other).replace("=", "-"))
         assert runs.distance(first, runs.tensors(run), "adapter") < 1e-5, other
         assert runs.steps(run) == [4]
 

@@ -81,6 +81,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return root, said
 
 
+@pytest.mark.all
 def test_the_rate_that_is_found_is_the_best_of_a_grid_of_full_runs(
     tuned: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,87 @@
+"""PEFT's LoRA and its variants as a folder that is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrft.adapters.adapter import Site
+from lrft.adapters.peft_type import PeftType, by_pattern
+from lrft.model.experts import WORDS, stack_of
+
+# Starts that leave the base as it is. The others of PEFT change it, so their factors are no update of the base.
+KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+VARIANTS = (
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
+    "use_qalora",
+)
+# VeLoRA keeps less of the input for the backward pass, and a vector for that: what it computes is a LoRA.
+OF_TRAINING = "lora_velora_embed"
+
+
+@dataclass(frozen=True)
+class LoraType(PeftType):
+    """What PEFT multiplies into a weight is taken from the configuration alone: rank from the tensors, alpha from
+    `lora_alpha` and `alpha_pattern`, their quotient from `use_rslora`."""
+
+    def refusal(self, config: Mapping[str, Any]) -> str:
+        start = config.get("init_lora_weights")
+        if start not in KEEPS_BASE:
+            return (
+                f"with init_lora_weights {start!r} PEFT modifies the base weights: A and B are not an update of the "
+                f"original base. PEFT's path_initial_model_for_weight_conversion saves one"
+            )
+        for key in VARIANTS:
+            if config.get(key):
+                return f"{key} is set, a LoRA variant that is not supported"
+        for name in config.get("target_parameters") or ():
+            if str(name).rpartition(".")[2] not in ("weight", *WORDS):
+                return f"target_parameters names {name}, no weight of layers or of experts"
+        return super().refusal({key: value for key, value in config.items() if key not in VARIANTS})
+
+    def prepared(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """BD-LoRA's blocks, where a factor is kept as such, put on the diagonal of a whole factor."""
+        blocks = config.get("use_bdlora")
+        if not blocks or "magnitude" in tensors:
+            return dict(tensors)
+        last = name.rsplit(".", 1)[-1]  # PEFT looks for the words in the last one of the name
+        sparse = {
+            own
+            for own, key in (("A", "target_modules_bd_a"), ("B", "target_modules_bd_b"))
+            if any(word in last for word in blocks.get(key) or ())
+        }
+        return {own: diagonal(t, int(blocks["nblocks"])) if own in sparse else t for own, t in tensors.items()}
+
+    def entries(self, method: str, config: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        dora = "magnitude" in next(iter(found.values()))
+        return [(method, {}), *([("dora", {})] if dora else [])]
+
+    def site(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], depth: int | None) -> Site:
+        if not tensors.keys() >= {"A", "B"}:
+            raise ValueError(f"{name} has only {', '.join(self.tensors[own].ending[:6] for own in tensors)}")
+        return super().site(name, tensors, config, depth)
+
+    def said_rank(self, name: str, config: Mapping[str, Any]) -> int | None:
+        return super().said_rank(named(name, config), config)
+
+    def factor(self, name: str, config: Mapping[str, Any], rank: int) -> float:
+        alpha = float(by_pattern(named(name, config), config.get("alpha_pattern"), config["lora_alpha"]))
+        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def named(name: str, config: Mapping[str, Any]) -> str:
+    """The layer's name in patterns: its weight's where that is a target parameter, of an expert its stack's."""
+    if stack_of(name) is not None:
+        return name.rpartition(".")[0]
+    weight = f"{name}.weight"
+    return weight if weight in (config.get("target_parameters") or ()) else name
+
+
+def diagonal(tensor: Tensor, blocks: int) -> Tensor:
+    """(n, blocks * m) from blocks (n, m) that lie below each other."""
+    return torch.block_diag(*tensor.chunk(blocks))

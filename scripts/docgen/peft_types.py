@@ -1,0 +1,79 @@
+"""The table of PEFT's types in docs/adapters.md: what is here, which folders are read and written, and what is not."""
+
+from __future__ import annotations
+
+from lrft import registry
+from lrft.registry import MethodCard
+
+PROMPT = "a prompt method"
+ABSENT = "no such method"
+# Types of PEFT 0.21 without a method here, and why.
+NOT_HERE = {
+    "ADAMSS": ABSENT,
+    "ADAPTION_PROMPT": PROMPT,
+    "BEFT": "trains biases, no weight",
+    "CARTRIDGE": PROMPT,
+    "CPT": PROMPT,
+    "FROD": ABSENT,
+    "LILY": ABSENT,
+    "LN_TUNING": "trains norms, no linear layer",
+    "MULTITASK_PROMPT_TUNING": PROMPT,
+    "OSF": ABSENT,
+    "POLY": "routes by the id of a task, which rows do not have here",
+    "PREFIX_TUNING": PROMPT,
+    "PROMPT_TUNING": PROMPT,
+    "PSOFT": ABSENT,
+    "PVERA": ABSENT,
+    "P_TUNING": PROMPT,
+    "SHADOW": "a second, smaller model beside the base, not a change of its layers",
+    "TINYLORA": ABSENT,
+    "TRAINABLE_TOKENS": "rows of the embedding, no linear layer",
+    "UNILORA": ABSENT,
+    "XLORA": "mixes several LoRAs that were trained before, by a classifier over the whole model",
+}
+# Settings of PEFT's LoRA that change what it computes.
+LORA_SETTINGS = (
+    ("`use_rslora`, `rank_pattern`, `alpha_pattern`", "read", "the factor is folded into `lora_alpha`"),
+    ("`use_dora`", "read", "written"),
+    ("`target_parameters` (weights of linear layers)", "read", "written where PEFT takes a name for stacked experts"),
+    ("`layers_to_transform`, `layers_pattern`, `exclude_modules`", "read", "by `target_modules`"),
+    ("`fan_in_fan_out`", "read from the model, layer by layer", "written"),
+    ("`init_lora_weights`: true, false, gaussian, eva, orthogonal, mica", "read", "true"),
+    ("other `init_lora_weights`", "refused: PEFT changed the base", "as an update of the base"),
+    ("`bias`, `lora_bias`, `modules_to_save`, `trainable_token_indices`", "refused", "`modules_to_save` for heads"),
+    ("`alora_invocation_tokens`, `arrow_config`, `kasa_config`, `layer_replication`", "refused", "no"),
+    ("`monteclora_config`, `use_qalora`", "refused", "no"),
+    ("`use_bdlora`, `velora_config`", "read, as a LoRA", "no"),
+)
+
+
+def methods() -> dict[str, list[MethodCard]]:
+    """PEFT's type -> the methods that are it."""
+    found: dict[str, list[MethodCard]] = {}
+    for card in registry.methods().values():
+        if word := card.facts.get("peft_type"):
+            found.setdefault(word, []).append(card)
+    return found
+
+
+def written(word: str, card: MethodCard) -> str:
+    if word == "LORA":
+        return "LORA"
+    kinds = [kind for kind in (word, "LoRA") if f"PEFT {kind}" in card.exports]
+    if kinds == [word]:
+        return word
+    return f"LORA; {word} with `own_type=true`" if word in kinds else "as LORA"
+
+
+def table() -> str:
+    rows = ["| type | here | folder read | folder written |", "|---|---|---|---|"]
+    here = methods()
+    for word in sorted({*here, *NOT_HERE}):
+        if word in here:
+            names = " ".join(f"`{card.name}`" for card in here[word])
+            said = "; ".join(dict.fromkeys(written(word, card) for card in here[word]))
+            rows.append(f"| `{word}` | {names} | yes | {said} |")
+        else:
+            rows.append(f"| `{word}` | no: {NOT_HERE[word]} | no | no |")
+    rows += ["", "| of `LORA` | folder read | folder written |", "|---|---|---|"]
+    return "\n".join([*rows, *(f"| {' | '.join(row)} |" for row in LORA_SETTINGS)])
