@@ -68,7 +68,7 @@ class Deft(Method):
 
     def initialize(self, adapter: Any, W0: Tensor) -> None:
         _, T = adapter.directions()
-        adapter.R.copy_(T.T @ W0 / adapter.site.scale)
+        adapter.R.copy_(T.T.to(W0.device) @ W0 / adapter.site.scale)
 
 
 class DeftAdapter(Adapter):

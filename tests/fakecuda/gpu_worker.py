@@ -36,7 +36,7 @@ class Worker:
     """Runs of one tiny base on the pretended GPU, and on the CPU."""
 
     def __init__(self, folder: Path) -> None:
-        self.place = runs.Place.make(folder, train_rows=12)
+        self.place = runs.Place.make(folder, train_rows=12, validation_rows=1)
         self.moved = 0
         self.number = 0
         self.watch = Watch()
@@ -103,6 +103,19 @@ class Worker:
         with without_gpu():
             return self.losses(self.train(case, "data.packing=false", *SHORT))
 
+    def auto(self) -> dict[str, Any]:
+        """The search for the largest micro-batch: how much of the memory it may have, then and afterwards."""
+        shares: list[float] = []
+        forgotten: list[str] = []
+        before = torch.cuda.set_per_process_memory_fraction, torch.cuda.reset_peak_memory_stats
+        torch.cuda.set_per_process_memory_fraction = lambda share, device: shares.append(share)
+        torch.cuda.reset_peak_memory_stats = lambda device: forgotten.append(str(device))
+        try:
+            self.train("lora", "training.micro_batch_size=auto", *SHORT)
+        finally:
+            torch.cuda.set_per_process_memory_fraction, torch.cuda.reset_peak_memory_stats = before
+        return {"shares": shares, "forgotten": len(forgotten)}
+
     def losses(self, run: Path) -> dict[str, Any]:
         return {"losses": [record["loss"] for record in runs.records(run)]}
 
@@ -164,9 +177,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fakecuda-") as name:
         os.environ["LRFT_CACHE"] = f"{name}/cache"
         worker = Worker(Path(name))
+        others: dict[str, Callable[[], dict[str, Any]]] = {"=refusals": refusals, "=auto": worker.auto}
         for case in sys.argv[1:] or map(str.strip, sys.stdin):
-            print(
-                json.dumps(refusals() if case == "=refusals" else {"case": case, **answer(worker, case)}),
-                file=out,
-                flush=True,
-            )
+            said = others[case]() if case in others else {"case": case, **answer(worker, case)}
+            print(json.dumps(said), file=out, flush=True)

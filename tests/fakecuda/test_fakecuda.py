@@ -69,6 +69,12 @@ def test_the_pretended_gpu_refuses_what_cuda_refuses(worker: Ask) -> None:
     assert said["sends"] == {"elsewhere": 2}, "not from pinned memory"
 
 
+def test_a_search_for_what_fits_leaves_a_reserve_and_no_peak(worker: Ask) -> None:
+    said = worker("=auto")
+    assert said["shares"][-2:] == [pytest.approx(0.95), 1.0]
+    assert said["forgotten"] == 1
+
+
 @EACH
 def test_a_run_trains_evaluates_answers_and_resumes(worker: Ask, case: str) -> None:
     """In bf16 over packed rows, to the bit; in fp16 with a loss scale, and checkpointed and offloaded, to rounding."""
