@@ -28,8 +28,8 @@ from lrft.errors import CheckFailed, UsageError
 from lrft.model import linear
 from lrft.model.experts import is_stored_transposed, stack_of
 from lrft.utils import files
+from lrft.utils.adapter_folders import CONFIG, is_peft_folder
 
-CONFIG = "adapter_config.json"
 # Keys of what adds to or replaces tensors in a way that is not read.
 REFUSED = ("lora_bias",)
 
@@ -51,11 +51,6 @@ class Found:
     layers: dict[str, dict[str, Tensor]]
     shared: dict[str, Tensor]
     left_out: list[str]
-
-
-def is_peft_folder(folder: Path) -> bool:
-    """Whether PEFT wrote the folder and lrft did not."""
-    return (folder / CONFIG).is_file() and not (folder / "lrft.json").is_file()
 
 
 def read_any(folder: Path) -> SavedAdapter:

@@ -115,8 +115,8 @@ def typed() -> str:
 
 def adapter_in(target: str) -> Path | None:
     """The adapter folder that is meant by a run or an adapter; None for a model. Raises UsageError."""
-    from lrft.adapters.peft_import import is_peft_folder
-    from lrft.loading.saved import adapter_folder
+    from lrft.runs.locate import adapter_folder
+    from lrft.utils.adapter_folders import is_peft_folder
 
     path = Path(target)
     ours = (path / "run.json").is_file() or (path / "lrft.json").is_file() or is_peft_folder(path)

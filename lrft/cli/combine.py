@@ -55,12 +55,12 @@ def combine(
         raise UsageError(f"--density has no effect with --how {how}")
     if density is not None and not 0 < density <= 1:
         raise UsageError(f"--density must be above 0 and at most 1 (got {density:g})")
-    with loading():
-        from lrft.export.combine import combine_adapters
-        from lrft.loading.saved import adapter_folder
-        from lrft.runs.locate import trusts_remote_code
+    from lrft.runs.locate import adapter_folder, trusts_remote_code
 
     adapters = [adapter_folder(source) for source in sources]
+    with loading():
+        from lrft.export.combine import combine_adapters
+
     found = combine_adapters(
         adapters,
         out,

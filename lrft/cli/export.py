@@ -44,16 +44,17 @@ def export(
     """
     card = exporter(to)
     values = read_options(card, f"--to {to}", options or [])
+    from lrft.runs.locate import adapter_folder, run_of
+
+    adapter = adapter_folder(source)
     with loading():
         from lrft.adapters.peft_import import read_any
         from lrft.export.gguf import FILE
-        from lrft.loading.saved import adapter_folder, base_of
-        from lrft.runs.locate import run_of
+        from lrft.loading.saved import base_of
         from lrft.verification.adapter import verify_adapter
         from lrft.verification.gguf import verify_gguf
         from lrft.verification.merge import verify_merge
 
-    adapter = adapter_folder(source)
     saved = read_any(adapter)
     folder = base_of(saved, base)
     run = run_of(adapter)

@@ -49,16 +49,16 @@ def inspect(
 
     Example: lrft inspect runs/first
     """
-    with loading():
-        from lrft.inspection.inspect import inspect_adapter
-        from lrft.loading.saved import adapter_folder
-        from lrft.runs.after import noted
-        from lrft.runs.locate import run_of
+    from lrft.runs.locate import adapter_folder, run_of
 
     adapter = adapter_folder(source)
     folder = out or run_of(adapter)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", "Choose a folder with -o.")
+    with loading():
+        from lrft.inspection.inspect import inspect_adapter
+        from lrft.runs.after import noted
+
     tell_choice(source, adapter)
     with noted(run_of(adapter), "inspect", typed()) as kept:
         with shown() as progress:

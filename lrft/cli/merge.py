@@ -11,6 +11,7 @@ import typer
 from lrft.cli.arguments import AsJson, Base, loading, one_of, tell_choice, typed
 from lrft.cli.progress import shown
 from lrft.errors import UsageError
+from lrft.utils.files import refuse_taken
 from lrft.utils.slow import telling
 from lrft.utils.text import Row, command, count
 
@@ -58,16 +59,17 @@ def merge(
     """
     one_of("--dtype", dtype, DTYPES)
     one_of("--into", into, INTO)
-    with loading():
-        from lrft.export.merge import merge_adapter
-        from lrft.loading.saved import adapter_folder
-        from lrft.runs.after import noted
-        from lrft.runs.locate import run_of, trusts_remote_code
-        from lrft.verification.merge import verify_merge
+    from lrft.runs.locate import adapter_folder, run_of, trusts_remote_code
 
     adapter = adapter_folder(source)
-    tell_choice(source, adapter)
     folder = out or folder_in_run(adapter)
+    refuse_taken(folder)
+    with loading():
+        from lrft.export.merge import merge_adapter
+        from lrft.runs.after import noted
+        from lrft.verification.merge import verify_merge
+
+    tell_choice(source, adapter)
     with noted(run_of(adapter), "merge", typed()) as found:
         found["folder"] = str(folder)
         with shown():

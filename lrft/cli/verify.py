@@ -20,16 +20,17 @@ def verify(
 
     Example: lrft verify runs/first
     """
-    with loading():
-        from lrft.runs.after import noted
-        from lrft.runs.locate import adapter_of, run_of
-        from lrft.tracking.console import Reporter
-        from lrft.verification.run import Finding, verify_run
+    from lrft.runs.locate import adapter_of, run_of
 
     adapter = adapter_of(source)
     run = run_of(adapter)
     if run is None or not (run / "resolved.yaml").is_file():
         raise UsageError(f"{source} is not a run folder; verify needs the run's recipe and data")
+    with loading():
+        from lrft.runs.after import noted
+        from lrft.tracking.console import Reporter
+        from lrft.verification.run import Finding, verify_run
+
     tell_choice(source, adapter)
     with Reporter(None, quiet=as_json) as reporter, noted(run, "verify", typed()) as found:
 

@@ -117,8 +117,7 @@ def merge_adapter(
     Raises UsageError (nothing to merge, `out` exists), CheckFailed (damaged adapter, another base, nothing changed).
     """
     saved, out = read_any(Path(adapter)), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty", "Choose another folder with -o.")
+    files.refuse_taken(out)
     refuse_unmergeable(saved)
     if into == "dequantized" and saved.quantization == "none":
         raise UsageError("this adapter was not trained on a quantised base: --into dequantized does not apply")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lrft.adapters.adapter import Adapter, Delta, Factors, Site
-from lrft.adapters.peft_import import is_peft_folder, placed, read_peft
+from lrft.adapters.peft_import import placed, read_peft
 from lrft.adapters.storage import read_adapter
 from lrft.errors import CheckFailed
 from lrft.export.merge import names_in, refuse_unmergeable, tensor_keys
@@ -35,6 +35,7 @@ from lrft.model.stored import Stored
 from lrft.model.weights import weight_files
 from lrft.runs.locate import trusts_remote_code
 from lrft.utils import hardware
+from lrft.utils.adapter_folders import is_peft_folder
 from lrft.utils.safetensors_stream import TensorReader
 
 Key = TypeVar("Key")

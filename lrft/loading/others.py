@@ -21,12 +21,12 @@ from lrft import registry
 from lrft.adapters import beside
 from lrft.adapters.adapter import Adapter, AdapterLinear, load_tensors
 from lrft.adapters.modules_to_save import unwrapped
-from lrft.adapters.peft_import import is_peft_folder, placed, read_any
+from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import SavedAdapter, refuse_other_modules
 from lrft.data import Rows
 from lrft.errors import CheckFailed, Problem, RecipeError
 from lrft.loading.from_recipe import added_by, objective_of
-from lrft.loading.saved import Target, adapter_folder
+from lrft.loading.saved import Target
 from lrft.model import linear
 from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, load_model, load_tokenizer, position_limit
@@ -35,7 +35,9 @@ from lrft.model.weights import fingerprint
 from lrft.objectives.base import START, OtherModel
 from lrft.objectives.packing import Layout, find_layout
 from lrft.recipe import Recipe
+from lrft.runs.locate import adapter_folder
 from lrft.utils import files, hardware
+from lrft.utils.adapter_folders import is_peft_folder
 from lrft.utils.text import amount
 
 

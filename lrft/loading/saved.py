@@ -12,7 +12,7 @@ import torch
 from lrft import registry
 from lrft.adapters.attached import Attached
 from lrft.adapters.ensemble import copying
-from lrft.adapters.peft_import import is_peft_folder, placed, read_any
+from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data import Rows
 from lrft.data.format import detect, formats_in_words
@@ -28,13 +28,9 @@ from lrft.objectives.base import LossModule, Objective, OtherModel, common_layou
 from lrft.objectives.packing import Layout, find_layout
 from lrft.objectives.sft import Sft
 from lrft.recipe import DataSection, Recipe
-from lrft.runs.locate import adapter_of, recipe_of, trusts_remote_code
+from lrft.runs.locate import adapter_folder, recipe_of, trusts_remote_code
+from lrft.utils.adapter_folders import is_peft_folder
 from lrft.utils.hardware import DTYPES, device
-
-
-def adapter_folder(source: Path) -> Path:
-    """The adapter folder meant by a run folder (its best), or an adapter folder of lrft or PEFT. Raises UsageError."""
-    return source if is_peft_folder(source) else adapter_of(source)
 
 
 def load_as_trained(

@@ -9,6 +9,12 @@ from lrft.errors import UsageError
 from lrft.recipe import Recipe
 from lrft.runs.verdict import worse_than_base
 from lrft.utils import files
+from lrft.utils.adapter_folders import is_peft_folder
+
+
+def adapter_folder(source: Path) -> Path:
+    """The adapter folder meant by a run folder (its best), or an adapter folder of lrft or PEFT. Raises UsageError."""
+    return source if is_peft_folder(source) else adapter_of(source)
 
 
 def adapter_of(source: Path) -> Path:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrft.errors import CheckFailed, LrftError
+from lrft.errors import CheckFailed, LrftError, UsageError
 from lrft.utils.text import byte_size
 
 if TYPE_CHECKING:
@@ -182,3 +182,9 @@ def apply_umask(path: Path) -> None:
     mask = os.umask(0o022)  # which the operating system only tells by setting it
     os.umask(mask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def refuse_taken(out: Path) -> None:
+    """Raises UsageError for a folder to be written that exists and has something in it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not empty", "Choose another folder with -o.")

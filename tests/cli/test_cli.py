@@ -12,12 +12,14 @@ import pytest
 import typer
 from docgen import pages
 
+import lrft
 from lrft import recipe as recipes
 from lrft import registry
 from lrft.cli import main
 from lrft.cli.main import run_command, spell_resume
 from lrft.compare import config as comparison
 
+ROOT = Path(lrft.__file__).parents[1]
 GOOD = "model: some/model\ndata: train.jsonl\nadapter: {method: [pissa, lora+], rank: 4}\noutput_dir: runs/a\n"
 
 
@@ -26,6 +28,25 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(GOOD)
     return path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merge", "nowhere"],
+        ["export", "nowhere", "--to", "gguf"],
+        ["inspect", "nowhere"],
+        ["verify", "nowhere"],
+        ["combine", "nowhere", "there", "-o", "out"],
+        ["compare", "--suggest", "qualty"],
+    ],
+)
+def test_wrong_paths_are_answered_before_torch_is_loaded(words: list[str], tmp_path: Path) -> None:
+    code = f"import sys; from lrft.cli.main import run_command; run_command({words}); sys.exit('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
