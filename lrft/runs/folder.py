@@ -26,6 +26,7 @@ from lrft.errors import CheckFailed, LrftError, UsageError
 from lrft.utils import files
 
 MARKER = "run.json"
+LOCK = ".lock"
 UNFINISHED = ".unfinished-"
 REPLACED = ".replaced-"
 
@@ -60,6 +61,14 @@ class RunFolder:
             raise UsageError(f"output_dir {path} is not empty and not a run of lrft", "Choose another output_dir.")
         if not os.access(parent, os.W_OK):
             raise UsageError(f"output_dir {path}: writing is not permitted there", "Choose another output_dir.")
+
+    @staticmethod
+    def refuse_in_use(path: Path) -> None:
+        """Raises LrftError when another process has the folder. One that comes later is found by `open`."""
+        if (path / LOCK).is_file():
+            handle = os.open(path / LOCK, os.O_RDONLY)
+            _lock(handle, path)
+            os.close(handle)
 
     @classmethod
     def open(cls, path: Path, *, resume: bool, fresh: bool) -> RunFolder:
@@ -243,23 +252,28 @@ class RunFolder:
 
     def _take_lock(self) -> None:
         with files.room_for(self.path):
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 200).decode(errors="replace").strip()
-            os.close(handle)
-            raise LrftError(f"{self.path} is in use by another lrft ({holder or 'unknown process'})") from None
+            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        _lock(handle, self.path)
         self._lock = handle
         with files.room_for(self.path):
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
+def _lock(handle: int, path: Path) -> None:
+    """Lock the open file. Raises LrftError, and closes it, when another process has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(handle, 200).decode(errors="replace").strip()
+        os.close(handle)
+        raise LrftError(f"{path} is in use by another lrft ({holder or 'unknown process'})") from None
+
+
 def _is_ours_unborn(path: Path) -> bool:
     """Whether `path` is empty, or holds no more than a start that failed before it wrote its marker."""
     left = set(files.leftovers(path))
-    rest = [p for p in path.iterdir() if p.name != ".lock" and p not in left]
+    rest = [p for p in path.iterdir() if p.name != LOCK and p not in left]
     return not rest or (rest == [path / "checkpoints"] and not any(rest[0].iterdir()))
 
 

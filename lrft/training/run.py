@@ -43,6 +43,7 @@ def train(recipe: Recipe, options: Options) -> Path:
     resume = options.resume is not None
     if main:
         RunFolder.refuse(output, resume=resume, fresh=options.fresh)
+        RunFolder.refuse_in_use(output)
     session: Session | None = None
     try:
         with ExitStack() as stack:

@@ -157,8 +157,10 @@ def test_a_second_process_is_locked_out(place: Place, options: dict[str, Any]) -
     ) as holder:
         assert holder.stdout.readline() == "held\n"
         before = listing(run)
+        (place.root / "base").rename(place.root / "away")  # nothing is loaded before it is said
         with pytest.raises(LrftError, match=f"is in use by another lrft .process {holder.pid} on"):
             place.train("training.max_steps=2", **options)
+        (place.root / "away").rename(place.root / "base")
         assert listing(run) == before
         holder.stdin.close()
     place.train("training.max_steps=2", resume="last")  # the lock ends with its process
