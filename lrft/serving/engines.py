@@ -15,6 +15,7 @@ from lrft.serving.shelf import BASE, adapter_at
 from lrft.utils import files
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
+CONFIG = "adapter_config.json"
 TEMPLATE = "chat_template.jinja"
 
 
@@ -100,7 +101,9 @@ ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Vllm(), Transfo
 def lora_at(target: str) -> Path:
     """The folder of a run's LoRA in PEFT's format. Raises UsageError for what is none, or more than vLLM loads."""
     folder = adapter_at(target)
-    if folder is None or not (folder / PEFT_TENSORS).is_file():
+    written = folder is not None and (folder / PEFT_TENSORS).is_file()
+    config = files.read_json(folder / CONFIG) if folder is not None and written else {}
+    if folder is None or config.get("peft_type") != "LORA" or config.get("use_dora"):
         raise UsageError(
             f"{target} is no LoRA, which is all that vLLM serves over a base",
             f"Merge it, and serve the folder: lrft merge {target}; or lrft export {target} --to lora.",
@@ -110,7 +113,7 @@ def lora_at(target: str) -> Path:
 
 def room_for(folders: Mapping[str, Path]) -> int:
     """The smallest rank that vLLM can be told of and that is enough for all. Raises UsageError for none."""
-    configs = [files.read_json(folder / "adapter_config.json") for folder in folders.values()]
+    configs = [files.read_json(folder / CONFIG) for folder in folders.values()]
     most = max(max([config["r"], *(config.get("rank_pattern") or {}).values()]) for config in configs)
     found = next((rank for rank in RANKS if rank >= most), None)
     if found is None:
