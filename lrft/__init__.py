@@ -30,6 +30,7 @@ def attach(
     adapter: dict[str, Any],
     *,
     seed: int = 0,
+    tokenizer: Any = None,
     batches: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> Attached:
     """Freeze `model` and put adapters beside its linear layers, in place.
@@ -41,12 +42,14 @@ def attach(
     result's `left_out` says which and why. A layer that a pattern names is not asked for that. Layers of bitsandbytes
     give their codes to `lrft.model.quantized.QuantizedLinear`, which stays in the model.
 
+    tokenizer   for train_tokens, which names tokens by their text
     batches     calibration data for methods that need it: inputs of a causal language model of transformers,
                 with "labels" (B, T); all of them are looked at
     """
     from lrft import recipe
     from lrft.adapters import targets
     from lrft.adapters.attach import attach_adapter, prune_base
+    from lrft.adapters.beside import token_ids
     from lrft.adapters.calibration import CalibrationContext
     from lrft.adapters.compose import compose_section
     from lrft.adapters.reach import uncalled_by_text
@@ -68,7 +71,8 @@ def attach(
         presets = set(section.target_modules) <= set(targets.PRESETS)
         passed_over = uncalled_by_text(model) if presets else {}
         left_out = targets.choose(model, section, lambda key: key, passed_over).left_out
-        attached, _ = attach_adapter(model, section, seed=seed, context=context, uncalled=passed_over)
+        tokens = token_ids(section, tokenizer, (), lambda key: key) if section.train_tokens else []
+        attached, _ = attach_adapter(model, section, seed=seed, context=context, uncalled=passed_over, tokens=tokens)
     except LrftError:
         whole_again(model)
         raise

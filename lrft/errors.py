@@ -117,5 +117,9 @@ def exit_code(error: LrftError) -> int:
 
 
 def nearest(word: str, names: Iterable[str], n: int = 1) -> list[str]:
-    """The `n` names closest to `word`, best first; empty when none is close."""
-    return difflib.get_close_matches(word, list(names), n=n, cutoff=0.65)
+    """The `n` names closest to `word`, best first; empty when none is close. Two letters that changed places are closer
+    than one that is another."""
+    known = list(names)
+    exchanged = [name for name in known if name != word and sorted(name) == sorted(word)]
+    close = difflib.get_close_matches(word, known, n=n + len(exchanged), cutoff=0.65)
+    return list(dict.fromkeys([*(name for name in exchanged if name in close), *close]))[:n]

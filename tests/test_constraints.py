@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 MODULES = {"yaml": "pyyaml"}  # imported name -> distribution
 
@@ -31,6 +33,24 @@ def imported() -> set[str]:
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 names.add(node.module.split(".")[0])
     return {MODULES.get(name, spelt(name)) for name in names - sys.stdlib_module_names - {"lrft"}}
+
+
+def test_what_the_oldest_torch_lacks_is_asked_for_before_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyproject claims torch 2.6: Muon came with 2.9, attention over rows of many lengths with 2.10."""
+    import torch
+
+    from lrft.errors import MissingError
+    from lrft.model import varlen_attention
+    from lrft.optim.muon import Muon
+
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(MissingError, match=r"torch .* has no Muon"):
+        Muon().make([])
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert varlen_attention.kernel() is None
+    newer = {"torch.optim.Muon": {"muon.py"}, "torch.nn.attention.varlen": {"varlen_attention.py"}}
+    files = [(file.name, file.read_text(encoding="utf-8")) for file in (ROOT / "lrft").rglob("*.py")]
+    assert {name: {file for file, text in files if name in text} for name in newer} == newer
 
 
 def test_every_pin_is_lrfts_own_and_every_requirement_is_pinned() -> None:

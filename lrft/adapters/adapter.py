@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from lrft.model import fused_linear
+from lrft.model.send import send
 
 UNITS_AT_ONCE = 256
 AdapterKind = TypeVar("AdapterKind", bound="Adapter")
@@ -260,9 +261,13 @@ def load_tensors(place: str, own: Mapping[str, Tensor], given: Mapping[str, Tens
     for name, value in own.items():
         if given[name].shape != value.shape:
             raise ValueError(f"{place}.{name}: shape {tuple(given[name].shape)}, expected {tuple(value.shape)}")
-        if not torch.isfinite(given[name]).all():
-            raise ValueError(f"{place}.{name}: holds values that are not finite")
-        value.copy_(given[name])
+    # Read at once: each answer of a GPU is waited for.
+    finite = [torch.isfinite(given[name]).all() for name in own]
+    whole = torch.stack([flag.to(finite[0].device) for flag in finite]).tolist() if finite else []
+    if broken := [name for name, fine in zip(own, whole, strict=True) if not fine]:
+        raise ValueError(f"{place}.{broken[0]}: holds values that are not finite")
+    for name, value in own.items():
+        value.copy_(send(given[name], value.device))
 
 
 class AdapterLinear(nn.Module):
@@ -273,10 +278,16 @@ class AdapterLinear(nn.Module):
         self.base = base
         self.adapter = adapter
         self.enabled = True
+        self.own_bias: nn.Module | None = None
+        """turns an output with the base's bias into one with a trained bias"""
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapter(x, self.base) if self.enabled else self.base(x)
+        if not self.enabled:
+            found: Tensor = self.base(x)
+            return found
+        y: Tensor = self.adapter(x, self.base)
+        return y if self.own_bias is None else self.own_bias(y)
 
     # Models ask their linear layers for dtype and device through these.
     @property

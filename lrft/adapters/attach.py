@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from lrft import registry
-from lrft.adapters import targets
+from lrft.adapters import beside, targets
 from lrft.adapters.adapter import Adapter, AdapterLinear, Delta, OffsetFromInit, Site
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.compose import SAID_SHARE, Composition, compose
-from lrft.adapters.modules_to_save import put_beside
 from lrft.adapters.part import CalibrationResult
 from lrft.errors import Problem, RecipeError, UsageError
 from lrft.model import linear
+from lrft.model.experts import stacks
+from lrft.model.head import head_modules
 from lrft.model.quantized import is_quantized
 from lrft.utils.seeds import seed_of
 
@@ -199,8 +200,10 @@ def attach_sites(
     fresh: bool = True,
     seen: Sequence[CalibrationResult] | None = None,
     where: targets.Where = lambda key: key,
+    names: beside.NamesBeside | None = None,
 ) -> Attached:
-    """Freeze `model`, put an adapter beside each site's layer a trained copy beside its head. Raises RecipeError."""
+    """Freeze `model`, put an adapter beside each site's layer, and what `names` says beside other modules; None: a
+    trained copy beside its head. Raises RecipeError."""
     modules = dict(model.named_modules())
     adapters: dict[str, Adapter] = {}
     problems = []
@@ -224,12 +227,15 @@ def attach_sites(
     if problems:
         raise RecipeError(problems)
     model.requires_grad_(False)
-    for name, adapter in adapters.items():
-        _put(model, name, AdapterLinear(modules[name], adapter))
+    layers = {name: AdapterLinear(modules[name], adapter) for name, adapter in adapters.items()}
+    put = beside.make(model, names or beside.NamesBeside(tuple(head_modules(model))), layers)
+    for name, layer in layers.items():
+        _put(model, name, layer)
+    beside.put_in(model, put)
     if shared is not None:
         # In the first adapted layer: the model itself may be a container that calls whatever it holds.
         model.get_submodule(sites[0].name).add_module(SHARED, shared.train(model.training))
-    return Attached(model, adapters, composition.entries, list(sites), shared, put_beside(model))
+    return Attached(model, adapters, composition.entries, list(sites), shared, put)
 
 
 def attach_adapter(
@@ -240,12 +246,14 @@ def attach_adapter(
     where: targets.Where = lambda key: key,
     context: CalibrationContext | None = None,
     uncalled: Mapping[str, str] = {},
+    tokens: Sequence[int] = (),
 ) -> tuple[Attached, Composition]:
-    """Attach what a recipe's adapter section describes."""
+    """Attach what a recipe's adapter section describes. tokens: ids whose rows of the embedding are trained."""
     composition = compose((entry.name, entry.options) for entry in adapter.method)
     planned = select_sites(model, adapter, composition, where, uncalled)
     sites, seen = calibrate(planned, composition, context or CalibrationContext(model, seed=seed), where)
-    return attach_sites(model, sites, composition, seed=seed, seen=seen, where=where), composition
+    names = beside.names_for(model, adapter, [site.name for site in sites], where, tokens)
+    return attach_sites(model, sites, composition, seed=seed, seen=seen, where=where, names=names), composition
 
 
 def composition_warnings(composition: Composition, sites: Sequence[Site], model: nn.Module) -> list[str]:
@@ -256,6 +264,7 @@ def composition_warnings(composition: Composition, sites: Sequence[Site], model:
         names = dict.fromkeys(".".join(name.split(".")[-2:]) for name in targets.outside_linears(model))
         said.append(
             f"{share:.0%} of the model's parameters are outside linear layers and get no adapter: {', '.join(names)}"
+            + f"; {targets.EXPERT_LINEAR} in adapter.target_modules means all experts" * bool(stacks(model))
         )
     return said
 

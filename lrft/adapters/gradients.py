@@ -44,8 +44,8 @@ class StepPasses(Protocol):
 class TakesGradients(Protocol):
     """An optimiser that takes each gradient as it arrives (`Part.gradients_taken`, `lrft.distributed.arriving`)."""
 
-    def take(self, p: Tensor) -> bool:
-        """Take in `p.grad`, which a backward pass has made; True when it is not needed any more."""
+    def take(self, p: Tensor, gradient: Tensor) -> bool:
+        """Take in what a backward pass has made for `p`; True when it is not needed any more."""
 
     def norms(self) -> dict[Tensor, Tensor]:
         """The norms () of the gradients of the step that is being made, by trained tensor."""

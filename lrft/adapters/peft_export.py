@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, PeftForm
 from lrft.adapters.attached import Attached
-from lrft.adapters.modules_to_save import tensors_of
+from lrft.adapters.beside import NamesBeside
+from lrft.adapters.peft_beside import beside_config, beside_tensors, is_as_it_is, peft_keys
+from lrft.adapters.peft_experts import expert_tensors, stacks_in
 from lrft.adapters.peft_names import Names, peft_names
+from lrft.model.added_tokens import Added
+from lrft.model.experts import stack_of
 from lrft.model.head import task_of
 
 PEFT_TENSORS = "adapter_model.safetensors"
 # An adapter whose tensors are just these is the same thing in PEFT's file, under PEFT's names.
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 PEFT_PREFIX = "base_model.model."
+NOTHING = NamesBeside()
 SHARED_PREFIX = "base_model."
 NO_TYPE = "stock PEFT cannot represent this method"
 
@@ -59,11 +64,9 @@ def as_lora(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
     names = peft_names(attached, forms, base.get("quantization", "none"))
     if names.refused:
         return PeftFolder(refused=names.refused)
-    as_is = attached.shared is None and all(
-        is_its_form(adapter, forms[name]) for name, adapter in attached.modules.items()
-    )
-    tensors = peft_tensors(forms, attached.modules_to_save)
-    return PeftFolder("LORA", peft_config(attached, forms, base, names), tensors, as_is)
+    own = attached.shared is None and is_as_it_is(attached, added_in(base))
+    as_is = own and all(is_its_form(adapter, forms[name]) for name, adapter in attached.modules.items())
+    return PeftFolder("LORA", peft_config(attached, forms, base, names), peft_tensors(forms, attached, base), as_is)
 
 
 def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
@@ -74,6 +77,8 @@ def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
         return PeftFolder(refused=NO_TYPE)
     if unfit := [name for name, adapter in attached.modules.items() if not kind.fits(adapter)]:
         return PeftFolder(refused=f"stock PEFT's {kind.name} cannot represent the adapter of {unfit[0]}")
+    if more := beyond_modules(attached, added_in(base)):
+        return PeftFolder(refused=f"stock PEFT's {kind.name} has no place for {more}")
     names = peft_names(attached, dict.fromkeys(attached.modules), base.get("quantization", "none"))
     if names.refused:
         return PeftFolder(refused=names.refused)
@@ -83,18 +88,32 @@ def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
         said = kind.config(composition.method, attached.modules, names.modules)
     except ValueError as error:
         return PeftFolder(refused=str(error))
-    tensors: dict[str, Tensor] = {f"{PEFT_PREFIX}{name}": p for name, p in tensors_of(attached.modules_to_save).items()}
+    tensors = beside_tensors(attached, None)
     for name, adapter in attached.modules.items():
         tensors |= {f"{PEFT_PREFIX}{name}.{ending}": tensor for ending, tensor in kind.written(adapter).items()}
     if attached.shared is not None:
-        shared = kind.written_shared(attached.shared)
+        shared = kind.shared_of(attached.shared, attached.sites)
         tensors |= {f"{SHARED_PREFIX}{ending}": tensor for ending, tensor in shared.items()}
     config = common_config(attached, kind.name, base, names) | said
     return PeftFolder(kind.name, config, tensors)
 
 
+def beyond_modules(attached: Attached, added: Added | None) -> str:
+    """What is trained that no type of PEFT but LoRA has a place for; "" for nothing."""
+    if any(map(stack_of, attached.modules)):
+        return "stacked experts"
+    if attached.beside.rows or added is not None:
+        return "rows of tokens"
+    return "biases" if attached.beside.biases else ""
+
+
 def bias_of(model: nn.Module, name: str) -> Any:
     return model.get_submodule(name).bias
+
+
+def added_in(base: Mapping[str, Any]) -> Added | None:
+    """The new tokens of a base."""
+    return Added.from_dict(base.get("added_tokens"))
 
 
 def common_config(attached: Attached, kind: str, base: Mapping[str, Any], names: Names) -> dict[str, Any]:
@@ -118,10 +137,14 @@ def is_its_form(adapter: Adapter, form: PeftForm) -> bool:
     return same and own.keys() == {name for name, tensor in written.items() if tensor is not None}
 
 
-def peft_tensors(forms: Mapping[str, PeftForm], modules_to_save: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """PEFT's state dict: lora_A (r, k) and lora_B (d, r) for each site, and the modules that were trained in full."""
-    tensors: dict[str, Tensor] = {f"{PEFT_PREFIX}{name}": p for name, p in tensors_of(modules_to_save).items()}
+def peft_tensors(forms: Mapping[str, PeftForm], attached: Attached, base: Mapping[str, Any]) -> dict[str, Tensor]:
+    """PEFT's state dict: lora_A (r, k) and lora_B (d, r) for each site, and what was trained beside them."""
+    tensors = beside_tensors(attached, added_in(base))
+    experts = expert_tensors(attached.model, forms)
+    tensors |= {f"{PEFT_PREFIX}{name}": tensor for name, tensor in experts.items()}
     for name, form in forms.items():
+        if stack_of(name) is not None:
+            continue
         tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['A']}"] = form.A
         tensors[f"{PEFT_PREFIX}{name}.{PEFT_NAMES['B']}"] = form.B
         if form.magnitude is not None:
@@ -137,6 +160,7 @@ def peft_config(
     A layer that is named by its weight has its rank and alpha under that name, and no dropout: PEFT has none there.
     """
     said = {name: f"{name}.weight" if f"{name}.weight" in names.parameters else name for name in forms}
+    said |= {name: stack for stack, layers in stacks_in(forms).items() for name in layers}
     ranks = {said[name]: form.A.shape[0] for name, form in forms.items()}
     alphas = {said[name]: form.scale * form.A.shape[0] for name, form in forms.items()}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
@@ -148,18 +172,32 @@ def peft_config(
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
         "target_parameters": list(names.parameters) or None,
         "lora_dropout": 0.0 if names.parameters else attached.sites[0].dropout,
-        "bias": "none",
-        "fan_in_fan_out": any(site.transposed for site in attached.sites),
+        "fan_in_fan_out": any(site.transposed and stack_of(site.name) is None for site in attached.sites),
         "use_rslora": False,
         "use_dora": any(form.magnitude is not None for form in forms.values()),
         "init_lora_weights": True,
+        **beside_config(attached, added_in(base)),
     }
 
 
-def from_peft_names(flat: Mapping[str, Tensor], modules_to_save: Collection[str] = ()) -> dict[str, Tensor]:
+def written_rank(name: str, config: Mapping[str, Any]) -> int:
+    """The rank that a configuration written here has for the layer `name`."""
+    stack = name.rpartition(".")[0] if stack_of(name) is not None else name
+    patterns = config["rank_pattern"]
+    return int(next((patterns[key] for key in (name, f"{name}.weight", stack) if key in patterns), config["r"]))
+
+
+def from_peft_names(
+    flat: Mapping[str, Tensor], names: NamesBeside = NOTHING, sites: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """PEFT's tensors under lrft's names. names: what was trained beside the layers `sites`."""
     own = {}
-    full = tuple(f"{PEFT_PREFIX}{name}." for name in modules_to_save)
+    full = tuple(f"{PEFT_PREFIX}{name}." for name in names.full)
+    beside = peft_keys(names, sites)
     for key, tensor in flat.items():
+        if key in beside:
+            own[beside[key]] = tensor
+            continue
         if full and key.startswith(full):
             key = key.removeprefix(PEFT_PREFIX)
         for word, peft_name in PEFT_NAMES.items():

@@ -16,17 +16,22 @@ from torch import Tensor, nn
 
 from lrft import registry
 from lrft.adapters import compose
-from lrft.adapters.adapter import Site
+from lrft.adapters.adapter import AdapterLinear, Site
 from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.peft_beside import by_place, is_twice, names_in
+from lrft.adapters.peft_experts import split_stacks
 from lrft.adapters.peft_export import PEFT_PREFIX, PEFT_TENSORS, SHARED_PREFIX
-from lrft.adapters.peft_type import BESIDE, PeftType
+from lrft.adapters.peft_type import PeftType
 from lrft.adapters.storage import SavedAdapter, load_saved, read_adapter
 from lrft.adapters.targets import depth_of
 from lrft.errors import CheckFailed, UsageError
 from lrft.model import linear
+from lrft.model.experts import is_stored_transposed, stack_of
 from lrft.utils import files
 
 CONFIG = "adapter_config.json"
+# Keys of what adds to or replaces tensors in a way that is not read.
+REFUSED = ("lora_bias",)
 
 
 @dataclass(frozen=True)
@@ -94,14 +99,18 @@ def read_peft(folder: Path) -> PeftFolder:
             f"code",
             "Save the adapter again with a recent PEFT, which writes adapter_model.safetensors.",
         )
-    found = sorted_out(files.read_tensors(folder / PEFT_TENSORS), kind)
+    flat = files.read_tensors(folder / PEFT_TENSORS)
+    found = sorted_out(flat, kind)
     if not found.layers:
         listed = ", ".join(found.left_out[:3]) or "none"
         raise UsageError(f"{folder} adapts no linear layer (tensors: {listed})", supported())
     try:
-        sites = [kind.site(name, tensors, config, depth_of(name)) for name, tensors in found.layers.items()]
-        entries = kind.entries(method, config, found.layers)
-        tensors = {site.name: kind.read(found.layers[site.name], site) for site in sites}
+        names, own = names_in(config, found.left_out)
+        layers = {name: kind.prepared(name, mine, config) for name, mine in split_stacks(found.layers, config).items()}
+        sites = [kind.site(name, mine, config, depth_of(name)) for name, mine in layers.items()]
+        entries = kind.entries(method, config, layers)
+        tensors = {site.name: kind.read(layers[site.name], site) for site in sites}
+        tensors |= by_place(names, flat, own)
         composition = compose.compose(entries)
     except (KeyError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError, re.error) as error:
         raise CheckFailed(f"{folder}: {error}") from None
@@ -112,12 +121,16 @@ def read_peft(folder: Path) -> PeftFolder:
         "base": {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")},
         "methods": [{"name": name, "options": options} for name, options in entries],
         "seed": 0,
+        **names.to_json(),
     }
     saved = SavedAdapter(folder, info, sites, composition, tensors)
     if all(site.d and site.k for site in sites):
         refuse_unbuildable(saved)
-    beside = [f"{key}: {config[key]}" for key in BESIDE if config.get(key) and config[key] != "none"]
-    return PeftFolder(saved, tuple(found.left_out), tuple(beside))
+    beside = [f"{key}: {config[key]}" for key in REFUSED if config.get(key)]
+    if config.get("ensure_weight_tying") and names.full:
+        beside.append(f"ensure_weight_tying with modules_to_save: {config['modules_to_save']}")
+    left_out = [key for key in found.left_out if key not in own and not is_twice(key)]
+    return PeftFolder(saved, tuple(left_out), tuple(beside))
 
 
 def method_for(folder: Path, config: Mapping[str, Any]) -> tuple[str, PeftType]:
@@ -166,11 +179,20 @@ def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
     if "format" in saved.info:
         return saved
     layers: dict[str, Any] = dict(linear.named_linears(model))
+    layers |= {name: module.base for name, module in model.named_modules() if isinstance(module, AdapterLinear)}
     refuse_biased(saved, layers)
     sites = [as_in(site, layers[site.name]) if site.name in layers else site for site in saved.sites]
     # What all layers have in common may be as large as the largest of them, so all sides come before any is built.
+    sites = [as_in_stack(site, model) for site in sites]
     whole = replace(saved, sites=sites)
-    if not all(site.d and site.k for site in saved.sites) and all(site.d and site.k for site in sites):
+    known_before = all(site.d and site.k for site in saved.sites)
+    if not all(site.d and site.k for site in sites):
+        return whole
+    kind = dict(readers(saved.info["peft_type"])).get(saved.info["methods"][0]["name"])
+    if kind is not None and SHARED in saved.tensors:
+        shared = kind.read_shared(saved.tensors[SHARED], sites)
+        whole = replace(whole, tensors={**saved.tensors, SHARED: shared})
+    if not known_before:
         refuse_unbuildable(whole)
     return whole
 
@@ -183,6 +205,12 @@ def refuse_biased(saved: SavedAdapter, layers: Mapping[str, Any]) -> None:
             f"{saved.folder}: PEFT's {saved.info['peft_type']} changes the bias of {biased[0]} as well, which is no "
             f"change of a weight"
         )
+
+
+def as_in_stack(site: Site, model: nn.Module) -> Site:
+    """The site of an expert as the model's stack stores it."""
+    place = stack_of(site.name)
+    return site if place is None else replace(site, transposed=is_stored_transposed(model, place[0]))
 
 
 def as_in(site: Site, layer: nn.Module) -> Site:

@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lrft.adapters.adapter import Site
 from lrft.adapters.peft_type import PeftType, by_pattern
+from lrft.model.experts import WORDS, stack_of
 
 # Starts that leave the base as it is. The others of PEFT change it, so their factors are no update of the base.
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 VARIANTS = (
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
-    *("use_bdlora", "use_qalora", "velora_config"),
+    "use_qalora",
 )
+# VeLoRA keeps less of the input for the backward pass, and a vector for that: what it computes is a LoRA.
+OF_TRAINING = "lora_velora_embed"
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,23 @@ class LoraType(PeftType):
         for key in VARIANTS:
             if config.get(key):
                 return f"{key} is set, a LoRA variant that is not supported"
-        if not all(str(name).endswith(".weight") for name in config.get("target_parameters") or ()):
-            return "target_parameters names more than weights of linear layers"
+        for name in config.get("target_parameters") or ():
+            if str(name).rpartition(".")[2] not in ("weight", *WORDS):
+                return f"target_parameters names {name}, no weight of layers or of experts"
         return super().refusal({key: value for key, value in config.items() if key not in VARIANTS})
+
+    def prepared(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """BD-LoRA's blocks, where a factor is kept as such, put on the diagonal of a whole factor."""
+        blocks = config.get("use_bdlora")
+        if not blocks or "magnitude" in tensors:
+            return dict(tensors)
+        last = name.rsplit(".", 1)[-1]  # PEFT looks for the words in the last one of the name
+        sparse = {
+            own
+            for own, key in (("A", "target_modules_bd_a"), ("B", "target_modules_bd_b"))
+            if any(word in last for word in blocks.get(key) or ())
+        }
+        return {own: diagonal(t, int(blocks["nblocks"])) if own in sparse else t for own, t in tensors.items()}
 
     def entries(self, method: str, config: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any]]:
         dora = "magnitude" in next(iter(found.values()))
@@ -57,6 +75,13 @@ class LoraType(PeftType):
 
 
 def named(name: str, config: Mapping[str, Any]) -> str:
-    """The layer's name in patterns: that of its weight where it is a target parameter."""
+    """The layer's name in patterns: its weight's where that is a target parameter, of an expert its stack's."""
+    if stack_of(name) is not None:
+        return name.rpartition(".")[0]
     weight = f"{name}.weight"
     return weight if weight in (config.get("target_parameters") or ()) else name
+
+
+def diagonal(tensor: Tensor, blocks: int) -> Tensor:
+    """(n, blocks * m) from blocks (n, m) that lie below each other."""
+    return torch.block_diag(*tensor.chunk(blocks))

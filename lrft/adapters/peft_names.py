@@ -17,6 +17,8 @@ from typing import Any
 
 from lrft.adapters.adapter import PeftForm
 from lrft.adapters.attached import Attached
+from lrft.adapters.peft_experts import refused, stacks_in
+from lrft.model.experts import stack_of
 
 # Entries of transformers' mapping whose experts' names PEFT translates; many models share their rules.
 TRANSLATED = ("mixtral", "qwen2_moe")
@@ -39,7 +41,10 @@ def peft_names(attached: Attached, forms: Mapping[str, PeftForm | None], quantiz
     """Names by which stock PEFT adapts exactly the layers of `forms`. A form is None where it is no LoRA.
 
     quantization: of the base, "none" without."""
-    names = list(forms)
+    stacks = stacks_in(forms)
+    if stacks and (reason := no_experts(attached.model, forms, quantization)):
+        return Names(refused=f"PEFT cannot adapt {next(iter(stacks))}: {reason}")
+    names = [name for name in forms if stack_of(name) is None]
     kind = model_type(attached.model)
     words = sorted({last(name) for name in names} & set(REFUSED_IN_MAMBA))
     if kind in MAMBA and words:
@@ -54,7 +59,15 @@ def peft_names(attached: Attached, forms: Mapping[str, PeftForm | None], quantiz
     modules = target_modules(attached, set(names) - by_weight)
     if unclear := ambiguous(attached, [*modules, *by_weight], names):
         return Names(refused=f"PEFT would match {unclear} to more than one layer")
-    return Names(tuple(modules), tuple(sorted(f"{name}.weight" for name in by_weight)))
+    return Names(tuple(modules), (*sorted(f"{name}.weight" for name in by_weight), *stacks))
+
+
+def no_experts(model: Any, forms: Mapping[str, PeftForm | None], quantization: str) -> str:
+    """Why PEFT cannot adapt stacks of experts; "" when it can."""
+    if quantization != "none":
+        return "its target_parameters do not support quantised weights"
+    loras = {name: form for name, form in forms.items() if form is not None}
+    return refused(model, loras) if len(loras) == len(forms) else "only its LoRA has target_parameters"
 
 
 def no_parameters(attached: Attached, forms: Mapping[str, PeftForm | None], quantization: str) -> str:

@@ -77,7 +77,7 @@ class PeftType:
     scales_bias: bool = False
     """whether PEFT changes a layer's bias as well, so that only layers without one are the same"""
     repeated: tuple[str, ...] = ()
-    """endings under which a layer's part of the file repeats what all layers have in common"""
+    """endings of what a layer's part of the file has beside: repeated there, or empty, or of the training alone"""
 
     # writing
 
@@ -88,8 +88,8 @@ class PeftType:
         """ending -> tensor, for one layer."""
         return {self.tensors[own].ending: self.tensors[own].turn(t) for own, t in adapter.tensors().items()}
 
-    def written_shared(self, shared: nn.Module) -> dict[str, Tensor]:
-        """ending -> tensor. Of buffers as well: a reader need not draw them again."""
+    def shared_of(self, shared: nn.Module, sites: Sequence[Site]) -> dict[str, Tensor]:
+        """ending -> tensor of what all layers have in common, buffers as well: a reader need not draw them again."""
         return {named.ending: getattr(shared, own) for own, named in self.shared.items()}
 
     def config(self, method: Any, adapters: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
@@ -139,6 +139,10 @@ class PeftType:
         """Names and options of what the folder holds. found: layer -> our names of its tensors."""
         return [(method, self.values(config))]
 
+    def prepared(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """A layer's tensors of the file, by our names, in the shapes that `tensors` declares."""
+        return dict(tensors)
+
     def site(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], depth: int | None) -> Site:
         """A layer's site; sides that no tensor tells are 0. tensors: by our names, as in the file."""
         seen: dict[str, int] = {}
@@ -165,6 +169,10 @@ class PeftType:
     def read(self, tensors: Mapping[str, Tensor], site: Site) -> dict[str, Tensor]:
         """A layer's tensors as the adapter has them, from those of the file, by our names."""
         return {own: self.tensors[own].turn(tensor) for own, tensor in tensors.items()}
+
+    def read_shared(self, shared: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:
+        """What all layers have in common as it is kept here, when all sides are known."""
+        return dict(shared)
 
 
 def spread(word: str, key: str, values: Mapping[str, Any], pattern: bool) -> dict[str, Any]:

@@ -87,11 +87,11 @@ class ProjectedAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, p in zip(group["param_names"], group["params"], strict=True):
                 if p.grad is not None:
-                    self.move(name, p, group)
+                    self.move(name, p, p.grad, group)
 
-    def move(self, name: str, p: Tensor, group: dict[str, Any]) -> None:
-        """The step of one tensor, along its gradient."""
-        G, state = self.grid.turned(p.grad), self.state[p]
+    def move(self, name: str, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """The step of one tensor."""
+        G, state = self.grid.turned(gradient), self.state[p]
         if not state:
             state["step"] = torch.zeros(())
             state["count"] = torch.zeros(())  # steps since the moments began
@@ -175,8 +175,10 @@ class ProjectedAdam(torch.optim.Optimizer):
         # Fira: each row of the residual is scaled as Adam scales that row of R, and may not grow fast.
         rest *= (direction.norm(dim=1) / (R.norm(dim=1) + 1e-8))[:, None]
         norm = rest.norm()
-        if state.get("residual_norm", 0.0) > 0:  # from nothing it may grow to anything
-            rest *= (self.grid.growth * state["residual_norm"] / norm.clamp_min(1e-30)).clamp_max(1.0)
+        if "residual_norm" in state:
+            before = state["residual_norm"].to(norm.device)
+            limit = (self.grid.growth * before / norm.clamp_min(1e-30)).clamp_max(1.0)
+            rest *= torch.where(before > 0, limit, torch.ones_like(limit))  # from nothing it may grow to anything
         state["residual_norm"] = rest.norm()
         return rest.mul_(bias * self.grid.residual_scale)
 
@@ -196,12 +198,12 @@ class LayerwiseAdam(ProjectedAdam):
         }
 
     @torch.no_grad()
-    def take(self, p: Tensor) -> bool:
+    def take(self, p: Tensor, gradient: Tensor) -> bool:
         """One that is not finite moves nothing: its norm ends the run."""
-        self.moved[p] = precise(p.grad).norm()
+        self.moved[p] = precise(gradient).norm()
         if self.moved[p].isfinite():
             name, number = self.place[p]
-            self.move(name, p, self.param_groups[number])
+            self.move(name, p, gradient, self.param_groups[number])
         return True
 
     def norms(self) -> dict[Tensor, Tensor]:

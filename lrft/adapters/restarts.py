@@ -52,7 +52,9 @@ class Folded(Delta):
     @torch.no_grad()
     def fold(self, fresh: Delta) -> None:
         """Freeze what `inner` has learnt, and give it the values of `fresh`. The sum stays what it was."""
-        link: Delta = self.links[len(self.terms()) - 1]  # type: ignore[assignment]
+        used = len(self.terms()) - 1
+        link: Delta = self.links[used]  # type: ignore[assignment]
         link.load(self.inner.tensors())
         self.inner.load(fresh.tensors())
         self.folds.add_(1)
+        self.known = self.folds._version, used + 1

@@ -9,6 +9,8 @@ import torch
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, Delta, Factors, Site, load_tensors
 from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.beside import rows_in
+from lrft.adapters.modules_to_save import TokenRows
 from lrft.adapters.storage import SavedAdapter
 from lrft.adapters.updates import joined, thin, update_of, words
 from lrft.utils.text import count
@@ -52,7 +54,7 @@ def start_from(attached: Attached, saved: SavedAdapter) -> Started:
             f"it adapts {', '.join(dropped[:3])}{more}, which adapter.target_modules does not choose: its update would "
             f"be dropped"
         )
-    take_modules_to_save(attached, saved)
+    take_beside(attached, saved)
     own = {site.name: site for site in attached.sites}
     fresh = tuple(name for name in own if name not in sites)
     if is_alike(attached, saved) and all(alike(attached.modules[name], saved, sites[name]) for name in sites):
@@ -92,13 +94,25 @@ def take_tensors(attached: Attached, saved: SavedAdapter) -> None:
         load_tensors(SHARED, dict(attached.shared.named_parameters()), saved.tensors.get(SHARED, {}))
 
 
-def take_modules_to_save(attached: Attached, saved: SavedAdapter) -> None:
-    """The modules that were trained in full. Raises ValueError unless this run trains the same."""
-    for name in saved.modules_to_save:
-        module = attached.modules_to_save.get(name)
+def take_beside(attached: Attached, saved: SavedAdapter) -> None:
+    """What was trained beside the adapters. Raises ValueError unless this run trains it too."""
+    own, its = attached.beside.by_place, saved.beside
+    for place in its.places:
+        module = own.get(place)
         if module is None:
-            raise ValueError(f"it holds {name}, trained in full, which this run does not train: it would be dropped")
-        load_tensors(name, dict(module.named_parameters()), saved.tensors[name])
+            how = "trained in full" if place in its.full else "trained"
+            raise ValueError(f"it holds {place}, {how}, which this run does not train: it would be dropped")
+        if place not in its.rows or not isinstance(module, TokenRows):
+            load_tensors(place, dict(module.named_parameters()), saved.tensors[place])
+            continue
+        rows = rows_in(saved.tensors[place], its.rows[place])
+        if lacking := [i for i in rows if i not in module.ids]:
+            raise ValueError(
+                f"it holds row {lacking[0]} of {place}, which this run does not train: it would be dropped"
+            )
+        for at, number in enumerate(module.ids):
+            if number in rows:
+                module.rows[at] = rows[number]
 
 
 def take_update(attached: Attached, saved: SavedAdapter, own: Site, site: Site) -> float:

@@ -27,13 +27,16 @@ from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, Site, load_tensors
 from lrft.adapters.attach import attach_sites, build_shared, build_site, refuse_adapted
 from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.beside import NamesBeside
 from lrft.adapters.modules_to_save import tensors_of
 from lrft.adapters.peft_export import PEFT_TENSORS, from_peft_names, peft_config, peft_folder, peft_tensors
 from lrft.adapters.peft_names import peft_names
 from lrft.errors import CheckFailed, LrftError, MissingError, UsageError
 from lrft.model import linear
+from lrft.model.added_tokens import Added
 from lrft.model.end_tokens import add_stops, saved_stops
-from lrft.model.head import Head
+from lrft.model.experts import unstack_for
+from lrft.model.head import Head, head_modules
 from lrft.model.quantized import KINDS, take_over
 from lrft.utils import files
 
@@ -65,9 +68,14 @@ class SavedAdapter:
         return Head.from_dict(self.info["base"].get("head"))
 
     @property
-    def modules_to_save(self) -> list[str]:
-        """Names of the modules that were trained in full."""
-        return list(self.info.get("modules_to_save", ()))
+    def added(self) -> Added | None:
+        """The tokens that its base got for the training."""
+        return Added.from_dict(self.info["base"].get("added_tokens"))
+
+    @property
+    def beside(self) -> NamesBeside:
+        """What was trained beside the adapters."""
+        return NamesBeside.from_json(self.info)
 
     def build(self, site: Site) -> Adapter:
         """One site's adapter with its saved values, without a model."""
@@ -120,7 +128,7 @@ def save_adapter(
         "base": dict(base),
         "seed": seed,
         "sites": [_site_to_json(site) for site in attached.sites],
-        **({"modules_to_save": list(attached.modules_to_save)} if attached.modules_to_save else {}),
+        **attached.beside.names.to_json(),
         "sha256": {name: files.sha256(folder / name) for name in sorted([*written, *listed])},
         **(extra or {}),
     }
@@ -138,7 +146,7 @@ def save_members(attached: Attached, folder: Path, base: Mapping[str, Any]) -> N
             return
         member = folder / f"member-{number + 1}"
         member.mkdir(exist_ok=True)
-        files.write_tensors(member / PEFT_TENSORS, peft_tensors(mine, attached.modules_to_save))
+        files.write_tensors(member / PEFT_TENSORS, peft_tensors(mine, attached, base))
         files.write_json(member / "adapter_config.json", peft_config(attached, mine, base, names))
 
 
@@ -166,15 +174,17 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         sites = [_site_from_json(site) for site in info["sites"]]
         composition = compose.compose((entry["name"], entry["options"]) for entry in info["methods"])
         str(info["base"]["name"]), int(info["seed"])
+        beside = NamesBeside.from_json(info)
         Head.from_dict(info["base"].get("head"))
+        Added.from_dict(info["base"].get("added_tokens"))
         if info["base"].get("quantization", "none") not in ("none", *KINDS):
             raise ValueError("unknown kind of quantisation")
     except (KeyError, TypeError, AttributeError, ValueError):
         raise CheckFailed(f"{folder / 'lrft.json'} does not describe an adapter") from None
     flat = files.read_tensors(folder / info["tensors"])
     if info["tensors"] == PEFT_TENSORS:
-        flat = from_peft_names(flat, info.get("modules_to_save", ()))
-    places = [*(site.name for site in sites), *info.get("modules_to_save", ())]
+        flat = from_peft_names(flat, beside, {site.name for site in sites})
+    places = [*(site.name for site in sites), *beside.places]
     tensors = _by_site(flat, places, folder / info["tensors"])
     saved = SavedAdapter(folder, info, sites, composition, tensors)
     try:
@@ -200,6 +210,7 @@ def load_saved(model: nn.Module, saved: SavedAdapter) -> Attached:
     refuse_adapted(model)
     take_over(model)
     folder = saved.folder
+    unstack_for(model, [site.name for site in saved.sites])
     modules = dict(linear.named_linears(model))
     for site in saved.sites:
         if site.name not in modules:
@@ -207,8 +218,11 @@ def load_saved(model: nn.Module, saved: SavedAdapter) -> Attached:
         if linear.shape(modules[site.name]) != (site.d, site.k):
             d, k = linear.shape(modules[site.name])
             raise CheckFailed(f"{folder}: {site.name} is {d} x {k} in this model, {site.d} x {site.k} in the adapter")
-    attached = attach_sites(model, saved.sites, saved.composition, seed=saved.info["seed"], fresh=False)
-    _refuse_other_head(attached, saved)
+    refuse_other_modules(model, saved)
+    attached = attach_sites(
+        model, saved.sites, saved.composition, seed=saved.info["seed"], fresh=False, names=saved.beside
+    )
+    _refuse_other_shapes(attached, saved)
     attached.load_state_dict(saved.state_dict())
     add_stops(model, saved_stops(saved.folder))
     return attached
@@ -229,16 +243,41 @@ def rename_base(folder: Path, name: str) -> None:
         files.write_json(own, info | {"checksum": _checksum(info)})
 
 
-def _refuse_other_head(attached: Attached, saved: SavedAdapter) -> None:
-    """Raises CheckFailed unless just the saved modules are there, of the saved shapes."""
-    own = {name: p.shape for name, p in tensors_of(attached.modules_to_save).items()}
-    given = {f"{m}.{name}": t.shape for m in saved.modules_to_save for name, t in saved.tensors[m].items()}
-    if own != given:
-        found = ", ".join(sorted(attached.modules_to_save)) or "none"
+def refuse_other_modules(model: nn.Module, saved: SavedAdapter) -> None:
+    """Raises CheckFailed unless the model has the modules that were trained beside the adapters, and no other head."""
+    names = saved.beside
+    modules = dict(model.named_modules())
+    head = head_modules(model)
+    if any(name not in modules for name in names.full) or not set(head) <= set(names.full):
         raise CheckFailed(
-            f"{saved.folder}: this model's head ({found}) is not the one that was saved with the adapter "
-            f"({', '.join(saved.modules_to_save) or 'none'})"
+            f"{saved.folder}: this model's head ({', '.join(sorted(head)) or 'none'}) is not the one that was saved "
+            f"with the adapter ({', '.join(names.full) or 'none'})"
         )
+    for name, ids in names.rows.items():
+        weight = getattr(modules.get(name), "weight", None)
+        if weight is None or weight.ndim != 2 or max(ids) >= len(weight):
+            held = "no such module" if weight is None else f"{len(weight):,} rows"
+            raise CheckFailed(f"{saved.folder} trains row {max(ids):,} of {name}, and this model has {held}")
+    for name in names.biases:
+        if getattr(modules.get(name), "bias", None) is None:
+            raise CheckFailed(f"{saved.folder} trains the bias of {name}, and this model has none")
+
+
+def _refuse_other_shapes(attached: Attached, saved: SavedAdapter) -> None:
+    """Raises CheckFailed unless what was trained beside the adapters has the saved shapes."""
+    own = {name: p.shape for name, p in tensors_of(attached.beside.by_place).items()}
+    given = {f"{m}.{name}": t.shape for m in saved.beside.places for name, t in saved.tensors[m].items()}
+    if own == given:
+        return
+    if saved.head is None and saved.beside.full:
+        odd = next(name for name in (*own, *given) if own.get(name) != given.get(name))
+        mine, its = (tuple(found[odd]) if odd in found else "none" for found in (own, given))
+        raise CheckFailed(f"{saved.folder}: {odd} is {mine} in this model, {its} in the adapter")
+    found = ", ".join(sorted(attached.modules_to_save)) or "none"
+    raise CheckFailed(
+        f"{saved.folder}: this model's head ({found}) is not the one that was saved with the adapter "
+        f"({', '.join(saved.beside.full) or 'none'})"
+    )
 
 
 def _checksum(info: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,16 +13,18 @@ import torch
 from torch import nn
 
 from lrft.adapters.adapter import Adapter, AdapterLinear, Site
-from lrft.adapters.unfit import SHARED, sharing, unfit
+from lrft.adapters.unfit import SHARED, is_in, sharing, unfit
 from lrft.errors import Problem, RecipeError, nearest
 from lrft.model import linear
+from lrft.model.experts import ExpertLinear, stacks, unstack, word_of
 from lrft.model.layers import head_of
 from lrft.model.quantized import QuantizedLinear, count
 
 Where = Callable[[str], str]
 ALL_LINEAR = "all-linear"
 SSM_LINEAR = "ssm-linear"
-PRESETS = (ALL_LINEAR, SSM_LINEAR)
+EXPERT_LINEAR = "expert-linear"
+PRESETS = (ALL_LINEAR, SSM_LINEAR, EXPERT_LINEAR)
 OUTSIDE = "outside the language model's decoder"
 THIN = "one output or one input, so no low-rank update exists"
 # Of a state-space block: the parameter that only such a block has, and the layers that ssm-linear leaves out. Both are
@@ -78,11 +81,13 @@ def chosen_linears(
 def choose(model: nn.Module, adapter: Any, where: Where, uncalled: Mapping[str, str] = {}) -> Choice:
     """The linear layers that `adapter` (a recipe's adapter section) targets.
 
+    Stacks of experts that it means show their experts as linear layers from then on.
     A layer that cannot carry an adapter is left out where all-linear means it, or a pattern that means others too.
     uncalled: names of layers that text is known not to reach -> why, as of `lrft.adapters.reach.uncalled`.
     Raises RecipeError with every pattern that matches nothing, or nothing that can carry an adapter, and every layer
     index outside the model.
     """
+    show_experts(model, adapter)
     linears = dict(linear.named_linears(model))
     problems = [
         *_unmatched(model, linears, adapter.target_modules, where("adapter.target_modules"), "target_modules"),
@@ -98,14 +103,19 @@ def choose(model: nn.Module, adapter: Any, where: Where, uncalled: Mapping[str, 
 
     head = output_head_names(model, linears)
     decoder = decoder_prefix(model)
-    reasons = unfit(model, linears, uncalled)
+    reasons = unfit(model, linears, uncalled, in_full(model, adapter))
     ssm = state_space_linears(model, linears) if SSM_LINEAR in adapter.target_modules else frozenset()
 
+    experts = {name for name, module in linears.items() if isinstance(module, ExpertLinear)}
+
     def named(name: str) -> bool:
+        if name in experts:
+            return any(means_stack(p, name.rpartition(".")[0]) for p in adapter.target_modules)
         return any(p not in PRESETS and matches(p, name) for p in adapter.target_modules)
 
     def meant(name: str) -> bool:
-        everything = (ALL_LINEAR in adapter.target_modules and name not in head) or name in ssm
+        everything = (ALL_LINEAR in adapter.target_modules and name not in head | experts) or name in ssm
+        everything = everything or (EXPERT_LINEAR in adapter.target_modules and name in experts)
         excluded = any(matches(p, name) for p in adapter.exclude_modules)
         # lm_head is excluded by default; naming it as a target is a decision against that default.
         kept = not excluded or (named(name) and not excludes_given)
@@ -130,6 +140,47 @@ def choose(model: nn.Module, adapter: Any, where: Where, uncalled: Mapping[str, 
     if problems:
         raise RecipeError(problems)
     return Choice(found, left_out)
+
+
+def in_full(model: nn.Module, adapter: Any) -> list[str]:
+    """Names of the modules that adapter.modules_to_save means, without those inside of one of them."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if not name or next(module.parameters(), None) is None or is_in(name, found):
+            continue
+        if any(_matches_or_none(pattern, name) for pattern in adapter.modules_to_save):
+            found.append(name)
+    return found
+
+
+def _matches_or_none(pattern: str, name: str) -> bool:
+    """Whether a pattern means a module; one that is no regular expression, which is told elsewhere, means none."""
+    with suppress(re.error):
+        return matches(pattern, name)
+    return False
+
+
+def means_stack(pattern: str, name: str) -> bool:
+    """Whether a pattern means the stacked weights MODULE.WORD of experts. It has to name the module: down_proj alone
+    means the linear layers of that name."""
+    if pattern in PRESETS:
+        return False
+    return name.split(".")[-2] in pattern and _matches_or_none(pattern, name)
+
+
+def meant_stacks(model: nn.Module, adapter: Any) -> list[str]:
+    """Names of the stacks of experts that adapter.target_modules means."""
+    everything = EXPERT_LINEAR in adapter.target_modules
+    return [
+        module
+        for module, weights in stacks(model).items()
+        if everything or any(means_stack(p, name) for p in adapter.target_modules for name in weights)
+    ]
+
+
+def show_experts(model: nn.Module, adapter: Any) -> None:
+    """Let the stacks of experts that adapter.target_modules means show their experts as linear layers, in place."""
+    unstack(model, meant_stacks(model, adapter))
 
 
 def _unfit_for_all(name: str, module: nn.Module, decoder: str) -> str | None:
@@ -235,7 +286,7 @@ def site_of(name: str, module: nn.Module, *, rank: int, scale: float, dropout: f
 
 def module_names(names: Iterable[str]) -> list[str]:
     """The last words of module names, sorted: how people call linear layers."""
-    return sorted({name.rsplit(".", 1)[-1] for name in names})
+    return sorted({word_of(name) for name in names})
 
 
 def _unmatched(
@@ -247,9 +298,15 @@ def _unmatched(
             if pattern == SSM_LINEAR and not state_space_linears(model, linears):
                 said = "means blocks of Mamba or Mamba-2, and this model has none"
                 problems.append(Problem(place, f"adapter.{key}: {pattern} {said}"))
+            if pattern == EXPERT_LINEAR and not any(isinstance(m, ExpertLinear) for m in linears.values()):
+                said = "means experts that are stacked in one tensor, and this model has none that can have adapters"
+                problems.append(Problem(place, f"adapter.{key}: {pattern} {said}"))
             continue
         try:
             if any(matches(pattern, name) for name in linears):
+                continue
+            shown = (name.rpartition(".")[0] for name, m in linears.items() if isinstance(m, ExpertLinear))
+            if any(means_stack(pattern, name) for name in dict.fromkeys(shown)):
                 continue
         except re.error as error:
             problems.append(Problem(place, f"adapter.{key}: {pattern!r} is not a valid regular expression: {error}"))

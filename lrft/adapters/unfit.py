@@ -13,13 +13,17 @@ from lrft.model.head import head_modules
 
 UNLIKE = "its output is more than a matrix product with its weight"
 IN_FULL = "trained in full, as part of the head"
+NAMED_IN_FULL = "trained in full, as adapter.modules_to_save says"
 SHARED = "weight shared with another layer, so an adapter could not be merged"
 
 
-def unfit(model: nn.Module, linears: Mapping[str, nn.Module], uncalled: Mapping[str, str]) -> dict[str, str]:
+def unfit(
+    model: nn.Module, linears: Mapping[str, nn.Module], uncalled: Mapping[str, str], full: Collection[str] = ()
+) -> dict[str, str]:
     """Name of each linear layer of `model` that cannot carry an adapter -> the reason.
 
     uncalled: those that text is known not to reach -> why, as of `lrft.adapters.reach.uncalled`
+    full: names of modules that a recipe trains in full
     """
     shared = sharing(model)
     head = head_modules(model)
@@ -27,6 +31,8 @@ def unfit(model: nn.Module, linears: Mapping[str, nn.Module], uncalled: Mapping[
     for name, module in linears.items():
         if is_in(name, head):
             found[name] = IN_FULL
+        elif is_in(name, full):
+            found[name] = NAMED_IN_FULL
         elif name in uncalled:
             found[name] = uncalled[name]
         elif not returns_product(module):

@@ -55,17 +55,24 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     with loading():
         import torch
 
-        from lrft.adapters import compose, targets
+        from lrft.adapters import beside, compose, targets
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
         from lrft.adapters.reach import uncalled
         from lrft.export.merge import names_in, unmergeable
-        from lrft.loading.from_recipe import find_base, head_for, load_data, load_sets, objective_of
+        from lrft.loading.from_recipe import (
+            added_by,
+            find_base,
+            head_for,
+            load_data,
+            load_sets,
+            objective_of,
+            tokens_for,
+        )
         from lrft.loading.metrics import refuse_unfit_metrics
         from lrft.loading.no_effect import refuse_without_effect
         from lrft.loading.optimizer import rate_hint, refuse_optimizer
         from lrft.loading.others import find_others
         from lrft.model import linear
-        from lrft.model.head import head_modules
         from lrft.model.load import load_skeleton
         from lrft.model.stored import Stored
         from lrft.model.weights import weight_files
@@ -77,15 +84,18 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     tokenizer, prepared = load_data(recipe, source)
     refuse_without_effect(recipe, prepared)
     head = head_for(recipe, prepared, tokenizer, source)
-    skeleton = load_skeleton(source, recipe.model.trust_remote_code, head)
+    skeleton = load_skeleton(source, recipe.model.trust_remote_code, head, added_by(recipe, source))
+    weights = weight_files(source)
+    stored = Stored(skeleton, names_in(weights))  # asked while the modules are those that transformers knows
     composition = compose.compose_section(recipe.adapter)
     passed_over = uncalled(skeleton)
     left_out = targets.choose(skeleton, recipe.adapter, recipe.where, passed_over).lines()
     sites = select_sites(skeleton, recipe.adapter, composition, recipe.where, passed_over)
-    in_full = sum(p.numel() for name in head_modules(skeleton) for p in skeleton.get_submodule(name).parameters())
-    trained = count_trained(sites, composition, recipe.where) + in_full
-    weights = weight_files(source)
-    reason = unmergeable(sites, Stored(skeleton, names_in(weights)), weights)
+    names = beside.names_for(
+        skeleton, recipe.adapter, [site.name for site in sites], recipe.where, tokens_for(recipe, source)
+    )
+    trained = count_trained(sites, composition, recipe.where) + beside.count_trained(skeleton, names)
+    reason = unmergeable(sites, stored, weights)
     if reason and recipe.after.merge:
         text = f"after.merge: merging into this base is not possible: {reason}"
         raise RecipeError([Problem(recipe.where("after.merge"), text)])
@@ -98,7 +108,7 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     modules = " ".join(targets.module_names(site.name for site in sites))
     adapter = [
         f"{len(sites)} of {linears} linear layers: {modules}",
-        *([f"trained in full: {' '.join(head_modules(skeleton))}"] if head else []),
+        *names.lines(),
         f"{amount(trained, 2)} trainable parameters ({trained / (everything + trained):.2%})",
         *(f"left out: {line}" for line in left_out),
     ]

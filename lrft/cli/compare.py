@@ -27,6 +27,10 @@ def compare(
             "--dry-run", help="List the runs with rank, trainable parameters and estimated time; train nothing."
         ),
     ] = False,
+    propose: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Then try N maps of ranks by block, predicted from finished ones."),
+    ] = 0,
     suggest: Annotated[
         str | None,
         typer.Option(metavar="GOAL", help="Methods to try for quality, memory, speed, forgetting or serving."),
@@ -58,12 +62,18 @@ def compare(
         raise UsageError("lrft compare requires a comparison file", "lrft compare --suggest quality prints one.")
     from lrft.compare.config import read
 
+    if propose and dry_run:
+        raise UsageError("--propose goes by finished runs, and --dry-run trains none: leave one of them out")
     comparison = read(file)
     with loading():
+        from lrft.compare.rank_search import search
         from lrft.compare.run import run
 
     with as_written(comparison.first_recipe()), answering(as_json) as reporter:
-        run(comparison, reporter, jobs=jobs, dry_run=dry_run)
+        if propose:
+            search(comparison, reporter, jobs=jobs, proposals=propose)
+        else:
+            run(comparison, reporter, jobs=jobs, dry_run=dry_run)
 
 
 def suggestion(goal: str, recipe: Path | None, as_json: bool) -> str:

@@ -45,6 +45,7 @@ from lrft.cli.tune import tune
 from lrft.cli.verify import verify
 from lrft.errors import LrftError, MemoryExhausted, UsageError, exit_code, nearest
 from lrft.utils import slow
+from lrft.utils.allocator import expandable_segments
 from lrft.version import built_from
 
 # In the order of use: `lrft --help` shows them like this.
@@ -147,6 +148,7 @@ def spell_resume(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Run a command; turn every failure into its documented exit code."""
     gc.freeze()  # this process is ours: what it imports is never looked at for garbage, see lrft.model.load.importing
+    expandable_segments()
     sys.exit(run_command(sys.argv[1:]))
 
 

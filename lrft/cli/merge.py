@@ -121,6 +121,7 @@ def merge_rows(out: Path, result: MergeResult) -> list[Row]:
     lost = f"{result.lost_share:.2%} of the update lost"
     return [
         ("merged", [str(out), count(result.sites, "module")]),
+        *([("beside", [f"{count(result.beside, 'tensor')} written as trained"])] if result.beside else []),
         *([("left out", [left_out(result.left_out)])] if result.left_out else []),
         ("rounding", [lost, f"worst {result.worst_share:.2%} in {result.worst_site}"]),
     ]

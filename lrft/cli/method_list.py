@@ -165,6 +165,7 @@ def markdown() -> str:
         "One parametrization can be combined with any number of other methods: `method: [lora, rslora, lora+]`.",
         "`lrft methods show NAME` prints a method's options and conflicts. A search over whole runs is none:",
         "[compare.md](compare.md#ranks-by-layer) has RankAdaptor's (arXiv 2406.15734).",
+        "[adapters.md](adapters.md#types-of-peft) says which of PEFT's types are here, and why prompt methods are not.",
         "",
         *kinds(),
         "",

@@ -26,8 +26,8 @@ from lrft.utils.text import count, decimals, duration
 GOING_ON = "this table contains only the runs finished so far"
 
 
-def run(comparison: Comparison, reporter: Reporter, *, jobs: int, dry_run: bool) -> None:
-    """Train what is not finished, measure it, and write the pages.
+def run(comparison: Comparison, reporter: Reporter, *, jobs: int, dry_run: bool) -> list[Job]:
+    """Train what is not finished, measure it, and write the pages. Returns all runs.
 
     Raises LrftError in its kinds: Stopped after a signal, LrftError when a run failed otherwise than by diverging.
     """
@@ -39,7 +39,7 @@ def run(comparison: Comparison, reporter: Reporter, *, jobs: int, dry_run: bool)
     if dry_run:
         reporter.table(estimate.list_rows(made))
         reporter.table(estimate.time_rows(made, jobs))
-        return
+        return made
     with taken(comparison.output), Pool(jobs, visible_gpus(launch.gpus())) as pool:
         try:
             train(made, hashes, pool, reporter)
@@ -54,6 +54,7 @@ def run(comparison: Comparison, reporter: Reporter, *, jobs: int, dry_run: bool)
             f"{len(failed)} of {count(len(made), 'run')} failed and are not in the table",
             f"See {comparison.output / write.NAMES[0]}. Run the same command again to retry them.",
         )
+    return made
 
 
 def _rank(comparison: Comparison, choice: Choice) -> Rank:

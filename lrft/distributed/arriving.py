@@ -64,7 +64,7 @@ class Arriving(Strategy):
             p.register_post_accumulate_grad_hook(self.arrived)
 
     def arrived(self, p: Tensor) -> None:
-        if self.taking.take(p):
+        if p.grad is not None and self.taking.take(p, p.grad):
             p.grad = None
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:

@@ -20,9 +20,8 @@ from lrft.adapters.attached import Attached
 from lrft.distributed import processes
 from lrft.distributed.sizes import MESSAGE, copy_size
 from lrft.model.layers import blocks_of, decoder_of
+from lrft.model.placement import exceeds
 
-# Share of a GPU's memory that whole weights may take.
-MOST_OF_A_GPU = 0.7
 NO_BLOCKS = "transformers declares no blocks for this model, so it cannot be sharded"
 
 
@@ -35,7 +34,7 @@ def strategy(wanted: str, weights: int, memory: int | None) -> str:
     """
     if wanted != "auto":
         return wanted
-    return "fsdp" if memory is not None and weights > MOST_OF_A_GPU * memory else "ddp"
+    return "fsdp" if exceeds(weights, memory) else "ddp"
 
 
 def mesh_over(kind: str, world: int, over: str) -> DeviceMesh:

@@ -13,6 +13,7 @@ from lrft.data.collate import Form, micro_batches
 from lrft.model.modes import evaluation_mode
 from lrft.objectives.base import Objective, added_up, look_ahead
 from lrft.objectives.sft import Sft
+from lrft.objectives.to_device import to_device
 
 if TYPE_CHECKING:
     from lrft.data.dataset import Rows
@@ -52,7 +53,7 @@ def loss_of(
     def batch(ids: list[int]) -> dict[str, Tensor]:
         # A rank without rows left goes through the motions: those that share a divided base wait for it.
         given = objective.collate(rows, (ids or asked[:1]) * losses.copies(), pad_id=pad_id, form=form)
-        return {k: v.to(device) for k, v in given.items()}
+        return to_device(given, device)
 
     with evaluation_mode(model):
         look_ahead(losses, ((batch(ids), bool(ids)) for ids in micros), reduce, rank=rank, world=world)

@@ -21,6 +21,7 @@ from lrft.errors import UsageError
 from lrft.export.merge import OWN_FILES, goes_along
 from lrft.loading.saved import base_of, load_as_trained, refuse_other_base
 from lrft.model import linear
+from lrft.model.experts import unstack_for
 from lrft.model.weights import fingerprint
 from lrft.utils import files
 
@@ -65,6 +66,8 @@ def combine_adapters(
     refuse_apart(saved, base)
     model = load_as_trained(saved[0], base, trust_remote_code=trust_remote_code, widen=True)
     saved = [placed(each, model) for each in saved]
+    for each in saved:
+        unstack_for(model, [site.name for site in each.sites])
     weights = weights or [1.0 if how in combine.AVERAGING else 1 / len(saved)] * len(saved)
     highest = max(site.rank for each in saved for site in each.sites)
     options = combine.Options(tuple(weights), rank or highest, density, seed)
@@ -90,8 +93,9 @@ def refuse_apart(saved: Sequence[SavedAdapter], base: Path) -> None:
     """Raises unless all are updates over this base, quantised alike, and nothing beside them would be dropped."""
     for each in saved:
         refuse_other_base(each, base, accepted=False)
-        if each.modules_to_save:
-            raise UsageError(f"{each.folder} holds {', '.join(each.modules_to_save)}, trained in full: not combined")
+        if each.beside.places:
+            how = "trained in full" if each.beside.full else "trained beside the adapters"
+            raise UsageError(f"{each.folder} holds {', '.join(each.beside.places[:3])}, {how}: not combined")
     kinds = {each.quantization for each in saved}
     if len(kinds) > 1:
         raise UsageError(f"the adapters were trained on bases quantised as {' and '.join(sorted(kinds))}")

@@ -21,6 +21,7 @@ from lrft.export import lay_out_lora
 from lrft.export.base import Exporter
 from lrft.export.gguf import find_converter, run_converter
 from lrft.export.merge import names_in, tensor_keys
+from lrft.export.merge_experts import is_expert
 from lrft.model.load import load_skeleton
 from lrft.model.stored import Stored
 from lrft.model.weights import weight_files
@@ -68,8 +69,11 @@ def factors_of(saved: SavedAdapter, stored: Stored) -> dict[str, Tensor]:
 
     Raises UsageError for what a LoRA of llama.cpp is not.
     """
-    if saved.modules_to_save or saved.head is not None:
+    if saved.beside.places or saved.head is not None:
         raise UsageError("a LoRA of llama.cpp has no modules that were trained in full", "Use --to gguf instead.")
+    if any(map(is_expert, saved.sites)) or saved.added is not None:
+        what = "new tokens" if saved.added is not None else "adapters of stacked experts"
+        raise UsageError(f"a LoRA of llama.cpp has no {what}", "Use --to gguf instead.")
     tensors: dict[str, Tensor] = {}
     for key, site in tensor_keys(saved, stored).items():
         form = saved.build(site).peft()

@@ -107,7 +107,7 @@ def write(attached: Attached, cuts: Mapping[str, Cut], saved: SavedAdapter, out:
     names = peft_names(attached, forms, saved.quantization)
     if names.refused:
         raise UsageError(f"stock PEFT cannot load this adapter: {names.refused}", "Use --to merged instead.")
-    tensors = peft_tensors(forms, attached.modules_to_save)
+    tensors = peft_tensors(forms, attached, saved.info["base"])
     errors = {name: {"rank": cut.A.shape[0], "relative error": cut.error} for name, cut in cuts.items()}
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with files.room_for(out, size), files.scratch_for(out) as scratch:

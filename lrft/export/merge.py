@@ -26,7 +26,8 @@ from lrft.adapters.adapter import Site
 from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed, UsageError
-from lrft.export.merge_head import INDEX, head_merge, write_config, write_index
+from lrft.export.merge_experts import is_expert, merged_experts, readable
+from lrft.export.merge_head import INDEX, head_merge, write_config, write_index, write_keys
 from lrft.export.merge_shards import Change, TrainedOn, merge_file, refuse_unfit, workers_for
 from lrft.export.model_card import model_card
 from lrft.export.shrink import Shrunk, masked, shrink
@@ -75,6 +76,8 @@ class MergeResult:
     """what of the base was cut out, where the adapter masks heads or channels"""
     left_out: list[str] = field(default_factory=list)
     """tensors of the base that the merged model does not read"""
+    beside: int = 0
+    """tensors that were written as they were trained: a head, an embedding, norms, biases"""
 
     def add(self, changes: Mapping[str, Change]) -> None:
         for site, change in changes.items():
@@ -122,12 +125,13 @@ def merge_adapter(
     source = base_of(saved, base_model)
     refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
-    skeleton = load_skeleton(source, trust_remote_code, saved.head)
+    skeleton = load_skeleton(source, trust_remote_code, saved.head, saved.added)
     saved = placed(saved, skeleton)
     names = names_in(weights)
     stored = Stored(skeleton, names)
-    head = head_merge(saved, skeleton, names)
+    head = head_merge(saved, skeleton, weights)
     keys = tensor_keys(saved, stored)
+    experts = merged_experts(saved, stored, weights)
     trained_on = dequantized(saved, source, weights, trust_remote_code) if into == "dequantized" else TrainedOn()
     result = MergeResult(out, source, len(saved.sites), dtype or "as stored", left_out=sorted(head.unread))
 
@@ -142,12 +146,18 @@ def merge_adapter(
             for path in weights:
                 last = path == weights[-1]
                 to = temporary / path.name
-                result.add(merge_file(path, to, saved, keys, dtype, workers, trained_on, head, reached, last=last))
-        if not result.update_norm:
+                result.add(
+                    merge_file(path, to, saved, keys, dtype, workers, trained_on, head, experts, reached, last=last)
+                )
+        result.beside = len(head.given)
+        if not result.update_norm and not head.given:
             raise CheckFailed("the adapter's update is zero everywhere, so merging would change nothing")
         complete_folder(temporary, source, saved, dtype)
         if saved.head is not None:
             write_config(temporary, saved, skeleton)
+        if head.config:
+            write_keys(temporary, head.config)
+        if head.given or head.unread:
             write_index(temporary, head, weights[-1].name, total_size(temporary))
         kept = masked(saved)
         if kept:
@@ -165,7 +175,8 @@ def merge_adapter(
 
 def refuse_unmergeable(saved: SavedAdapter) -> None:
     """Raises UsageError for adapters that cannot be merged (their output is not linear in the input)."""
-    if not all(saved.build(site).mergeable for site in saved.sites):
+    known = [site for site in saved.sites if site.d and site.k]  # of PEFT's that do not tell their sides all are
+    if not all(saved.build(site).mergeable for site in known):
         names = ", ".join(entry["name"] for entry in saved.info["methods"])
         raise UsageError(
             f"{names}: not mergeable (its output is not linear in the layer's input)",
@@ -174,9 +185,11 @@ def refuse_unmergeable(saved: SavedAdapter) -> None:
 
 
 def tensor_keys(saved: SavedAdapter, stored: Stored) -> dict[str, Site]:
-    """Name of each target's tensor in the files -> its site. Raises CheckFailed for a site without a tensor."""
-    keys = weight_keys([site.name for site in saved.sites], stored)
-    return {keys[site.name]: site for site in saved.sites}
+    """Name of each target's tensor in the files -> its site, without experts. Raises CheckFailed for a site without a
+    tensor."""
+    layers = [site for site in saved.sites if not is_expert(site)]
+    keys = weight_keys([site.name for site in layers], stored)
+    return {keys[site.name]: site for site in layers}
 
 
 def names_in(weights: list[Path]) -> set[str]:
@@ -191,12 +204,16 @@ def names_in(weights: list[Path]) -> set[str]:
 def unmergeable(sites: Iterable[Site], stored: Stored, weights: list[Path]) -> str:
     """Why the weights of `sites` cannot be written into the base's files; "" when they can. Only headers are read."""
     try:
-        wanted = {site.name: site for site in sites}
+        sites = list(sites)
+        wanted = {site.name: site for site in sites if not is_expert(site)}
         keys = {key: wanted[name] for name, key in weight_keys(wanted, stored).items()}
+        shapes: dict[str, Any] = {}
         for path in weights:
             with TensorReader(path) as reader:
+                shapes |= {name: entry.shape for name, entry in reader.entries.items()}
                 for key in reader.entries.keys() & keys.keys():
                     refuse_unfit(keys[key], reader.entries[key], reader.dtype(key))
+        readable(sites, stored, shapes)
     except CheckFailed as error:
         return error.message
     return ""

@@ -20,6 +20,7 @@ from torch import Tensor
 from lrft.adapters.adapter import Adapter, Delta, Factors, Site
 from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed
+from lrft.export.merge_experts import Merged
 from lrft.export.merge_head import HeadMerge
 from lrft.model.linear import as_rows
 from lrft.utils.safetensors_stream import DTYPES, Entry, TensorReader, TensorWriter, raw
@@ -74,6 +75,7 @@ class FileMerge:
     keys: Mapping[str, Site]
     trained_on: TrainedOn
     head: HeadMerge
+    experts: Mapping[str, Merged]
     reached: Callable[[], None]
     """called when the pieces of a tensor of the base have been given out"""
     desk: Desk = field(default_factory=Desk)
@@ -91,6 +93,8 @@ class FileMerge:
                 continue
             if name in self.keys:
                 yield from self.target(name, entry, self.keys[name])
+            elif name in self.experts:
+                yield partial(self.expert, name)
             elif name in self.trained_on.made:
                 yield partial(self.replace, name)
             elif self.writer.entries[name].dtype != entry.dtype or self.narrows(name):
@@ -137,6 +141,17 @@ class FileMerge:
         if not finite(rounded) and finite(exact):
             raise too_large(name, rounded.dtype)
         self.writer.write(name, 0, raw(rounded.contiguous()))
+
+    def expert(self, name: str) -> None:
+        """A tensor that holds the weights of adapted experts, or a part of one."""
+        exact, before = self.experts[name]()
+        rounded = exact.to(DTYPES[self.writer.entries[name].dtype]).contiguous()
+        if not finite(rounded) and finite(exact):
+            raise too_large(name, rounded.dtype)
+        self.writer.write(name, 0, raw(rounded))
+        change = Change(norm(exact - before) ** 2, norm(rounded.to(exact.dtype) - exact) ** 2)
+        with self.lock:
+            self.changes[name] = change
 
     def target(self, name: str, entry: Entry, site: Site) -> Iterator[Callable[[], None]]:
         """Thin factors are multiplied for the rows of each piece; any other adapter states the weight as a whole."""
@@ -203,6 +218,7 @@ def merge_file(
     workers: int,
     trained_on: TrainedOn,
     head: HeadMerge,
+    experts: Mapping[str, Merged],
     reached: Callable[[], None],
     *,
     last: bool,
@@ -224,7 +240,7 @@ def merge_file(
             word = announced[name][0] if name in announced else common
             announced[name] = (word, tensor.shape, tensor.numel() * DTYPES[word].itemsize)
         with TensorWriter(out, announced, reader.metadata) as writer:
-            work = FileMerge(reader, writer, saved, keys, trained_on, mine, reached)
+            work = FileMerge(reader, writer, saved, keys, trained_on, mine, experts, reached)
             together(work.jobs(), workers)
     return work.changes
 

@@ -58,10 +58,8 @@ class PeftFolder(Exporter):
 
 def own_type_of(saved: SavedAdapter, base: Path) -> peft_export.PeftFolder:
     """Raises UsageError where PEFT has no type of its own for the method, or cannot represent it so."""
-    if saved.modules_to_save:
-        raise UsageError(
-            f"own_type does not hold modules that are trained in full ({', '.join(saved.modules_to_save)})"
-        )
+    if saved.beside.places:
+        raise UsageError(f"own_type does not hold modules that are trained in full ({', '.join(saved.beside.places)})")
     model = load_skeleton(base, head=saved.head)
     adapters = {site.name: saved.build(site) for site in saved.sites}
     attached = Attached(model, adapters, saved.composition.entries, saved.sites, saved.shared)

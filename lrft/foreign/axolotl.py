@@ -7,7 +7,7 @@ TITLE = "Axolotl"
 SIGNS = ("base_model", "datasets", "sequence_len", "adapter", "micro_batch_size", "num_epochs", "val_set_size")
 COMMANDS = ("axolotl",)
 
-_TOKENS = "tokens are not added; the tokenizer's own special tokens and end of turn are used"
+_TOKENS = "the tokenizer's own special tokens and end of turn are used"
 _KERNEL = "a kernel for the same computation; lrft has no such choice"
 _AUTO = "found in the model's folder"
 _PACKED = "rows are padded to the longest of a micro batch, or packed"
@@ -68,7 +68,7 @@ KEYS: Table = {
     "lora_target_modules": To("adapter.target_modules", "targets"),
     "lora_target_linear": To("adapter.target_modules", "flag", "all-linear", "adapter.target_modules: all-linear"),
     "lora_target_parameters": lora.KEYS["target_parameters"],
-    "lora_modules_to_save": Missing(lora.SAVED_WHOLE),
+    "lora_modules_to_save": lora.WHOLE,
     "lora_model_dir": To("adapter.start_from", "one_folder"),
     "lora_fan_in_fan_out": lora.KEYS["fan_in_fan_out"],
     "lora_on_cpu": Needless("an adapter is small"),
@@ -78,7 +78,7 @@ KEYS: Table = {
     "peft_use_rslora": To("adapter.method", "flag", "rslora", "adapter.method: rslora"),
     "peft_init_lora_weights": To("adapter.method", "start", says="adapter.method, e.g. pissa"),
     "loraplus_lr_ratio": To("adapter.method", "ratio", "lora+", "adapter.method: {lora+: {ratio: ...}}"),
-    "loraplus_lr_embedding": Missing("embeddings are not trained"),
+    "loraplus_lr_embedding": Missing("embeddings have the learning rate of the adapter"),
     "peft.loftq_config": Missing(lora.LOFTQ),
     "datasets": To("data.train", "axolotl_datasets"),
     "test_datasets": To("data.validation", "axolotl_test", says="data.validation for one, evaluation.sets for several"),
@@ -171,7 +171,7 @@ KEYS: Table = {
     "use_ray": Missing("runs are started by torchrun, accelerate or SLURM, not by Ray"),
     "special_tokens.": Needless(_TOKENS),
     "special_tokens": Needless(_TOKENS),
-    "tokens": Missing(_TOKENS),
+    "tokens": To("model.add_tokens", "plain_tokens", says="model.add_tokens: [{token: TEXT, special: false}]"),
     "eot_tokens": Needless(_TOKENS),
     "resize_token_embeddings_to_32x": Missing("the embedding keeps its size"),
     **dict.fromkeys(

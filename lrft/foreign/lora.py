@@ -2,7 +2,8 @@
 
 from lrft.foreign.entries import Missing, Needless, Table, To
 
-SAVED_WHOLE = "adapter.modules_to_save is not supported in this version"
+WHOLE = To("adapter.modules_to_save", "modules")
+"""Modules that are trained in full."""
 LOFTQ = "LoftQ is not supported in this version"
 _VARIANT = "a variant of LoRA that lrft does not have; lrft methods lists those that it has"
 _START = "options of a start are written behind its name: adapter.method: {NAME: {option: value}}"
@@ -24,12 +25,12 @@ KEYS: Table = {
     "use_rslora": To("adapter.method", "flag", "rslora", "adapter.method: rslora"),
     "use_dora": To("adapter.method", "flag", "dora", "adapter.method: dora"),
     "init_lora_weights": To("adapter.method", "start", says="adapter.method, e.g. pissa"),
-    "bias": To("adapter", "refused", "biases are not trained", "adapter.method, which trains no bias"),
-    "lora_bias": To("adapter", "refused", "biases are not trained", "adapter.method, which trains no bias"),
+    "bias": To("adapter.biases", "words", {"none": "none", "all": "all", "lora_only": "adapted"}),
+    "lora_bias": To("adapter", "refused", "lora_B has no bias", "adapter.biases, which trains those of the layers"),
     "fan_in_fan_out": Needless("how a layer stores its weight is seen from the layer"),
     "inference_mode": Needless("lrft train makes a new adapter"),
-    "modules_to_save": Missing(SAVED_WHOLE),
-    "trainable_token_indices": Missing("rows of the embedding are not trained alone"),
+    "modules_to_save": WHOLE,
+    "trainable_token_indices": Missing("adapter.train_tokens names the tokens by their text"),
     "target_parameters": Missing("adapters stand beside linear layers; experts kept as one tensor have none"),
     "loftq_config": Missing(LOFTQ),
     "eva_config": Missing(_START),

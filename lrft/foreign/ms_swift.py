@@ -56,7 +56,7 @@ KEYS: Table = {
     "lora_bias": lora.KEYS["bias"],
     "target_modules": To("adapter.target_modules", "targets"),
     "target_regex": To("adapter.target_modules", "expression"),
-    "modules_to_save": Missing(lora.SAVED_WHOLE),
+    "modules_to_save": lora.WHOLE,
     "use_rslora": lora.KEYS["use_rslora"],
     "use_dora": lora.KEYS["use_dora"],
     "init_weights": To("adapter.method", "start", says="adapter.method, e.g. pissa"),

@@ -46,7 +46,7 @@ KEYS: Table = {
     "lora_alpha": To("adapter.alpha", "above_zero"),
     "lora_dropout": To("adapter.dropout"),
     "lora_target_modules": To("adapter.target_modules", "targets"),
-    "lora_modules_to_save": Missing(lora.SAVED_WHOLE),
+    "lora_modules_to_save": lora.WHOLE,
     "lora_task_type": To("training.objective", "task"),
     "use_rslora": lora.KEYS["use_rslora"],
     "use_dora": lora.KEYS["use_dora"],

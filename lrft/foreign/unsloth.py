@@ -66,7 +66,7 @@ KEYS: Table = {
     ),
     "get_peft_model.": Needless("adapter.target_modules names the layers"),
     **{f"args.{name}": entry for name, entry in trainer.KEYS.items()},
-    "args.embedding_learning_rate": Missing("embeddings are not trained"),
+    "args.embedding_learning_rate": Missing("embeddings have the learning rate of the adapter"),
     "args.max_length": To("data.max_length"),
     "args.max_seq_length": To("data.max_length"),
     "args.max_prompt_length": Needless("data.max_length counts prompt and answer together"),

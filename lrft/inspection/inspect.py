@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -22,9 +22,13 @@ from lrft.adapters.peft_import import is_peft_folder, placed, read_peft
 from lrft.adapters.storage import read_adapter
 from lrft.errors import CheckFailed
 from lrft.export.merge import names_in, refuse_unmergeable, tensor_keys
+from lrft.export.merge_experts import is_expert, parts_of, weight_of_expert
+from lrft.export.merge_head import stored_tensor
 from lrft.export.merge_shards import finite, refuse_unfit, thin, together, workers_for
 from lrft.inspection import intruders, krylov, spectra
+from lrft.inspection.beside import BesideReport, reports
 from lrft.loading.saved import base_of, refuse_other_base
+from lrft.model.experts import word_of
 from lrft.model.linear import as_rows
 from lrft.model.load import load_skeleton
 from lrft.model.stored import Stored
@@ -128,6 +132,8 @@ class Inspection:
     modules: list[ModuleReport]
     left_out: list[str]
     """tensors of a PEFT folder that were not inspected"""
+    beside: list[BesideReport] = field(default_factory=list)
+    """what was trained beside the layers"""
 
     @property
     def total(self) -> GroupReport:
@@ -157,6 +163,7 @@ class Inspection:
             "depths": {str(depth): asdict(group) for depth, group in self.by_depth.items()},
             "modules": [one.to_dict() for one in self.modules],
             "left_out": self.left_out,
+            "beside": [asdict(one) for one in self.beside],
         }
 
 
@@ -189,9 +196,10 @@ def inspect_adapter(
         source = base_of(saved, base_model)
         refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
-    skeleton = load_skeleton(source, trusts_remote_code(adapter), saved.head)
+    skeleton = load_skeleton(source, trusts_remote_code(adapter), saved.head, saved.added)
     saved = placed(saved, skeleton)
-    keys = tensor_keys(saved, Stored(skeleton, names_in(weights)))
+    stored = Stored(skeleton, names_in(weights))
+    keys = tensor_keys(saved, stored)
     found: dict[str, ModuleReport] = {}
     lock = Lock()
 
@@ -208,6 +216,10 @@ def inspect_adapter(
                 here = [name for name in reader.entries if name in keys]
                 # Built one by one, as the jobs are asked for: what is made from a seed uses the global generator.
                 together((partial(look, reader, name, saved.build(keys[name])) for name in here), workers)
+        for site in filter(is_expert, saved.sites):
+            W0 = weight_of_expert(site, parts_of(site, stored), partial(stored_tensor, weights))
+            found[site.name] = measured(site, saved.build(site), W0, top, epsilon)
+            progress(len(found), len(saved.sites))
     return Inspection(
         str(adapter),
         base_model or saved.info["base"]["name"],
@@ -216,6 +228,7 @@ def inspect_adapter(
         epsilon,
         [found[site.name] for site in saved.sites],
         list(left_out),
+        reports(saved, skeleton, stored, weights),
     )
 
 
@@ -242,7 +255,7 @@ def measured(site: Site, adapter: Adapter, W0: Tensor, top: int, epsilon: float)
     low, high = intruders.nearest(W0, before, after.vectors[:, :top], epsilon)
     return ModuleReport(
         name=site.name,
-        role=site.name.rsplit(".", 1)[-1],
+        role=word_of(site.name),
         depth=site.depth,
         d=site.d,
         k=site.k,

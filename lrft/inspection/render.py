@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from lrft.inspection.beside import BesideReport
 from lrft.inspection.inspect import GroupReport, Inspection, ModuleReport, grouped
 from lrft.inspection.spectra import USED
 from lrft.report.loss_plot import dress, png
@@ -41,6 +42,14 @@ def lines(found: Inspection) -> list[str]:
             f"with each of the base's is below {found.epsilon:g}",
         ],
     ]
+    if found.beside:
+        blocks.insert(
+            -1,
+            [
+                "beside the layers",
+                *aligned([("trained", "numbers", "norm", "relative"), *map(beside_row, found.beside)]),
+            ],
+        )
     if found.left_out:
         left_out = count(len(found.left_out), "tensor")
         blocks.append([f"not inspected: {left_out} outside linear layers, e.g. {found.left_out[0]}"])
@@ -66,6 +75,12 @@ def module_row(one: ModuleReport) -> tuple[str, ...]:
         f"{update.effective_rank:.2f}",
     )
     return (one.name, str(one.rank), *figures, f"{one.used_rank}/{one.rank}", str(one.intruders))
+
+
+def beside_row(one: BesideReport) -> tuple[str, ...]:
+    """A row of what was trained beside the layers; dashes where the base has no such tensor."""
+    shown = "-" if one.norm is None else decimals(one.norm, 4)
+    return (one.place, str(one.numbers), shown, percent(one.relative))
 
 
 def group_row(name: str | int, group: GroupReport) -> tuple[str, ...]:

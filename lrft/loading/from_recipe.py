@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from lrft import data, registry
+from lrft.adapters.beside import token_ids
 from lrft.errors import DataError, Problem, RecipeError
 from lrft.loading.auxiliary import with_auxiliary
 from lrft.model import load
+from lrft.model.added_tokens import Added, add_tokens
 from lrft.model.head import Head
 from lrft.model.hub import find_model
 from lrft.model.load import embedding_rows, load_config, position_limit
+from lrft.model.placement import RESIDENT, load_for
 from lrft.model.weights import cache_dir
 from lrft.objectives.base import Asked, Objective
 from lrft.recipe import Named, Recipe
@@ -79,12 +82,45 @@ def load_data(recipe: Recipe, source: Path) -> tuple[Any, data.Prepared]:
 def load_recipe_tokenizer(recipe: Recipe, source: Path) -> Any:
     """The base's tokenizer with the recipe's chat template and its options as default: saved with every result."""
     tokenizer = load.load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
+    add_to(tokenizer, recipe)
     template = data.resolve_chat_template(recipe.data, tokenizer, where=recipe.where)
     data.require_options(recipe.data.template_options, template, recipe.where)
     if template is not None:
         made = data.with_options(template, recipe.data.template_options)
         tokenizer.chat_template = data.with_template(tokenizer, made)
     return tokenizer
+
+
+def add_to(tokenizer: Any, recipe: Recipe) -> Added | None:
+    """Give a tokenizer of the base the recipe's new tokens, in place; None for a recipe without. Raises RecipeError."""
+    if not recipe.model.add_tokens:
+        return None
+    try:
+        return add_tokens(tokenizer, [(new.token, new.special) for new in recipe.model.add_tokens])
+    except ValueError as error:
+        raise RecipeError([Problem(recipe.where("model.add_tokens"), f"model.add_tokens: {error}")]) from None
+
+
+def added_by(recipe: Recipe, source: Path) -> Added | None:
+    """The recipe's new tokens with their ids. source: the base's folder."""
+    if not recipe.model.add_tokens:
+        return None
+    return add_to(load.load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code), recipe)
+
+
+def tokens_for(recipe: Recipe, source: Path) -> list[int]:
+    """Ids of the tokens whose rows the recipe trains. Raises RecipeError."""
+    if not recipe.adapter.train_tokens:
+        return []
+    tokenizer = load.load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
+    added = add_to(tokenizer, recipe)
+    return token_ids(recipe.adapter, tokenizer, () if added is None else added.ids.values(), recipe.where)
+
+
+def rows_for(recipe: Recipe, config: Any, tokenizer: Any) -> int | None:
+    """How many tokens the model will have an embedding for; None when its configuration does not say."""
+    rows, new = embedding_rows(config), [new.token for new in recipe.model.add_tokens]
+    return rows if rows is None or not new else max(rows, *(i + 1 for i in tokenizer.convert_tokens_to_ids(new)))
 
 
 def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
@@ -100,7 +136,7 @@ def prepare_data(recipe: Recipe, source: Path, tokenizer: Any) -> data.Prepared:
         kind=registry.rows_of(*recipe.training.objective),
     )
     prepared.rename(recipe.masked)
-    data.refuse_missing_rows((prepared.train, prepared.validation), embedding_rows(config), tokenizer)
+    data.refuse_missing_rows((prepared.train, prepared.validation), rows_for(recipe, config, tokenizer), tokenizer)
     refuse_unread_columns(prepared, recipe.training.objective.name)
     return prepared
 
@@ -145,16 +181,21 @@ def load_sets(recipe: Recipe, source: Path, tokenizer: Any, labels: Sequence[str
             labels=labels if registry.head_of(objective.name) else None,
         )
         found[name].rename(recipe.masked)
-    data.refuse_missing_rows(tuple(found.values()), embedding_rows(config), tokenizer)
+    data.refuse_missing_rows(tuple(found.values()), rows_for(recipe, config, tokenizer), tokenizer)
     return found
 
 
-def load_recipe_model(recipe: Recipe, source: Path, dtype: str, head: Head | None = None) -> Any:
-    return load.load_model(
+def load_recipe_model(
+    recipe: Recipe, source: Path, dtype: str, head: Head | None = None, placement: str = RESIDENT
+) -> Any:
+    """The base where it is read from. placement: that it gets by `lrft.model.placement.place`"""
+    return load_for(
+        placement,
         source,
         dtype=hardware.DTYPES[dtype],
         quantization=recipe.model.quantization,
         attention=recipe.model.attention,
         trust_remote_code=recipe.model.trust_remote_code,
         head=head,
+        added=added_by(recipe, source),
     )

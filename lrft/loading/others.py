@@ -18,12 +18,14 @@ from typing import Any, NoReturn
 from torch import nn
 
 from lrft import registry
-from lrft.adapters.adapter import Adapter, AdapterLinear
-from lrft.adapters.peft_import import is_peft_folder, read_any
-from lrft.adapters.storage import SavedAdapter
+from lrft.adapters import beside
+from lrft.adapters.adapter import Adapter, AdapterLinear, load_tensors
+from lrft.adapters.modules_to_save import unwrapped
+from lrft.adapters.peft_import import is_peft_folder, placed, read_any
+from lrft.adapters.storage import SavedAdapter, refuse_other_modules
 from lrft.data import Rows
 from lrft.errors import CheckFailed, Problem, RecipeError
-from lrft.loading.from_recipe import objective_of
+from lrft.loading.from_recipe import added_by, objective_of
 from lrft.loading.saved import Target, adapter_folder
 from lrft.model import linear
 from lrft.model.hub import find_model
@@ -120,6 +122,10 @@ def find_adapter(recipe: Recipe, key: str, name: str, source: Path) -> Found | N
             f"{name} was trained with model.quantization: {saved.quantization}, and this recipe has "
             f"{recipe.model.quantization}. {merge}",
         )
+    mine, its = added_by(recipe, source), saved.added
+    if (mine and mine.ids) != (its and its.ids):
+        said = f"{', '.join(its.ids)}" if its else "none"
+        refuse(recipe, key, f"{name} was trained with other new tokens ({said}): give model.add_tokens the same")
     if any("copies" in registry.methods()[entry["name"]].slots for entry in saved.info["methods"]):
         refuse(recipe, key, f"{name} averages several predictions, which is not supported here")
     digest = hashlib.sha256("".join(map(files.sha256, sorted(folder.glob("*.safetensors")))).encode()).hexdigest()
@@ -220,21 +226,28 @@ def loaded(recipe: Recipe, found: Found, base: Any, compute: str, rows: Rows) ->
     return OtherModel(model, layout, False, nullcontext, _written(recipe, found.key), found.fingerprint, said)
 
 
-def layers_of(base: Any, saved: SavedAdapter) -> dict[str, AdapterLinear]:
-    """name -> the base's layer with the saved adapter, in evaluation mode and frozen. The model may have adapters.
+def layers_of(base: Any, saved: SavedAdapter) -> dict[str, nn.Module]:
+    """name -> the base's layer with the saved adapter, and what else it trained, in evaluation mode and frozen. The
+    model may have adapters.
 
     Raises CheckFailed where they do not fit: a folder of PEFT does not know its base.
     """
     modules = dict(base.named_modules())
+    saved = placed(saved, base)
     made: dict[str, AdapterLinear] = {}
     for site in saved.sites:
         layer = modules.get(site.name)
-        layer = layer.base if isinstance(layer, AdapterLinear) else layer
+        layer = None if layer is None else unwrapped(layer)
         if layer is None or not linear.is_linear(layer) or linear.shape(layer) != (site.d, site.k):
             raise CheckFailed(f"{saved.folder}: this model has no linear layer {site.name} of {site.d} x {site.k}")
         adapter: Adapter = saved.build(site).requires_grad_(False)
         made[site.name] = AdapterLinear(layer, adapter.to(next(layer.parameters()).device)).eval()
-    return made
+    refuse_other_modules(base, saved)
+    put = beside.make(base, saved.beside, made)
+    for place, module in put.by_place.items():
+        load_tensors(place, dict(module.named_parameters()), saved.tensors[place])
+    found = {**made, **put.wrappers}
+    return {name: module.requires_grad_(False).eval() for name, module in found.items()}
 
 
 @contextmanager

@@ -19,9 +19,10 @@ from lrft.data.format import detect, formats_in_words
 from lrft.data.suggest import first_columns
 from lrft.errors import CheckFailed, MissingError, UsageError
 from lrft.loading.from_recipe import objective_of
+from lrft.model import placement
 from lrft.model.head import Head, head_in
 from lrft.model.hub import find_model
-from lrft.model.load import load_config, load_model, load_tokenizer
+from lrft.model.load import load_config, load_tokenizer
 from lrft.model.weights import fingerprint
 from lrft.objectives.base import LossModule, Objective, OtherModel, common_layout
 from lrft.objectives.packing import Layout, find_layout
@@ -47,24 +48,38 @@ def load_as_trained(
     """
     trained_in = DTYPES[saved.info["base"].get("dtype", "float32")]
     recipe = recipe_of(saved.folder)
-    model: Any = load_model(
+    dtype = torch.float32 if widen and saved.quantization == "none" else trained_in
+    where = placement.RESIDENT
+    if on_device:
+        wanted = "auto" if recipe is None else recipe.model.placement
+        where = placement.chosen(wanted, folder, device(), dtype=dtype, quantization=saved.quantization)
+    model: Any = placement.load_for(
+        where,
         folder,
-        dtype=torch.float32 if widen and saved.quantization == "none" else trained_in,
+        dtype=dtype,
         quantization=saved.quantization,
         attention="auto" if recipe is None else recipe.model.attention,
         trust_remote_code=trust_remote_code,
         head=saved.head,
+        added=saved.added,
     )
-    if widen:
+    if widen and saved.quantization != "none":
         model = model.float()
-    return model.to(device()) if on_device else model
+    return placement.place(model, where, device(), dtype) if on_device else model
 
 
-def load_plain(folder: Path, *, trust_remote_code: bool = False, head: Head | None = None) -> Any:
-    """A model folder by itself, in float32, on the GPU where there is one. head: None for the one of its files."""
+def load_plain(
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    head: Head | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """A model folder by itself, on the GPU where there is one. head: None for the one of its files."""
     head = head or head_in(folder, load_config(folder, trust_remote_code))
-    model: Any = load_model(folder, dtype=torch.float32, trust_remote_code=trust_remote_code, head=head)
-    return model.to(device())
+    where = placement.chosen("auto", folder, device(), dtype=dtype)
+    model: Any = placement.load_for(where, folder, dtype=dtype, trust_remote_code=trust_remote_code, head=head)
+    return placement.place(model, where, device(), dtype)
 
 
 @dataclass(frozen=True)
@@ -112,10 +127,8 @@ def load_target(target: str, base_model: str | None, trusted: bool) -> Target:
     folder = find_model(target, where="the model")
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     head = head_in(folder, load_config(folder, trusted))
-    model: Any = load_model(folder, dtype=dtype, trust_remote_code=trusted, head=head)
-    return Target(
-        model.to(device()), load_tokenizer(folder, trusted), folder, None, None, objective_for(head), head=head
-    )
+    model = load_plain(folder, trust_remote_code=trusted, head=head, dtype=dtype)
+    return Target(model, load_tokenizer(folder, trusted), folder, None, None, objective_for(head), head=head)
 
 
 def objective_for(head: Head | None) -> Objective:

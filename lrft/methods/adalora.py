@@ -106,7 +106,7 @@ class AdaLora(Method):
         if done >= last or (done > first and done % self.every == 0):
             ranks = [len(tensors["gate"]) for tensors in pairs.values()]
             keep = self.budget(done, run.total_steps, sum(ranks), sum(asked(rank, self.over) for rank in ranks))
-            scores = torch.cat([self.scores(site) for site in pairs])
+            scores = torch.cat([self.scores(site).to(tensors["gate"].device) for site, tensors in pairs.items()])
             gone = torch.zeros_like(scores, dtype=torch.bool)
             gone[scores.argsort(stable=True)[: len(scores) - keep]] = True  # ties too: exactly so many
             for tensors, mine in zip(pairs.values(), gone.split(ranks), strict=True):
@@ -133,7 +133,7 @@ class AdaLora(Method):
         smoothed(self.memory, key, (p * p.grad).abs(), self.beta1, self.beta2)
 
     def scores(self, site: str) -> Tensor:
-        """(r,) for one layer."""
+        """(r,) for one layer, where its memory lies: after resuming on the CPU, until it is followed again."""
         A, gate, B = (self.memory[f"mean/{site}.{w}"] * self.memory[f"spread/{site}.{w}"] for w in ("A", "gate", "B"))
         return gate + A.mean(dim=1) + B.mean(dim=0)
 

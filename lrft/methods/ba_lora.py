@@ -176,9 +176,11 @@ def nuclear_share(Z: Tensor, k: int) -> Tensor:
 def leading_sum(Z: Tensor, k: int) -> Tensor:
     """s_1 + ... + s_k, whose gradient is U_k V_k': without the ill-conditioned one of equal singular values."""
     k = min(k, *Z.shape)
-    with torch.no_grad():
+    # Autocast would have the products in 16 bits, of which CUDA makes no decomposition.
+    with torch.no_grad(), torch.autocast(Z.device.type, enabled=False):
         U, _, V = svd.leading(Z.detach(), k, iterations=2) if k < min(Z.shape) else svd.exact(Z.detach(), k)
-    return (Z * (U @ V.T)).sum()
+        directions = U @ V.T
+    return (Z * directions).sum()
 
 
 def sureness(Z0: Tensor, tau: float) -> float:

@@ -1,5 +1,5 @@
-"""DEFT, a subspace of the outputs taken away and filled anew. As in PEFT 0.21's `deft`, first values included.
-Kumar et al., "DEFT: Decompositional efficient fine-tuning for text-to-image models".
+"""DEFT, a subspace of the outputs taken away and filled anew. Kumar et al., 2025, arXiv 2509.22793; first values as in
+PEFT.
 
     W' = W + Q (s R - T' W),    decomposition relu: Q = P, T = max(P, 0);  qr: Q = T = an orthonormal basis of P
 
@@ -27,7 +27,7 @@ class Deft(Method):
 
     name: ClassVar[str] = "deft"
     kind: ClassVar[str] = "parametrization"
-    paper: ClassVar[str] = "as in PEFT"
+    paper: ClassVar[str] = "arXiv 2509.22793"
     equation: ClassVar[str] = "W + Q ((alpha / r) R - T' W), Q and T (d, r) made of a trained P"
     parameters: ClassVar[str] = "r (d + k)"
     exports: ClassVar[str] = "PEFT DEFT where all ranks are one, or merged model"
@@ -68,7 +68,7 @@ class Deft(Method):
 
     def initialize(self, adapter: Any, W0: Tensor) -> None:
         _, T = adapter.directions()
-        adapter.R.copy_(T.T @ W0 / adapter.site.scale)
+        adapter.R.copy_(T.T.to(W0.device) @ W0 / adapter.site.scale)
 
 
 class DeftAdapter(Adapter):

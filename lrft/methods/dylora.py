@@ -111,7 +111,8 @@ class DyloraAdapter(Delta):
     def first(self, b: int) -> Tensor:
         """The gate of the first b components."""
         rank = self.site.rank
-        return (torch.arange(rank) < b).to(self.site.dtype) * (rank / b)
+        device = self.gate.device if hasattr(self, "gate") else None  # made where it is used: copies wait for a GPU
+        return (torch.arange(rank, device=device) < b).to(self.site.dtype) * (rank / b)
 
     def draw(self, b: int, *, frozen: bool) -> None:
         self.drawn.copy_(self.first(b))

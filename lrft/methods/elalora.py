@@ -20,6 +20,7 @@ from torch import Tensor
 from lrft.adapters.adapter import Delta, Site
 from lrft.adapters.gated import GatedPair, asked, built, smoothed
 from lrft.adapters.part import Method, Run
+from lrft.model.send import send
 from lrft.utils.seeds import seed_of
 
 STD = 0.02
@@ -98,30 +99,32 @@ class Elalora(Method):
     def adjust(self, run: Run, scores: Mapping[str, Tensor], moves: int) -> None:
         """Take out the `moves` components that matter least; give one to the layer of each that matters most."""
         offered: list[tuple[float, str, int]] = []
-        for site, adapter in run.adapters.items():
-            found = scores[site].tolist()
-            order = sorted(in_use(adapter.tensors()["A"]), key=found.__getitem__)
+        state = read({site: torch.stack([scores[site], p.any(dim=1)]) for site, p in rows_in(run).items()})
+        used = {site: [slot for slot, drawn in enumerate(mask) if drawn] for site, (_, mask) in state.items()}
+        for site, (found, _) in state.items():
+            order = sorted(used[site], key=found.__getitem__)
             offered += [(found[slot], site, slot) for slot in order[: min(self.candidates, len(order) - 1)]]
         offered.sort(key=lambda one: one[0])
         left = 0
         for _, site, slot in offered[:moves]:
             for row in self.rows(run, site, slot):
                 row.zero_()
+            used[site].remove(slot)
             left += 1
         givers = cycle(reversed(offered))
         while left:
             _, site, _ = next(givers)
-            left -= self.grow(run, site)
+            left -= self.grow(run, site, used[site])
 
-    def grow(self, run: Run, site: str) -> bool:
-        """Start a component in a free place of the layer, if there is one."""
+    def grow(self, run: Run, site: str, used: list[int]) -> bool:
+        """Start a component in a free place of the layer, if there is one beside those in use."""
         tensors = run.adapters[site].tensors()
-        used = in_use(tensors["A"])
         free = [slot for slot in range(len(tensors["A"])) if slot not in used]
         if free:
             generator = torch.Generator().manual_seed(seed_of(run.seed, self.name, run.step, site, free[0]))
             for rows in (tensors["A"], tensors["B"].T):
-                rows[free[0]] = new_direction(rows[used], generator)
+                rows[free[0]] = new_direction(torch.stack([rows[slot] for slot in sorted(used)]), generator)
+            used.append(free[0])
         return bool(free)
 
     def rows(self, run: Run, site: str, slot: int) -> Iterator[Tensor]:
@@ -141,14 +144,21 @@ class Elalora(Method):
         self.memory.update({name: tensor.clone() for name, tensor in state.items()})
 
 
-def in_use(A: Tensor) -> list[int]:
-    slots: list[int] = A.any(dim=1).nonzero().flatten().tolist()
-    return slots
+def rows_in(run: Run) -> dict[str, Tensor]:
+    """A (r, k) of each layer: a row that is zero is not in use."""
+    return {site: adapter.tensors()["A"] for site, adapter in run.adapters.items()}
+
+
+def read(figures: Mapping[str, Tensor]) -> dict[str, list[list[float]]]:
+    """Tensors (2, n) as lists, n as it comes, read at once: each read makes a GPU wait."""
+    values = torch.cat(list(figures.values()), dim=1).tolist()
+    ends = torch.tensor([0, *(figure.shape[1] for figure in figures.values())]).cumsum(0).tolist()
+    return {site: [row[ends[n] : ends[n + 1]] for row in values] for n, site in enumerate(figures)}
 
 
 def new_direction(rows: Tensor, generator: torch.Generator) -> Tensor:
     """A random vector of length one, orthogonal to `rows` (n, m) where there is room for it."""
-    v = torch.randn(rows.shape[1], generator=generator).to(rows)
+    v = send(torch.randn(rows.shape[1], generator=generator).to(rows.dtype), rows.device)
     if 0 < len(rows) < len(v):
         Q = torch.linalg.qr(rows.T).Q
         v = v - Q @ (Q.T @ v)

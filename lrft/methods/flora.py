@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lrft.adapters.part import Making, Part, Run
 from lrft.adapters.projected_adam import precise, turned_back, upright
+from lrft.model.send import send
 from lrft.utils import seeds
 
 TINY = 1e-30  # Adafactor's, on the square of the gradient
@@ -88,9 +89,9 @@ class ProjectedMomentum(torch.optim.Optimizer):
         }
 
     @torch.no_grad()
-    def take(self, p: Tensor) -> bool:
+    def take(self, p: Tensor, gradient: Tensor) -> bool:
         """Add a pass's gradient to the projected sum, where there is one (`TakesGradients`)."""
-        G = upright(p.grad)
+        G = upright(gradient)
         if not is_projected(G.shape, self.known[p][1]):
             return False
         C = G @ self.of_sum(p, G)
@@ -165,7 +166,7 @@ class ProjectedMomentum(torch.optim.Optimizer):
         """A (n, r) number so much. On the CPU, whose random numbers no other device has."""
         generator = torch.Generator().manual_seed(seeds.seed_of(self.seed, name, number))
         A = torch.randn(like.shape[1], rank, generator=generator, dtype=like.dtype) / math.sqrt(rank)
-        return A.to(like.device)
+        return send(A, like.device)
 
 
 def projected_numbers(d: int, k: int, rank: int) -> int:

@@ -54,8 +54,7 @@ class FloraAdapter(Adapter):
 
     def masks(self) -> tuple[Tensor, Tensor]:
         """A (r, k) and B (d, r) of the formula."""
-        first = torch.zeros(len(self.A), dtype=self.A.dtype, device=self.A.device)
-        first[0] = 1
+        first = (torch.arange(len(self.A), device=self.A.device) == 0).to(self.A.dtype)
         return self.A + first[:, None], self.B + len(self.A) * first
 
     def weight(self, W0: Tensor) -> Tensor:

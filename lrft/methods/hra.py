@@ -92,5 +92,7 @@ class HraAdapter(Adapter):
         T = torch.linalg.solve_triangular((U.T @ U).triu(1) + eye / 2, eye, upper=True)
         first, second = U.unflatten(1, (r // 2, 2)).unbind(2)
         V = torch.stack([first, second - first], dim=2).flatten(1)
-        back = torch.block_diag(*[eye.new_tensor([[1.0, 1.0], [0.0, 1.0]])] * (r // 2))  # U = V back
+        # U = V back: blocks [[1, 1], [0, 1]] along the diagonal.
+        even = (torch.arange(r - 1, device=U.device) % 2 == 0).to(U.dtype)
+        back = eye + torch.diag(even, 1)
         return V, back @ T @ back.T

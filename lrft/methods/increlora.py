@@ -21,6 +21,7 @@ from lrft.adapters.adapter import Delta, Site
 from lrft.adapters.calibration import GRADIENTS_AT_ONCE
 from lrft.adapters.gated import GatedPair, asked, built, smoothed
 from lrft.adapters.part import Method, Run
+from lrft.model.send import send
 from lrft.utils.seeds import seed_of
 
 RESERVE = 1e-5
@@ -124,7 +125,7 @@ class Increlora(Method):
         for site, adapter in run.adapters.items() if self.orthogonality else ():
             tensors, n = adapter.tensors(), self.active(run, site) + (self.grow if self.left(run) else 0)
             for rows in (tensors["A"][:n], tensors["B"].T[:n]):
-                terms.append((rows @ rows.T - torch.eye(len(rows)).to(rows)).norm())
+                terms.append((rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)).norm())
         return self.orthogonality * torch.stack(terms).mean() if terms else None
 
     @torch.no_grad()
@@ -140,14 +141,16 @@ class Increlora(Method):
         for site, p, _ in self.held(run):
             self.step["before"][site, id(p)] = p.detach().clone()
             if p.ndim == 1 and p.grad is not None:
-                p.grad[self.born(run, site).to(p.device) < 0] = 0.0
+                p.grad[self.active(run, site) :] = 0.0  # components are born in their order
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
         for site, p, rates in self.held(run):
-            p.copy_(self.step["before"].pop((site, id(p))).lerp(p, rates.to(p)))
-        for site, score in self.step["scores"].items():
-            if score.isfinite():
+            p.copy_(self.step["before"].pop((site, id(p))).lerp(p, send(rates.to(p.dtype), p.device)))
+        scores = self.step["scores"]
+        finite = torch.stack(list(scores.values())).isfinite().tolist() if scores else []
+        for (site, score), counts in zip(scores.items(), finite, strict=True):
+            if counts:
                 smoothed(self.memory, site, score)
         first, last, done = int(self.begin * run.total_steps), self.end * run.total_steps, run.step + 1
         every = max(1, round(self.interval * run.total_steps))
@@ -172,13 +175,7 @@ class Increlora(Method):
         """Give the components that are due at `progress` to the layers of the highest scores."""
         more = self.goal(run) - len(run.adapters)
         due = self.left(run) - (more - int(round(more * progress, 9)))
-        kinds = ("mean", "spread")
-        score = {
-            site: float(
-                torch.stack([self.memory.get(f"{kind}/{site}", torch.zeros(())).cpu() for kind in kinds]).prod()
-            )
-            for site in run.adapters
-        }
+        score = self.scores(run)
         order = sorted(run.adapters, key=score.__getitem__, reverse=True)
         while due > 0:
             for site in order:
@@ -189,18 +186,31 @@ class Increlora(Method):
                 born[n : n + given] = done
                 due -= given
 
+    def scores(self, run: Run) -> dict[str, float]:
+        """The smoothed score of each site, 0 for one without."""
+        device = next(iter(run.adapters.values())).tensors()["A"].device
+        none = torch.zeros((), device=device)
+        both = [
+            torch.stack([self.memory.get(f"{kind}/{site}", none).to(device) for site in run.adapters])
+            for kind in ("mean", "spread")
+        ]
+        return dict(zip(run.adapters, (both[0] * both[1]).tolist(), strict=True))
+
     def keep_reserve(self, run: Run) -> None:
         """The next components of each layer train A and B behind a gate of almost nothing; none when all are given."""
         left = self.left(run)
+        marks = [adapter.tensors()["A"].any(dim=1) for adapter in run.adapters.values()]
+        marked: list[bool] = torch.cat(marks).tolist()  # read at once
         for site, adapter in run.adapters.items():
             tensors, n = adapter.tensors(), self.active(run, site)
+            mine, marked = marked[: len(tensors["A"])], marked[len(tensors["A"]) :]
             A, B, gate = tensors["A"], tensors["B"], tensors["gate"]
             for slot in range(n + self.grow if left else n):
-                drawn = slot < len(A) and not A[slot].any()
+                drawn = slot < len(A) and not mine[slot]
                 if drawn:
                     generator = torch.Generator().manual_seed(seed_of(run.seed, self.name, site, slot))
-                    A[slot] = STD * torch.randn(A.shape[1], generator=generator).to(A)
-                    B[:, slot] = STD * torch.randn(len(B), generator=generator).to(B)
+                    A[slot] = STD * send(torch.randn(A.shape[1], generator=generator).to(A.dtype), A.device)
+                    B[:, slot] = STD * send(torch.randn(len(B), generator=generator).to(B.dtype), B.device)
                 if drawn or n <= slot < len(A):
                     gate[slot] = RESERVE
             if not left:

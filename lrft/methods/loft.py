@@ -81,7 +81,9 @@ class LoftAdamW(PairOptimizer):
         if not state:
             state.update(step=torch.zeros(()), partner=Y.clone(memory_format=torch.contiguous_format))
             state.update(mean=torch.zeros_like(H), square=H.new_zeros(len(H), r, r))
-        K = torch.linalg.inv((Y @ Y.T).double() + damping * torch.eye(r, dtype=torch.float64, device=Y.device)).to(Y)
+        # Damped it has an inverse: nobody has to ask a GPU whether it was found.
+        square = (Y @ Y.T).double() + damping * torch.eye(r, dtype=torch.float64, device=Y.device)
+        K = torch.linalg.inv_ex(square).inverse.to(Y)
         g, R = H @ K, state["partner"] @ Y.T @ K
         t = int(state["step"].add_(1))
         state["partner"].copy_(Y)

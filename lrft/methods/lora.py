@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 from lrft.adapters.adapter import Delta, Factors, Site
 from lrft.adapters.part import Method
-from lrft.adapters.peft_lora import LoraType
+from lrft.adapters.peft_lora import OF_TRAINING, LoraType
 from lrft.adapters.peft_type import Named
 
 
@@ -49,7 +49,9 @@ class Lora(Method):
             training=(
                 *("use_rslora", "use_dora", "init_lora_weights", "target_parameters", "eva_config", "loftq_config"),
                 *("ensure_weight_tying", "megatron_core", "corda_config", "lora_ga_config", "qalora_group_size"),
+                *("use_bdlora", "velora_config"),
             ),
+            repeated=(OF_TRAINING,),
         )
 
     def alpha(self, rank: int) -> float:

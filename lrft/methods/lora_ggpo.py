@@ -98,7 +98,7 @@ class Noisy(Adapter):
 
     def forward(self, x: Tensor, base: nn.Module) -> Tensor:
         y: Tensor = self.inner(x, base)
-        if not self.training or self.sizes is None or not self.sizes.any():
+        if not self.training or self.sizes is None:
             return y
         # From the global generator: recomputation restores it.
         seed = int(torch.randint(2**62, ()))

@@ -10,9 +10,9 @@ B_j is columns j, n + j, 2 n + j, ... of B. The factor is PEFT's; the authors' o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 
 from lrft.adapters.adapter import Delta, Site
 from lrft.adapters.part import Method
+from lrft.adapters.peft_type import Named, PeftType
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,13 @@ class Randlora(Method):
     paper: ClassVar[str] = "arXiv 2502.00987"
     equation: ClassVar[str] = "W + (alpha / r) sum_j B_j diag(L_j) A diag(G_j), A and B random, the same for all layers"
     parameters: ClassVar[str] = "ceil(m / r) (r + m), m = min(d, k)"
-    exports: ClassVar[str] = "merged model only"
+    exports: ClassVar[str] = "PEFT RANDLORA where all ranks are one, or merged model"
     evidence: ClassVar[str] = "forward and merge compared with PEFT 0.21"
     learning_rate: ClassVar[float] = 1e-4
     rate_source: ClassVar[str] = "the released recipe for commonsense, and PEFT's method comparison, Llama-3.2-3B"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta", "scale", "redrawable")
+    peft_type: ClassVar[str] = "RANDLORA"
 
     bases: Literal["dense", "sparse", "very-sparse"] = "dense"
     """Entries uniform; or -1, 0, 1, of which two thirds, or all but 1 / sqrt(m), are 0. Of variance one in each case.
@@ -46,6 +48,23 @@ class Randlora(Method):
     """Divide the update by sqrt(n) as well, as the authors' code does; their alpha is then 2 r."""
     seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 0
     """Seed of A and B, independent of training.seed; saved with the adapter."""
+    save_projection: bool = False
+    """Save A and B too. PEFT draws other ones, so a start from a folder of PEFT needs it."""
+
+    @classmethod
+    def in_peft(cls) -> RandloraType:
+        return RandloraType(
+            "RANDLORA",
+            RandloraAdapter,
+            {"Lambda": Named("randlora_lambda", "rn"), "Gamma": Named("randlora_gamma", "nm")},
+            alpha="randlora_alpha",
+            dropout="randlora_dropout",
+            training=("projection_prng_key", "sparse", "very_sparse"),
+            fixed={"save_projection": (True,)},
+            conv1d=True,
+            shared={"A": Named("randlora_A", "rom"), "B": Named("randlora_B", "Mnr")},
+            repeated=("randlora_A", "randlora_B"),
+        )
 
     def alpha(self, rank: int) -> float:
         return 20.0 * rank
@@ -54,7 +73,7 @@ class Randlora(Method):
         return alpha / rank
 
     def shared(self, sites: Sequence[Site]) -> nn.Module:
-        return Bases(sites, self.bases, self.seed)
+        return Bases(sites, self.bases, self.seed, saved=self.save_projection)
 
     def build(self, site: Site) -> Delta:
         most = min(site.d, site.k)
@@ -75,7 +94,7 @@ class Bases(nn.Module):
     A: Tensor
     B: Tensor
 
-    def __init__(self, sites: Sequence[Site], kind: str, seed: int) -> None:
+    def __init__(self, sites: Sequence[Site], kind: str, seed: int, *, saved: bool) -> None:
         super().__init__()
         m = max(min(site.d, site.k) for site in sites)
         M = max(max(site.d, site.k) for site in sites)
@@ -86,7 +105,11 @@ class Bases(nn.Module):
             drawn = torch.empty(shape).uniform_(-1, 1, generator=generator)  # float32: the same for every base
             if kind != "dense":
                 drawn = drawn.sign() * (drawn.abs() > 1 - share)
-            self.register_buffer(name, (drawn / drawn.std()).to(sites[0].dtype), persistent=False)
+            made = (drawn / drawn.std()).to(sites[0].dtype)
+            if saved:
+                self.register_parameter(name, nn.Parameter(made, requires_grad=False))
+            else:
+                self.register_buffer(name, made, persistent=False)
 
 
 class RandloraAdapter(Delta):
@@ -115,3 +138,35 @@ class RandloraAdapter(Delta):
         P, Q = self.scaled()
         thin = linear(linear(x, Q), P) if self.site.k == Q.shape[1] else linear(linear(x, P.T), Q.T)
         return self.factor * thin
+
+
+@dataclass(frozen=True)
+class RandloraType(PeftType):
+    """PEFT's B is (M, n, r) and its A (r, 1, m), for a layer of the most inputs and the most outputs of all.
+
+    PEFT repeats both in every layer's part of the file. Here they are written once: PEFT names the others as missing
+    when it loads the folder, and uses the one that it has.
+    """
+
+    def config(self, method: Any, adapters: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+        if method.by_count:
+            raise ValueError("stock PEFT does not divide by the root of the number of bases (by_count)")
+        said = {"sparse": method.bases == "sparse", "very_sparse": method.bases == "very-sparse"}
+        return super().config(method, adapters, modules) | said
+
+    def shared_of(self, shared: Any, sites: Sequence[Site]) -> dict[str, Tensor]:
+        d, k, r = (max(getattr(site, size) for site in sites) for size in ("d", "k", "rank"))
+        m, M = sorted((d, k))
+        A, B = shared.A.new_zeros(r, 1, m), shared.B.new_zeros(M, math.ceil(m / r) * r)
+        A[:, 0, : shared.A.shape[1]] = shared.A
+        B[:, : shared.B.shape[1]] = shared.B
+        return {"randlora_A": A, "randlora_B": B.unflatten(1, (-1, r))}
+
+    def entries(self, method: str, config: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        return [(method, {"save_projection": True})]
+
+    def read_shared(self, shared: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:
+        m = max(min(site.d, site.k) for site in sites)
+        M = max(max(site.d, site.k) for site in sites)
+        columns = max(bases_of(site) * site.rank for site in sites)
+        return {"A": shared["A"][:, 0, :m].contiguous(), "B": shared["B"].flatten(1)[:M, :columns].contiguous()}

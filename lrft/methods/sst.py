@@ -24,6 +24,7 @@ from torch.nn.functional import linear, normalize
 from lrft.adapters import svd
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.part import Method, Run
+from lrft.model.send import send
 from lrft.utils.seeds import seed_of
 
 
@@ -88,7 +89,7 @@ class Sst(Method):
     @torch.no_grad()
     def after_backward(self, run: Run) -> None:
         for name, adapter in spectral(run):
-            chosen = self.drawn[name].to(adapter.S.device)
+            chosen = send(self.drawn[name], adapter.S.device)
             weights = torch.zeros_like(adapter.S)
             weights[chosen] = torch.where(adapter.S[chosen] > 0, 1 / adapter.S[chosen], 0.0)
             for p in (adapter.U, adapter.V):
@@ -98,7 +99,7 @@ class Sst(Method):
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
         for name, adapter in spectral(run):
-            chosen = self.drawn[name].to(adapter.S.device)
+            chosen = send(self.drawn[name], adapter.S.device)
             adapter.S.clamp_(min=0)
             for p in (adapter.U, adapter.V):
                 p[:, chosen] = normalize(p[:, chosen], dim=0)

@@ -73,16 +73,17 @@ class Vera(Method):
 
 
 class Projections(nn.Module):
-    """A (r, K), then B (D, r), uniform in +-sqrt(6 / columns), which is Kaiming's rule with a = 0."""
+    """A (r, K), or `halves` of them below each other, then B (D, r): uniform in +-sqrt(6 / columns), which is Kaiming's
+    rule with a = 0."""
 
     A: Tensor
     B: Tensor
 
-    def __init__(self, sites: Sequence[Site], seed: int, *, trust_the_seed: bool) -> None:
+    def __init__(self, sites: Sequence[Site], seed: int, *, trust_the_seed: bool, halves: int = 1) -> None:
         super().__init__()
         d, k, r = (max(getattr(site, size) for site in sites) for size in ("d", "k", "rank"))
         generator = torch.Generator().manual_seed(seed)
-        for name, shape in (("A", (r, k)), ("B", (d, r))):
+        for name, shape in (("A", (halves * r, k)), ("B", (d, r))):
             bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(shape[1]))
             # In float32 for every base: the same seed means the same matrices.
             drawn = torch.empty(shape).uniform_(-bound, bound, generator=generator).to(sites[0].dtype)

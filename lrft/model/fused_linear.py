@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lrft.model import output_cache
+from lrft.model.experts import ExpertLinear
 from lrft.model.linear import as_rows, is_transposed
 
 
 def is_plain(base: Any) -> bool:
     """Whether the layer is a frozen product and a bias, whose gradient is known here. (A quantised one is not.)"""
-    plain = type(base) is nn.Linear or is_transposed(base)
+    plain = type(base) in (nn.Linear, ExpertLinear) or is_transposed(base)
     return bool(plain and not any(p.requires_grad for p in base.parameters()) and base.weight.is_floating_point())
 
 

@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from lrft.model import pruned
+from lrft.model.experts import ExpertLinear
 from lrft.model.pruned import PrunedLinear
 from lrft.model.quantized import QuantizedLinear
+from lrft.model.streamed import content
 from lrft.utils.divided import whole
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """True for transformers' Conv1D. (An instance can only exist when its module has been imported.)"""
+    """True for transformers' Conv1D, and for an expert of a stack that is stored so. (An instance of the first can only
+    exist when its module has been imported.)"""
+    if isinstance(module, ExpertLinear):
+        return module.transposed
     conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     return conv1d is not None and isinstance(module, conv1d)
 
@@ -29,7 +34,7 @@ def is_transposed(module: nn.Module) -> bool:
 def is_linear(module: nn.Module) -> bool:
     if isinstance(module, QuantizedLinear):
         return module.is_layer
-    return isinstance(module, nn.Linear | PrunedLinear) or is_transposed(module)
+    return isinstance(module, nn.Linear | PrunedLinear | ExpertLinear) or is_transposed(module)
 
 
 def named_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -69,8 +74,10 @@ def stored_transposed(module: Any) -> bool:
 def rows(module: Any) -> Tensor:
     """W as (d, k) in the layer's own dtype: its own memory, or made anew where the layer is quantised."""
     if isinstance(module, PrunedLinear):
-        return module.whole.weight.to(module.device)
-    return as_rows(module.weight, is_transposed(module))
+        return module.whole.weight.to(module.device, module.dtype)
+    stacked = isinstance(module, ExpertLinear)
+    weight = content(module.stack, module.expert) if stacked else content(module.weight)
+    return as_rows(weight, is_transposed(module))
 
 
 def dense(module: Any) -> Tensor:

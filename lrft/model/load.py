@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from lrft.model.added_tokens import Added
+
 # What transformers is asked for by the word of a recipe, where it is another. SDPA is asked of the whole: asked of each
 # part it is refused for a model with a tower that has none; left to choose, parts take it where they can.
 KERNELS = {"auto": None, "sdpa": {"": "sdpa"}}
@@ -45,6 +47,7 @@ def load_model(
     attention: str = "auto",
     trust_remote_code: bool = False,
     head: Head | None = None,
+    added: Added | None = None,
 ) -> PreTrainedModel:
     """The language model in `folder`, with the towers of one that also sees or hears: in eval mode, every parameter
     frozen and in `dtype`.
@@ -52,12 +55,14 @@ def load_model(
     quantization   nf4, fp4 or int8: the linear layers but for the output head become `QuantizedLinear`s, made of the
                    weights in `dtype`. A folder that is stored so already is read as it is, with "none".
     head           in the place of the language model's; what the files lack of it is made from its seed
+    added          tokens that the files know nothing of: they get rows in embedding and head
     Raises:
         MissingError: no safetensors, or the attention kernel or the package that quantises is not installed.
         LrftError: transformers cannot read the folder, or the files lack weights that the model has.
     """
     refuse_missing(quantization)
     _import_transformers()
+    from lrft.model.added_tokens import make_rows
     from lrft.model.packed_attention import use_rowwise
     from lrft.model.quantized import take_over
 
@@ -93,6 +98,8 @@ def load_model(
     elif absent:  # transformers fills them with random numbers and goes on
         raise LrftError(f"The weights in {folder} lack {len(absent)} tensors of the model, e.g. {absent[0]}")
     take_over(model)
+    if added is not None:
+        make_rows(model, added)
     if quantization != "none":
         _leave_the_files(model)
     if getattr(model, "hf_quantizer", None) is not None:  # transformers would refuse to move or widen the model
@@ -165,15 +172,22 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
 
 
-def load_skeleton(folder: Path, trust_remote_code: bool = False, head: Head | None = None) -> PreTrainedModel:
-    """The model of `folder` on the meta device: names and shapes, nothing read but the config. head: as `load_model`"""
+def load_skeleton(
+    folder: Path, trust_remote_code: bool = False, head: Head | None = None, added: Added | None = None
+) -> PreTrainedModel:
+    """The model of `folder` on the meta device: names and shapes, nothing read but the config. head, added: as
+    `load_model`"""
     import torch
+
+    from lrft.model.added_tokens import make_rows
 
     config = load_config(folder, trust_remote_code)
     if head is not None:
         head.configure(config)
     with quiet(), _readable(folder, "configuration"), torch.device("meta"):
         model = auto_class(config, folder, head).from_config(config, trust_remote_code=trust_remote_code)
+        if added is not None:
+            make_rows(model, added)
     return model.eval().requires_grad_(False)
 
 
@@ -185,6 +199,7 @@ def imagine_quantized(
     quantization: str = "none",
     trust_remote_code: bool = False,
     head: Head | None = None,
+    added: Added | None = None,
 ) -> Iterator[PreTrainedModel]:
     """The model of `folder` in `dtype`, of fake tensors: on the CPU by their own account, with shapes and no content.
 
@@ -193,6 +208,7 @@ def imagine_quantized(
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+    from lrft.model.added_tokens import make_rows
     from lrft.model.packed_attention import use_rowwise
     from lrft.model.quantized import imagine
 
@@ -205,6 +221,8 @@ def imagine_quantized(
             with torch.device("meta"), unset_fake_temporarily():
                 auto = auto_class(config, folder, head)
                 model = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+                if added is not None:
+                    make_rows(model, added)
             _take_memory(model)
             if quantization != "none":
                 imagine(model, quantization)

@@ -72,7 +72,7 @@ def attention(
     """Query (B, heads, T, head size), key and value (B, key heads, ...) -> (B, T, heads, head size), None."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
+    if attention_mask is None or not are_ends(attention_mask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     lengths, shared = row_lengths(attention_mask)
     if not any(shared) and varlen_attention.takes(module, query, key, value, kwargs):
@@ -116,6 +116,11 @@ def by_rows(
 def rows_of(tensors: Sequence[Tensor], lengths: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
     """The part of each of `tensors` (B, heads, T, head size) that is one row's."""
     return zip(*(tensor.split(list(lengths), dim=2) for tensor in tensors), strict=True)
+
+
+def are_ends(mask: Tensor) -> bool:
+    """Whether it says where packed rows end, rather than which tokens are seen."""
+    return mask.ndim == 4 and not mask.is_floating_point() and mask.dtype != torch.bool
 
 
 def row_lengths(mask: Tensor) -> tuple[list[int], list[int]]:

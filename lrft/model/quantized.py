@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from lrft.errors import MissingError, UsageError
 from lrft.model import output_cache
 from lrft.model.head import head_modules
+from lrft.model.streamed import content
 from lrft.utils.divided import whole
 
 KINDS = ("nf4", "fp4", "int8")
@@ -110,7 +111,7 @@ class QuantizedLinear(nn.Module):
 
     def _whole(self, name: str) -> Tensor:
         """Gathered where it is divided over processes: between passes, all of them must ask for it."""
-        return whole(self.get_parameter(name).data)
+        return whole(content(self.get_parameter(name)).data)
 
     @property
     def weight(self) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from lrft.model.send import send
+
 LARGEST_HEAD = 256
 TRIED = (3, 9, 5)
 """tokens of the rows by which a kernel is tried"""
@@ -68,7 +70,7 @@ def kernel() -> Any:
 
 def starts(lengths: Sequence[int], device: torch.device) -> Tensor:
     """Where each row begins, and where the last one ends: int32 (rows + 1,)."""
-    return torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device, non_blocking=True)
+    return send(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), device)
 
 
 def in_one_call(

@@ -14,7 +14,6 @@ from typing import Any
 from lrft import registry
 from lrft.errors import nearest
 from lrft.foreign import values
-from lrft.foreign.lora import SAVED_WHOLE
 from lrft.moving import sources
 from lrft.moving.draft import Nothing, Unsaid
 from lrft.moving.python_calls import Computed
@@ -121,8 +120,19 @@ def _targets(value: Any, by: Any, folder: Path) -> list[str]:
         str(word) for word in words if str(word) not in ("all-linear", "embed_tokens", "lm_head") or len(words) == 1
     ]
     if "all-linear" in words:
-        raise Unsaid(f"all-linear and modules trained in full: {SAVED_WHOLE}")
+        raise Unsaid("all-linear, and modules that are trained in full: adapter.modules_to_save")
     return kept
+
+
+def _modules(value: Any, by: Any, folder: Path) -> list[str]:
+    """Names of modules that are trained in full."""
+    words = value if isinstance(value, list) else [word.strip() for word in str(value or "").split(",")]
+    return [str(word) for word in words if word]
+
+
+def _plain_tokens(value: Any, by: Any, folder: Path) -> list[dict[str, Any]]:
+    """New tokens whose text stands for them."""
+    return [{"token": str(token), "special": False} for token in value]
 
 
 def _expression(value: Any, by: Any, folder: Path) -> list[str]:
@@ -436,6 +446,8 @@ CONVERSIONS: Mapping[str, Conversion] = {
     "words": _words,
     "parts": _parts,
     "targets": _targets,
+    "modules": _modules,
+    "plain_tokens": _plain_tokens,
     "expression": _expression,
     "layers": _layers,
     "last_layers": _last_layers,

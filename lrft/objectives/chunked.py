@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.objectives.cross_entropy import wide
+from lrft.objectives.cross_entropy import scaled, wide
 
 # (logits (m, vocabulary) in at least float32, index of the first of these m tokens) -> (k,) sums over them.
 Formula = Callable[[Tensor, int], Tensor]
@@ -60,4 +60,4 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> Any:
         gradient, *gradients = ctx.saved_tensors
-        return None, gradient * slope.to(gradient.dtype), None, None, None, *(g * slope for g in gradients)
+        return None, scaled(gradient, slope), None, None, None, *(scaled(g, slope) for g in gradients)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lrft.data.collate import IGNORE_INDEX, sequence_numbers
 from lrft.model.layers import head_of
 from lrft.objectives import shared_prompt
-from lrft.objectives.cross_entropy import chunks, hidden_before_labels, logits_before_labels, wide
+from lrft.objectives.cross_entropy import chunks, hidden_before_labels, logits_before_labels, scaled, wide
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -100,4 +100,4 @@ class _ChunkedLogProbabilities(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return None, gradient * slope[:, None].to(gradient.dtype), None
+        return None, scaled(gradient, slope[:, None]), None

@@ -29,6 +29,7 @@ from lrft.objectives.cross_entropy import (
     mixed,
     mixed_cross_entropy,
     summed_cross_entropy,
+    trained_places,
     weight_of,
     wide,
 )
@@ -264,8 +265,10 @@ class TokenLoss(LossModule):
     @staticmethod
     def weights(batch: Mapping[str, Tensor]) -> Tensor | None:
         """The weights (n,) of the trained tokens; None where all are 1."""
-        trained = batch["labels"][:, 1:] != IGNORE_INDEX
-        return batch[WEIGHTS][:, 1:][trained] if WEIGHTS in batch else None
+        if WEIGHTS not in batch:
+            return None
+        row, column = trained_places(batch["labels"])
+        return batch[WEIGHTS][row, column + 1]
 
     @torch.no_grad()
     def base_answer(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -21,17 +21,18 @@ def grouped(
     weight_decay: float,
     *,
     owners: Mapping[str, str] | None = None,
+    undecayed: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Parameters for an optimiser, one group per learning rate and decay. A tensor's role is the last word of its name.
 
     owners: the site of each tensor, to keep sites apart, or None. Each group keeps "factor", its rate over the
     recipe's, and "site", "" when sites are not kept apart.
-    Vectors (magnitudes, scales) get no weight decay.
+    Vectors (magnitudes, scales, biases) get no weight decay, nor do the matrices `undecayed`, whose rows are vectors.
     """
     groups: dict[tuple[str, float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in trained.items():
         factor = lr_factors.get(name.rsplit(".", 1)[-1], 1.0)
-        decay = weight_decay if parameter.ndim > 1 else 0.0
+        decay = weight_decay if parameter.ndim > 1 and name not in undecayed else 0.0
         site = "" if owners is None else owners[name]
         groups.setdefault((site, factor, decay), []).append((name, parameter))
     return [

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lrft import data
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, AdapterLinear
 from lrft.adapters.attach import attach_sites, prune_base, select_sites, trained_in
+from lrft.adapters.beside import names_for
 from lrft.adapters.gradients import FurtherPasses
 from lrft.adapters.modules_to_save import SavedModule
 from lrft.adapters.reach import uncalled
@@ -31,9 +32,10 @@ from lrft.data.sampler import auxiliary_schedule, batch_schedule, tokens_of
 from lrft.distributed import arriving, fsdp, processes, zero2
 from lrft.errors import LrftError, Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
-from lrft.loading.from_recipe import made, sketched_head
+from lrft.loading.from_recipe import added_by, made, sketched_head, tokens_for
 from lrft.loading.others import Found
-from lrft.model import linear
+from lrft.model import linear, placement
+from lrft.model.experts import word_of
 from lrft.model.layers import blocks_of, decoder_of
 from lrft.model.load import imagine_quantized
 from lrft.model.quantized import count, load_library
@@ -42,6 +44,7 @@ from lrft.optim.base import Optimizer
 from lrft.planning import activation_memory, communication
 from lrft.planning import communication as planning_communication
 from lrft.planning.communication import H100_MEMORY, Memory, Ring, alone, efficiency, sent
+from lrft.planning.streaming import MEMORY, PCIE, Link, Placement, placements
 from lrft.planning.time_parts import Sizes, Speeds, TimeParts, time_parts
 from lrft.recipe import Recipe
 from lrft.recipe.schema import MOST_TOKENS
@@ -88,6 +91,11 @@ class Plan:
     devices: int
     """devices over all nodes"""
     nodes: int
+    placements: dict[str, Placement]
+    """of the base on one device, by `model.placement`; none for several devices"""
+    placement: str
+    """that of the run, by the recipe or its auto"""
+    link: Link
 
     @property
     def seconds(self) -> float:
@@ -215,6 +223,16 @@ def make_plan(
         found.copies,
     )
     speeds = Speeds(speed * EFFICIENCY * devices, seconds_of_a_weight(active))
+    parts = time_parts(recipe, prepared, schedule, sizes, speeds, flops, size.rows)
+    link = PCIE if torch.cuda.is_available() else MEMORY
+    placed, where = dict[str, Placement](), placement.RESIDENT
+    if devices == 1:
+        where, copies = placed_as(recipe, source)
+        each, blocks = parts.steps / schedule.total_steps, found.blocks if copies else 0
+        both = passes * (1 + further.own + further.auxiliary)
+        placed = placements(whole, blocks, found.outside, each, link, both=both, forward=passes * further.base)
+        mine = placed.get(where, placed[placement.RESIDENT])
+        memory[strategy], parts = mine.memory, replace(parts, steps=mine.seconds * schedule.total_steps)
     return Plan(
         modules=found.modules,
         parameters=found.parameters,
@@ -228,11 +246,33 @@ def make_plan(
         why=why,
         flops=flops,
         speed=speed,
-        time=time_parts(recipe, prepared, schedule, sizes, speeds, flops, size.rows),
+        time=parts,
         evaluations=evaluations(recipe, prepared, schedule),
         devices=devices,
         nodes=nodes,
+        placements=placed,
+        placement=where,
+        link=link,
     )
+
+
+def placed_as(recipe: Recipe, source: Path) -> tuple[str, bool]:
+    """(the placement that a run on one device would have, whether its blocks would be copied if it were streamed).
+
+    A CPU copies nothing that it can read where it lies, in the dtype in which it computes.
+    """
+    kind, trusted = recipe.model.quantization, recipe.model.trust_remote_code
+    dtype = hardware.DTYPES[
+        hardware.frozen_dtype(recipe.model.precision, hardware.computation(recipe.training.precision))
+    ]
+    device, head = hardware.device(), sketched_head(recipe)
+    copies = device.type == "cuda" or bool(
+        placement.narrower(source, dtype, quantization=kind, head=head, trust_remote_code=trusted)
+    )
+    wanted = recipe.model.placement
+    if wanted == "auto" and recipe.training.compile:
+        return placement.RESIDENT, copies
+    return placement.chosen(wanted, source, device, dtype=dtype, quantization=kind), copies
 
 
 def passed_over(
@@ -271,7 +311,9 @@ def imagine_adapted(
         outside = sum(p.numel() * p.element_size() for p in model.parameters() if p not in within)
         passed_over = uncalled(model)
         sites = select_sites(model, recipe.adapter, composition, recipe.where, passed_over)
-        attached = attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where)
+        tokens = tokens_for(recipe, source)
+        names = names_for(model, recipe.adapter, [site.name for site in sites], recipe.where, tokens)
+        attached = attach_sites(model, sites, composition, seed=0, fresh=False, where=recipe.where, names=names)
         model.train()
         copies = max(adapter.copies for adapter in attached.modules.values())
         kept = activation_memory.activations(
@@ -328,7 +370,7 @@ def chosen(recipe: Recipe, weights: int, names: list[str]) -> tuple[str, str]:
     kind = fsdp.strategy(wanted, weights, memory)
     why = f"distributed.strategy: {wanted}"
     if wanted == "auto":
-        most = f"{fsdp.MOST_OF_A_GPU:.0%} of a GPU's {memory / 1e9:.0f} GB"
+        most = f"{placement.MOST_OF_A_DEVICE:.0%} of a GPU's {memory / 1e9:.0f} GB"
         why += f", as the base takes {'more' if kind == 'fsdp' else 'no more'} than {most}"
     if kind in ("ddp", "zero2"):
         return kind, why
@@ -350,6 +392,7 @@ def imagined(recipe: Recipe, source: Path, labels: Sequence[str] = ()) -> Abstra
         quantization=recipe.model.quantization,
         trust_remote_code=recipe.model.trust_remote_code,
         head=sketched_head(recipe, labels),
+        added=added_by(recipe, source),
     )
 
 
@@ -400,11 +443,11 @@ def by_module(model: nn.Module) -> list[dict[str, Any]]:
     frozen, in_full = [f"{name}.base" for name in saved], [f"{name}.trained" for name in saved]
     for name, module in model.named_modules():
         if linear.is_linear(module) and not is_in(name, frozen):
-            word = name.removesuffix(".base").removesuffix(".trained").rsplit(".", 1)[-1]
+            word = word_of(name.removesuffix(".base").removesuffix(".trained"))
             counted[(word, *linear.shape(module))] += 1
             trained[(word, *linear.shape(module))] += trained_in(module) if is_in(name, in_full) else 0
         if isinstance(module, AdapterLinear):
-            word = name.rsplit(".", 1)[-1]
+            word = word_of(name)
             adapter: Adapter = module.adapter
             trained[(word, adapter.site.d, adapter.site.k)] += sum(
                 p.numel() for p in adapter.parameters() if p.requires_grad

@@ -18,6 +18,8 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     facts = asdict(plan) | {"seconds": plan.seconds}
     facts |= {"communication": plan.communication, "exchange": plan.exchange, "efficiency": plan.efficiency}
     facts["memory"] = {name: asdict(part) | {"total": part.total} for name, part in plan.memory.items()}
+    for name, placed in plan.placements.items():
+        facts["placements"][name]["memory"]["total"] = placed.memory.total
     return facts
 
 
@@ -52,6 +54,7 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
         ),
         ("memory", [*shown, f"{'together':<12}{byte_size(held.total):>10}"]),
         ("time", time_lines(plan)),
+        *([("placement", placement_lines(plan, recipe))] if len(plan.placements) > 1 else []),
     ]
     if commands := after_training.shown(recipe):
         said.append(("after", [*commands, "memory and time of these are not estimated"]))
@@ -73,6 +76,19 @@ def device_lines(plan: Plan) -> list[str]:
         ),
         f"`lrft train` runs {plan.strategy} ({plan.why})",
     ]
+
+
+def placement_lines(plan: Plan, recipe: Recipe) -> list[str]:
+    """What each placement of the base takes of one device."""
+    lines = [
+        f"{name:<12}{byte_size(placed.memory.total):>10}   {placed.seconds:.3g} s a step"
+        + (
+            f", copies {byte_size(placed.copied)} at {plan.link.speed / 1e9:.0f} GB/s ({plan.link.name})"
+            * (placed.copied > 0)
+        )
+        for name, placed in plan.placements.items()
+    ]
+    return [*lines, f"`lrft train` has it {plan.placement} (model.placement: {recipe.model.placement})"]
 
 
 def divided_words(plan: Plan, name: str) -> str:

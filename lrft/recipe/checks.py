@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lrft import registry
 from lrft.errors import nearest
-from lrft.recipe import messages, no_effect, taken_gradients
+from lrft.recipe import beside, messages, no_effect, taken_gradients
 from lrft.recipe.foreign_keys import VALUES
 from lrft.recipe.nodes import DEFAULT, Node, mapping, plain
 from lrft.recipe.problems import Problems, Refused
@@ -54,6 +54,7 @@ def all_of(root: Node, problems: Problems) -> Node:
         _schedule(training, problems)
         _other_reference(root, training, problems)
         root = root.with_child("training", training)
+    _beside_streamed(root, problems)
     _rows(root, problems)
     _shares(root, problems)
     _streaming(root, problems)
@@ -66,6 +67,7 @@ def all_of(root: Node, problems: Problems) -> Node:
     _best(root, problems)
     _after(root, problems)
     no_effect.refuse(root, problems)
+    beside.refuse(root, problems)
     root = adapter(root, problems)
     taken_gradients.refuse(root, problems)
     return root
@@ -425,6 +427,19 @@ def _is_quantized(root: Node) -> bool:
     model = root.child("model")
     node = model.child("quantization") if model is not None else None
     return node is not None and node.value != "none"
+
+
+def _beside_streamed(root: Node, problems: Problems) -> None:
+    """What a base that is copied block by block to one device is refused with."""
+    placement = root.at(("model", "placement"))
+    if placement is None or placement.value != "streamed":
+        return
+    compiled, strategy = root.at(("training", "compile")), root.at(("distributed", "strategy"))
+    if compiled is not None and compiled.value is True:
+        problems.add(compiled.place, "training.compile does not support model.placement: streamed. Remove one of them")
+    if strategy is not None and strategy.value == "fsdp":
+        text = "divides the base over devices, and model.placement: streamed copies it to one. Remove one of them"
+        problems.add(strategy.place, f"distributed.strategy: fsdp {text}")
 
 
 def _quantizes(root: Node) -> bool:

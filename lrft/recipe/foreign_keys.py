@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from lrft.foreign import values
+from lrft.foreign import others, values
 from lrft.foreign.entries import SAYS, Entry, To, place
-from lrft.foreign.lora import LOFTQ, SAVED_WHOLE
 from lrft.foreign.tools import TOOLS
 from lrft.recipe.nodes import Node
 from lrft.recipe.schema import Section
@@ -166,137 +165,25 @@ OTHERS: Mapping[str, str] = {
     **dict.fromkeys(
         ("swanlab_workspace", "swanlab_logdir"), "logging.report_to: [{swanlab: {project: ..., run_name: ...}}]"
     ),
+    "reference_free": "training.objective: {cpo: {alpha: 0}}, which has no reference",
+    **dict.fromkeys(("deterministic_mode", "cudnn_deterministic_mode"), "training.deterministic"),
+    "export_hub_model_id": "after.push: OWNER/NAME",
 }
 
-# Names with a sentence of their own.
+# Names that stand for several things, or whose answer is none of the tables' kinds.
 SENTENCES: Mapping[str, str] = {
     "batch_size": "is ambiguous. Per step over all devices: training.global_batch_size. "
     "Per device and pass: training.micro_batch_size",
     "gradient_accumulation_steps": "is not needed: remove it and set training.global_batch_size "
     "(rows per device x accumulation steps x devices)",
     **dict.fromkeys(
-        ("resume_from_checkpoint", "resume", "restore_from"),
-        "is not part of a recipe: give --resume to the command",
-    ),
-    **dict.fromkeys(
-        ("bnb_4bit_use_double_quant", "double_quantization"),
-        "is not needed: model.quantization nf4 and fp4 always quantise the scales too",
-    ),
-    **dict.fromkeys(("use_loftq", "loftq_config"), f": {LOFTQ}"),
-    **dict.fromkeys(
-        ("devices", "num_nodes", "num_processes", "nproc_per_node"),
+        ("devices", "num_nodes"),
         "is not needed: the launcher says it, as in torchrun --nproc-per-node 2 -m lrft train",
     ),
-    "reference_free": "is another tool's name. In lrft: training.objective: {cpo: {alpha: 0}}, which has no reference",
-    **dict.fromkeys(
-        ("max_prompt_length", "max_completion_length", "max_target_length"),
-        "is not needed: data.max_length is of prompt and answer together, "
-        "and a row that is longer is never cut in silence",
-    ),
-    **dict.fromkeys(
-        ("loss_weights", "ld_alpha", "f_divergence_type", "use_weighting", "sync_ref_model", "dpop_lambda"),
-        "is not supported in this version: docs/preferences.md lists what dpo has",
-    ),
-    "pref_bco_weight": "is not supported in this version",
-    "ref_model_mixup_alpha": "is not supported in this version",
-    "ref_model_sync_steps": "is not supported in this version",
-    "on_signal": "is not needed: SIGTERM and Ctrl-C always save a checkpoint before the run ends",
-    **dict.fromkeys(
-        ("generation", "generation_config", "generation_max_length", "predict_with_generate"),
-        "is not a key: answers are greedy, of at most evaluation.max_new_tokens tokens",
-    ),
-    **dict.fromkeys(
-        ("full_determinism", "deterministic_mode", "cudnn_deterministic_mode"),
-        "is another tool's name. In lrft: training.deterministic",
-    ),
-    "run_name": "belongs to a tracker: logging.report_to: [{NAME: {run_name: ...}}]",
-    "mlflow_tracking_uri": "is not a key of a recipe: set the environment variable MLFLOW_TRACKING_URI, and "
-    "logging.report_to: [mlflow]",
-    **dict.fromkeys(
-        ("ref_model", "ref_model_name_or_path", "reference_model"),
-        "is not needed: the reference is the base with the adapter switched off, or the adapter of adapter.start_from",
-    ),
-    **dict.fromkeys(
-        ("dataset_processes", "dataset_num_proc", "preprocessing_num_workers", "preprocessing_batch_size"),
-        "is not needed: the tokenizer takes all cores, and memory does not grow with the rows",
-    ),
-    **dict.fromkeys(
-        ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
-        "is not needed: a step's rows are read from mapped files, and no loader stands between",
-    ),
-    **dict.fromkeys(
-        ("dataset_prepared_path", "tokenized_path", "overwrite_cache", "dataset_keep_in_memory"),
-        "is not needed: tokenised rows are kept below LRFT_CACHE and made again when anything has changed; "
-        "data.cache: false keeps none",
-    ),
-    **dict.fromkeys(
-        ("dataset_exact_deduplication", "deduplicate"),
-        "is not a key: `lrft data RECIPE` lists exact and near copies, so that they can be taken out of the files",
-    ),
-    "group_by_length": "is not needed: the rows of a step are sorted by length before they are dealt to passes",
-    **dict.fromkeys(
-        ("pad_to_sequence_len", "pad_to_multiple_of"),
-        "is not needed: a pass is padded to its longest row, or packed",
-    ),
-    "dataloader_drop_last": "is not needed: the last step of an epoch has fewer rows and its own divisor",
-    "remove_unused_columns": "is not needed: columns that no format reads are counted in the report",
-    "ignore_pad_token_for_loss": "is not needed: padding is masked by its place, whatever the token",
-    **dict.fromkeys(
-        ("train_on_eos", "train_on_eot"), "is not needed: the token that closes an answer is trained with it"
-    ),
-    **dict.fromkeys(
-        ("message_field_training", "message_field_training_detail"),
-        "is not a key: a turn with train: false, or weight: 0, is shown and not trained",
-    ),
-    **dict.fromkeys(
-        ("message_property_mappings", "message_field_role", "message_field_content"),
-        "is not needed: turns are read with role and content, or with from and value",
-    ),
-    **dict.fromkeys(
-        ("default_system", "system_prompt"), "is not a key: rows have a system turn of their own or a column system"
-    ),
-    "tool_format": "is not needed: the chat template writes calls and tools",
-    "plot_loss": "is not needed: report.md of a run has the picture of the losses",
-    **dict.fromkeys(
-        ("include_effective_tokens_per_second", "include_tokens_per_second", "include_num_input_tokens_seen"),
-        "is not needed: metrics.jsonl and trackers get tokens, and tokens a second, of each step",
-    ),
-    "overwrite_output_dir": "is not part of a recipe: give --fresh to the command",
-    **dict.fromkeys(
-        ("push_to_hub", "hub_model_id", "export_hub_model_id", "hub_strategy"),
-        "is another tool's name. In lrft: after.push: OWNER/NAME",
-    ),
-    **dict.fromkeys(
-        ("comet_api_key", "swanlab_api_key", "hf_hub_token", "hf_use_auth_token"),
-        "is a secret, which no recipe holds: services read theirs from the environment",
-    ),
-    "loraplus_lr_embedding": "is not needed: embeddings are not trained",
-    **dict.fromkeys(
-        ("use_adam_mini", "use_badam", "use_apollo", "torchdistx_path"),
-        "is not supported in this version; training.optimizer has the optimisers that are there",
-    ),
-    "additional_target": f": {SAVED_WHOLE}",
-    "lora_modules_to_save": f": {SAVED_WHOLE}",
 }
 ACCUMULATION = ("gradient_accumulation_steps", "grad_accumulation_steps", "gradient_accumulation")
 PER_DEVICE = ("per_device_train_batch_size", "micro_batch_size", "local_batch_size", "batch_size")
 
-# Keys of other versions of this format.
-ABSENT: frozenset[str] = frozenset(
-    {
-        "after",
-        "compare",
-        "compile",
-        "modules_to_save",
-        "objective",
-        "task",
-    }
-)
-
-_PAIR_LOSSES = (
-    *("ipo", "hinge", "robust", "exo_pair", "bco_pair", "nca_pair", "apo_zero", "apo_down", "sppo_hard", "discopop"),
-)
-_SHORT = {"slic": "hinge", "bco": "bco_pair", "exo": "exo_pair", "nca": "nca_pair", "sppo": "sppo_hard"}
 # {key: {value: sentence}}: values that a nearest name would not explain.
 _NOT_YET = "is not supported in this version"
 _WARMUP = "training.warmup_ratio and training.warmup_steps hold for every schedule"
@@ -427,8 +314,8 @@ def reasons() -> Mapping[str, str]:
 def _entries() -> Iterator[tuple[str, Entry]]:
     """(last part of the dotted name, entry) of every line of every table that is no name of lrft."""
     ours = {name for section in Section.__subclasses__() for name in section.model_fields}
-    for tool in TOOLS.values():
-        for dotted, entry in tool.KEYS.items():
+    for table in (*(tool.KEYS for tool in TOOLS.values()), others.KEYS):
+        for dotted, entry in table.items():
             name = dotted.rsplit(".", 1)[-1]
             if name and not name.startswith("_") and name not in ours:
                 yield name, entry
@@ -439,12 +326,9 @@ def key_sentence(name: str, dotted: str, root: Node) -> str | None:
     if name in ACCUMULATION:
         return f"{dotted} {SENTENCES[ACCUMULATION[0]]}{_product(name, root)}"
     if name in SENTENCES:
-        sentence = SENTENCES[name]
-        return f"{dotted}{sentence}" if sentence.startswith(":") else f"{dotted} {sentence}"
+        return f"{dotted} {SENTENCES[name]}"
     if name in keys():
         return f"{dotted} is another tool's name. In lrft: {keys()[name]}"
-    if name in ABSENT:
-        return f"{dotted} is not supported in this version"
     if name in reasons():
         return f"{dotted} is another tool's name, without a key in lrft: {reasons()[name]}"
     return None

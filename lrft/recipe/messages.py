@@ -18,6 +18,7 @@ from lrft.recipe.yaml_scalars import looks_like_number
 SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     (): schema.Recipe,
     ("model",): schema.ModelSection,
+    ("model", "add_tokens"): schema.NewToken,
     ("adapter",): schema.AdapterSection,
     ("adapter", "overrides"): schema.ModuleOverride,
     ("data",): schema.DataSection,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -41,10 +42,13 @@ from lrft.recipe.types import (
     Share,
     Text,
     Texts,
+    TokenText,
     Tools,
+    TrainTokens,
     Validation,
     Values,
     Wording,
+    named,
 )
 
 MOST_TOKENS = 16384
@@ -64,6 +68,15 @@ class Section(BaseModel):
         return self
 
 
+class NewToken(Section):
+    token: TokenText = Field(description="The token's text.")
+    special: bool = Field(
+        default=True,
+        description="A special token is written by the chat template alone: its text in a row is characters, and "
+        "decoded answers lack it. false: its text stands for it everywhere.",
+    )
+
+
 class ModelSection(Section):
     name: Text = Field(description="Hub name or local folder of the base model, or a .gguf file.")
     revision: Text | None = Field(default=None, description="Commit, tag or branch of a hub model.")
@@ -74,11 +87,22 @@ class ModelSection(Section):
         default="none",
         description="Quantises the weights of all linear layers except the output head to 4 or 8 bits.",
     )
+    placement: Literal["auto", "resident", "streamed"] = Field(
+        default="auto",
+        description="Where the frozen base lies: resident on the device, or streamed to it block by block from the "
+        "machine's memory or the mapped files, for a base that the device has no room for. auto streams where whole "
+        "weights would take more than 70 % of the memory of a single device.",
+    )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
         default="auto", description="Attention kernel."
     )
     trust_remote_code: bool = Field(
         default=False, description="Runs Python code from the model's repository when true."
+    )
+    add_tokens: Annotated[tuple[NewToken, ...], BeforeValidator(named), Field(strict=False)] = Field(
+        default=(),
+        description="New special tokens, each a text, or {token: TEXT, special: false}. Embedding and head get a row "
+        "for each, the mean of all others.",
     )
 
 
@@ -131,7 +155,7 @@ class AdapterSection(Section):
     target_modules: Patterns = Field(
         default=("all-linear",),
         description="Target modules: all-linear (all but the output head), ssm-linear (in_proj and x_proj of Mamba "
-        "blocks), names, globs, or re: expressions.",
+        "blocks), expert-linear (each expert of those stacked in one tensor), names, globs, or re: expressions.",
     )
     exclude_modules: Patterns = Field(
         default=("lm_head",), description="Modules without an adapter, by name, glob or re: expression."
@@ -140,6 +164,24 @@ class AdapterSection(Section):
         default="all",
         description="Blocks of the model to adapt: all, a range such as 0-7 with both ends, or a list.",
     )
+    modules_to_save: Patterns = Field(
+        default=(),
+        description="Modules that are trained in full and saved with the adapter, such as embed_tokens and lm_head: "
+        "names, globs or re: expressions.",
+    )
+    untie: bool = Field(
+        default=False,
+        description="Lets modules_to_save train embedding or head of a model that has one matrix for both: they part.",
+    )
+    train_tokens: TrainTokens = Field(
+        default=(),
+        description="Tokens whose rows of the embedding are trained: added (those of model.add_tokens), or a list. A "
+        "head that is the same matrix has the same rows.",
+    )
+    biases: Literal["none", "all", "adapted"] = Field(
+        default="none", description="Biases that are trained: none, those of adapted layers, or all."
+    )
+    norms: bool = Field(default=False, description="Trains the scales and biases of all norms.")
     start_from: Text | None = Field(
         default=None,
         description="A run or an adapter folder, of lrft or PEFT, over the same base: training starts from it. Another "
@@ -446,7 +488,11 @@ class LoggingSection(Section):
 
 
 class AfterSection(Section):
-    merge: bool = Field(default=False, description="`lrft merge`: writes merged/ in the run folder.")
+    merge: bool = Field(
+        default=False,
+        description="`lrft merge`: writes merged/ in the run folder. Another dtype: "
+        "after.export: [{merged: {dtype: bfloat16}}].",
+    )
     export: SeveralNamed = Field(
         default=(), description="`lrft export --to` each of these exporters, by name: writes export/NAME."
     )

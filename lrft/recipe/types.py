@@ -149,6 +149,30 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _new_token(value: Any) -> str:
+    if isinstance(value, str) and value and value == value.strip():
+        return value
+    raise refuse(f"expected a text without white space at its ends; got {said(value)}")
+
+
+def named(value: Any) -> Any:
+    """The short form of a list of new tokens: a text stands for {token: TEXT}."""
+    entries = (value,) if isinstance(value, str | dict) else value
+    if not isinstance(entries, list | tuple):
+        return entries
+    return tuple({"token": entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+def _train_tokens(value: Any) -> str | tuple[str, ...]:
+    if value == "added":
+        return "added"
+    if isinstance(value, list | tuple) and all(isinstance(token, str) and token for token in value):
+        if twice := next((token for k, token in enumerate(value) if token in value[:k]), None):
+            raise refuse(f"{twice} is listed twice")
+        return tuple(value)
+    raise refuse(f"expected added, or a list of tokens as texts; got {said(value)}")
+
+
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -193,6 +217,12 @@ Tools = Annotated[
     tuple[dict[str, Any], ...], PlainValidator(_tools), _any_of({"type": "array", "items": {"type": "object"}}, _TEXT)
 ]
 Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(_as_tuple), _any_of(_TEXT, {"type": "array", "items": _TEXT})]
+TokenText = Annotated[str, PlainValidator(_new_token), WithJsonSchema(_TEXT)]
+TrainTokens = Annotated[
+    Literal["added"] | tuple[str, ...],
+    PlainValidator(_train_tokens),
+    _any_of({"const": "added"}, {"type": "array", "items": _TEXT}),
+]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), _any_of(_TEXT, {"type": "array", "items": _TEXT})]
 Repository = Annotated[
     str, PlainValidator(_repository), WithJsonSchema({"type": "string", "pattern": f"^{REPOSITORY}$"})

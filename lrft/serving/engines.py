@@ -101,14 +101,18 @@ ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Vllm(), Transfo
 def lora_at(target: str) -> Path:
     """The folder of a run's LoRA in PEFT's format. Raises UsageError for what is none, or more than vLLM loads."""
     folder = adapter_at(target)
-    written = folder is not None and (folder / PEFT_TENSORS).is_file()
-    config = files.read_json(folder / CONFIG) if folder is not None and written else {}
-    if folder is None or config.get("peft_type") != "LORA" or config.get("use_dora"):
+    if folder is None or not (folder / PEFT_TENSORS).is_file() or not is_lora(folder):
         raise UsageError(
             f"{target} is no LoRA, which is all that vLLM serves over a base",
             f"Merge it, and serve the folder: lrft merge {target}; or lrft export {target} --to lora.",
         )
     return folder.resolve()
+
+
+def is_lora(folder: Path) -> bool:
+    """PEFT has other types of adapters, in folders of the same files, and DoRA, which vLLM does not load."""
+    config = files.read_json(folder / CONFIG)
+    return config["peft_type"] == "LORA" and not config.get("use_dora")
 
 
 def room_for(folders: Mapping[str, Path]) -> int:

@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lrft.adapters.adapter import AdapterLinear
 from lrft.adapters.ensemble import copying
+from lrft.adapters.modules_to_save import unwrapped
 from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data.prompts import Asking
 from lrft.errors import UsageError
 from lrft.evaluation.generate import stop_tokens
 from lrft.loading.saved import adapter_folder, base_of, load_as_trained, refuse_other_base
+from lrft.model.experts import unstack_for
 from lrft.model.load import load_tokenizer
 from lrft.runs.locate import recipe_of, run_of, trusts_remote_code
 from lrft.serving.answerer import Answerer
@@ -75,7 +76,7 @@ def adapter_at(target: str) -> Path | None:
 
 def refuse_different(one: SavedAdapter, other: SavedAdapter) -> None:
     """Raises UsageError unless both were trained on the same base, stored alike."""
-    for key in ("fingerprint", "dtype", "quantization"):
+    for key in ("fingerprint", "dtype", "quantization", "added_tokens"):
         if one.info["base"].get(key) != other.info["base"].get(key):
             raise UsageError(
                 f"{one.folder} and {other.folder} were trained on different bases (their {key} differs)",
@@ -101,8 +102,9 @@ def adapted(
     attached = load_saved(model, placed(saved, model))
     ends = tuple(stop_tokens(model, tokenizer))
     model.generation_config.eos_token_id = stops  # what this adapter ends with is not what the others end with
-    layers, copies = attached.layers(), copying(model)
+    layers, copies = attached.wrappers(), copying(model)
     attached.detach()
+    unstack_for(model, attached.modules)
     recipe = recipe_of(saved.folder)
     options = {} if recipe is None else dict(recipe.data.template_options)
     asking = Asking(tokenizer, plain=was_plain(target) if put is None else put == "text", options=options)
@@ -111,7 +113,7 @@ def adapted(
 
 
 @contextmanager
-def in_model(model: Any, layers: Mapping[str, AdapterLinear]) -> Iterator[None]:
+def in_model(model: Any, layers: Mapping[str, Any]) -> Iterator[None]:
     """Inside, the model has these layers in the place of the base's."""
     places = {name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in layers}
     try:
@@ -120,4 +122,4 @@ def in_model(model: Any, layers: Mapping[str, AdapterLinear]) -> Iterator[None]:
         yield
     finally:
         for name, (parent, word) in places.items():
-            setattr(parent, word, layers[name].base)
+            setattr(parent, word, unwrapped(layers[name]))

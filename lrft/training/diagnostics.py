@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from lrft.adapters.adapter import Adapter, Delta
 from lrft.adapters.attached import Attached
 from lrft.model import linear
+from lrft.model.experts import word_of
 
 # An update as large as the weight itself has replaced what the base had learnt.
 LARGEST_UPDATE = 1.0
@@ -24,19 +24,26 @@ def gradient_norms(gradients: Iterable[tuple[str, Tensor]], scaled: float = 1.0)
 
     scaled: the loss scale that is still in the gradients.
     """
-    squares: dict[str, float] = defaultdict(float)
-    for name, gradient in gradients:
-        squares[name.rsplit(".", 1)[-1]] += gradient.double().square().sum().item()
+    squares = summed((name, gradient.double().square().sum()) for name, gradient in gradients)
     return {role: math.sqrt(square) / scaled for role, square in squares.items()}
+
+
+def summed(figures: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
+    """Figures of shape () added up by the last words of their names, and read at once: each read makes a GPU wait."""
+    sums: dict[str, Tensor] = {}
+    for name, figure in figures:
+        word = name.rsplit(".", 1)[-1]
+        sums[word] = sums[word] + figure if word in sums else figure
+    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}
 
 
 @torch.no_grad()
 def weight_squares(attached: Attached) -> dict[str, float]:
     """Squared Frobenius norm of the frozen weights, by the layers' last words. Reads all of them: once per run."""
-    weights: dict[str, float] = defaultdict(float)
-    for name, layer in attached.layers().items():
-        weights[name.rsplit(".", 1)[-1]] += torch.linalg.vector_norm(linear.dense(layer.base)).item() ** 2
-    return dict(weights)
+    layers = attached.layers().items()
+    return summed(
+        (word_of(name), torch.linalg.vector_norm(linear.dense(layer.base)).double().square()) for name, layer in layers
+    )
 
 
 @torch.no_grad()
@@ -46,24 +53,21 @@ def update_shares(attached: Attached, weights: Mapping[str, float]) -> dict[str,
     Frobenius norms, over all layers of that name together; layers that have no weight to state are left out.
     weights: from `weight_squares`.
     """
-    updates: dict[str, float] = defaultdict(float)
-    for name, layer in attached.layers().items():
-        if not layer.adapter.mergeable:
-            continue
-        updates[name.rsplit(".", 1)[-1]] += squared_update(layer.adapter, layer.base)
+    mergeable = ((name, layer) for name, layer in attached.layers().items() if layer.adapter.mergeable)
+    updates = summed((word_of(name), squared_update(layer.adapter, layer.base)) for name, layer in mergeable)
     return {group: math.sqrt(updates[group] / weights[group]) if weights[group] else math.inf for group in updates}
 
 
-def squared_update(adapter: Adapter, base: nn.Module) -> float:
-    """Squared Frobenius norm of the dense update of one layer."""
+def squared_update(adapter: Adapter, base: nn.Module) -> Tensor:
+    """Squared Frobenius norm of the dense update of one layer, float64, shape ()."""
     factors = adapter.factors() if isinstance(adapter, Delta) else None
     if factors is not None:  # |s B A|^2 = s^2 sum (B'B * A A'): r x r, never (d, k)
         B, A = factors.B.double(), factors.A.double()
-        return max(0.0, factors.scale**2 * ((B.T @ B) * (A @ A.T)).sum().item())
+        return (factors.scale**2 * ((B.T @ B) * (A @ A.T)).sum()).clamp_min(0.0)
     if isinstance(adapter, Delta):
-        return adapter.delta_weight().double().square().sum().item()
+        return adapter.delta_weight().double().square().sum()
     W0 = linear.dense(base).to(adapter.site.dtype)
-    return (adapter.weight(W0) - W0).double().square().sum().item()
+    return (adapter.weight(W0) - W0).double().square().sum()
 
 
 class AdapterHealth:

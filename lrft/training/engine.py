@@ -19,6 +19,7 @@ from lrft.distributed.watchdog import Watchdog
 from lrft.model.activation_offload import offloading
 from lrft.objectives.base import LossModule, Objective
 from lrft.objectives.packing import Layout
+from lrft.objectives.to_device import to_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -88,7 +89,7 @@ class Engine:
         made = self.objective.collate(rows, asked, pad_id=self.pad_id, form=self.layout.form)
         if self.losses.sources:
             made[ENTRIES] = torch.from_numpy(rows.entries[asked].astype(np.int64))
-        return {name: value.to(self.device) for name, value in made.items()}
+        return to_device(made, self.device)
 
     def answer(self, batch: dict[str, Tensor]) -> Tensor:
         """The summed loss of a micro-batch, for a backward pass."""

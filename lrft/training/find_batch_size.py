@@ -19,6 +19,8 @@ from lrft.utils import hardware
 
 # Of the memory that a machine without a GPU still has: it kills who asks for more than there is, without a word.
 SHARE_OF_MEMORY = 0.6
+# Of a GPU's memory that a trial must leave: memory is in pieces after some hours, and other rows come in other lengths.
+RESERVE = 0.05
 
 
 def largest_that_fits(engine: Engine, sets: Sequence[Rows], global_batch: int) -> int:
@@ -55,8 +57,10 @@ def _search(
         size = int(engine.accelerator.gather(mine).min())
     while True:
         tried = [chosen(rows, size) for rows in sets]
-        failed = next((e for rows, ids in zip(sets, tried, strict=True) if (e := attempt(engine, rows, ids))), None)
+        with hardware.reserving(engine.device, RESERVE if max(map(len, tried)) > 1 else 0.0):
+            failed = next((e for rows, ids in zip(sets, tried, strict=True) if (e := attempt(engine, rows, ids))), None)
         if not engine.reduce(torch.tensor([float(failed is not None)], device=engine.device)).item():
+            hardware.forget_peak(engine.device)  # that of larger ones than the run's
             return size
         if max(map(len, tried)) == 1:
             raise failed or RuntimeError("another process cannot allocate memory for one row")

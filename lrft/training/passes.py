@@ -59,13 +59,15 @@ def forward_backward(session: Session, run: Run, rows: Rows, ids: np.ndarray, si
     weight = engine.objective.weight(rows, ids)
     sums, penalty = passes_and_penalties(session, run, rows, ids, weight)
     values, signal = over_ranks(engine, sums.values, signals.received)
-    (loss, added), figures = values[:2].tolist(), figures_of(engine, replace(sums, values=values).noted)
+    of_parts = values.new_zeros(1) if penalty is None else penalty.detach().double()[None]
+    loss, added, parts = torch.cat([values[:2], of_parts]).tolist()  # read at once: a GPU is waited for
+    figures = figures_of(engine, replace(sums, values=values).noted)
     if owner is not None:
         passes = PassesOfStep(session, run, rows, ids)
         passes.put(owner.compose_gradient(run, passes.take(), passes))
     if penalty is None and engine.losses.extra is None:
         return Passes(loss / weight, None, signal, figures)
-    return Passes(loss / weight, added / weight + (0.0 if penalty is None else penalty), signal, figures)
+    return Passes(loss / weight, added / weight + parts, signal, figures)
 
 
 def figures_of(engine: Engine, noted: Mapping[str, Tensor]) -> dict[str, float]:
@@ -76,7 +78,7 @@ def figures_of(engine: Engine, noted: Mapping[str, Tensor]) -> dict[str, float]:
 
 def passes_and_penalties(
     session: Session, run: Run, rows: Rows, ids: np.ndarray, weight: float
-) -> tuple[Sums, float | None]:
+) -> tuple[Sums, Tensor | None]:
     """`passes_of_rank` over the step's own rows, and the backward pass of the parts' penalties: their sum, or None."""
     engine = session.engine
     sums = passes_of_rank(engine, rows, ids, weight, seed=run.seed, step=run.step)
@@ -85,7 +87,7 @@ def passes_and_penalties(
         return sums, None
     penalty = torch.stack(penalties).sum()
     engine.accelerator.backward(penalty)
-    return sums, penalty.item()
+    return sums, penalty
 
 
 def passes_of_rank(

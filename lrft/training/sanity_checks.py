@@ -39,10 +39,10 @@ class MovementCheck:
         sometimes: Collection[str] = (),
     ) -> None:
         """may_not_move: name suffixes of trainable tensors that may not change; sometimes: names of layers that some
-        rows reach and others do not."""
+        rows reach and others do not. (So it is with a row of the embedding whose token does not occur.)"""
         self.trained = attached.trained()
         self.sites = attached.owners()
-        self.may_wait = {name for name, site in self.sites.items() if site in sometimes}
+        self.may_wait = {name for name, site in self.sites.items() if site in sometimes} | attached.may_stay()
         self.start = (
             {}
             if resumed
@@ -99,15 +99,13 @@ class MovementCheck:
             raise CheckFailed(f"frozen tensors changed in step {step}: {_some(touched)}")
         still = [
             name
-            for name, start in self.start.items()
-            if name not in self.may_wait
-            and torch.equal(self.trained[name].detach(), start)
-            and rates[name] > RESOLUTION * start.abs().max().item()
+            for name, (moved, largest) in self.movements().items()
+            if name not in self.may_wait and not moved and rates[name] > RESOLUTION * largest
         ]
         if self.steps == 1:
             # What all adapters have in common is none of them: it may wait for their own tensors.
-            moved = {self.sites[name] for name in self.start.keys() - set(still)} | {SHARED}
-            still = [site for site in dict.fromkeys(self.sites[name] for name in self.start) if site not in moved]
+            moving = {self.sites[name] for name in self.start.keys() - set(still)} | {SHARED}
+            still = [site for site in dict.fromkeys(self.sites[name] for name in self.start) if site not in moving]
         if still:
             raise CheckFailed(
                 f"{_some(still)} did not move in {count(self.steps, 'step')}",
@@ -122,6 +120,23 @@ class MovementCheck:
             self.start.clear()
             for hook in self.hooks:
                 hook.remove()
+
+    def movements(self) -> dict[str, tuple[bool, float]]:
+        """Of each tensor, whether it has moved and its largest number at the start: read at once from a GPU."""
+        if not self.start:
+            return {}
+        found = [
+            torch.stack([(self.trained[name].detach() != start).any().float(), start.abs().max().float()])
+            for name, start in self.start.items()
+        ]
+        return {name: (moved > 0, top) for name, (moved, top) in zip(self.start, read(found), strict=True)}
+
+
+def read(figures: list[Tensor]) -> list[list[float]]:
+    """Figures of the same shape, which may lie on several devices."""
+    device = figures[0].device
+    values: list[list[float]] = torch.stack([figure.to(device) for figure in figures]).tolist()
+    return values
 
 
 def init_against_base(

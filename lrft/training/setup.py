@@ -23,8 +23,10 @@ from lrft.adapters import compose, gradient_checkpointing, targets
 from lrft.adapters.adapter import Site
 from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, prune_base, select_sites
 from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.beside import names_for, token_ids, untrained_rows
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.ensemble import copying
+from lrft.adapters.modules_to_save import tensors_of
 from lrft.adapters.part import Making
 from lrft.adapters.peft_import import placed
 from lrft.adapters.reach import reach
@@ -37,6 +39,7 @@ from lrft.errors import Problem, RecipeError
 from lrft.evaluation.generate import pad_token
 from lrft.export.merge import names_in, unmergeable
 from lrft.loading.from_recipe import (
+    added_by,
     base_name,
     find_base,
     head_for,
@@ -50,6 +53,7 @@ from lrft.loading.metrics import Metrics, figures_of, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.loading.optimizer import rate_hint, refuse_optimizer
 from lrft.loading.others import find_others, load_others
+from lrft.model import placement
 from lrft.model.compile import compile_blocks
 from lrft.model.end_tokens import add_stops
 from lrft.model.head import Head, head_modules
@@ -60,6 +64,8 @@ from lrft.objectives.base import START, LossModule, Objective, common_layout
 from lrft.objectives.neftune import add_noise
 from lrft.objectives.packing import Layout, find_layout
 from lrft.objectives.shared_prompt import sharing
+from lrft.objectives.to_device import to_device
+from lrft.optim.groups import Joined, split
 from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
 from lrft.recipe.schema import default_of
@@ -152,14 +158,22 @@ def load_inputs(recipe: Recipe, metrics: Metrics) -> Inputs:
 
 def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> Base:
     """Phase 2: the frozen model on its device; sharded here under fsdp. head: in the place of the language model's."""
-    dtype = hardware.frozen_dtype(recipe.model.precision, compute)
-    model = load_recipe_model(recipe, source, dtype, head)
+    dtype, added = hardware.frozen_dtype(recipe.model.precision, compute), added_by(recipe, source)
+    where = placement_of(recipe, source, dtype)
+    composition = compose.compose_section(recipe.adapter)
+    # A base that is pruned is pruned in the dtype in which it trains.
+    read = placement.RESIDENT if any("base" in part.slots for part in composition.parts) else where
+    model = load_recipe_model(recipe, source, dtype, head, read)
     # Asked while the modules have the names and classes that transformers knows.
     stored = Stored(model, names_in(weight_files(source)))
-    prune_base(model, compose.compose_section(recipe.adapter), recipe.where)  # before any device holds it
+    prune_base(model, composition, recipe.where)  # before any device holds it
     accelerator = processes.make_accelerator(compute)
     strategy = divide(recipe, model, accelerator)
-    model.to(accelerator.device)
+    try:
+        placement.place(model, where, accelerator.device, hardware.DTYPES[dtype])
+    except ValueError as error:
+        text = f"model.placement: {error}"
+        raise RecipeError([Problem(recipe.where("model.placement"), text)]) from None
     info = {
         "name": base_name(recipe),
         "revision": recipe.model.revision,
@@ -167,8 +181,25 @@ def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> 
         "dtype": dtype,
         "quantization": recipe.model.quantization,
         **({} if head is None else {"head": head.to_dict()}),
+        **({} if added is None else {"added_tokens": added.to_dict()}),
     }
-    return Base(model, accelerator, compute, strategy, info, stored)
+    return Base(model, accelerator, compute, strategy, info, stored, where)
+
+
+def placement_of(recipe: Recipe, source: Path, dtype: str) -> str:
+    """resident or streamed. Raises RecipeError for several processes: each would copy all blocks for itself.
+
+    auto does not stream what is compiled, or divided over several devices.
+    """
+    wanted, world = recipe.model.placement, processes.world_size()
+    if world > 1 and wanted == placement.STREAMED:
+        text = f"model.placement: streamed trains on one device, and {world} processes were started"
+        remedy = "Start one, or divide the base with distributed.strategy: fsdp"
+        raise RecipeError([Problem(recipe.where("model.placement"), f"{text}. {remedy}")])
+    if wanted == "auto" and (world > 1 or recipe.training.compile):
+        return placement.RESIDENT
+    kind = recipe.model.quantization
+    return placement.chosen(wanted, source, hardware.device(), dtype=hardware.DTYPES[dtype], quantization=kind)
 
 
 def adapt(
@@ -179,16 +210,18 @@ def adapt(
     reached = reach(model)
     passed_over = reached.never
     left_out = targets.choose(model, section, where, passed_over).lines()
+    tokens = token_ids(section, inputs.tokenizer, base.info.get("added_tokens", {}).values(), where)
     if resumed_from is None:
         attached, composition = attach_adapter(
-            model, section, seed=seed, where=where, context=context, uncalled=passed_over
+            model, section, seed=seed, where=where, context=context, uncalled=passed_over, tokens=tokens
         )
         started = start(recipe, inputs, attached)
     else:
         composition = compose.compose_section(section)
         sites = resumed_sites(recipe, model, composition, resumed_from, passed_over)
         started = ""
-        attached = attach_sites(model, sites, composition, seed=seed, fresh=False, where=where)
+        names = names_for(model, section, [site.name for site in sites], where, tokens)
+        attached = attach_sites(model, sites, composition, seed=seed, fresh=False, where=where, names=names)
     reason = unmergeable(attached.sites, base.stored, weight_files(inputs.source))
     return Adapted(attached, composition, resumed_from, reason, left_out, reached.sometimes, started)
 
@@ -282,6 +315,15 @@ def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:
     chosen = fsdp.strategy(recipe.distributed.strategy, weights, hardware.gpu_memory(device))
     if chosen != "fsdp":
         return chosen
+    a = recipe.adapter
+    beside = {"modules_to_save": a.modules_to_save, "train_tokens": a.train_tokens, "norms": a.norms}
+    used = [key for key, value in {**beside, "biases": a.biases != "none"}.items() if value]
+    if used:
+        text = f"adapter.{used[0]} does not go with distributed.strategy: fsdp, which the size of the base chose"
+        raise RecipeError([Problem(recipe.where(f"adapter.{used[0]}"), f"{text}. Use ddp or zero2")])
+    if targets.meant_stacks(model, a):
+        text = "adapter.target_modules: adapters on stacked experts do not go with distributed.strategy: fsdp"
+        raise RecipeError([Problem(recipe.where("adapter.target_modules"), f"{text}. Use ddp or zero2")])
     if head_modules(model):
         text = f"distributed.strategy: fsdp does not train a head ({recipe.training.objective.name}); use ddp or zero2"
         raise RecipeError([Problem(recipe.where("distributed.strategy"), text)])
@@ -301,7 +343,8 @@ def wrap_for_strategy(
     accelerator, attached = base.accelerator, adapted.attached
     owner = adapted.composition.optimizer_owner
     if owner is not None and owner.gradients_taken:
-        return arriving.Arriving(accelerator, *accelerator.prepare(losses, own), attached)
+        wrapped, optimizer = accelerator.prepare(losses, own)
+        return arriving.Arriving(accelerator, wrapped, optimizer, attached)
     if base.strategy == "ddp":
         wrapped, optimizer = accelerator.prepare(losses, own)
         if isinstance(wrapped, DistributedDataParallel):
@@ -318,23 +361,40 @@ def wrap_for_strategy(
 def make_optimizer(
     recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser, or the one provided by a part. Raises RecipeError for one that does not take all that is
-    trained."""
+    """The recipe's optimiser; or the one provided by a part for the adapters, and the recipe's for what is trained
+    beside them. Raises RecipeError for one that does not take all adapters' tensors."""
     t, owner = recipe.training, composition.optimizer_owner
     by_site = composition.rates_by_site or owner is not None
     owners = attached.owners() if by_site else None
-    groups = grouped(attached.trained(), composition.lr_factors(), t.learning_rate, t.weight_decay, owners=owners)
+    groups = grouped(
+        attached.trained(),
+        composition.lr_factors(),
+        t.learning_rate,
+        t.weight_decay,
+        owners=owners,
+        undecayed=attached.undecayed(),
+    )
     if owner is None:
         optimizer: torch.optim.Optimizer = made(t.optimizer, "optimizers").make(groups)
         return optimizer
     ranks = {site.name: site.rank for site in attached.sites}
     ranks[SHARED] = max(ranks.values())
+    others = set(tensors_of(attached.beside.by_place))
+    beside, own = split(groups, lambda name, _: name in others)
+    if beside and owner.gradients_taken:
+        names = sorted(others)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        text = (
+            f"{owner.name} takes gradients as they arrive, and {names[0]}{more} is trained beside by another optimiser"
+        )
+        raise RecipeError([Problem(recipe.where("adapter.method"), f"adapter.method: {text}: take one of them out")])
     making = Making(t.optimizer.options["betas"], t.optimizer.options["eps"], t.seed, broadcast)
     try:
-        return owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in groups], making)
+        first = owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in own], making)
     except ValueError as error:
         problem = Problem(recipe.where("adapter.method"), f"adapter.method: {owner.name}: {error}")
         raise RecipeError([problem]) from None
+    return Joined([first, made(t.optimizer, "optimizers").make(beside)]) if beside else first
 
 
 def calibration_context(
@@ -357,7 +417,7 @@ def calibration_context(
             batch = objective.collate(
                 inputs.train, mine[at : at + micro], pad_id=pad_token(inputs.tokenizer), form=layout.form
             )
-            yield {name: value.to(accelerator.device) for name, value in batch.items()}
+            yield to_device(batch, accelerator.device)
 
     return CalibrationContext(
         model=losses.model,
@@ -377,10 +437,24 @@ def note_composition(recipe: Recipe, base: Base, adapted: Adapted, layout: Layou
     if layout.said:
         notes.checks["packing"] = layout.said
     notes.warnings += composition_warnings(adapted.composition, adapted.attached.sites, base.model)
+    notes.warnings += new_tokens_warnings(base, adapted.attached)
     if layout.warning:
         notes.warnings.append(layout.warning)
     if recipe.training.activation_offload and base.accelerator.device.type == "cpu":
         notes.warnings.append("training.activation_offload has no effect on a CPU")
+
+
+def new_tokens_warnings(base: Base, attached: Attached) -> list[str]:
+    """What is said of new tokens whose rows stay at the mean: nothing tells one of them from another."""
+    new = base.info.get("added_tokens", {})
+    untrained = untrained_rows(attached, list(new.values())) if new else []
+    if not untrained:
+        return []
+    names = " and ".join(untrained)
+    return [
+        f"the rows of the new tokens in {names} stay the mean of all others: train_tokens: added trains them in the "
+        f"embedding, modules_to_save a whole matrix"
+    ]
 
 
 def compare_init(engine: Engine, rows: data.Rows, adapted: Adapted, compute: str, notes: Notes) -> None:

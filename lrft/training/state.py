@@ -99,6 +99,8 @@ class Base:
     """name, revision, fingerprint, dtype and quantization, as recorded in adapter folders"""
     stored: Stored
     """names of its weights in its files"""
+    placement: str = "resident"
+    """resident or streamed"""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ class Session:
         decided = {
             "training.precision": self.base.compute,
             "model.precision": self.base.info["dtype"],
+            "model.placement": self.base.placement,
             "model.attention": attention_of(self.base.model),
             "data.packing": self.engine.layout.packed,
             "training.micro_batch_size": self.engine.micro,

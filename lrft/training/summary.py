@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lrft.adapters.adapter import Site
 from lrft.adapters.attached import Attached
-from lrft.adapters.peft_export import NO_TYPE, PEFT_NAMES, PEFT_PREFIX, PeftFolder, peft_folder
+from lrft.adapters.beside import tied_rows
+from lrft.adapters.peft_export import NO_TYPE, PeftFolder, peft_folder, written_rank
 from lrft.adapters.targets import module_names
 from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.model.quantized import count as count_parameters
@@ -74,7 +75,10 @@ def output_dir(recipe: Recipe) -> str:
 def model_line(base: Base, attached: Attached) -> list[str]:
     frozen, kind = count_parameters(attached.model) - trainable(attached), base.info["quantization"]
     how = f"frozen in {base.info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
-    return [f"{base.info['name']}   {amount(frozen)} parameters, {how}"]
+    how += ", blocks streamed" if base.placement == "streamed" else ""
+    new = base.info.get("added_tokens", {})
+    said = f"{count(len(new), 'new token')}: {' '.join(new)}; their rows are the mean of all others" if new else ""
+    return [f"{base.info['name']}   {amount(frozen)} parameters, {how}", *([said] if said else [])]
 
 
 def trainable(attached: Attached) -> int:
@@ -97,7 +101,7 @@ def adapter_lines(adapted: Adapted, quantization: str) -> list[str]:
         f"{names}   rank {ranks}{factor}{rates}",
         f"{count(len(sites), 'module')}{where}: {modules}   "
         f"{amount(trained, 2)} trainable parameters ({trained / everything:.2%})",
-        *([f"trained in full: {' '.join(attached.modules_to_save)}"] if attached.modules_to_save else []),
+        *attached.beside.names.lines(tied_rows(attached.beside)),
         *(f"left out: {line}" for line in adapted.left_out),
         f"exports to: {exports_to(adapted, quantization)}",
     ]
@@ -129,7 +133,7 @@ def peft_form(sites: Sequence[Site], found: PeftFolder) -> str:
     """What PEFT calls the folder, and whether a LoRA has the adapter's own tensors."""
     if found.kind != "LORA":
         return f"PEFT {found.kind}"
-    ranks = {site.name: len(found.tensors[f"{PEFT_PREFIX}{site.name}.{PEFT_NAMES['A']}"]) for site in sites}
+    ranks = {site.name: written_rank(site.name, found.config) for site in sites}
     converted = any(ranks[site.name] != site.rank for site in sites)
     return f"PEFT LoRA of rank {spread(ranks.values())} (converted)" if converted else "PEFT LoRA (unchanged)"
 
@@ -204,6 +208,7 @@ def facts(session: Session) -> dict[str, Any]:
             "target_modules": module_names(site.name for site in attached.sites),
             "trainable parameters": trainable(attached),
             **({"trained in full": list(attached.modules_to_save)} if attached.modules_to_save else {}),
+            **({"trained beside": lines} if (lines := attached.beside.names.lines()) else {}),
             **({"left out": session.adapted.left_out} if session.adapted.left_out else {}),
             "exports to": exports_to(session.adapted, session.base.info["quantization"]),
         },

@@ -19,6 +19,7 @@ from lrft.model.modes import evaluation_mode
 from lrft.model.weights import weight_files
 from lrft.runs.locate import trusts_remote_code
 from lrft.runs.probe import probe
+from lrft.utils.hardware import release_memory
 
 PROBE_POSITIONS = 32  # logits of all of them would be tens of GB with a large vocabulary
 # Largest logit difference over the largest logit, by the dtype that the merged weights are stored in.
@@ -92,6 +93,7 @@ def verify_merge(
     with attached.disabled():
         untouched = logits(model, rows)
     del model, attached
+    release_memory()  # the next one may not fit beside it
     got = logits(load_plain(merged, trust_remote_code=trusted), rows)
 
     found = compare(got, expected, untouched, tolerance=tolerance, dtype=dtype)

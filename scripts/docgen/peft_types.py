@@ -11,27 +11,22 @@ ABSENT = "no such method"
 NOT_HERE = {
     "ADAMSS": ABSENT,
     "ADAPTION_PROMPT": PROMPT,
-    "BEFT": "trains biases, no weight",
+    "BEFT": "biases are `adapter.biases`, beside a method",
     "CARTRIDGE": PROMPT,
     "CPT": PROMPT,
     "FROD": ABSENT,
-    "GLORA": ABSENT,
-    "LILY": ABSENT,
-    "LN_TUNING": "trains norms, no linear layer",
+    "LILY": "its routing is a mean over all rows of a batch, so that a row's answer depends on the others",
+    "LN_TUNING": "norms are `adapter.norms`, beside a method",
     "MULTITASK_PROMPT_TUNING": PROMPT,
-    "OSF": ABSENT,
-    "PEANUT": ABSENT,
+    "OSF": "no such method; its file leaves out the singular vectors of the base that it is counted from",
     "POLY": "routes by the id of a task, which rows do not have here",
     "PREFIX_TUNING": PROMPT,
     "PROMPT_TUNING": PROMPT,
-    "PSOFT": ABSENT,
-    "PVERA": ABSENT,
+    "PSOFT": "no such method; its file leaves out the singular vectors of the base that it turns",
     "P_TUNING": PROMPT,
-    "RANDLORA": "as `randlora`, with other random bases: folders are neither read nor written",
     "SHADOW": "a second, smaller model beside the base, not a change of its layers",
-    "SUPERTUNING": ABSENT,
     "TINYLORA": ABSENT,
-    "TRAINABLE_TOKENS": "rows of the embedding, no linear layer",
+    "TRAINABLE_TOKENS": "rows of the embedding are `adapter.train_tokens`, beside a method",
     "UNILORA": ABSENT,
     "XLORA": "mixes several LoRAs that were trained before, by a classifier over the whole model",
 }
@@ -39,14 +34,16 @@ NOT_HERE = {
 LORA_SETTINGS = (
     ("`use_rslora`, `rank_pattern`, `alpha_pattern`", "read", "the factor is folded into `lora_alpha`"),
     ("`use_dora`", "read", "written"),
-    ("`target_parameters` (weights of linear layers)", "read", "written where PEFT takes a name for stacked experts"),
+    ("`target_parameters` (weights of linear layers, stacked experts)", "read", "written where PEFT needs it"),
     ("`layers_to_transform`, `layers_pattern`, `exclude_modules`", "read", "by `target_modules`"),
     ("`fan_in_fan_out`", "read from the model, layer by layer", "written"),
     ("`init_lora_weights`: true, false, gaussian, eva, orthogonal, mica", "read", "true"),
     ("other `init_lora_weights`", "refused: PEFT changed the base", "as an update of the base"),
-    ("`bias`, `lora_bias`, `modules_to_save`, `trainable_token_indices`", "refused", "`modules_to_save` for heads"),
+    ("`bias`, `modules_to_save`, `trainable_token_indices`", "read", "written"),
+    ("`lora_bias`", "refused", "no"),
     ("`alora_invocation_tokens`, `arrow_config`, `kasa_config`, `layer_replication`", "refused", "no"),
-    ("`monteclora_config`, `use_bdlora`, `use_qalora`, `velora_config`", "refused", "no"),
+    ("`monteclora_config`, `use_qalora`", "refused", "no"),
+    ("`use_bdlora`, `velora_config`", "read, as a LoRA", "no"),
 )
 
 
@@ -74,7 +71,8 @@ def table() -> str:
     for word in sorted({*here, *NOT_HERE}):
         if word in here:
             names = " ".join(f"`{card.name}`" for card in here[word])
-            said = "; ".join(dict.fromkeys(written(word, card) for card in here[word]))
+            each = [(card.name, written(word, card)) for card in here[word]]
+            said = "; ".join(f"{name}: {how}" if len(each) > 1 else how for name, how in each)
             rows.append(f"| `{word}` | {names} | yes | {said} |")
         else:
             rows.append(f"| `{word}` | no: {NOT_HERE[word]} | no | no |")

@@ -7,6 +7,7 @@ in docs/scale.json; `scripts/scale` makes the tables and the picture of these.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft.distributed.sizes import MESSAGE
-from lrft.planning import communication
+from lrft.planning import communication, streaming
 from lrft.planning.communication import H100_MEMORY, Memory, Ring, efficiency
 from lrft.utils import files
 
@@ -347,6 +348,66 @@ def checkpointing(all_sizes: dict[str, Sizes]) -> str:
     return table(["training.gradient_checkpointing", *all_sizes], lines)
 
 
+@dataclass(frozen=True)
+class Card:
+    """A GPU that a base is streamed to."""
+
+    name: str
+    memory: float
+    flops: float
+    """dense bf16, summed in float32, a second"""
+    link: float
+    """bytes a second in one direction"""
+    source: str
+
+
+# GeForce tensor cores at their boost clock: 2 x 256 operations a cycle and SM, half of a data centre's when summed in
+# float32. PCIe: 1.97 GB/s a lane in version 4, 3.94 in version 5.
+CARDS = (
+    Card("RTX 3050 Laptop", 4e9, 16 * 512 * 1.5e9, 8 * 1.97e9, "16 SMs at 1.5 GHz, PCIe 4.0 x8"),
+    Card("RTX 4060", 8e9, 24 * 512 * 2.46e9, 8 * 1.97e9, "24 SMs at 2.46 GHz, PCIe 4.0 x8"),
+    Card("RTX 4090", 24e9, 128 * 512 * 2.52e9, 16 * 1.97e9, "128 SMs at 2.52 GHz, PCIe 4.0 x16"),
+    Card("H100 SXM", H100_MEMORY, communication.H100_FLOPS, 16 * 3.94e9, "PCIe 5.0 x16"),
+)
+PIECE = 64
+"""tokens in which the size of a pass is looked for"""
+LOGITS = 2**26 // 128256
+"""tokens whose logits are made at once (`lrft.objectives.cross_entropy`)"""
+
+
+def with_pass(memory: Memory, tokens: int, *, fixed: int) -> Memory:
+    """What a pass of PASS tokens takes, with so many tokens. fixed: bytes of a moment that depend on no token."""
+    share = tokens / PASS
+    moment = round((memory.moment - fixed) * share) + fixed
+    logits = min(memory.logits, round(memory.logits * tokens / LOGITS))
+    return replace(memory, activations=round(memory.activations * share), moment=moment, logits=logits)
+
+
+def streamed(all_sizes: dict[str, Sizes]) -> str:
+    """Per card: what fits beside two blocks, and from which pass on the link limits nothing."""
+    lines = []
+    for model, base in ((m, b) for m in ("8B", "70B") for b in ("bf16", "nf4")):
+        size = all_sizes[model]
+        memory, blocks, outside = whole(size, base), size["blocks"], 2 * size["outside"]
+        fixed = 2 * size["largest_in_blocks"] if base == "nf4" else 0
+        two = streaming.held(memory, blocks, outside)
+        within = memory.weights - outside
+        for card in CARDS:
+            link = streaming.Link("PCIe", card.link * communication.H100_LINKS.reached, behind=True)
+            each = communication.operations(1, size["linear"], size["lora"], KIND) / (card.flops * communication.MFU)
+            par = streaming.tokens_at_par(within, blocks, each, link)
+            fits = [n for n in range(PIECE, 4 * PASS + 1, PIECE) if with_pass(two, n, fixed=fixed).total <= card.memory]
+            most = fits[-1] if fits else 0
+            seconds = streaming.seconds(most * each, streaming.copied(within, blocks, both=1), link)
+            resident = with_pass(memory, PIECE, fixed=fixed).total <= card.memory
+            shown = [f"{most:,}", thousands(most / seconds)] if most else ["does not fit", "-"]
+            needs = with_pass(two, PIECE, fixed=fixed).total
+            lines.append([model, base, f"{card.memory / 1e9:.0f} GB, {card.name}", "yes" if resident else "no",
+                          gb(needs), f"{math.ceil(par / 100) * 100:,}", *shown])  # fmt: skip
+    head = ["model", "base", "GPU", "fits resident", f"streamed, {PIECE} tokens: GB", "link hidden from, tokens a pass"]
+    return table([*head, "most tokens a pass", "tokens/s with them"], lines, words=4)
+
+
 def assumptions() -> str:
     links = communication.H100_LINKS
     return table(
@@ -370,6 +431,8 @@ def assumptions() -> str:
              "QLoRA, double quantisation"],
             ["every weight trained", "16 bytes a parameter: bf16 weight and gradient, float32 copy and two moments",
              "ZeRO, section 3.1"],
+            *([card.name, f"{card.flops / 1e12:.0f} TFLOP/s dense bf16, {card.link / 1e9:.1f} GB/s from the machine's "
+               "memory", card.source] for card in CARDS),
         ],
         words=3,
     )  # fmt: skip
@@ -384,6 +447,7 @@ def tables(all_sizes: dict[str, Sizes]) -> dict[str, str]:
         **{model: details(all_sizes, model) for model in all_sizes},
         "fixed batch": fixed_batch(all_sizes),
         "checkpointing": checkpointing(all_sizes),
+        "streamed": streamed(all_sizes),
         "assumptions": assumptions(),
     }
 

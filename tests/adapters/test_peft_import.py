@@ -93,10 +93,8 @@ def test_the_check_after_a_merge_sees_another_adapter_of_peft(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save: ['lm_head'] is set (tensors: base_model.model.lm_head"),
-        ({"bias": "all"}, "bias: all is set"),
         ({"lora_bias": True}, "lora_bias: True is set"),
-        ({"trainable_token_indices": [3, 4]}, "trainable_token_indices"),
+        ({"modules_to_save": ["lm_head"], "ensure_weight_tying": True}, "ensure_weight_tying with modules_to_save"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "lora_embedding_A"),
         ({"target_parameters": ["input_layernorm.weight"]}, "it holds more than updates of linear layers"),
         ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters"),
@@ -107,7 +105,14 @@ def test_the_check_after_a_merge_sees_another_adapter_of_peft(tmp_path: Path) ->
 )
 def test_what_cannot_be_taken_over_is_refused_by_name(config: dict[str, Any], said: str, tmp_path: Path) -> None:
     base, adapter = save_base(tmp_path / "base", "llama"), tmp_path / "adapter"
-    by_hand = ("new_variant_config", "init_lora_weights", "layer_replication", "target_parameters", "lora_bias")
+    by_hand = (
+        "ensure_weight_tying",
+        "new_variant_config",
+        "init_lora_weights",
+        "layer_replication",
+        "target_parameters",
+        "lora_bias",
+    )
     later = {key: value for key, value in config.items() if key in by_hand}
     made = {key: value for key, value in config.items() if key not in by_hand}
     peft_folder(adapter, base, **{"target_modules": ["q_proj"], **made})

@@ -138,7 +138,7 @@ def test_what_came_from_the_environment_is_shown_by_its_name(
     [
         (
             ["after.export=[ggfu]"],
-            "gguf, lora, merged, ollama or peft; got 'ggfu'. Did you mean gguf?",
+            "gguf, gguf-lora, lora, merged, ollama or peft; got 'ggfu'. Did you mean gguf?",
         ),
         (["after.export=[{gguf: {dtype: q4}}]"], "after.export"),
         (["after.export=[peft, {lora: {rank: 2}}, peft]"], "after.export: peft is listed twice"),

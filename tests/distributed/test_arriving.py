@@ -137,3 +137,10 @@ def test_a_term_of_the_loss_has_a_backward_pass_of_its_own(place: Place, monkeyp
 def test_a_run_refuses_before_it_loads_anything(place: Place) -> None:
     with pytest.raises(RecipeError, match="looks at all of a step"):
         place.train("adapter.method=[{galore: {layerwise: true}}, sam]", *WHOLE, "model=/nowhere", out="refused")
+
+
+def test_what_another_optimiser_trains_beside_is_refused(place: Place) -> None:
+    with pytest.raises(
+        RecipeError, match=r"galore takes gradients .* lm_head.* is trained beside by another optimiser"
+    ):
+        place.train(LAYERWISE, *WHOLE, "adapter.modules_to_save=[lm_head]", out="beside")

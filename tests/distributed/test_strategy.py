@@ -15,6 +15,7 @@ import pytest
 import runs
 import tiny
 import torch
+from forked import Forked
 from runs import Place
 from torch.utils.file_baton import FileBaton
 
@@ -185,6 +186,22 @@ def test_a_lock_that_another_machine_may_hold_is_waited_for(
     compile_lock.refuse_left_behind(600.0)
     assert slept == [1.0]
     assert "waiting for up to 600 s" in capsys.readouterr().err
+
+
+WITHOUT = """
+import sys
+from lrft.cli.main import run_command
+code = run_command(sys.argv[1:])
+sys.exit(code or int("deepspeed" in sys.modules))
+"""
+
+
+def test_deepspeed_is_imported_by_the_strategy_that_needs_it_alone(tmp_path: Path) -> None:
+    """It speaks when it is imported, and takes seconds."""
+    place = runs.Place.make(tmp_path)
+    keys = ("training.max_steps=1", "training.warmup_steps=0", "evaluation.every=1", "evaluation.samples=1")
+    done = Forked(WITHOUT, "train", str(place.root / "recipe.yaml"), *keys).wait(600)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 WORKER = """

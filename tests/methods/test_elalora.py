@@ -14,7 +14,6 @@ import lrft
 from lrft import registry
 from lrft.adapters import compose
 from lrft.adapters.part import Run
-from lrft.methods.elalora import in_use
 
 KEYS = (
     "adapter.method={elalora: {interval: 0.1, begin: 0.1, end: 0.9}}",
@@ -25,6 +24,11 @@ KEYS = (
     "checkpoint.keep=99",
 )
 SIZES = ((9, 7), (7, 12), (12, 8))
+
+
+def in_use(A: torch.Tensor) -> list[int]:
+    slots: list[int] = A.any(dim=1).nonzero().flatten().tolist()
+    return slots
 
 
 def pieces(options: dict[str, Any], rank: int = 6, total: int = 20) -> tuple[Any, Any, Run]:

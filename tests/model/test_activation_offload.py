@@ -46,9 +46,9 @@ def test_gradients_are_the_same_to_the_bit(method: str, kind: str, monkeypatch: 
 
 def noting(moved: list[torch.Tensor]) -> Any:
     class Noting(activation_offload.Moved):
-        def __init__(self, tensor: torch.Tensor) -> None:
+        def __init__(self, tensor: torch.Tensor, before: Any = None) -> None:
             moved.append(tensor)
-            super().__init__(tensor)
+            super().__init__(tensor, before)
 
     return Noting
 

@@ -53,6 +53,7 @@ lora_modules_to_save: [embed_tokens]
             "adapter.method": ["rslora"],
             "adapter.rank": 8,
             "adapter.alpha": 32.0,
+            "adapter.modules_to_save": ["embed_tokens"],
             "data.train.0.path": "hub:org/rows",
             "data.train.0.split": "some",
             "data.train.1.path": "mine.jsonl",
@@ -282,6 +283,7 @@ model, tokenizer = FastLanguageModel.from_pretrained("saved")
             "adapter.method": ["pissa"],
             "adapter.rank": 4,
             "adapter.layers": (0, 1),
+            "adapter.modules_to_save": ["lm_head"],
             "adapter.dropout": 0.0,
         },
     ),
@@ -342,13 +344,14 @@ def test_options_go_behind_their_names(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_told_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = written(tmp_path, *SMALL["axolotl"][:2])
+    name, text = SMALL["axolotl"][:2]
+    source = written(tmp_path, name, f"{text}loraplus_lr_embedding: 0.000001\n")
     path = tmp_path / "recipe.yaml"
     assert run_command(["init", str(path), "--from", str(source)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "19 of 20 keys have a place in the recipe" in said
-    assert "lora_modules_to_save: adapter.modules_to_save is not supported in this version" in said
-    assert "#   lora_modules_to_save: ['embed_tokens']: adapter.modules_to_save" in path.read_text(encoding="utf-8")
+    assert "20 of 21 keys have a place in the recipe" in said
+    assert "loraplus_lr_embedding: embeddings have the learning rate of the adapter" in said
+    assert "#   loraplus_lr_embedding: 1e-06: embeddings have" in path.read_text(encoding="utf-8")
     assert run_command(["check", "--static", str(path)]) == 0
     assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=lrft.schema.json\n")
 

@@ -16,7 +16,13 @@ from transformers import OlmoeConfig, OlmoeForCausalLM
 import lrft
 from lrft.data import Row, Rows
 from lrft.errors import UsageError
-from lrft.objectives.cross_entropy import LOGITS_AT_ONCE, Terms, chunked_cross_entropy, summed_cross_entropy
+from lrft.objectives.cross_entropy import (
+    LOGITS_AT_ONCE,
+    Terms,
+    chunked_cross_entropy,
+    scaled,
+    summed_cross_entropy,
+)
 from lrft.objectives.neftune import add_noise, noise, row_lengths
 from lrft.objectives.sft import Sft, TokenLoss
 
@@ -44,6 +50,19 @@ def test_chunked_equals_stock_with_gradients(rows: int, terms: Terms, monkeypatc
         assert torch.allclose(got, wanted, rtol=1e-10, atol=1e-12)
     with torch.no_grad():
         assert torch.allclose(chunked_cross_entropy(head, hidden, targets, None, terms), stock, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_comes_from_above_is_multiplied_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
+    """It holds the divisor of the step, and in fp16 a loss scale that float16 does not."""
+    torch.manual_seed(0)
+    gradient, slope = torch.randn(64, 16).mul(1e-3).to(dtype), torch.tensor(65536.0 / 77)
+    if dtype == torch.float16:
+        slope = torch.tensor(2.0**17 / 3)
+    expected = (gradient.double() * slope.double()).to(dtype)
+    assert torch.equal(scaled(gradient, slope), expected)
+    assert not torch.equal(gradient * slope.to(dtype), expected)
+    assert scaled(gradient, slope).isfinite().all()
 
 
 def test_weights_multiply_each_tokens_loss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -349,7 +349,8 @@ WRONG = [
         "adapter.overrides.q.rnk is not a key. Did you mean rank?",
     ),
     ("adapter: {overrides: {q: {}}}", "4:26", "adapter.overrides.q: give rank, alpha or scale"),
-    ("adapter: {modules_to_save: [x]}", "4:11", "adapter.modules_to_save is not supported in this version"),
+    ("adapter: {biases: some}", "4:19", "adapter.biases"),
+    ("adapter: {train_tokens: added}", "4:25", "adapter.train_tokens: added means the tokens of model.add_tokens"),
     (
         "adapter: lorra",
         "4:10",
@@ -522,7 +523,13 @@ WRONG = [
         "extends: packaged recipes (lrft:...) are not supported in this version",
     ),
     ("extends: {a: b}", "4:10", "extends: expected a path or a list of paths"),
-    ("compare: {runs: {}}", "4:1", "compare is not supported in this version"),
+    (
+        "compare: {runs: {}}",
+        "4:1",
+        "compare is another tool's name, without a key in lrft: a key of the file that lrft compare takes",
+    ),
+    ("task: causal-lm", "4:1", "task is another tool's name, without a key in lrft: training.objective says it"),
+    ("compile: true", "4:1", "compile belongs under training: training.compile"),
 ]
 
 
@@ -556,7 +563,7 @@ def test_each_mistake_is_told_at_its_place(tmp_path: Path, line: str, place: str
         ("save_total_limit: 1", "In lrft: checkpoint.keep"),
         ("load_in_4bit: true", "In lrft: model.quantization: nf4"),
         ("wandb_project: x", "logging.report_to: [{wandb: {project: ..., run_name: ...}}]"),
-        ("resume_from_checkpoint: x", "give --resume to the command"),
+        ("resume_from_checkpoint: x", "lrft train RECIPE --resume"),
         *(
             (f"{key}: x", "In lrft: distributed.strategy: auto, ddp, fsdp or zero2")
             for key in ("deepspeed", "deepspeed_config", "zero_stage", "fsdp", "distributed_type")

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import answering
 import pytest
+import tiny
 from serving_here import serving
 
+import lrft
 from lrft.adapters.peft_import import read_any
+from lrft.adapters.storage import save_adapter
 from lrft.cli.main import run_command
 from lrft.errors import CheckFailed, LrftError, MissingError, UsageError
 from lrft.loading.saved import base_of
 from lrft.serving.engine_check import Question, check, judge, questions_of
-from lrft.serving.engines import ENGINES
+from lrft.serving.engines import ENGINES, lora_at
 from lrft.serving.shelf import load_shelf
 
 # A server that says of each question what it was told to, and ends after the last one.
@@ -119,6 +123,16 @@ def test_what_vllm_would_not_load_is_refused(change: dict[str, Any], root: Path,
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UsageError, match=r"vLLM serves (over a base|LoRAs up to rank 512; this one has 600)"):
         ENGINES["vllm"].offer({"one": str(tmp_path / "one")}, root / "base", None)
+
+
+def test_a_folder_of_another_type_of_peft_is_no_lora(tmp_path: Path) -> None:
+    for method, words in (("hra", "hra is no LoRA"), ("lora", "")):
+        (tmp_path / method).mkdir()
+        attached = lrft.attach(tiny.make("llama"), {"method": method, "rank": 2})
+        save_adapter(attached, tmp_path / method, base={"name": "base"})
+        assert (tmp_path / method / "adapter_config.json").is_file()
+        with pytest.raises(UsageError, match=words) if words else nullcontext():
+            assert lora_at(str(tmp_path / method)) == tmp_path / method
 
 
 def test_transformers_is_given_one_model_folder(root: Path, tmp_path: Path) -> None:

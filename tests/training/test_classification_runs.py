@@ -129,7 +129,6 @@ def test_problems_by_their_rows(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         (("data.packing=true",), "data.packing: classification trains a head, which answers each row by itself"),
-        (("adapter.method=lora-rite",), "lora-rite: its optimiser takes pairs A and B alone, and score.weight is"),
         (("training.objective={classification: {class_weights: [1.0]}}",), "class_weights has 1 numbers"),
         (("training.objective={classification: {problem: both}}",), "problem"),
     ],
