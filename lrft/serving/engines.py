@@ -15,6 +15,7 @@ from lrft.serving.shelf import BASE, adapter_at
 from lrft.utils import files
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
+CONFIG = "adapter_config.json"
 TEMPLATE = "chat_template.jinja"
 
 
@@ -109,13 +110,14 @@ def lora_at(target: str) -> Path:
 
 
 def is_lora(folder: Path) -> bool:
-    """PEFT has other types of adapters, in folders of the same files."""
-    return bool(files.read_json(folder / "adapter_config.json")["peft_type"] == "LORA")
+    """PEFT has other types of adapters, in folders of the same files, and DoRA, which vLLM does not load."""
+    config = files.read_json(folder / CONFIG)
+    return config["peft_type"] == "LORA" and not config.get("use_dora")
 
 
 def room_for(folders: Mapping[str, Path]) -> int:
     """The smallest rank that vLLM can be told of and that is enough for all. Raises UsageError for none."""
-    configs = [files.read_json(folder / "adapter_config.json") for folder in folders.values()]
+    configs = [files.read_json(folder / CONFIG) for folder in folders.values()]
     most = max(max([config["r"], *(config.get("rank_pattern") or {}).values()]) for config in configs)
     found = next((rank for rank in RANKS if rank >= most), None)
     if found is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -113,6 +114,15 @@ def test_vllm_is_given_the_loras_of_peft_with_their_template_and_a_key(root: Pat
     assert offer.environment == {"VLLM_API_KEY": "secret"}
     with pytest.raises(UsageError, match="two is no LoRA, which is all that vLLM serves over a base"):
         offered("vllm", root, "two")
+
+
+@pytest.mark.parametrize("change", [{"use_dora": True}, {"peft_type": "OFT"}, {"rank_pattern": {"q_proj": 600}}])
+def test_what_vllm_would_not_load_is_refused(change: dict[str, Any], root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "one", tmp_path / "one")
+    path = tmp_path / "one" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UsageError, match=r"vLLM serves (over a base|LoRAs up to rank 512; this one has 600)"):
+        ENGINES["vllm"].offer({"one": str(tmp_path / "one")}, root / "base", None)
 
 
 def test_a_folder_of_another_type_of_peft_is_no_lora(tmp_path: Path) -> None:
