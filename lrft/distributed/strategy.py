@@ -1,6 +1,6 @@
 """Parallelism strategies: placement of parameters, gradient reduction and optimiser step.
 
-The loop calls the same names whatever the strategy; `setup.wrap_for_strategy` chooses one.
+The loop calls the same names whatever the strategy; `training.start_engine.wrap_for_strategy` chooses one.
 """
 
 from __future__ import annotations

@@ -6,76 +6,60 @@ Nothing is written to the run folder here, so a failed set-up leaves no files.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from lrft import data
-from lrft.adapters import compose, gradient_checkpointing, targets
+from lrft.adapters import compose, targets
 from lrft.adapters.adapter import Site
-from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, prune_base, select_sites
-from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, select_sites
+from lrft.adapters.attached import Attached
 from lrft.adapters.beside import names_for, token_ids, untrained_rows
 from lrft.adapters.calibration import CalibrationContext
-from lrft.adapters.ensemble import copying
-from lrft.adapters.modules_to_save import tensors_of
-from lrft.adapters.part import Making
 from lrft.adapters.peft_import import placed
 from lrft.adapters.reach import reach
 from lrft.adapters.start_from import start_from
 from lrft.adapters.storage import read_adapter
 from lrft.data.sampler import auxiliary_schedule, batch_schedule
-from lrft.distributed import arriving, fsdp, processes, zero2
-from lrft.distributed.strategy import Divided, Strategy
+from lrft.distributed import arriving, processes, zero2
 from lrft.errors import Problem, RecipeError
 from lrft.evaluation.generate import pad_token
-from lrft.export.merge import names_in, unmergeable
+from lrft.export.merge import unmergeable
 from lrft.loading.from_recipe import (
-    added_by,
-    base_name,
     find_base,
     head_for,
     load_data,
-    load_recipe_model,
     load_sets,
-    made,
     objective_of,
 )
 from lrft.loading.metrics import Metrics, figures_of, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.loading.optimizer import rate_hint, refuse_optimizer
 from lrft.loading.others import find_others, load_others
-from lrft.model import placement
-from lrft.model.compile import compile_blocks
 from lrft.model.end_tokens import add_stops
-from lrft.model.head import Head, head_modules
 from lrft.model.modes import evaluation_mode
-from lrft.model.stored import Stored
-from lrft.model.weights import fingerprint, weight_files
+from lrft.model.weights import weight_files
 from lrft.objectives.base import START, LossModule, Objective, common_layout
-from lrft.objectives.neftune import add_noise
 from lrft.objectives.packing import Layout, find_layout
 from lrft.objectives.shared_prompt import sharing
 from lrft.objectives.to_device import to_device
-from lrft.optim.groups import Joined, split
-from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
-from lrft.recipe.schema import default_of
 from lrft.runs.folder import RunFolder
 from lrft.training import sanity_checks, sources
 from lrft.training.after import refuse_impossible
+from lrft.training.base_model import load_base
 from lrft.training.checkpoint import resume_point
 from lrft.training.constants import with_constants
 from lrft.training.engine import Engine
 from lrft.training.find_batch_size import largest_that_fits, most_tokens_that_fit
+from lrft.training.start_engine import start_engine
 from lrft.training.state import Adapted, Base, Inputs, Notes, Options, Session
 from lrft.utils import hardware
 from lrft.utils.slow import telling
@@ -156,52 +140,6 @@ def load_inputs(recipe: Recipe, metrics: Metrics) -> Inputs:
     return Inputs(source, tokenizer, prepared, batches, auxiliary, others, metrics, sets)
 
 
-def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> Base:
-    """Phase 2: the frozen model on its device; sharded here under fsdp. head: in the place of the language model's."""
-    dtype, added = hardware.frozen_dtype(recipe.model.precision, compute), added_by(recipe, source)
-    where = placement_of(recipe, source, dtype)
-    composition = compose.compose_section(recipe.adapter)
-    # A base that is pruned is pruned in the dtype in which it trains.
-    read = placement.RESIDENT if any("base" in part.slots for part in composition.parts) else where
-    model = load_recipe_model(recipe, source, dtype, head, read)
-    # Asked while the modules have the names and classes that transformers knows.
-    stored = Stored(model, names_in(weight_files(source)))
-    prune_base(model, composition, recipe.where)  # before any device holds it
-    accelerator = processes.make_accelerator(compute)
-    strategy = divide(recipe, model, accelerator)
-    try:
-        placement.place(model, where, accelerator.device, hardware.DTYPES[dtype])
-    except ValueError as error:
-        text = f"model.placement: {error}"
-        raise RecipeError([Problem(recipe.where("model.placement"), text)]) from None
-    info = {
-        "name": base_name(recipe),
-        "revision": recipe.model.revision,
-        "fingerprint": fingerprint(source),
-        "dtype": dtype,
-        "quantization": recipe.model.quantization,
-        **({} if head is None else {"head": head.to_dict()}),
-        **({} if added is None else {"added_tokens": added.to_dict()}),
-    }
-    return Base(model, accelerator, compute, strategy, info, stored, where)
-
-
-def placement_of(recipe: Recipe, source: Path, dtype: str) -> str:
-    """resident or streamed. Raises RecipeError for several processes: each would copy all blocks for itself.
-
-    auto does not stream what is compiled, or divided over several devices.
-    """
-    wanted, world = recipe.model.placement, processes.world_size()
-    if world > 1 and wanted == placement.STREAMED:
-        text = f"model.placement: streamed trains on one device, and {world} processes were started"
-        remedy = "Start one, or divide the base with distributed.strategy: fsdp"
-        raise RecipeError([Problem(recipe.where("model.placement"), f"{text}. {remedy}")])
-    if wanted == "auto" and (world > 1 or recipe.training.compile):
-        return placement.RESIDENT
-    kind = recipe.model.quantization
-    return placement.chosen(wanted, source, hardware.device(), dtype=hardware.DTYPES[dtype], quantization=kind)
-
-
 def adapt(
     recipe: Recipe, inputs: Inputs, base: Base, context: CalibrationContext, resumed_from: Path | None
 ) -> Adapted:
@@ -246,155 +184,6 @@ def resumed_sites(
     if composition.calibrates:
         return read_adapter(checkpoint / "adapter").sites
     return select_sites(model, recipe.adapter, composition, recipe.where, passed_over)
-
-
-def refuse_beside(recipe: Recipe, names: Sequence[str], does: str) -> NoReturn:
-    """Raises RecipeError for methods that the objective has no place for."""
-    objective, usual = recipe.training.objective.name, default_of("objective").name
-    text = f"{' '.join(names)} {does}, which training.objective: {objective} does not take up"
-    remedy = f"Take {' and '.join(names)} out, or train with {usual}"
-    raise RecipeError([Problem(recipe.where("adapter.method"), f"adapter.method: {text}. {remedy}")])
-
-
-def start_engine(
-    recipe: Recipe,
-    inputs: Inputs,
-    base: Base,
-    adapted: Adapted,
-    objective: Objective,
-    losses: LossModule,
-    layout: Layout,
-) -> Engine:
-    """Phase 4: checkpointing and compilation of the blocks, the optimiser, and the strategy around both."""
-    t, model = recipe.training, base.model
-    if adapted.composition.looks_at_outputs and not losses.adds_extra:
-        names = [part.name for part in adapted.composition.parts if part.looks_at_outputs]
-        refuse_beside(recipe, names, "adds to the loss")
-    if not losses.mixes_copies and (names := [p.name for p in adapted.composition.parts if "copies" in p.slots]):
-        refuse_beside(recipe, names, "answers in copies")
-    if losses.mixes_copies:
-        losses.copies = copying(model)
-    losses.as_base = lambda: adapted.attached.as_base(model)
-    if t.gradient_checkpointing != "none":
-        checkpoint_blocks(recipe, model)
-    if t.compile and not compile_blocks(model):
-        text = "training.compile: transformers declares no blocks for this model"
-        raise RecipeError([Problem(recipe.where("training.compile"), text)])
-    if t.neftune_alpha:
-        add_noise(losses, t.neftune_alpha)
-    optimizer = make_optimizer(recipe, adapted.attached, adapted.composition, broadcast)
-    return Engine(
-        accelerator=base.accelerator,
-        objective=objective,
-        losses=losses,
-        strategy=wrap_for_strategy(base, losses, optimizer, adapted, t.max_grad_norm),
-        layout=layout,
-        pad_id=pad_token(inputs.tokenizer),
-        micro=1 if t.micro_batch_size == "auto" else t.micro_batch_size,
-        tokens=None if t.micro_batch_tokens == "auto" else t.micro_batch_tokens,
-        offload=t.activation_offload,
-        averaged=partial(made(t.optimizer, "optimizers").averaged, optimizer),
-    )
-
-
-def checkpoint_blocks(recipe: Recipe, model: Any) -> None:
-    """Raises RecipeError for a model that cannot compute its blocks again, as one of its own code may be."""
-    try:
-        gradient_checkpointing.checkpoint(model, recipe.training.gradient_checkpointing)
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        text = f"training.gradient_checkpointing: {type(model).__name__} does not support it ({error}); set it to none"
-        raise RecipeError([Problem(recipe.where("training.gradient_checkpointing"), text)]) from error
-
-
-def divide(recipe: Recipe, model: Any, accelerator: Accelerator) -> str:
-    """The run's strategy. Under fsdp the base is divided over devices here."""
-    world, device = accelerator.num_processes, accelerator.device
-    if world == 1:
-        return "ddp"
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    chosen = fsdp.strategy(recipe.distributed.strategy, weights, hardware.gpu_memory(device))
-    if chosen != "fsdp":
-        return chosen
-    a = recipe.adapter
-    beside = {"modules_to_save": a.modules_to_save, "train_tokens": a.train_tokens, "norms": a.norms}
-    used = [key for key, value in {**beside, "biases": a.biases != "none"}.items() if value]
-    if used:
-        text = f"adapter.{used[0]} does not go with distributed.strategy: fsdp, which the size of the base chose"
-        raise RecipeError([Problem(recipe.where(f"adapter.{used[0]}"), f"{text}. Use ddp or zero2")])
-    if targets.meant_stacks(model, a):
-        text = "adapter.target_modules: adapters on stacked experts do not go with distributed.strategy: fsdp"
-        raise RecipeError([Problem(recipe.where("adapter.target_modules"), f"{text}. Use ddp or zero2")])
-    if head_modules(model):
-        text = f"distributed.strategy: fsdp does not train a head ({recipe.training.objective.name}); use ddp or zero2"
-        raise RecipeError([Problem(recipe.where("distributed.strategy"), text)])
-    try:
-        mesh = fsdp.mesh_over(device.type, world, recipe.distributed.shard_over)
-        fsdp.shard(model, mesh)
-    except ValueError as error:
-        text = f"distributed.strategy: {error}"
-        raise RecipeError([Problem(recipe.where("distributed.strategy"), text)]) from None
-    return chosen
-
-
-def wrap_for_strategy(
-    base: Base, losses: LossModule, own: torch.optim.Optimizer, adapted: Adapted, max_grad_norm: float | None
-) -> Strategy:
-    """Wrap model and optimiser for the run's strategy."""
-    accelerator, attached = base.accelerator, adapted.attached
-    owner = adapted.composition.optimizer_owner
-    if owner is not None and owner.gradients_taken:
-        wrapped, optimizer = accelerator.prepare(losses, own)
-        return arriving.Arriving(accelerator, wrapped, optimizer, attached)
-    if base.strategy == "ddp":
-        wrapped, optimizer = accelerator.prepare(losses, own)
-        if isinstance(wrapped, DistributedDataParallel):
-            # It would send buffers at every step. They are constant, or drawn from the seed: alike in all processes.
-            wrapped.broadcast_buffers = False
-        return Strategy(accelerator, wrapped, optimizer, attached)
-    losses.computing = accelerator.autocast  # what `prepare` does to a model
-    if base.strategy == "zero2":
-        return zero2.Zero2(accelerator, losses, own, attached, max_grad_norm)
-    fsdp.same_everywhere(attached)
-    return Divided(accelerator, losses, accelerator.prepare(own), attached)
-
-
-def make_optimizer(
-    recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
-) -> torch.optim.Optimizer:
-    """The recipe's optimiser; or the one provided by a part for the adapters, and the recipe's for what is trained
-    beside them. Raises RecipeError for one that does not take all adapters' tensors."""
-    t, owner = recipe.training, composition.optimizer_owner
-    by_site = composition.rates_by_site or owner is not None
-    owners = attached.owners() if by_site else None
-    groups = grouped(
-        attached.trained(),
-        composition.lr_factors(),
-        t.learning_rate,
-        t.weight_decay,
-        owners=owners,
-        undecayed=attached.undecayed(),
-    )
-    if owner is None:
-        optimizer: torch.optim.Optimizer = made(t.optimizer, "optimizers").make(groups)
-        return optimizer
-    ranks = {site.name: site.rank for site in attached.sites}
-    ranks[SHARED] = max(ranks.values())
-    others = set(tensors_of(attached.beside.by_place))
-    beside, own = split(groups, lambda name, _: name in others)
-    if beside and owner.gradients_taken:
-        names = sorted(others)
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        text = (
-            f"{owner.name} takes gradients as they arrive, and {names[0]}{more} is trained beside by another optimiser"
-        )
-        raise RecipeError([Problem(recipe.where("adapter.method"), f"adapter.method: {text}: take one of them out")])
-    making = Making(t.optimizer.options["betas"], t.optimizer.options["eps"], t.seed, broadcast)
-    try:
-        first = owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in own], making)
-    except ValueError as error:
-        problem = Problem(recipe.where("adapter.method"), f"adapter.method: {owner.name}: {error}")
-        raise RecipeError([problem]) from None
-    return Joined([first, made(t.optimizer, "optimizers").make(beside)]) if beside else first
 
 
 def calibration_context(

@@ -24,7 +24,7 @@ from lrft.compare.config import read
 from lrft.errors import RecipeError
 from lrft.optim.optimizer import set_lr
 from lrft.training.run import train
-from lrft.training.setup import make_optimizer
+from lrft.training.start_engine import make_optimizer
 from lrft.training.state import Options
 
 STEPS = 20

@@ -25,7 +25,7 @@ from lrft.errors import RecipeError
 from lrft.export.merge import merge_adapter
 from lrft.model import placement, streamed
 from lrft.model.placement import chosen, load_for
-from lrft.training.setup import placement_of
+from lrft.training.base_model import placement_of
 from lrft.utils import hardware
 from lrft.verification.merge import verify_merge
 
