@@ -362,6 +362,14 @@ EVERY_CASE = pytest.mark.parametrize("case", CASES)
 ONE_FOR_EACH = pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[] if case in FIRSTS else [pytest.mark.all]) for case in CASES]
 )
+ONE_FOR_EACH_BASE = pytest.mark.parametrize(
+    ("case", "model_name"),
+    [
+        pytest.param(case, name, marks=[] if case in FIRSTS and name == "llama" else [pytest.mark.all])
+        for name in ("llama", "gpt2")
+        for case in (CASES if name == "llama" else ON_GPT2)
+    ],
+)
 EVERY_BASE = pytest.mark.parametrize(
     ("case", "model_name"), [*((case, "llama") for case in CASES), *((case, "gpt2") for case in ON_GPT2)]
 )

@@ -33,6 +33,6 @@ def refuse(root: Node, problems: Problems) -> None:
     if strategy is not None and strategy.value == "fsdp":
         for key in KEYS:
             node = root.at(("adapter", key))
-            if node is not None and plain(node) not in ([], "none", False, None):
+            if node is not None and plain(node) not in ([], (), "none", False, None):
                 text = f"adapter.{key} does not go with distributed.strategy: fsdp, which divides the base"
                 problems.add(node.place, f"{text}. Use ddp or zero2")

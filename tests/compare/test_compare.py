@@ -318,6 +318,7 @@ def under_way(tmp_path: Path) -> tuple[Path, subprocess.Popen[str], list[Path]]:
 
 
 @pytest.mark.slow
+@pytest.mark.all
 def test_a_signal_saves_every_run_and_the_next_call_goes_on(tmp_path: Path) -> None:
     root, process, folders = under_way(tmp_path)
     process.send_signal(signal.SIGINT)

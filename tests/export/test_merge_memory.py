@@ -31,7 +31,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["lora", "mora"])
+@pytest.mark.parametrize("words", ["lora", pytest.param("mora", marks=pytest.mark.all)])
 def test_a_merge_needs_the_memory_of_a_tensor(words: str, root: Path) -> None:
     model = Synthetic(root, layers=5, width=1536, inner=6400)
     assert 18e6 < model.largest < 21e6

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import runs
-from cases import CASES
+from cases import CASES, FIRSTS
 from runs import Place
 
 from lrft import recipe
@@ -109,12 +109,18 @@ def acting(case: str) -> frozenset[str]:
 
 
 def pairs() -> Iterator[Any]:
-    """Strategies and cases: of those that divide base or gradients a case for each set of hooks, all with --all."""
+    """Strategies and cases: under ddp a case for each set of hooks and each method that acts in a run, of the others
+    every second set in turn; all of them with --all. What does not act is a formula, which two processes compute as one
+    does."""
     cases = [case for case in CASES if not any(word in case for word in BY_PASS)]
-    chosen = {acting(case): case for case in reversed(cases)}.values()
+    chosen = list({acting(case): case for case in reversed(cases)}.values())
+    of_each = {
+        "ddp": {*chosen, *(case for case in FIRSTS if acting(case))},
+        **{strategy: {*chosen[n::2], "lora"} for n, strategy in enumerate(s for s in STRATEGIES if s != "ddp")},
+    }
     for strategy in STRATEGIES:
         for case in cases:
-            always = case in chosen or (strategy == "ddp" and case not in INIT_ONLY)
+            always = case in of_each[strategy]
             yield pytest.param(strategy, case, marks=[] if always else [ALL])
 
 

@@ -597,7 +597,7 @@ def test_two_processes_train_what_one_trains(place: Place) -> None:
         ("load_in_8bit: true", "In lrft: model.quantization: int8"),
         ("quantization_bit: 4", "In lrft: model.quantization: nf4 for 4 bits, int8 for 8"),
         ("bnb_4bit_quant_type: nf4", "In lrft: model.quantization: nf4 or fp4"),
-        ("bnb_4bit_use_double_quant: true", "is not needed"),
+        ("bnb_4bit_use_double_quant: true", "always quantise the scales too"),
         ("quantization: nf4", "quantization belongs under model: model.quantization"),
     ],
 )

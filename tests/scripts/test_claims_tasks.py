@@ -137,6 +137,7 @@ def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.mark.slow
+@pytest.mark.all
 def test_the_gain_is_what_the_loss_is_below_the_bases(untrained: Path) -> None:
     """A model with a head of zeros guesses: its loss is the logarithm of the number of words."""
     shutil.copytree(base.BASE, untrained / "guesses")

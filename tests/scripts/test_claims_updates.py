@@ -179,6 +179,7 @@ def test_the_rise_is_that_over_the_base(here: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.all
 def test_rank_and_intruders_are_asked_of_all_layers(here: Path) -> None:
     saved = read_adapter(here / "lora" / "best")
     ranks, intruders = [], 0

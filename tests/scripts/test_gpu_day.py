@@ -6,14 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from gpu_day import speed
 from gpu_day.day import Day
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def a_process_as_new() -> Iterator[None]:
+    """Trainer leaves its precision to the process, and Accelerate allows one."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 @pytest.mark.filterwarnings("ignore")  # of the profiler, of PEFT and of Trainer

@@ -111,7 +111,7 @@ def test_a_run_of_judged_answers_notes_its_kl_and_says_when_labels_are_of_one_ki
         (("training.objective=grpo",), "answers that the model itself samples is not supported"),
         (("training.objective={dpo: {temperature: 0.1}}",), "temperature is only for loss: discopop"),
         (("training.center_rewards_coefficient=0.1",), "In lrft: training.objective: {reward: {center: ...}}"),
-        (("training.max_prompt_length=10",), "data.max_length is of prompt and answer together"),
+        (("training.max_prompt_length=10",), "data.max_length counts prompt and answer together"),
         (("training.pref_beta=0.1",), "In lrft: training.objective: {dpo: {beta: ...}}"),
     ],
 )
