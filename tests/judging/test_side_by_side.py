@@ -117,7 +117,7 @@ def test_rows_add_up_to_what_batches_measure(name: str, base: Path, tmp_path: Pa
         return
     counts = torch.tensor([2.0, 0.0, 1.0, 3.0, *([1.0] * (len(rows) - 4))], dtype=torch.float64)
     drawn = rows.slice(np.repeat(np.arange(len(rows)), counts.int().numpy()))
-    # One row a pass: in batches a row that is drawn twice may get two answers, by rounding, and ranks are no longer tied.
+    # One row a pass: in batches a row that is drawn twice may get two answers, by rounding, and its rank is not tied.
     assert figures(side, found.objective, counts) == pytest.approx(whole(found, drawn, micro=1), rel=1e-5, abs=1e-7)
 
 
