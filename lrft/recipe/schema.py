@@ -28,6 +28,7 @@ from lrft import registry
 from lrft.recipe.types import (
     Alpha,
     Count,
+    CountOrAuto,
     CountOrZero,
     Every,
     EveryOrAuto,
@@ -372,13 +373,13 @@ class TrainingSection(Section):
     global_batch_size: Count = Field(
         default=32, description="Global batch size: rows per optimiser step, over all devices."
     )
-    micro_batch_size: Literal["auto"] | Count = Field(
+    micro_batch_size: CountOrAuto = Field(
         default=4,
         description="Micro batch size: rows per device and forward pass; affects memory, not the result. auto: the "
         "largest that fits, found before the "
         "first step.",
     )
-    micro_batch_tokens: Literal["auto"] | Count | None = Field(
+    micro_batch_tokens: CountOrAuto | None = Field(
         default=None,
         description="Tokens per device and training pass, in the place of micro_batch_size, which then counts in "
         "evaluation alone: the passes of a step are even whatever the lengths of its rows. A longer row is a pass by "

@@ -59,6 +59,12 @@ def _every_or_auto(value: Any) -> int | float | str:
     return value if value == "auto" else _interval(value, "auto or none")
 
 
+def _count_or_auto(value: Any) -> int | str:
+    if value == "auto" or (type(value) is int and 1 <= value <= LARGEST):
+        return value
+    raise refuse(f"expected auto or a whole number of at least 1; got {said(value)}")
+
+
 def _interval(value: Any, words: str) -> int | float | str:
     """words: that are allowed as well."""
     if value == "none" or (is_number(value) and 0 < value < 1):
@@ -205,6 +211,7 @@ EveryOrAuto = Annotated[
     PlainValidator(_every_or_auto),
     _any_of({"const": "auto"}, _FRACTION, _COUNT, {"const": "none"}),
 ]
+CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto), _any_of({"const": "auto"}, _COUNT)]
 Validation = Annotated[int | float | str, PlainValidator(_validation), _any_of(_FRACTION, _COUNT, _TEXT)]
 Alpha = Annotated[float | Literal["auto"], PlainValidator(_alpha), _any_of({"const": "auto"}, _POSITIVE)]
 Layers = Annotated[

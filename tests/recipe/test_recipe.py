@@ -350,6 +350,21 @@ WRONG = [
     ),
     ("adapter: {overrides: {q: {}}}", "4:26", "adapter.overrides.q: give rank, alpha or scale"),
     ("adapter: {biases: some}", "4:19", "adapter.biases"),
+    (
+        "training: {micro_batch_size: x}",
+        "4:30",
+        "training.micro_batch_size: expected auto or a whole number of at least 1; got the text 'x'",
+    ),
+    (
+        "training: {micro_batch_tokens: -3}",
+        "4:32",
+        "training.micro_batch_tokens: expected auto or a whole number of at least 1; got -3",
+    ),
+    (
+        "training: {micro_batch_tokens: true}",
+        "4:32",
+        "training.micro_batch_tokens: expected auto or a whole number of at least 1; got true",
+    ),
     ("adapter: {train_tokens: added}", "4:25", "adapter.train_tokens: added means the tokens of model.add_tokens"),
     (
         "adapter: lorra",
