@@ -75,7 +75,9 @@ class TokenRows(nn.Module):
         places = torch.full((len(weight),), -1, dtype=torch.long, device=weight.device)
         places[list(ids)] = torch.arange(len(self.ids), device=weight.device)
         self.register_buffer("places", places, persistent=False)
+        self.register_buffer("at", torch.tensor(self.ids, device=weight.device), persistent=False)
         self.places: Tensor
+        self.at: Tensor
 
 
 class EmbeddingRows(Beside):
@@ -111,7 +113,7 @@ class HeadRows(Beside):
         found: Tensor = self.base(hidden)
         if not self.enabled:
             return found
-        ids = torch.tensor(self.trained.ids, device=found.device)
+        ids = self.trained.at
         bias: Any = self.base.bias
         mine = linear(
             hidden.to(self.trained.rows.dtype),

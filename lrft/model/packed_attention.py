@@ -75,7 +75,7 @@ def attention(
     if attention_mask is None or not are_ends(attention_mask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     lengths, shared = row_lengths(attention_mask)
-    if not any(shared) and varlen_attention.takes(module, query, key, value, kwargs):
+    if not any(shared) and varlen_attention.takes(query, key, value, kwargs):
         causal = kwargs.get("is_causal")
         return varlen_attention.in_one_call(
             *(query, key, value, lengths, row_starts(attention_mask, query.device)),

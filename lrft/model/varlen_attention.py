@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lrft.model.send import send
@@ -24,7 +24,7 @@ SAME = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """largest difference to the definition, of outputs about 1"""
 
 
-def takes(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> bool:
+def takes(query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> bool:
     """Whether the kernel does all that is asked of an attention layer. Shapes as in `packed_attention.attention`."""
     size = query.shape[-1]
     plain = kwargs.get("position_bias") is None and kwargs.get("cache") is None and kwargs.get("softcap") is None

@@ -169,7 +169,7 @@ def test_an_engine_is_started_checked_and_ended(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By a program in vLLM's place that is told what to say: this machine has no vLLM."""
+    """By a program in vLLM's place that is told what to say: vLLM is not installed for tests."""
     place = tmp_path / "vllm" / "entrypoints" / "cli"
     place.mkdir(parents=True)
     (place / "main.py").write_text(SCRIPT)
