@@ -32,7 +32,7 @@ from lrft.errors import RecipeError
 from lrft.loading.from_recipe import load_data, load_recipe_tokenizer, prepare_data
 from lrft.model.head import Head
 from lrft.model.load import load_model
-from lrft.planning import activation_memory, plan
+from lrft.planning import activation_memory, plan, speed
 from lrft.planning import render as plan_render
 from lrft.planning.plan import Plan, chosen, make_plan
 from lrft.training import step
@@ -53,7 +53,7 @@ def test_a_head_is_counted_as_it_will_be_trained(
     name: str, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the labels of the data; the modules say all that is trained."""
-    monkeypatch.setattr(plan, "MEASURED_SECONDS", 0.01)
+    monkeypatch.setattr(speed, "MEASURED_SECONDS", 0.01)
     place = (classifiers if objective == "classification" else embedders).place(tmp_path, name)
     made = planned(place)
     labels = classifiers.LABELS if objective == "classification" else ()
@@ -75,7 +75,7 @@ def planned(place: Place, *keys: str, devices: int = 1, nodes: int = 1) -> Plan:
 @ONE_FOR_EACH
 def test_counts_are_those_of_the_real_model(case: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """And every method can be built and passed through without content."""
-    monkeypatch.setattr(plan, "MEASURED_SECONDS", 0.01)
+    monkeypatch.setattr(speed, "MEASURED_SECONDS", 0.01)
     words = CASES[case][0]
     made = planned(place, f"adapter.method={json.dumps(words)}")
     model: Any = load_model(place.root / "base", dtype=torch.float32)

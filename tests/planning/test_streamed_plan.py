@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lrft.loading.from_recipe import load_data
 from lrft.model import streamed
 from lrft.model.layers import blocks_of
-from lrft.planning import plan, render, streaming
+from lrft.planning import render, speed, streaming
 from lrft.planning.communication import Memory
 from lrft.planning.plan import Plan, make_plan
 from lrft.planning.streaming import Link
@@ -68,7 +68,7 @@ def planned(place: Place, *keys: str) -> Plan:
 
 
 def test_a_plan_has_both_placements_and_takes_that_of_the_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "MEASURED_SECONDS", 0.01)
+    monkeypatch.setattr(speed, "MEASURED_SECONDS", 0.01)
     base = place.root / "base"
     plain = planned(place, "model.placement=streamed")
     assert list(plain.placements) == ["resident"]  # float32 in the files: there is nothing to copy
@@ -91,7 +91,7 @@ def test_a_plan_has_both_placements_and_takes_that_of_the_run(place: Place, monk
 
 
 def test_files_of_several_dtypes_leave_a_cpu_nothing_to_stream(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "MEASURED_SECONDS", 0.01)
+    monkeypatch.setattr(speed, "MEASURED_SECONDS", 0.01)
     weights = load_file(place.root / "base" / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"].bfloat16()
     save_file(weights, place.root / "base" / "model.safetensors", {"format": "pt"})
