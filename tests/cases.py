@@ -119,6 +119,7 @@ CASES: dict[str, tuple[Any, Count]] = {
     "lora-xs": ("lora-xs", lambda d, k, r: r * r),
     "lora-xs-exact": ({"lora-xs": {"svd": "exact"}}, lambda d, k, r: r * r),
     "lora-ensemble": ({"lora-ensemble": {"members": 3}}, lambda d, k, r: 3 * pair(d, k, r)),
+    "alora": ({"alora": {"invocation_tokens": [85]}}, pair),
     "full": ("full", lambda d, k, r: d * k),
     "full+dora": (["full", "dora"], lambda d, k, r: d * k + d),
     "relora": (["lora", "relora"], pair),
@@ -296,6 +297,7 @@ CASES: dict[str, tuple[Any, Count]] = {
 }
 # What no LoRA of stock PEFT can say, by the beginnings of their cases.
 NOT_A_LORA = (
+    "alora",
     "blockllm",
     "boft",
     "bone",
@@ -340,7 +342,7 @@ NOT_A_LORA = (
     "waveft",
 )
 # What no weight can say: the output is no linear function of the input.
-NOT_MERGEABLE = ("denselora", "goat", "lora-ensemble")
+NOT_MERGEABLE = ("alora", "denselora", "goat", "lora-ensemble")
 
 
 def first_of_each_method() -> list[str]:

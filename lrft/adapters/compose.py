@@ -86,6 +86,20 @@ class Composition:
         return any(part.looks_at_outputs for part in self.parts)
 
     @property
+    def whole_rows(self) -> bool:
+        """Whether what some part makes of a token depends on later tokens of its row."""
+        return any(part.whole_rows for part in self.parts)
+
+    def with_tokenizer(self, tokenizer: Any) -> Composition:
+        """The same with token ids where options name text. Raises ValueError with the reason where that is not
+        possible."""
+        found = [part.options_with(tokenizer) for part in self.parts]
+        if not any(options is not None for options in found):
+            return self
+        entries = zip(self.entries, found, strict=True)
+        return compose((e["name"], e["options"] if options is None else options) for e, options in entries)
+
+    @property
     def acting_between_passes(self) -> list[str]:
         """Names of the parts that act on gradients, trained tensors or the optimiser between the passes of one step and
         those of the next, or add a term to the step's loss."""

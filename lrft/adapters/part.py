@@ -194,6 +194,20 @@ class Part:
         """The adapter inside another one, or itself. W0 (d, k) is None when only the structure is asked for."""
         return adapter
 
+    def options_with(self, tokenizer: Any) -> dict[str, Any] | None:
+        """Its options with token ids in the place of text; None: they name no text. They are saved with the adapter.
+        tokenizer: the base's, or None. Raises ValueError with the reason where that is not possible."""
+        return None
+
+    def rows_advice(self, rows: Any) -> list[str]:
+        """Warnings about the training rows (`lrft.data.Rows`). Raises ValueError for rows that it cannot train on."""
+        return []
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether what it makes of a token depends on later tokens of its row: then no two rows share their prompt."""
+        return False
+
     def lr_factors(self) -> dict[str, float]:
         """Learning rate over the recipe's, by role: the last word of a tensor's name."""
         return {}

@@ -132,6 +132,8 @@ def method_for(folder: Path, config: Mapping[str, Any]) -> tuple[str, PeftType]:
     """The method whose adapters the folder holds. Raises UsageError where none reads it, naming the setting."""
     word = config.get("peft_type")
     kinds = list(readers(word))
+    own = [(name, kind) for name, kind in kinds if kind.asks and config.get(kind.asks)]
+    kinds = own or [(name, kind) for name, kind in kinds if not kind.asks]
     if not kinds:
         raise UsageError(f"{folder} is a PEFT adapter of type {word}, which is not supported", supported())
     refused = {name: kind.refusal(config) for name, kind in kinds}

@@ -41,7 +41,8 @@ LORA_SETTINGS = (
     ("other `init_lora_weights`", "refused: PEFT changed the base", "as an update of the base"),
     ("`bias`, `modules_to_save`, `trainable_token_indices`", "read", "written"),
     ("`lora_bias`", "refused", "no"),
-    ("`alora_invocation_tokens`, `arrow_config`, `kasa_config`, `layer_replication`", "refused", "no"),
+    ("`alora_invocation_tokens`", "read, as `alora`", "written"),
+    ("`arrow_config`, `kasa_config`, `layer_replication`", "refused", "no"),
     ("`monteclora_config`, `use_qalora`", "refused", "no"),
     ("`use_bdlora`, `velora_config`", "read, as a LoRA", "no"),
 )

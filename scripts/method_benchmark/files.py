@@ -139,6 +139,7 @@ LATER = (
 OUTSIDE: dict[str, str] = {
     "eigenlorax": "it needs adapters that were trained before, of the same base",
     "autolora-ranks": "it needs a finished search of autolora",
+    "alora": "of tokens before an invocation it is the base: beside others it has less to train",
     "booster": "it needs rows that the model is to resist",
     **dict.fromkeys(LATER, "newer than these runs"),
 }
