@@ -286,6 +286,7 @@ def composed_with(adapter: Any, tokenizer: Any, where: targets.Where = lambda ke
 def composition_warnings(composition: Composition, sites: Sequence[Site], model: nn.Module) -> list[str]:
     """What the parts have to say about their own combination, and what of the model no adapter can reach."""
     said = [text for part in composition.parts for text in part.advice(sites, composition.offset_from_init)]
+    said += [text for part in composition.parts for text in part.base_advice(model)]
     share = targets.stacked_share(model)
     if share >= SAID_SHARE:
         names = dict.fromkeys(".".join(name.split(".")[-2:]) for name in targets.outside_linears(model))

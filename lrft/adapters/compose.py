@@ -86,6 +86,11 @@ class Composition:
         return any(part.looks_at_outputs for part in self.parts)
 
     @property
+    def keeps_dequantized(self) -> str:
+        """Why an adapter over a quantised base cannot be merged into the original one; "" when it can."""
+        return next((part.keeps_dequantized for part in self.parts if part.keeps_dequantized), "")
+
+    @property
     def whole_rows(self) -> bool:
         """Whether what some part makes of a token depends on later tokens of its row."""
         return any(part.whole_rows for part in self.parts)

@@ -154,6 +154,8 @@ class Part:
     """scaling factor s when the recipe has alpha: auto"""
     init_changes_output: ClassVar[bool] = False
     """the initialised adapter already changes the model's output"""
+    keeps_dequantized: ClassVar[str] = ""
+    """why an adapter over a quantised base cannot be merged into the original one; "" when it can"""
     may_not_move: ClassVar[tuple[str, ...]] = ()
     """name suffixes of trainable tensors that may not change in the first two steps (gated, or unfrozen later)"""
 
@@ -198,6 +200,10 @@ class Part:
         """Its options with token ids in the place of text; None: they name no text. They are saved with the adapter.
         tokenizer: the base's, or None. Raises ValueError with the reason where that is not possible."""
         return None
+
+    def base_advice(self, model: nn.Module) -> list[str]:
+        """Warnings about this part on this base, before it has adapters or with them."""
+        return []
 
     def rows_advice(self, rows: Any) -> list[str]:
         """Warnings about the training rows (`lrft.data.Rows`). Raises ValueError for rows that it cannot train on."""

@@ -16,12 +16,14 @@ from lrft.model.experts import WORDS, stack_of
 
 # Starts that leave the base as it is. The others of PEFT change it, so their factors are no update of the base.
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-VARIANTS = (
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
-    "use_qalora",
+VARIANTS = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "use_qalora")
+# VeLoRA keeps less of the input for the backward pass, and a vector for that; MonteCLoRA displaces A in training by
+# noise of trained distributions. What they compute afterwards is a LoRA.
+OF_TRAINING = (
+    "lora_velora_embed",
+    *(f"lora_monteclora_sampler.{word}" for word in ("std_prior", "expert_weights_prior", "gaussian_var_prior")),
+    "lora_monteclora_sampler.expert_weights",
 )
-# VeLoRA keeps less of the input for the backward pass, and a vector for that: what it computes is a LoRA.
-OF_TRAINING = "lora_velora_embed"
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ def lora_type(adapter: type[Adapter], **more: Any) -> LoraType:
         "training": (
             *("use_rslora", "use_dora", "init_lora_weights", "target_parameters", "eva_config", "loftq_config"),
             *("ensure_weight_tying", "megatron_core", "corda_config", "lora_ga_config", "qalora_group_size"),
-            *("use_bdlora", "velora_config"),
+            *("use_bdlora", "velora_config", "monteclora_config"),
         ),
-        "repeated": (OF_TRAINING,),
+        "repeated": OF_TRAINING,
         "beside": True,
     }
     return LoraType("LORA", adapter, **(own | more))

@@ -177,6 +177,8 @@ def adapt(
         names = names_for(model, section, [site.name for site in sites], where, tokens)
         attached = attach_sites(model, sites, composition, seed=seed, fresh=False, where=where, names=names)
     reason = unmergeable(attached.sites, base.stored, weight_files(inputs.source))
+    if recipe.model.quantization != "none":
+        reason = reason or composition.keeps_dequantized
     return Adapted(attached, composition, resumed_from, reason, left_out, reached.sometimes, started)
 
 
@@ -232,6 +234,7 @@ def calibration_context(
         reduce=(lambda tensor: tensor) if together else lambda tensor: accelerator.reduce(tensor, reduction="sum"),
         agree=lambda value: broadcast_object_list([value])[0],
         seed=recipe.training.seed,
+        folder=inputs.source,
     )
 
 

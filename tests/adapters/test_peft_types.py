@@ -12,12 +12,13 @@ import pytest
 import tiny
 import torch
 from on_disk import save_base
-from peft.tuners.lora.config import BdLoraConfig, VeloraConfig
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import lrft
 from lrft import registry
+from lrft.adapters.peft_alone import ALONE
 from lrft.adapters.peft_export import PEFT_TENSORS, peft_folder
 from lrft.adapters.peft_import import placed, read_any, readers
 from lrft.adapters.start_from import start_from
@@ -79,6 +80,10 @@ MADE: dict[str, Any] = {
     ),
     "lora-blocks": lambda: peft.LoraConfig(
         target_modules=T, r=4, use_bdlora=BdLoraConfig(target_modules_bd_a=["q_pr"], target_modules_bd_b=["down_proj"])
+    ),
+    "kasa": lambda: peft.LoraConfig(target_modules=T, r=3, lora_alpha=5, kasa_config=KasaConfig()),
+    "lora-monteclora": lambda: peft.LoraConfig(
+        target_modules=T, r=3, monteclora_config=MontecloraConfig(buffer_size=2)
     ),
     "lora-velora": lambda: peft.LoraConfig(target_modules=T, r=3, velora_config=VeloraConfig(num_groups=4)),
     "lora": lambda: peft.LoraConfig(target_modules=T, r=3, lora_alpha=5, use_rslora=True),
@@ -224,7 +229,8 @@ def test_the_page_names_every_type_of_the_installed_peft() -> None:
     named = re.findall(r"^\| `([A-Z0-9_]+)` \|", text, flags=re.M)
     assert sorted(named) == sorted(peft.PeftType.__members__)
     read = re.findall(r"^\| `([A-Z0-9_]+)` \| [^|]* \| yes \|", text, flags=re.M)
-    assert set(read) == {card.facts["peft_type"] for card in registry.methods().values() if card.facts.get("peft_type")}
+    declared = {card.facts["peft_type"] for card in registry.methods().values() if card.facts.get("peft_type")}
+    assert set(read) == {*declared, *ALONE}
     alone = {MADE[case]().peft_type.value for case in READ_ALONE}
     as_lora = re.findall(r"^\| `([A-Z0-9_]+)` \| [^|]* \| yes \| as LORA \|", text, flags=re.M)
     assert set(as_lora) == alone
