@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lrft.compare.columns import NOTHING, number
 from lrft.utils import files
 from lrft.utils.text import duration
 from method_benchmark import picture
-from method_benchmark.files import KEPT, OF_ADDED, OPTIONS, OUTSIDE, SEARCH, SEARCHED, SEEDS
+from method_benchmark.files import KEPT, OF_ADDED, OF_NEWER, OPTIONS, OUTSIDE, SEARCH, SEARCHED, SEEDS
 from method_benchmark.tasks import TASKS, rows
 
 WRITTEN, DRAWN = Path("docs/benchmark.md"), Path("docs/benchmark.svg")
@@ -80,7 +81,30 @@ def page(kept: Mapping[str, Facts]) -> str:
 
 
 def first_runs(kept: Mapping[str, Facts]) -> dict[str, Facts]:
-    return {name: facts for name, facts in kept.items() if not name.endswith(OF_ADDED)}
+    """The comparisons of the first runs, and in them the rows of `files.NEWER`."""
+    first = {name: facts for name, facts in kept.items() if not name.endswith((OF_ADDED, OF_NEWER))}
+    return {name: joined(facts, kept.get(name + OF_NEWER)) for name, facts in first.items()}
+
+
+def joined(first: Facts, newer: Facts | None) -> Facts:
+    """One comparison of both. Raises ValueError unless the baseline came out the same, to the bit: over another base,
+    or on a machine that rounds otherwise, figures cannot stand in one table."""
+    if newer is None:
+        return first
+    base, again = (by_run(facts)[first["baseline"]] for facts in (first, newer))
+    if base["values"] != again["values"]:
+        raise ValueError(f"the baseline was {base['values']}, and beside the newer methods {again['values']}")
+    rows = [row for row in newer["methods"] if row["run"] != first["baseline"]]
+    grid = [point for point in newer["grid"] if point["run"] != first["baseline"]]
+    return {
+        **first,
+        "methods": [*first["methods"], *rows],
+        "grid": [*first["grid"], *grid],
+        "failed": [*first["failed"], *newer["failed"]],
+        "runs": Counter(first["runs"]) + Counter(newer["runs"]),
+        "cost": {key: first["cost"][key] + newer["cost"][key] for key in first["cost"]},
+        "date": max(first["date"], newer["date"]),
+    }
 
 
 def added(kept: Mapping[str, Facts]) -> dict[str, Facts]:
