@@ -93,10 +93,13 @@ def test_every_method_has_a_run_that_trains_it(name: str, monkeypatch: pytest.Mo
     comparison = read(Path(comparisons.FOLDER / f"{name}.yaml"))
     words = {*registry.methods(), *registry.PRESETS}
     part, ending = comparisons.parted(name)
-    first, later = words - {*comparisons.OUTSIDE, *comparisons.ADDED}, {*comparisons.ADDED}
-    expected = first if not ending else later if part == comparisons.SEARCH else {*comparisons.IN_TASKS}
-    assert {variant.name for variant in comparison.variants} == expected | {"lora"}
-    assert {*comparisons.IN_TASKS} <= later
+    later = {*comparisons.ADDED, *comparisons.NEWER}
+    assert {variant.name for variant in comparison.variants} == comparisons.methods_of(part, ending) | {"lora"}
+    first = comparisons.methods_of(part, "")
+    assert first | later | {*comparisons.OUTSIDE} == words
+    assert {*comparisons.IN_TASKS} <= {*comparisons.ADDED}
+    assert not {*comparisons.ADDED} & {*comparisons.NEWER}
+    assert not first & (later | {*comparisons.OUTSIDE})
     assert not later & {*comparisons.OUTSIDE}
     assert {*comparisons.RATES, *comparisons.OPTIONS, *comparisons.OUTSIDE, *later} <= words
     assert comparison.baseline == "lora"
