@@ -19,7 +19,7 @@ FOLDER, KEPT = Path("recipes/benchmark"), Path("docs/benchmark")
 SEARCH, SEARCHED = "rates", "instructions"
 """the comparison that searches, and its task"""
 OF_ADDED, OF_NEWER = "-added", "-newer"
-"""ending of the comparisons of ADDED, of NEWER"""
+"""ending of the comparisons of ADDED, of LATER"""
 ENDINGS = ("", OF_ADDED, OF_NEWER)
 COMPARISONS = tuple(name + ending for ending in ENDINGS for name in (SEARCH, *TASKS))
 SEEDS = {SEARCH: (1,), **dict.fromkeys(TASKS, (2, 3))}
@@ -28,7 +28,7 @@ LADDER = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 BETWEEN = (1e-3, 1e-2)
 """the first and the last rate of a method that RATES does not name"""
 OVER_DEFAULT = 15
-"""what LoRA's best rate here is over the default that a real model wants: NEWER's are searched around their own default
+"""what LoRA's best rate here is over the default that a real model wants: LATER's are searched around their own default
 times this, which is BETWEEN for LoRA's"""
 HIGHER, LOWER, WIDER = (3e-3, 3e-2), (3e-4, 3e-3), (1e-3, 3e-2)
 RATES: dict[str, tuple[float, float]] = {
@@ -84,7 +84,7 @@ ADDED = (
 """methods that were measured later, in comparisons of their own, with the baseline again"""
 IN_TASKS = ("coap", "loft", "lora-rite", "svfit")
 """those of ADDED that were trained on the tasks too, at the rates found"""
-NEWER = (
+LATER = (
     "adversarial-model-perturbation",
     "ard-lora",
     "autolora",
@@ -140,14 +140,12 @@ NEWER = (
     "weight-refactorization",
     "welore",
 )
-"""methods that were measured after those, over the base of the first runs: made again, it has the same bits"""
-LATER: tuple[str, ...] = ()
-"""methods that are newer than the runs of this page"""
+"""methods that are newer than both: measured over the base of the first runs, which has the same bits when it is made
+again, they join their table"""
 OUTSIDE: dict[str, str] = {
     "eigenlorax": "it needs adapters that were trained before, of the same base",
     "autolora-ranks": "it needs a finished search of autolora",
     "booster": "it needs rows that the model is to resist",
-    **dict.fromkeys(LATER, "newer than these runs"),
 }
 """methods that have no row, and why"""
 
@@ -181,7 +179,7 @@ def methods_of(name: str, ending: str) -> set[str]:
     """The methods of SEARCH or of a task with an ending."""
     if ending == OF_ADDED:
         return {*ADDED} if name == SEARCH else {*IN_TASKS}
-    return {*NEWER} if ending == OF_NEWER else {*registry.methods(), *registry.PRESETS} - {*OUTSIDE, *ADDED, *NEWER}
+    return {*LATER} if ending == OF_NEWER else {*registry.methods(), *registry.PRESETS} - {*OUTSIDE, *ADDED, *LATER}
 
 
 def around(run: str) -> tuple[float, float]:
