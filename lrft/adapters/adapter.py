@@ -14,6 +14,7 @@ Tensors of an adapter are of two kinds only, so that saving needs no special cas
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -170,6 +171,15 @@ class Delta(Adapter):
         """dW x for x (..., k)."""
         return linear(x, self.delta_weight())
 
+    def sums_from(self) -> float:
+        """From how many vectors at once (W + dW) x is cheaper than W x + dW x, in a step. By default from the first
+        where dW x is the product with dW, and never where it is computed otherwise."""
+        return 0 if type(self).delta is Delta.delta else math.inf
+
+    def sums(self, x: Tensor) -> bool:
+        """Whether W + dW is made for x."""
+        return fused_linear.is_wide(x) and x.numel() // x.shape[-1] >= self.sums_from()
+
     def factors(self) -> Factors | None:
         """dW as a product of two thin matrices, or None when it is none. Differentiable."""
         return None
@@ -188,6 +198,8 @@ class Delta(Adapter):
             factors = self.factors()
             if factors is not None:
                 return fused_linear.linear_plus_pair(x, dropped, W, bias, *factors)
+            if dropped is x and self.sums(x):
+                return fused_linear.linear_plus_made(x, W, bias, self.delta_weight, self.inputs())
             if dropped is x:
                 return fused_linear.linear_plus(x, W, bias, self.delta, self.inputs())
         return self.eager(x, dropped, base)

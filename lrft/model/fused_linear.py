@@ -24,6 +24,11 @@ def is_plain(base: Any) -> bool:
     return bool(plain and not any(p.requires_grad for p in base.parameters()) and base.weight.is_floating_point())
 
 
+def is_wide(x: Tensor) -> bool:
+    """Whether a sum of weights is computed for x in float32 or float64: in few bits it would lose what is small."""
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+
+
 def parts_of(base: Any) -> tuple[Tensor, Tensor | None]:
     """(W (d, k), bias (d,) or None) of a plain layer."""
     return as_rows(base.weight, is_transposed(base)), base.bias
@@ -155,6 +160,42 @@ class _LinearPlus(torch.autograd.Function):
                 of_x += through
         of_trained = [found.pop(0) if t.requires_grad else None for t in trained]
         return of_x, None, None, None, *of_trained
+
+
+def linear_plus_made(
+    x: Tensor, W: Tensor, bias: Tensor | None, make: Callable[[], Tensor], trained: Sequence[Tensor]
+) -> Tensor:
+    """(W + D) x + bias for x (..., k), W frozen, D = make() (d, k), which is made again for the backward pass.
+
+    One product more than W x takes in a step, that of D's gradient: cheaper than D x beside W x, which takes four.
+    make: a deterministic function of the tensors `trained`, differentiable by them. Not for autocast: in few bits W + D
+    is W where D is small.
+    """
+    return _LinearPlusMade.apply(x, W, bias, make, *trained)
+
+
+class _LinearPlusMade(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, make: Callable[[], Tensor], *trained: Tensor
+    ) -> Tensor:
+        y = output_cache.played()
+        if y is None:
+            y = linear(x, W + make(), bias)
+        output_cache.record(x, y)
+        ctx.save_for_backward(x, W, *trained)
+        ctx.make = make
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        x, W, *trained = ctx.saved_tensors
+        with torch.enable_grad():
+            D = ctx.make()
+        of_x = slope @ (W + D.detach()) if ctx.needs_input_grad[0] else None
+        wanted = [t for t in trained if t.requires_grad]
+        found = list(torch.autograd.grad(D, wanted, slope.flatten(0, -2).T @ x.flatten(0, -2), allow_unused=True))
+        return of_x, None, None, None, *(found.pop(0) if t.requires_grad else None for t in trained)
 
 
 def linear_sum(x: Tensor, W: Tensor, bias: Tensor | None, D: Tensor) -> Tensor:

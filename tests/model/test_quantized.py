@@ -13,7 +13,7 @@ import runs
 import tiny
 import torch
 import two_processes
-from cases import CASES, EVERY_CASE, NOT_ON_GPT2, ONE_FOR_EACH, attach, compare_checkpointed, composed, late
+from cases import CASES, NOT_ON_GPT2, ONE_FOR_EACH_FORM, attach, compare_checkpointed, composed, late
 from runs import Place
 from torch import Tensor, nn
 
@@ -219,7 +219,7 @@ def test_few_methods_refuse() -> None:
     assert refusing == {"full", "loram", "lors", "sara", "sst"}
 
 
-@EVERY_CASE
+@ONE_FOR_EACH_FORM
 def test_every_method_keeps_its_formula_over_a_quantised_base_or_says_why_not(
     case: str, folders: dict[str, Path]
 ) -> None:
@@ -251,7 +251,7 @@ def test_every_method_keeps_its_formula_over_a_quantised_base_or_says_why_not(
         assert all(torch.equal(kept[name], value) for name, value in codes.items())
 
 
-@ONE_FOR_EACH
+@ONE_FOR_EACH_FORM
 def test_gradients_over_a_quantised_base_are_those_over_its_dequantised_weights(
     case: str, folders: dict[str, Path]
 ) -> None:
@@ -288,7 +288,7 @@ def dequantised(quantised: nn.Module, plain: Any) -> Any:
     return plain
 
 
-@ONE_FOR_EACH
+@ONE_FOR_EACH_FORM
 def test_gradients_reach_every_trained_tensor_by_the_second_step(case: str, folders: dict[str, Path]) -> None:
     if refused(case):
         return
