@@ -58,7 +58,8 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
         from lrft.adapters import beside, compose, targets
         from lrft.adapters.attach import composition_warnings, count_trained, select_sites
         from lrft.adapters.reach import uncalled
-        from lrft.export.merge import names_in, unmergeable
+        from lrft.export.merge import unmergeable
+        from lrft.export.merge_places import names_in
         from lrft.loading.from_recipe import (
             added_by,
             find_base,

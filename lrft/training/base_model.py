@@ -11,7 +11,7 @@ from lrft.adapters import compose, targets
 from lrft.adapters.attach import prune_base
 from lrft.distributed import fsdp, processes
 from lrft.errors import Problem, RecipeError
-from lrft.export.merge import names_in
+from lrft.export.merge_places import names_in
 from lrft.loading.from_recipe import (
     added_by,
     base_name,
