@@ -45,6 +45,10 @@ def all_of(root: Node, problems: Problems) -> Node:
             )
         if compiled is not None and compiled.value is True and (_is_quantized(root) or _quantizes(root)):
             problems.add(compiled.place, "training.compile does not support a quantised base: remove one of them")
+        kernels = training.child("kernels")
+        if compiled is not None and compiled.value is True and kernels is not None and kernels.value == "liger":
+            later = max(compiled.place, kernels.place, key=lambda place: place.rank)
+            problems.add(later, "training.kernels: liger and training.compile make the same kernels: keep one of them")
         _under_zero2(root, training, problems)
         for key, (kind, _) in REGISTERED.items():
             node = training.child(key)

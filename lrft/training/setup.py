@@ -226,6 +226,8 @@ def note_composition(recipe: Recipe, base: Base, adapted: Adapted, layout: Layou
     """Record the packing check, and warnings about the recipe on this model and device."""
     if adapted.started:
         notes.checks["started from"] = adapted.started
+    if base.fused:
+        notes.checks["kernels"] = f"{count(base.fused, 'module')} with Liger's"
     if layout.said:
         notes.checks["packing"] = layout.said
     notes.warnings += composition_warnings(adapted.composition, adapted.attached.sites, base.model)
