@@ -417,6 +417,11 @@ class TrainingSection(Section):
     compile: bool = Field(
         default=False, description="Compiles the model's blocks; the first steps take a minute longer."
     )
+    kernels: Literal["none", "auto", "liger"] = Field(
+        default="none",
+        description="Kernels of norms and gated activations. liger: those of the package liger-kernel, on a GPU; "
+        "auto: those where package and model have them, else none.",
+    )
     seed: CountOrZero = Field(default=42, description="Random seed of split, data order, adapter init and dropout.")
     deterministic: bool = Field(
         default=False,

@@ -25,6 +25,7 @@ from lrft.adapters.beside import names_for, token_ids, untrained_rows
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.peft_import import placed
 from lrft.adapters.reach import reach
+from lrft.adapters.shared_input import share_inputs
 from lrft.adapters.start_from import start_from
 from lrft.adapters.storage import read_adapter
 from lrft.data.sampler import auxiliary_schedule, batch_schedule
@@ -160,6 +161,8 @@ def adapt(
         started = ""
         names = names_for(model, section, [site.name for site in sites], where, tokens)
         attached = attach_sites(model, sites, composition, seed=seed, fresh=False, where=where, names=names)
+    if not recipe.training.compile:  # a compiler sees by itself what layers have in common
+        share_inputs(attached, reached.together)
     reason = unmergeable(attached.sites, base.stored, weight_files(inputs.source))
     return Adapted(attached, composition, resumed_from, reason, left_out, reached.sometimes, started)
 
@@ -223,6 +226,8 @@ def note_composition(recipe: Recipe, base: Base, adapted: Adapted, layout: Layou
     """Record the packing check, and warnings about the recipe on this model and device."""
     if adapted.started:
         notes.checks["started from"] = adapted.started
+    if base.fused:
+        notes.checks["kernels"] = f"{count(base.fused, 'module')} with Liger's"
     if layout.said:
         notes.checks["packing"] = layout.said
     notes.warnings += composition_warnings(adapted.composition, adapted.attached.sites, base.model)
