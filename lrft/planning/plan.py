@@ -126,8 +126,7 @@ def make_plan(
     active = hardware.DTYPES[hardware.OF_COMPUTATION[compute]]
     # What a process needs before it trains: the libraries, also those that are loaded by their first use.
     processes.make_accelerator(compute)
-    if recipe.model.quantization != "none":
-        load_library()
+    load_library(recipe.model.quantization)
     speed = speed_here(active)
     process = resident() if not torch.cuda.is_available() else 0
     schedule = batch_schedule(recipe, prepared.train)

@@ -84,7 +84,7 @@ class ModelSection(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format of the frozen weights that are not quantised."
     )
-    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
+    quantization: Literal["none", "nf4", "fp4", "int8", "fp8"] = Field(
         default="none",
         description="Quantises the weights of all linear layers except the output head to 4 or 8 bits.",
     )
