@@ -106,6 +106,7 @@ LATER = (
     "gradnormlorp",
     "hira",
     "ia3",
+    "kasa",
     "lamda",
     "loha",
     "lokr",
@@ -119,10 +120,12 @@ LATER = (
     "low-rank-tickets",
     "lte",
     "maestro",
+    "monteclora",
     "norm-loss",
     "oft",
     "orthonormal-constraint",
     "peanut",
+    "qalora",
     "pvera",
     "reslora",
     "road",
@@ -145,6 +148,8 @@ again, they join their table"""
 OUTSIDE: dict[str, str] = {
     "eigenlorax": "it needs adapters that were trained before, of the same base",
     "autolora-ranks": "it needs a finished search of autolora",
+    "loftq": "it corrects the rounding of a quantised base, which these runs have not",
+    "alora": "of tokens before an invocation it is the base: beside others it has less to train",
     "booster": "it needs rows that the model is to resist",
 }
 """methods that have no row, and why"""

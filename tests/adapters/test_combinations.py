@@ -154,7 +154,7 @@ def together() -> list[tuple[str, str]]:
 OPTIONS = {
     **{"fourierft": {"frequencies": 50}, "goat": {"experts": 2}, "c3a": {"block": 4}, "bone": {"block": 4}},
     **{"dcft": {"kernel": 4}, "lora-ensemble": {"members": 2}, "plop": {"kinds": 99}, "nola": {"basis": 16}},
-    "melora": {"minis": 4},
+    **{"melora": {"minis": 4}, "alora": {"invocation_tokens": [14]}, "qalora": {"group_size": 4}},
     **{"oft": {"oft_block_size": 4}, "boft": {"boft_block_size": 4}, "road": {"group_size": 4}},
     **{"vblora": {"vector_length": 4}, "waveft": {"n_frequency": 50}},
     "lorta": {"head_dim": 6},

@@ -117,7 +117,8 @@ def test_over_a_half_precision_base_adapters_are_float32_and_outputs_keep_the_dt
     attached = attach(model, case)
     assert {p.dtype for p in attached.trained().values()} == {torch.float32}
     assert tiny.logits(model, ids).dtype == dtype
-    assert (tiny.logits(model, ids) - before).abs().max() <= 0.02 * before.abs().max()
+    if not composed(attached).init_changes_output:
+        assert (tiny.logits(model, ids) - before).abs().max() <= 0.02 * before.abs().max()
     with torch.autocast("cpu", dtype=dtype):
         model(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in attached.trained().values())
