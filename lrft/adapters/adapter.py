@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from lrft.model import fused_linear
+from lrft.model.grouped import InPairs, Pair
 from lrft.model.send import send
 
 UNITS_AT_ONCE = 256
@@ -144,6 +145,11 @@ class Adapter(nn.Module):
         """Every tensor to be saved, by the name it has in files. A wrapper leaves no trace in what it wraps."""
         return {name.replace("inner.", ""): value for name, value in self.named_parameters()}
 
+    def pairs(self, x: Tensor, base: nn.Module) -> Sequence[Pair] | None:
+        """What `forward` adds to the product of a plain base, where that is all it does and it is pairs B A; else
+        None. Stacked experts compute such layers together."""
+        return None
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors` (names as in `tensors()`) into this adapter. Raises ValueError naming what does not fit."""
         load_tensors(self.site.name, self.tensors(), tensors)
@@ -237,6 +243,11 @@ class Delta(Adapter):
             return False
         return torch.is_autocast_enabled(x.device.type) or x.dtype == base.weight.dtype == self.site.dtype
 
+    def pairs(self, x: Tensor, base: nn.Module) -> Sequence[Pair] | None:
+        own_way = type(self).forward is not Delta.forward or self.in_copies
+        factors = None if own_way or not self.is_fast(x, base) else self.factors()
+        return None if factors is None else (Pair(*factors, self.dropout if self.training else 0.0),)
+
     def inputs(self) -> list[Tensor]:
         """The tensors that `delta` depends on and that may be trained."""
         return [p for p in self.read_from() if p.requires_grad]
@@ -322,6 +333,12 @@ class AdapterLinear(nn.Module):
             return found
         y: Tensor = self.adapter(x, self.base)
         return y if self.own_bias is None else self.own_bias(y)
+
+    def pairs(self, x: Tensor) -> Sequence[Pair] | None:
+        """`Adapter.pairs` of the adapter that acts now."""
+        if not self.enabled:
+            return self.base.pairs(x) if isinstance(self.base, InPairs) else None
+        return None if self.own_bias is not None else self.adapter.pairs(x, self.base)
 
     # Models ask their linear layers for dtype and device through these.
     @property
