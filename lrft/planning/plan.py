@@ -33,6 +33,7 @@ from lrft.loading.evaluation_interval import evaluations
 from lrft.loading.from_recipe import added_by, made, sketched_head, tokens_for
 from lrft.loading.others import Found
 from lrft.model import linear, placement
+from lrft.model.conversion import DEQUANTIZED_FROM, recorded
 from lrft.model.experts import word_of
 from lrft.model.layers import blocks_of, decoder_of
 from lrft.model.load import imagine_quantized
@@ -117,6 +118,9 @@ class Plan:
             name: (efficiency(step, 0.0, each), efficiency(step, each - alone, alone))
             for name, (each, alone) in waits.items()
         }
+
+    dequantized_from: str = ""
+    """format in which the base is stored, where it was dequantised"""
 
 
 @dataclass(frozen=True)
@@ -247,6 +251,7 @@ def make_plan(
         placements=placed,
         placement=where,
         link=link,
+        dequantized_from=recorded(source).get(DEQUANTIZED_FROM, ""),
     )
 
 
