@@ -24,6 +24,7 @@ from lrft.loading.evaluation_interval import evaluations
 from lrft.loading.from_recipe import made, sketched_head
 from lrft.loading.others import Found
 from lrft.model import placement
+from lrft.model.conversion import DEQUANTIZED_FROM, recorded
 from lrft.model.quantized import load_library
 from lrft.objectives.base import START
 from lrft.planning import communication
@@ -79,6 +80,8 @@ class Plan:
     placement: str
     """that of the run, by the recipe or its auto"""
     link: Link
+    dequantized_from: str = ""
+    """format in which the base is stored, where it was dequantised"""
 
     @property
     def seconds(self) -> float:
@@ -204,6 +207,7 @@ def make_plan(
         placements=placed,
         placement=where,
         link=link,
+        dequantized_from=recorded(source).get(DEQUANTIZED_FROM, ""),
     )
 
 
