@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from lrft.errors import LrftError, exit_code
 from lrft.utils.text import aligned, duration
 from real_benchmark import claims, design, measuring, page, peers, plan, running, stages
-from real_benchmark.design import TIERS, Tier
+from real_benchmark.design import ALL, EIGHT, Tier
 from real_benchmark.stages import Part
 
 
 def tier_of(name: str) -> Tier:
-    return next(tier for tier in TIERS if tier.name == name)
+    return next(tier for tier in ALL if tier.name == name)
 
 
 def told(tier: Tier, cost: plan.Cost) -> list[str]:
@@ -28,9 +28,10 @@ def told(tier: Tier, cost: plan.Cost) -> list[str]:
         figures = (stage.methods, stage.points, len(stage.seeds), stage.steps, stage.runs)
         forecast = duration(plan.seconds(stage, tier, cost))
         rows.append([stage.name, stage.task, *map(str, figures), forecast, took])
+    place = "GPU" if tier is EIGHT else "CPU thread"
     hours = plan.total(tier, cost) / 3600
     runs = sum(stage.runs for stage in plan.stages(tier))
-    return [f"{tier.name}: {tier.says}. {runs} runs, about {hours:.1f} CPU hours on one thread.", *aligned(rows)]
+    return [f"{tier.name}: {tier.says}. {runs} runs, about {hours:.1f} hours on one {place}.", *aligned(rows)]
 
 
 def part_of(group: str, name: str) -> Part:
@@ -73,7 +74,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("action", nargs="?", choices=["measure", "peers", "stage"], help="nothing: the page, or a plan")
     parser.add_argument("names", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--budget", type=float, metavar="HOURS", help="CPU hours; the largest tier that fits is run")
-    parser.add_argument("--tier", choices=[tier.name for tier in TIERS], help="this tier, whatever it takes")
+    parser.add_argument("--tier", choices=[tier.name for tier in ALL], help="this tier, whatever it takes")
     parser.add_argument("--claim", choices=[claim.name for claim in claims.CLAIMS], help="this claim of a paper")
     parser.add_argument("--for", type=float, dest="minutes", metavar="MINUTES", help="stop after so many; go on later")
     parser.add_argument("--dry", action="store_true", help="print the plan and run nothing")
@@ -102,6 +103,8 @@ def main() -> int:
             tier = tier_of(asked.tier) if asked.tier else plan.fitting(3600 * asked.budget, cost)
         except ValueError as error:
             parser.error(str(error))
+        cost = plan.ON_GPU if tier is EIGHT else cost
+        running.write_data()
         print("\n".join(told(tier, cost)))
         made = stages.parts(tier)
     return 0 if asked.dry else run(made, asked.minutes)

@@ -43,6 +43,7 @@ class Tier:
     short      share of a task's steps that the runs of the screening and of the first halving have
     half       the same of the searches of rates of each task
     whole      the same of the final runs
+    rate       the baseline's, the middle of its rates
     """
 
     name: str
@@ -53,6 +54,8 @@ class Tier:
     short: float
     half: float
     whole: float
+    recipe: Path = RECIPE
+    rate: float = RATE
 
     @property
     def screens(self) -> bool:
@@ -74,22 +77,35 @@ TIERS = (
     Tier("night", f"{len(MANY)} methods screened, every task", tuple(TASKS), MANY, 7, 0.2, 0.4, 1.0),
     Tier("days", "every method screened, every task", tuple(TASKS), everything(), 15, 0.2, 0.4, 1.0),
 )
-"""from the smallest to the largest; a budget gets the largest that fits"""
+"""on one CPU thread, from the smallest to the largest; a budget gets the largest that fits"""
+EIGHT = Tier(
+    "8b",
+    "twelve methods screened, every task, an 8B model on one GPU",
+    tuple(TASKS),
+    SOME,
+    5,
+    0.2,
+    0.4,
+    1.0,
+    Path("recipes/benchmark-8b/common.yaml"),
+    2e-4,
+)
+ALL = (*TIERS, EIGHT)
 
 
-def middle(method: str) -> float:
-    """The middle of a method's rates: LoRA's times what the method's rate is over LoRA's elsewhere.
+def middle(method: str, rate: float = RATE) -> float:
+    """The middle of a method's rates: LoRA's, `rate`, times what the method's rate is over LoRA's elsewhere.
 
     That is the best of the search on the small base (docs/benchmark), else the rates that the methods declare.
     """
     best = {ending: toy.best_rates(ending) for ending in ("", toy.OF_ADDED)}
     for found in best.values():
         if method in found and method != BASELINE:
-            return RATE * found[method] / found[BASELINE]
+            return rate * found[method] / found[BASELINE]
     card = registry.methods().get(method)
     declared = None if card is None else card.learning_rate
     usual = registry.methods()[BASELINE].learning_rate
-    return RATE * declared / usual if declared and usual else RATE
+    return rate * declared / usual if declared and usual else rate
 
 
 def around(rate: float, times: tuple[float, ...]) -> list[float]:

@@ -19,7 +19,7 @@ from real_benchmark.design import WORK
 from real_benchmark.rows.all import TASKS
 
 GENERAL = Path(__file__).with_name("general.txt")
-LONGEST, ROWS_AT_ONCE, ANSWERS_AT_ONCE = 64, 8, 32
+LONGEST, ROWS_AT_ONCE, ANSWERS_AT_ONCE = 96, 8, 32
 
 
 def rows_of(found: Target, path: Path) -> data.Rows:

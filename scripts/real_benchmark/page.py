@@ -12,7 +12,7 @@ from lrft.compare.intervals import mean, spread
 from lrft.utils import files
 from lrft.utils.text import duration
 from real_benchmark import claims, design, peers, picture, plan, results, stages
-from real_benchmark.design import BASELINE, TIERS, Tier
+from real_benchmark.design import ALL, BASELINE, Tier
 from real_benchmark.page_text import FOOT, TOP
 from real_benchmark.results import Facts
 from real_benchmark.rows.all import TASKS
@@ -36,7 +36,7 @@ def page() -> str:
         parts.append("**Not run yet.** No figure of a real model stands on this page so far.\n")
     else:
         parts += [beyond_chance(tier), f"![test loss against time, by method]({DRAWN.name})\n"]
-    for one in TIERS:
+    for one in ALL:
         parts += tier_section(one)
     return "\n".join([*parts, claims_section(), peers.section(peers.kept()), FOOT])
 

@@ -45,6 +45,7 @@ has fewer methods, and figures that a search did not choose. `scripts/benchmark 
   after Holm's correction for the methods of the task, at 5 %. Intervals in the tables are simultaneous by Bonferroni
   (each at 1 - 5 % / m), so they can be wider than what Holm decides by. With three seeds t has two degrees of freedom:
   only large or very regular differences pass, and "not told apart" is no proof of equality.
+  Losses and answers are a family each; the deviation of a figure that counts rows is taken as one row at least.
 - **Forgetting.** `general text` is the loss on ten short passages
   ([general.txt](../scripts/real_benchmark/general.txt); four of them in the public domain, six written for this) after
   training, less that of the untouched base. No task trains on such text.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from lrft.compare import suggest
+from lrft.planning.communication import H100_FLOPS
 from real_benchmark import design
 from real_benchmark.design import BASELINE, FINAL_SEEDS, NEAR, ROWS_A_STEP, SEARCH_SEEDS, WIDE, Tier
 from real_benchmark.rows.all import TASKS
@@ -41,6 +42,18 @@ class Cost:
         """The figures of a finished run on the test rows and the general text."""
         asked = TASKS[task]
         return self.judge + TEST * (asked.tokens * self.seen + asked.most * self.said)
+
+
+SIZE, LOADING, WRITING, BANDWIDTH = 8.03e9, 1e9, 2e8, 3.35e12
+"""weights of the 8B model; bytes a second that are read and written on disk, as `lrft plan` takes them, and read from
+the memory of an H100 (its datasheet)"""
+SHARE = 0.1
+"""of the operations that an H100 can do which steps of eight short rows reach, an assumption"""
+_token, _load = SIZE * 4 / (SHARE * H100_FLOPS), 10 + 2 * SIZE / LOADING
+ON_GPU = Cost(
+    start=_load, token=_token, seen=_token / 2, judge=_load, said=2 * SIZE / BANDWIDTH / 10, merge=4 * SIZE / WRITING
+)
+"""of the 8B model in bf16: a forecast, nothing of it measured"""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from common import keeping
@@ -19,12 +20,13 @@ from lrft.compare import budget, config, result
 from lrft.compare import run as comparing
 from lrft.compare.fingerprints import Hashes, refuse_other_contents
 from lrft.compare.jobs import Job, last_words, make_jobs, refuse_other_recipes
-from lrft.compare.pool import Pool, Task
+from lrft.compare.pool import Pool, Task, visible_gpus
+from lrft.distributed import launch
 from lrft.errors import LrftError, Stopped
 from lrft.quickstart.model import MODELS, fetch
 from lrft.tracking.console import Reporter
 from lrft.utils import files
-from real_benchmark.design import KEPT, MODEL, WORK
+from real_benchmark.design import KEPT, MODEL, RECIPE, WORK
 from real_benchmark.rows import intents
 from real_benchmark.rows.all import TASKS
 from real_benchmark.stages import Part
@@ -52,7 +54,8 @@ def run(part: Part, until: float | None) -> bool:
     """
     with keeping.counted(part.folder / "cost.json"):
         command = [sys.executable, "-m", "real_benchmark", "stage", part.group, part.stage.name]
-        process = subprocess.Popen(command)
+        # A terminal's Ctrl-C comes here, and from here to the part once: a second signal would cost it its checkpoint.
+        process = subprocess.Popen(command, start_new_session=True)
         code = wait(process, until)
     if code in (STOPPED, -signal.SIGTERM):
         return False
@@ -65,12 +68,19 @@ def run(part: Part, until: float | None) -> bool:
 def wait(process: subprocess.Popen[bytes], until: float | None) -> int:
     """The exit code. A process that is not done in time is asked to end, once, and waited for; so is one when this
     process is told to end."""
+
+    def told(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, told)
     try:
         return process.wait(None if until is None else max(0.0, until - time.monotonic()))
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.send_signal(signal.SIGTERM)
         process.wait()
         return STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def train(part: Part) -> None:
@@ -78,21 +88,23 @@ def train(part: Part) -> None:
 
     Raises LrftError; runs that failed are told on the page and stop nothing.
     """
-    fetch(MODELS[MODEL])
+    if part.recipe == RECIPE:
+        fetch(MODELS[MODEL])
     write_data()
     comparison = config.read(part.write())
     choices = budget.choose(comparison)
     jobs = make_jobs(comparison, [comparing.rank_of(comparison, choice) for choice in choices])
     refuse_other_recipes(jobs)
     refuse_other_contents(jobs, hashes := Hashes())
-    with Reporter(None) as reporter, comparing.taken(comparison.output), Pool(1) as pool:
+    gpus = visible_gpus(launch.gpus())
+    with Reporter(None) as reporter, comparing.taken(comparison.output), Pool(1, gpus) as pool:
         comparing.train(jobs, hashes, pool, reporter)
         if part.stage.kind == "final":
             comparing.ask(comparison, jobs, pool, reporter)
             finished = [job for job in jobs if job.state == "finished"]
             reporter.line("asking the test rows, which nothing has looked at so far")
             pool.run([task for job in finished if (task := asking(job, part.stage.task)) is not None])
-            pool.run(asking_base(part.stage.task))
+            pool.run(asking_base(part, comparison.first_recipe().model.name))
             files.write_json(comparison.output / "judged.json", judged(finished))
     found = result.gather(comparison, jobs, choices)
     if found["methods"][0]["best"] is None:
@@ -117,9 +129,9 @@ def asking(job: Job, task: str) -> Task | None:
     return Task(f"test of {job.label}", [str(job.folder), task], log, ended, out, module="real_benchmark.judge")
 
 
-def asking_base(task: str) -> Sequence[Task]:
-    """The same of the untouched base, once for each task."""
-    out = base_answer(task)
+def asking_base(part: Part, model: str) -> Sequence[Task]:
+    """The same of the untouched base, once for each base and task."""
+    out, task = base_answer(part), part.stage.task
     if out.is_file():
         return []
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -129,13 +141,11 @@ def asking_base(task: str) -> Sequence[Task]:
         if code == 0:
             made.replace(out)
 
-    return [
-        Task(f"test of the base, {task}", [str(fetch(MODELS[MODEL])), task], log, ended, made, "real_benchmark.judge")
-    ]
+    return [Task(f"test of the base, {task}", [model, task], log, ended, made, "real_benchmark.judge")]
 
 
-def base_answer(task: str) -> Path:
-    return WORK / "base" / f"{task}.json"
+def base_answer(part: Part) -> Path:
+    return WORK / "base" / f"{part.recipe.parent.name}-{part.stage.task}.json"
 
 
 def judged(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
@@ -158,7 +168,7 @@ def keep(part: Part) -> None:
         row |= {key: full[key] for key in OF_METHOD}
     if (folder / "judged.json").is_file():
         kept["judged"] = files.read_json(folder / "judged.json")
-        kept["base"] = files.read_json(base_answer(part.stage.task))
+        kept["base"] = files.read_json(base_answer(part))
     path = KEPT / part.group / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, compact(kept))

@@ -31,6 +31,7 @@ class Part:
     group: str
     stage: Stage
     made: Callable[[], dict[str, Any]]
+    recipe: Path = RECIPE
 
     @property
     def folder(self) -> Path:
@@ -49,7 +50,7 @@ class Part:
 
 
 def parts(tier: Tier) -> list[Part]:
-    return [Part(tier.name, stage, partial(comparison, tier, stage)) for stage in plan.stages(tier)]
+    return [Part(tier.name, stage, partial(comparison, tier, stage), tier.recipe) for stage in plan.stages(tier)]
 
 
 def kept(tier: str, stage: str) -> Facts | None:
@@ -79,7 +80,7 @@ def rates(tier: Tier, stage: Stage) -> Rates:
     """What a stage tries."""
     found = needed(tier, stage)
     if found is None:
-        return {method: around(middle(method), WIDE) for method in (BASELINE, *tier.methods)}
+        return {method: around(middle(method, tier.rate), WIDE) for method in (BASELINE, *tier.methods)}
     if stage.kind == "narrow":
         return {method: best_rates(found, method)[:2] for method in best(found, survivors(tier))}
     if stage.kind == "rates":
@@ -113,10 +114,11 @@ def rows_of(stage: Stage) -> tuple[Path, Path]:
     return data / f"{stage.task}-train.jsonl", data / f"{stage.task}-validation.jsonl"
 
 
-def recipe(stage: Stage) -> dict[str, Any]:
+def recipe(stage: Stage, shared: Path = RECIPE) -> dict[str, Any]:
+    """The recipe that all runs of a stage have in common, over the file `shared`."""
     train, validation = rows_of(stage)
     return {
-        "extends": str(RECIPE.resolve()),
+        "extends": str(shared.resolve()),
         "data": {"train": str(train), "validation": str(validation)},
         "training": {"max_steps": stage.steps, "warmup_steps": max(1, stage.steps // 10)},
         "evaluation": {"every": stage.steps, "max_new_tokens": TASKS[stage.task].most},
@@ -135,7 +137,7 @@ def comparison(tier: Tier, stage: Stage) -> dict[str, Any]:
     """The file of a tier's stage as data."""
     tried = rates(tier, stage)
     return {
-        "recipe": recipe(stage),
+        "recipe": recipe(stage, tier.recipe),
         "runs": {method: run_keys(method, rates) for method, rates in tried.items()},
         "grid": {RATE: tried[BASELINE]},
         "seeds": list(stage.seeds),
