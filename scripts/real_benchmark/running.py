@@ -22,7 +22,7 @@ from lrft.compare.fingerprints import Hashes, refuse_other_contents
 from lrft.compare.jobs import Job, last_words, make_jobs, refuse_other_recipes
 from lrft.compare.pool import Pool, Task, visible_gpus
 from lrft.distributed import launch
-from lrft.errors import LrftError, Stopped
+from lrft.errors import LrftError, Stopped, exit_code
 from lrft.quickstart.model import MODELS, fetch
 from lrft.tracking.console import Reporter
 from lrft.utils import files
@@ -34,7 +34,7 @@ from real_benchmark.stages import Part
 NOISY, NOISE = "intents-noisy.jsonl", 0.3
 """the intents with a share of wrong labels, which a claim trains on"""
 OF_METHOD = ("merge_check", "merge_difference", "exports_to", "tokens_per_second", "memory_gb", "seconds")
-STOPPED = Stopped("", signal.SIGTERM).exit_code
+STOPPED = exit_code(Stopped("", signal.SIGTERM))
 
 
 def write_data(folder: Path = WORK / "data") -> None:
