@@ -27,7 +27,8 @@ def refuse(root: Node, problems: Problems) -> None:
         text = "adapter.train_tokens: added means the tokens of model.add_tokens, and there are none"
         problems.add(trained.place, f"{text}. Give them, or list tokens here")
     where = root.at(("adapter", "train_tokens_in"))
-    if where is not None and (trained is None or not plain(trained)):
+    # A resolved recipe has its default.
+    if where is not None and where.value != "embedding" and (trained is None or not plain(trained)):
         text = "adapter.train_tokens_in has no effect: adapter.train_tokens names no token. Remove it"
         problems.add(where.place, text)
     full, untie = root.at(("adapter", "modules_to_save")), root.at(("adapter", "untie"))

@@ -92,6 +92,11 @@ def test_mistakes_are_told_before_anything_is_loaded(override: str, said: str, p
     assert said in str(caught.value)
 
 
+def test_a_resolved_recipe_is_read_again(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "resolved.yaml").write_text(recipe.resolved(place.recipe("adapter.method=lora")))
+    assert recipe.load(tmp_path / "resolved.yaml").adapter.train_tokens_in == "embedding"
+
+
 def test_sharded_bases_are_refused(place: Place) -> None:
     with pytest.raises(RecipeError) as caught:
         place.recipe("adapter.method=lora", "adapter.norms=true", "distributed.strategy=fsdp")
