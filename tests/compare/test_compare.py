@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import runs
+import torch
 from parsed import EVIL, sound
 
 import lrft
 from lrft import recipe as recipes
+from lrft.adapters.storage import read_adapter
+from lrft.cli.main import run_command
 from lrft.compare import html, result, write
 from lrft.compare.budget import choose
 from lrft.compare.config import read
@@ -108,6 +111,27 @@ def test_every_run_is_an_ordinary_one(whole: tuple[Path, str]) -> None:
         assert recipe.adapter.rank == (4 if method == "lora" else 8)
         assert (root / folder / "best").exists()
     assert not (root / "out" / "merged").exists() or not list((root / "out" / "merged").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "lora-fa"])
+def test_a_run_of_a_comparison_is_to_the_bit_what_its_recipe_trains(
+    method: str, whole: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained again, by a process that is no fork: this one."""
+    monkeypatch.chdir(whole[0])
+    there = Path(f"out/runs/{method}/learning_rate-0.01/seed-2")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # what each of two jobs is given
+    try:
+        assert run_command(["train", f"{there}.yaml", "--quiet", f"output_dir={tmp_path / 'again'}"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    adapters = [read_adapter(folder / "last").state_dict() for folder in (there, tmp_path / "again")]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+    losses = [[r["loss"] for r in runs.records(folder)] for folder in (there, tmp_path / "again")]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow
