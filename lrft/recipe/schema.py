@@ -179,6 +179,10 @@ class AdapterSection(Section):
         description="Tokens whose rows of the embedding are trained: added (those of model.add_tokens), or a list. A "
         "head that is the same matrix has the same rows.",
     )
+    train_tokens_in: Literal["embedding", "head", "both"] = Field(
+        default="embedding",
+        description="Matrix whose rows train_tokens trains, where the head is one of its own: embedding, head, both.",
+    )
     biases: Literal["none", "all", "adapted"] = Field(
         default="none", description="Biases that are trained: none, those of adapted layers, or all."
     )

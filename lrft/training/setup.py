@@ -266,7 +266,7 @@ def new_tokens_warnings(base: Base, attached: Attached) -> list[str]:
     names = " and ".join(untrained)
     return [
         f"the rows of the new tokens in {names} stay the mean of all others: train_tokens: added trains them in the "
-        f"embedding, modules_to_save a whole matrix"
+        f"embedding, with train_tokens_in: both in a head of its own too, modules_to_save a whole matrix"
     ]
 
 
