@@ -1,7 +1,8 @@
 """A model folder that is stored quantised, converted once into a folder of plain weights.
 
-transformers' own loaders dequantise it. The plain folder is a base as any other: adapters go on all its layers, it is
-planned, streamed, merged into and exported, and `model.quantization` makes codes of it again.
+transformers' own loaders dequantise it, or `lrft.model.packed_integers` what those cannot. The plain folder is a base
+as any other: adapters go on all its layers, it is planned, streamed, merged into and exported, and
+`model.quantization` makes codes of it again.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ import io
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrft.errors import LrftError, MissingError
 from lrft.model.conversion import RECORD, kept
-from lrft.model.load import load_config, load_model, quiet
+from lrft.model.load import load_config, load_model, load_skeleton, quiet
 from lrft.model.weights import fingerprint
-from lrft.utils.files import sha256
+from lrft.utils.files import sha256, write_json
 from lrft.utils.slow import telling
 
-# quant_method of a checkpoint -> the package that transformers dequantises it with, "" for none
-READ = {"fp8": "", "mxfp8": "", "mxfp4": "", "compressed-tensors": "compressed-tensors", "torchao": "torchao"}
+if TYPE_CHECKING:
+    import torch
+
+# quant_method of a checkpoint -> the package that it is dequantised with, "" for none
+PACKED = ("gptq", "awq")
+READ = {
+    **{"fp8": "", "mxfp8": "", "mxfp4": "", "compressed-tensors": "compressed-tensors", "torchao": "torchao"},
+    **dict.fromkeys(PACKED, ""),
+}
 AS_IT_IS = ("bitsandbytes",)
 """loaded as codes (`lrft.model.quantized`)"""
 BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*")
@@ -47,7 +55,7 @@ def stored_as(folder: Path) -> str:
 def plain(folder: Path, where: str) -> Path:
     """`folder`, or what is made of it where it is stored quantised.
 
-    Raises LrftError for a format that cannot be trained on, MissingError without the package that reads it.
+    Raises LrftError for a format that cannot be read, MissingError without the package that reads it.
     """
     method = stored_as(folder)
     if not method or method in AS_IT_IS:
@@ -99,6 +107,37 @@ def _convert(folder: Path, out: Path) -> None:
     config = load_config(folder)
     named = getattr(config, "dtype", None)
     dtype = named if isinstance(named, torch.dtype) and named.itemsize > 1 else torch.bfloat16
+    out.mkdir()
+    if stored_as(folder) in PACKED:
+        _unpack(folder, out, dtype)
+    else:
+        _reload(folder, out, dtype)
+    for path in _others(folder):
+        if path.name != "config.json":
+            (out / path).parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / path, out / path)
+
+
+def _unpack(folder: Path, out: Path, dtype: torch.dtype) -> None:
+    """By the files alone."""
+    from lrft.model.linear import is_transposed
+    from lrft.model.packed_integers import write_dense
+
+    if any(is_transposed(module) for module in load_skeleton(folder).modules()):
+        raise LrftError(f"{folder} has layers that store their weights inputs first, which cannot be read from codes")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    placed = write_dense(folder, out, stored_as(folder), _section(config), dtype)
+    for part in (config, config.get("text_config") or {}):
+        part.pop("quantization_config", None)
+    write_json(out / "config.json", config)
+    if (folder / INDEX).is_file():
+        write_json(out / INDEX, {"metadata": {}, "weight_map": placed})
+
+
+def _reload(folder: Path, out: Path, dtype: torch.dtype) -> None:
+    """By transformers, which dequantises while it loads."""
+    import torch
+
     loaded = load_model(folder, dtype=dtype)
     tensors = {name: _dense(tensor) for name, tensor in loaded.state_dict().items()}
     odd = sorted(name for name, tensor in tensors.items() if tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool)
@@ -109,14 +148,9 @@ def _convert(folder: Path, out: Path) -> None:
         model = type(loaded)(copy.deepcopy(loaded.config))
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()
-    out.mkdir()
     # transformers imports DeepSpeed here where that is installed, and it speaks: not into what a command prints.
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
         model.save_pretrained(out)
-    for path in _others(folder):
-        if path.name != "config.json":
-            (out / path).parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / path, out / path)
 
 
 def _dense(tensor: Any) -> Any:

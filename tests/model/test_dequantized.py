@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ import torch
 from runs import Place
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from lrft.cli import main
 from lrft.errors import LrftError, MissingError
@@ -41,7 +49,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def store(folder: Path, tensors: Mapping[str, Tensor], section: Mapping[str, Any], **keys: Any) -> Path:
     """Other weights in a model folder, with what its configuration says of them."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    dense = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(dense, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **keys, "quantization_config": dict(section)}))
     return folder
@@ -215,7 +224,139 @@ def test_it_can_be_quantised_as_any_base(tmp_path: Path) -> None:
     assert main.run_command(["eval", str(run), "--data", str(place.root / "validation.jsonl"), "--no-generate"]) == 0
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "hqq", "aqlm"])
+def integers(values: Tensor, bits: int, order: Sequence[int]) -> Tensor:
+    """(rows, n) of so many bits -> int32 (rows, n bits / 32): number order[j] of each has the bits from j `bits` on."""
+    wide = sum(values[:, at :: len(order)].long() << (bits * j) for j, at in enumerate(order))
+    return torch.where(wide >= 2**31, wide - 2**32, wide).int()
+
+
+def in_gptq(W: Tensor, bits: int, *, ordered: bool = True, second: bool = False) -> tuple[Tensors, Tensor]:
+    """(the tensors of a layer with groups of 4 inputs, what they mean). ordered: groups are inputs in turn. second:
+    the second version of the format."""
+    d, k = W.shape
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 2**bits, (k, d), generator=generator)
+    zeros = torch.randint(1, 2**bits, (k // 4, d), generator=generator)
+    scales = (0.02 + 0.1 * torch.rand(k // 4, d, generator=generator)).half()
+    group = torch.arange(k) // 4
+    group = group if ordered else group[torch.randperm(k, generator=generator)]
+    turn = range(32 // bits)
+    tensors = {
+        "qweight": integers(codes.T, bits, turn).T,
+        "qzeros": integers(zeros if second else zeros - 1, bits, turn),
+        "scales": scales,
+        "g_idx": group.int(),
+    }
+    return tensors, ((codes - zeros[group]) * scales.float()[group]).T
+
+
+def in_awq(W: Tensor) -> tuple[Tensors, Tensor]:
+    d, k = W.shape
+    generator = torch.Generator().manual_seed(d)
+    codes, zeros = (torch.randint(0, 16, (n, d), generator=generator) for n in (k, k // 4))
+    scales = (0.02 + 0.1 * torch.rand(k // 4, d, generator=generator)).half()
+    order = (0, 2, 4, 6, 1, 3, 5, 7)  # AutoAWQ, awq/utils/packing_utils.py
+    tensors = {"qweight": integers(codes, 4, order), "qzeros": integers(zeros, 4, order), "scales": scales}
+    return tensors, ((codes - zeros.repeat_interleave(4, 0)) * scales.float().repeat_interleave(4, 0)).T
+
+
+def packed(folder: Path, of_layer: Callable[[Tensor], tuple[Tensors, Tensor]]) -> tuple[Tensors, Tensors]:
+    """(tensors of a folder with the layers' weights in packed integers, what they mean)."""
+    stored, meant = {}, dict(load_file(folder / "model.safetensors"))
+    for name, W in list(meant.items()):
+        if not name.endswith("_proj.weight"):
+            stored[name] = W
+            continue
+        tensors, meant[name] = of_layer(W)
+        stored |= {f"{name.removesuffix('weight')}{part}": tensor for part, tensor in tensors.items()}
+    return stored, meant
+
+
+def wide_llama(folder: Path) -> Path:
+    """All sides are multiples of 16."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tiny.VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+    )
+    return tiny.save(LlamaForCausalLM(config), folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "of_layer"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "desc_act": False}, partial(in_gptq, bits=4)),
+        ({"quant_method": "gptq", "bits": 2, "desc_act": True}, partial(in_gptq, bits=2, ordered=False)),
+        ({"quant_method": "gptq", "bits": 8, "checkpoint_format": "gptq_v2"}, partial(in_gptq, bits=8, second=True)),
+        ({"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}, in_awq),
+    ],
+    ids=["gptq", "gptq in another order", "gptq_v2", "awq"],
+)
+def test_packed_integers_become_what_they_mean(
+    section: dict[str, Any], of_layer: Callable[[Tensor], tuple[Tensors, Tensor]], tmp_path: Path
+) -> None:
+    folder = wide_llama(tmp_path / "base")
+    stored, meant = packed(folder, of_layer)
+    plain = find_model(str(store(folder, stored, section)))
+    assert same(tensors_of(plain), meant)
+    assert "quantization_config" not in json.loads((plain / "config.json").read_text())
+    model = load_model(plain, dtype=torch.float32)
+    assert torch.equal(model.model.layers[1].mlp.down_proj.weight, meant["model.layers.1.mlp.down_proj.weight"])
+    lacking = {name: tensor for name, tensor in stored.items() if not name.endswith("g_idx")}
+    if section["bits"] == 4 and len(lacking) < len(stored):  # groups in turn need no list
+        assert same(tensors_of(find_model(str(store(folder, lacking, section)))), meant)
+
+
+def test_packed_integers_are_read_over_several_files(tmp_path: Path) -> None:
+    """The parts of one weight need not lie in one file."""
+    folder = wide_llama(tmp_path / "base")
+    stored, meant = packed(folder, partial(in_gptq, bits=4))
+    store(folder, stored, {"quant_method": "gptq", "bits": 4})
+    (folder / "model.safetensors").unlink()
+    names, placed = sorted(stored), {}
+    for n in range(3):
+        file = f"model-{n + 1:05}-of-00003.safetensors"
+        placed |= dict.fromkeys(names[n::3], file)
+        save_file({name: stored[name].contiguous() for name in names[n::3]}, folder / file, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    plain = find_model(str(folder))
+    assert same(tensors_of(plain), meant)
+    found = load_model(plain, dtype=torch.float32).state_dict()
+    assert all(torch.equal(found[name], W) for name, W in meant.items())
+
+
+def changed(tensors: Tensors, name: str, new: str | None = None) -> Tensors:
+    """Without a tensor, or with it under another name."""
+    found = {key: tensor for key, tensor in tensors.items() if key != name}
+    return found if new is None else {**found, new: tensors[name]}
+
+
+def test_layouts_that_are_not_known_are_refused(tmp_path: Path) -> None:
+    folder = wide_llama(tmp_path / "base")
+    stored, _ = packed(folder, partial(in_gptq, bits=4))
+    first = "model.layers.0.mlp.up_proj"
+    gptq = {"quant_method": "gptq", "bits": 4}
+    for tensors, section, sentence in (
+        (stored, {**gptq, "checkpoint_format": "marlin"}, "checkpoint_format marlin of gptq cannot be read"),
+        (stored, {"quant_method": "awq", "bits": 4, "version": "gemv"}, "version gemv of awq cannot be read"),
+        (changed(stored, f"{first}.qzeros"), gptq, f"{first} has no qzeros"),
+        (changed(stored, f"{first}.scales", "act.scales"), gptq, "act.scales belongs to no packed weight"),
+        (changed(stored, f"{first}.g_idx"), {**gptq, "bits": 3}, f"{first} has 3 bits"),
+    ):
+        with pytest.raises(LrftError, match=sentence):
+            find_model(str(store(folder, tensors, section)))
+    transposed = tiny.save(tiny.make("gpt2"), tmp_path / "gpt2")
+    with pytest.raises(LrftError, match="inputs first"):
+        find_model(str(store(transposed, load_file(transposed / "model.safetensors"), gptq)))
+
+
+@pytest.mark.parametrize("method", ["hqq", "aqlm"])
 def test_other_formats_are_refused_by_name_with_the_way_out(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,7 +372,7 @@ def test_other_formats_are_refused_by_name_with_the_way_out(
 
 def test_what_is_quantised_inside_of_a_larger_model_is_found_and_codes_of_bitsandbytes_stay(tmp_path: Path) -> None:
     for section, expected in (
-        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "awq"),
+        ({"text_config": {"quantization_config": {"quant_method": "hqq"}}}, "hqq"),
         ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "bitsandbytes"),
         ({"quantization_config": None, "text_config": None}, ""),
