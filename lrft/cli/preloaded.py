@@ -7,7 +7,6 @@ import gc
 from lrft.model.load import import_transformers, importing
 
 with importing():
-
     import lrft.cli.main
     import lrft.compare.forgetting
     import lrft.training.run

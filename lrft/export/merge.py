@@ -120,6 +120,8 @@ def merge_adapter(
     refuse_unmergeable(saved)
     if into == "dequantized" and saved.quantization == "none":
         raise UsageError("this adapter was not trained on a quantised base: --into dequantized does not apply")
+    if into == "original" and saved.quantization != "none" and (why := saved.composition.keeps_dequantized):
+        raise UsageError(f"not merged into the original base: {why}")
     source = base_of(saved, base_model)
     refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)

@@ -20,7 +20,7 @@ from torch import Tensor
 from lrft.adapters.adapter import Adapter, Delta, Factors, Site
 from lrft.adapters.peft_import import placed, read_peft
 from lrft.adapters.storage import read_adapter
-from lrft.errors import CheckFailed
+from lrft.errors import CheckFailed, UsageError
 from lrft.export.merge import refuse_unmergeable
 from lrft.export.merge_experts import is_expert, parts_of, weight_of_expert
 from lrft.export.merge_head import stored_tensor
@@ -190,6 +190,8 @@ def inspect_adapter(
     if is_peft_folder(adapter):
         folder = read_peft(adapter)
         left_out = folder.left_out
+        if not folder.saved.sites:
+            raise UsageError(f"{adapter} adapts no layer, so there is no update to measure")
         source = base_of(folder.saved, base_model)
         saved = folder.saved
     else:

@@ -28,6 +28,7 @@ from lrft.cli.main import run_command
 from lrft.compare import html, result, write
 from lrft.compare.budget import choose
 from lrft.compare.config import read
+from lrft.compare.estimate import rank_line
 from lrft.compare.forgetting import before_and_after
 from lrft.compare.jobs import Job, make_jobs
 from lrft.compare.run import GOING_ON, taken
@@ -575,6 +576,24 @@ def test_a_page_of_nothing_is_a_page(place: runs.Place, monkeypatch: pytest.Monk
     assert page.texts("p").count("nothing was recorded") == 5
     assert page.all("svg") == []
     assert len(write.screen(facts)) == 3
+
+
+def test_it_says_what_is_trained_beside_the_adapters(place: runs.Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.root)
+    alike = THREE.replace("evaluation:", "adapter: {norms: true}, evaluation:")
+    comparison, jobs, chosen = planned(place.root, alike)
+    facts = result.gather(comparison, jobs, chosen)
+    (beside,) = {row["beside"] for row in facts["methods"]}
+    assert beside == 5 * 24
+    assert f"; {beside} of them stand beside the adapters, in each run. exports to" in write.markdown(facts)
+    assert f"{beside:,} of them beside the adapters" in rank_line(comparison, "lora", chosen[0])
+    comparison, jobs, chosen = planned(
+        place.root, THREE.replace("runs: [lora, dora]", "runs: {lora: , dora: {adapter.norms: true}}")
+    )
+    facts = result.gather(comparison, jobs, chosen)
+    assert f"some of them stand beside the adapters: 0 in lora, {beside} in dora" in write.markdown(facts)
+    facts = result.gather(*planned(place.root, THREE))
+    assert "beside the adapters" not in write.markdown(facts)
 
 
 def test_names_are_text_on_the_page(place: runs.Place, monkeypatch: pytest.MonkeyPatch) -> None:
