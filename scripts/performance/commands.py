@@ -94,7 +94,8 @@ def page(section: dict[str, Any]) -> str:
         f"CPU seconds of whole commands, processes that they start included; a Llama of 0.3 M parameters, "
         f"{count(section['rounds'], 'round')} by turns. The last columns are what a command needs and what that takes "
         f"without lrft: importing `torch`; `AutoTokenizer.from_pretrained`; importing `LlamaForCausalLM`, with "
-        f"DTensor, the compiler and sympy, which transformers imports with any configuration of a model."
+        f"DTensor, the compiler and sympy, which transformers imports with any configuration of a model. (lrft imports "
+        f"without the garbage collector, so that a command can take less than that.)"
     )
     head = ["", "CPU seconds", *([f"lrft at {before}"] if before else []), "needs", "alone", "over it"]
     lines = []
