@@ -123,8 +123,8 @@ def section(found: Mapping[str, Mapping[str, Mapping[str, Any]]] | None) -> str:
         rows.append([NAMES[tool], f"{mean(losses):.4f}" + (f" ± {deviation:.4f}" if deviation else ""), shown, *costs])
     text = (
         f"## Other trainers on the same rows\n\n{BASELINE} of rank 8 on `{TASK}`, {STEPS[TASK]} steps at a constant "
-        f"{RATE:g}: for a seed the same first values, the same rows in the same steps. Time and memory are those of the "
-        "whole process, imports and loading included. `scripts/benchmark real peers`.\n\n"
+        f"{RATE:g}: for a seed the same first values, the same rows in the same steps. Time and memory are those of "
+        "the whole process, imports and loading included. `scripts/benchmark real peers`.\n\n"
     )
     return text + table(head, rows, 1)
 
