@@ -12,7 +12,6 @@ from lrft.errors import LrftError, exit_code
 from lrft.evaluation.generate import answer_rows, pad_token
 from lrft.evaluation.loss import loss_of
 from lrft.loading.saved import Target, answering, load_target
-from lrft.model.load import position_limit
 from lrft.model.weights import cache_dir
 from lrft.recipe import DataEntry, DataSection
 from real_benchmark.design import WORK
@@ -22,7 +21,7 @@ GENERAL = Path(__file__).with_name("general.txt")
 LONGEST, ROWS_AT_ONCE, ANSWERS_AT_ONCE = 96, 8, 32
 
 
-def rows_of(found: Target, path: Path) -> data.Rows:
+def rows_of(tokenizer: Any, path: Path) -> data.Rows:
     """A text is split into pieces of LONGEST tokens; of other rows none is longer."""
     section = DataSection(train=(DataEntry(path=str(path)),), max_length=LONGEST, too_long="split")
     if path.suffix != ".txt":
@@ -30,9 +29,9 @@ def rows_of(found: Target, path: Path) -> data.Rows:
     rows, _ = data.prepare_file(
         path,
         section,
-        found.tokenizer,
+        tokenizer,
         seed=0,
-        limit=position_limit(found.model.config),
+        limit=None,
         where=lambda key: "default",
         cache=cache_dir(),
     )
@@ -47,12 +46,12 @@ def loss(found: Target, rows: data.Rows) -> float:
 def judged(target: str, task: str) -> dict[str, Any]:
     """{"loss", "figure", "general"}: of the test rows, of greedy answers to them, of the general text."""
     found, asked = load_target(target, None, False), TASKS[task]
-    rows = rows_of(found, WORK / "data" / f"{task}-test.jsonl")
+    rows = rows_of(found.tokenizer, WORK / "data" / f"{task}-test.jsonl")
     answers = answer_rows(found.model, found.tokenizer, rows, max_new_tokens=asked.most, batch_size=ANSWERS_AT_ONCE)
     return {
         "loss": loss(found, rows),
         "figure": asked.score([(one["prompt"], one["expected"], one["answer"]) for one in answers]),
-        "general": loss(found, rows_of(found, GENERAL)),
+        "general": loss(found, rows_of(found.tokenizer, GENERAL)),
         "samples": [one["answer"] for one in answers[:3]],
     }
 

@@ -39,16 +39,12 @@ def main(arguments: list[str]) -> int:
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     save_file(session.adapted.attached.state_dict(), out / "start.safetensors")
-    found = judge.Target(
-        session.engine.model, session.base.tokenizer, find_base(recipe), None, None, judge.objective_for(None)
-    )
-    test = judge.rows_of(found, WORK / "data" / f"{peers.TASK}-test.jsonl")
+    test = judge.rows_of(session.inputs.tokenizer, WORK / "data" / f"{peers.TASK}-test.jsonl")
     job = {
         "model": str(find_base(recipe)),
         "rank": recipe.adapter.rank,
         "rate": recipe.training.learning_rate,
         "seed": recipe.training.seed,
-        "warmup": recipe.training.warmup_steps,
         "batch": ROWS_A_STEP,
         "train": [example(train, int(at)) for step in range(steps) for at in session.inputs.batches.rows(step)],
         "test": [example(test, at) for at in range(len(test))],

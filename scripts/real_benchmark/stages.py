@@ -9,11 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from method_benchmark.files import OPTIONS
-
 from lrft.utils import files
 from real_benchmark import plan
-from real_benchmark.design import BASELINE, KEPT, NEAR, RECIPE, WIDE, WORK, Tier, around, middle
+from real_benchmark.design import BASELINE, KEPT, NEAR, OPTIONS, RECIPE, WIDE, WORK, Tier, around, middle
 from real_benchmark.plan import Stage, survivors
 from real_benchmark.rows.all import TASKS
 
