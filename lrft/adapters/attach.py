@@ -26,6 +26,7 @@ from lrft.model.experts import stack_of, stacks
 from lrft.model.head import head_modules
 from lrft.model.invocation import Invocation
 from lrft.model.quantized import is_quantized
+from lrft.utils.drawing import begin_drawing
 from lrft.utils.seeds import seed_of
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -155,10 +156,10 @@ def build_site(
     Random values depend on (seed, the site's name) alone and leave the global generator as it was.
     Raises ValueError with the reason when the site's shape does not fit.
     """
-    # manual_seed also sets the generator of the GPU that W0 lies on, and a decomposition there draws from it.
+    # A decomposition on a GPU draws from the generator of the GPU that W0 lies on.
     gpu = [W0.device] if W0 is not None and W0.is_cuda else []
     with torch.random.fork_rng(devices=gpu):
-        torch.manual_seed(seed_of(seed, site.name))
+        begin_drawing(seed_of(seed, site.name), gpu=bool(gpu))
         adapter = composition.method.build(site)
         adapter.share(shared)
         if fresh and W0 is not None:
@@ -181,14 +182,14 @@ def build_site(
 def rebuild_site(site: Site, restart: int, *, composition: Composition, seed: int) -> Adapter:
     """The method's own adapter for a site as restart n >= 1 begins with it, on the CPU."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, site.name, restart))
+        begin_drawing(seed_of(seed, site.name, restart))
         return composition.method.rebuild(site, restart)
 
 
 def build_shared(sites: Sequence[Site], composition: Composition, *, seed: int = 0) -> nn.Module | None:
     """What the adapters have in common. Raises ValueError when the sites' shapes do not go together."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, SHARED))
+        begin_drawing(seed_of(seed, SHARED))
         return composition.method.shared(sites)
 
 

@@ -64,7 +64,8 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
             select_sites,
         )
         from lrft.adapters.reach import uncalled
-        from lrft.export.merge import names_in, unmergeable
+        from lrft.export.merge import unmergeable
+        from lrft.export.merge_places import names_in
         from lrft.loading.from_recipe import (
             added_by,
             find_base,

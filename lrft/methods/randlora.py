@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 from lrft.adapters.adapter import Delta, Site
 from lrft.adapters.part import Method
 from lrft.adapters.peft_type import Named, PeftType
+from lrft.model.fused_linear import sum_pays_from
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,7 @@ class RandloraAdapter(Delta):
         return core if self.site.k == Q.shape[1] else core.T
 
     def sums_from(self) -> float:
-        """By multiplications: dW x and its gradients pass four times through P and Q; dW is made four times, and then
-        costs one product."""
-        width, d, k = bases_of(self.site) * self.site.rank, self.site.d, self.site.k
-        saved = 4 * width * (d + k) - d * k
-        return 4 * width * d * k / saved
+        return sum_pays_from(bases_of(self.site) * self.site.rank, self.site.d, self.site.k)
 
     def delta(self, x: Tensor) -> Tensor:
         P, Q = self.scaled()

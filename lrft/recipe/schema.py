@@ -84,7 +84,7 @@ class ModelSection(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format of the frozen weights that are not quantised."
     )
-    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
+    quantization: Literal["none", "nf4", "fp4", "int8", "fp8"] = Field(
         default="none",
         description="Quantises the weights of all linear layers except the output head to 4 or 8 bits.",
     )
@@ -178,6 +178,10 @@ class AdapterSection(Section):
         default=(),
         description="Tokens whose rows of the embedding are trained: added (those of model.add_tokens), or a list. A "
         "head that is the same matrix has the same rows.",
+    )
+    train_tokens_in: Literal["embedding", "head", "both"] = Field(
+        default="embedding",
+        description="Matrix whose rows train_tokens trains, where the head is one of its own: embedding, head, both.",
     )
     biases: Literal["none", "all", "adapted"] = Field(
         default="none", description="Biases that are trained: none, those of adapted layers, or all."
@@ -376,8 +380,7 @@ class TrainingSection(Section):
     micro_batch_size: CountOrAuto = Field(
         default=4,
         description="Micro batch size: rows per device and forward pass; affects memory, not the result. auto: the "
-        "largest that fits, found before the "
-        "first step.",
+        "largest that fits, found before the first step. On a GPU the default is micro_batch_tokens: auto.",
     )
     micro_batch_tokens: CountOrAuto | None = Field(
         default=None,
@@ -416,6 +419,11 @@ class TrainingSection(Section):
     )
     compile: bool = Field(
         default=False, description="Compiles the model's blocks; the first steps take a minute longer."
+    )
+    kernels: Literal["none", "auto", "liger"] = Field(
+        default="none",
+        description="Kernels of norms and gated activations. liger: those of the package liger-kernel, on a GPU; "
+        "auto: those where package and model have them, else none.",
     )
     seed: CountOrZero = Field(default=42, description="Random seed of split, data order, adapter init and dropout.")
     deterministic: bool = Field(

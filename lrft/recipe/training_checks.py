@@ -23,6 +23,10 @@ def steps_and_compile(root: Node, training: Node, problems: Problems) -> None:
         )
     if compiled is not None and compiled.value is True and (is_quantized(root) or _quantizes(root)):
         problems.add(compiled.place, "training.compile does not support a quantised base: remove one of them")
+    kernels = training.child("kernels")
+    if compiled is not None and compiled.value is True and kernels is not None and kernels.value == "liger":
+        later = max(compiled.place, kernels.place, key=lambda place: place.rank)
+        problems.add(later, "training.kernels: liger and training.compile make the same kernels: keep one of them")
 
 
 def under_zero2(root: Node, training: Node, problems: Problems) -> None:

@@ -32,6 +32,7 @@ from lrft.adapters.beside import names_for, token_ids, untrained_rows
 from lrft.adapters.calibration import CalibrationContext
 from lrft.adapters.peft_import import placed
 from lrft.adapters.reach import reach
+from lrft.adapters.shared_input import share_inputs
 from lrft.adapters.start_from import start_from
 from lrft.adapters.storage import read_adapter
 from lrft.data.sampler import auxiliary_schedule, batch_schedule
@@ -50,6 +51,7 @@ from lrft.loading.metrics import Metrics, figures_of, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.loading.optimizer import rate_hint, refuse_optimizer
 from lrft.loading.others import find_others, load_others
+from lrft.loading.pass_size import finds_tokens
 from lrft.model.end_tokens import add_stops
 from lrft.model.modes import evaluation_mode
 from lrft.model.weights import weight_files
@@ -132,7 +134,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     sets = [rows for rows in (inputs.train, inputs.auxiliary) if rows is not None]
     if recipe.training.micro_batch_size == "auto":
         engine.micro = largest_that_fits(engine, sets, recipe.training.global_batch_size)
-    if recipe.training.micro_batch_tokens == "auto":
+    if finds_tokens(recipe, engine.device.type):
         engine.tokens = most_tokens_that_fit(engine, sets, recipe.training.global_batch_size)
     return session
 
@@ -176,6 +178,8 @@ def adapt(
         started = ""
         names = names_for(model, section, [site.name for site in sites], where, tokens)
         attached = attach_sites(model, sites, composition, seed=seed, fresh=False, where=where, names=names)
+    if not recipe.training.compile:  # a compiler sees by itself what layers have in common
+        share_inputs(attached, reached.together)
     reason = unmergeable(attached.sites, base.stored, weight_files(inputs.source))
     if recipe.model.quantization != "none":
         reason = reason or composition.keeps_dequantized
@@ -242,6 +246,8 @@ def note_composition(recipe: Recipe, base: Base, adapted: Adapted, layout: Layou
     """Record the packing check, and warnings about the recipe on this model and device."""
     if adapted.started:
         notes.checks["started from"] = adapted.started
+    if base.fused:
+        notes.checks["kernels"] = f"{count(base.fused, 'module')} with Liger's"
     if layout.said:
         notes.checks["packing"] = layout.said
     notes.warnings += composition_warnings(adapted.composition, adapted.attached.sites, base.model)
@@ -261,7 +267,7 @@ def new_tokens_warnings(base: Base, attached: Attached) -> list[str]:
     names = " and ".join(untrained)
     return [
         f"the rows of the new tokens in {names} stay the mean of all others: train_tokens: added trains them in the "
-        f"embedding, modules_to_save a whole matrix"
+        f"embedding, with train_tokens_in: both in a head of its own too, modules_to_save a whole matrix"
     ]
 
 

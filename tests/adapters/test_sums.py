@@ -48,12 +48,7 @@ def test_the_sum_gives_what_two_products_give(name: str, monkeypatch: pytest.Mon
     adapted = layer(name)
     x = torch.randn(3, 5, K, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     made, sums = [], fused_linear.linear_plus_made
-
-    def counted(*arguments: Any) -> Tensor:
-        made.append(1)
-        return sums(*arguments)
-
-    monkeypatch.setattr(fused_linear, "linear_plus_made", counted)
+    monkeypatch.setattr(fused_linear, "linear_plus_made", lambda *given: made.append(1) or sums(*given))
     monkeypatch.setattr(type(adapted.adapter), "sums_from", lambda self: 0, raising=False)
     summed = answers(adapted, x)
     assert made
@@ -61,6 +56,24 @@ def test_the_sum_gives_what_two_products_give(name: str, monkeypatch: pytest.Mon
     for got, wanted in zip(summed, answers(adapted, x), strict=True):
         assert got.abs().max() > 0
         assert torch.allclose(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_thick_factors_are_multiplied_for_many_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 64 of a layer of 96 x 80: dW x would be dearer than the sum from 53 vectors on."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 80).double())
+    attached = lrft.attach(model, {"method": "lora", "rank": 64}, seed=0)
+    tiny.disturb(list(attached.trained().values()))
+    made, sums = [], fused_linear.linear_plus_made
+    monkeypatch.setattr(fused_linear, "linear_plus_made", lambda *given: made.append(1) or sums(*given))
+    few, many = (torch.randn(n, 96, dtype=torch.float64) for n in (20, 100))
+    model(few)
+    assert not made
+    summed = answers(model[0], many)
+    assert made == [1]
+    monkeypatch.setattr(fused_linear, "is_plain", lambda base: False)
+    for got, wanted in zip(summed, answers(model[0], many), strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "flora-batched"])

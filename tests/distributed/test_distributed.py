@@ -61,6 +61,7 @@ def test_two_processes_train_what_one_trains(nine: Place, strategy: str) -> None
         pytest.param(("distributed.strategy=fsdp", "distributed.shard_over=all"), 2, marks=pytest.mark.all),
         pytest.param(("distributed.strategy=fsdp", "training.gradient_checkpointing=full"), 3, marks=pytest.mark.all),
         pytest.param(("distributed.strategy=fsdp", "model.quantization=int8"), 2, marks=pytest.mark.all),
+        pytest.param(("distributed.strategy=fsdp", "model.quantization=fp8"), 3, marks=pytest.mark.all),
         pytest.param(("distributed.strategy=zero2", "model.quantization=nf4"), 3, marks=pytest.mark.all),
     ],
     ids=lambda value: "+".join(key.rsplit("=")[1] for key in value) if isinstance(value, tuple) else str(value),
