@@ -50,7 +50,9 @@ class Velora(Part):
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if not isinstance(adapter, Delta) or adapter.factors() is None:
             raise ValueError("velora conflicts with a part that changes more than A and B (dora)")
-        return CompressedAdapter(adapter, min(self.groups, adapter.site.k), self.direction == "random", self.gradient_scale)
+        return CompressedAdapter(
+            adapter, min(self.groups, adapter.site.k), self.direction == "random", self.gradient_scale
+        )
 
 
 class CompressedAdapter(Adapter):
