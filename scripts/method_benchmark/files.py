@@ -106,7 +106,6 @@ LATER = (
     "gradnormlorp",
     "hira",
     "ia3",
-    "kasa",
     "lamda",
     "loha",
     "lokr",
@@ -120,12 +119,10 @@ LATER = (
     "low-rank-tickets",
     "lte",
     "maestro",
-    "monteclora",
     "norm-loss",
     "oft",
     "orthonormal-constraint",
     "peanut",
-    "qalora",
     "pvera",
     "reslora",
     "road",
@@ -150,6 +147,7 @@ OUTSIDE: dict[str, str] = {
     "autolora-ranks": "it needs a finished search of autolora",
     "loftq": "it corrects the rounding of a quantised base, which these runs have not",
     "alora": "of tokens before an invocation it is the base: beside others it has less to train",
+    **dict.fromkeys(("kasa", "monteclora", "qalora", "velora"), "newer than these runs"),
     "booster": "it needs rows that the model is to resist",
 }
 """methods that have no row, and why"""

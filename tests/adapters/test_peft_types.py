@@ -290,6 +290,9 @@ def change(folder: Path, **keys: Any) -> None:
         ("hra", {"lora_bias": True}, "lora_bias: True is set"),
         ("miss", {"init_weights": "other"}, "init_weights is 'other'"),
         ("hira", {"peft_type": "POLY"}, "type POLY, which is not supported"),
+        ("hira", {"peft_type": "XLORA"}, "lrft combine makes one of them"),
+        ("lora", {"arrow_config": {"top_k": 2}}, "lrft combine makes one LoRA of such"),
+        ("lora", {"layer_replication": [[0, 1]]}, "replicate them in the base itself"),
     ],
 )
 def test_settings_that_mean_something_else_are_refused_by_name(
