@@ -284,6 +284,8 @@ CASES: dict[str, tuple[Any, Count]] = {
     "vblora": ({"vblora": {"num_vectors": 16, "vector_length": 4}}, lambda d, k, r: 16 * r * (d + k) // 4),
     "waveft": ({"waveft": {"n_frequency": 50}}, lambda d, k, r: 50),
     "pvera": ("pvera", lambda d, k, r: 2 * r + d),
+    "tinylora": ({"tinylora": {"u": 5}}, lambda d, k, r: 0),
+    "tinylora-exact+dora": ([{"tinylora": {"u": 5, "weight_tying": 0.5, "svd": "exact"}}, "dora"], lambda d, k, r: d),
     "glora": ("glora", lambda d, k, r: 2 * pair(d, k, r)),
     "supertuning": ({"supertuning": {"sparsity": 0.9}}, lambda d, k, r: int(d * k * (1 - 0.9))),
     "peanut": ("peanut", lambda d, k, r: 2 * r * d),

@@ -7,8 +7,9 @@ say a layer's sides in their tensors: those are taken from the model, by `placed
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def read_peft(folder: Path) -> PeftFolder:
         **names.to_json(),
     }
     saved = SavedAdapter(folder, info, sites, composition, tensors)
-    if all(site.d and site.k for site in sites):
+    if is_whole(saved, kind):
         refuse_unbuildable(saved)
     beside = [f"{key}: {config[key]}" for key in REFUSED if config.get(key)]
     if config.get("ensure_weight_tying") and names.full:
@@ -164,8 +165,10 @@ def refuse_unbuildable(saved: SavedAdapter) -> None:
         raise CheckFailed(f"{saved.folder / PEFT_TENSORS}: {error}") from None
 
 
-def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
-    """The adapter with its sites as `model` has them, which can be without weights. lrft's own say it themselves.
+def placed(saved: SavedAdapter, model: nn.Module, stored: Callable[[Site], Tensor] | None = None) -> SavedAdapter:
+    """The adapter with its sites as `model` has them, and in its order. lrft's own say it themselves.
+
+    stored: the weight (d, k) of a site in the base's files, for a model that is without weights.
 
     The configuration's `fan_in_fan_out` is not asked: PEFT keeps one word for all layers, that of the last.
     Raises CheckFailed where the tensors do not fit the sides that the model says, UsageError where PEFT's adapter is no
@@ -178,7 +181,7 @@ def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
     refuse_biased(saved, layers)
     sites = [as_in(site, layers[site.name]) if site.name in layers else site for site in saved.sites]
     # What all layers have in common may be as large as the largest of them, so all sides come before any is built.
-    sites = [as_in_stack(site, model) for site in sites]
+    sites = in_order([as_in_stack(site, model) for site in sites], layers)
     whole = replace(saved, sites=sites)
     known_before = all(site.d and site.k for site in saved.sites)
     if not all(site.d and site.k for site in sites):
@@ -187,9 +190,50 @@ def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
     if kind is not None and SHARED in saved.tensors:
         shared = kind.read_shared(saved.tensors[SHARED], sites)
         whole = replace(whole, tensors={**saved.tensors, SHARED: shared})
+    if kind is not None and not is_whole(whole, kind):
+        whole, known_before = completed(whole, kind, layers, stored), False
     if not known_before:
         refuse_unbuildable(whole)
     return whole
+
+
+def is_whole(saved: SavedAdapter, kind: PeftType) -> bool:
+    """Whether the file has said everything that an adapter is made of."""
+    named = all(saved.tensors[site.name].keys() >= set(kind.leaves_out) for site in saved.sites)
+    named = named and saved.tensors.get(SHARED, {}).keys() <= kind.shared.keys()
+    return named and all(site.d and site.k for site in saved.sites)
+
+
+def completed(
+    saved: SavedAdapter, kind: PeftType, layers: Mapping[str, Any], stored: Callable[[Site], Tensor] | None
+) -> SavedAdapter:
+    """With what its file leaves out. Raises CheckFailed where the model lacks a layer, or where the layer does not
+    fit."""
+    tensors = dict(saved.tensors)
+    for index, site in enumerate(saved.sites):
+        if site.name not in layers:
+            raise CheckFailed(f"{saved.folder}: this model has no linear layer {site.name}")
+        weight = partial(weight_of, site, layers[site.name], stored)
+        try:
+            tensors[site.name] = kind.completed(saved.composition.method, tensors[site.name], site, index, weight)
+        except (ValueError, RuntimeError) as error:  # the latter: sides that do not go together
+            raise CheckFailed(f"{saved.folder}: {site.name}: {error}") from None
+    return replace(saved, tensors=tensors)
+
+
+def weight_of(site: Site, layer: Any, stored: Callable[[Site], Tensor] | None) -> Tensor:
+    """The base's (d, k) in float32 on the CPU."""
+    if stored is not None:
+        return stored(site).float()
+    if any(p.is_meta for p in layer.parameters()):
+        raise ValueError("its file leaves out what is counted from the base's weights, which are not here")
+    return linear.dense(layer).float().cpu()
+
+
+def in_order(sites: list[Site], layers: Mapping[str, Any]) -> list[Site]:
+    """As the model has them: a file is sorted by names, in which layer 10 comes before layer 2."""
+    places = {name: place for place, name in enumerate(layers)}
+    return sorted(sites, key=lambda site: places.get(site.name, len(places)))
 
 
 def refuse_biased(saved: SavedAdapter, layers: Mapping[str, Any]) -> None:
@@ -217,9 +261,9 @@ def sorted_out(flat: Mapping[str, Tensor], kind: PeftType) -> Found:
     layers: dict[str, dict[str, Tensor]] = {}
     shared, left_out = {}, []
     for key, tensor in flat.items():
-        own = next((name for name, said in kind.shared.items() if key == f"{SHARED_PREFIX}{said.ending}"), None)
+        own = kind.common(key.removeprefix(SHARED_PREFIX)) if key.startswith(SHARED_PREFIX) else ""
         layer, word = within(key, kind)
-        if own is not None:
+        if own:
             shared[own] = tensor
         elif word and tensor.ndim == len(kind.tensors[word].sides):
             layers.setdefault(layer, {})[word] = tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -78,6 +78,8 @@ class PeftType:
     """whether PEFT changes a layer's bias as well, so that only layers without one are the same"""
     repeated: tuple[str, ...] = ()
     """endings of what a layer's part of the file has beside: repeated there, or empty, or of the training alone"""
+    leaves_out: tuple[str, ...] = ()
+    """our names of tensors that a file may lack; then `completed` makes them"""
 
     # writing
 
@@ -115,6 +117,11 @@ class PeftType:
         return said
 
     # reading
+
+    def common(self, ending: str) -> str:
+        """Our name of a tensor that all layers have in common, "" for none. ending: its name in the file, without the
+        prefix."""
+        return next((own for own, said in self.shared.items() if ending == said.ending), "")
 
     def refusal(self, config: Mapping[str, Any]) -> str:
         """The first setting that means something else, or that is not known; "" for none."""
@@ -169,6 +176,15 @@ class PeftType:
     def read(self, tensors: Mapping[str, Tensor], site: Site) -> dict[str, Tensor]:
         """A layer's tensors as the adapter has them, from those of the file, by our names."""
         return {own: self.tensors[own].turn(tensor) for own, tensor in tensors.items()}
+
+    def completed(
+        self, method: Any, tensors: Mapping[str, Tensor], site: Site, index: int, weight: Callable[[], Tensor]
+    ) -> dict[str, Tensor]:
+        """A layer's tensors, as `read` gives them, with those of `leaves_out` that are missing.
+
+        method: the one of `entries`. index: of the layer among all adapted ones, in the model's order. weight: the
+        base's (d, k) in float32 on the CPU, read when it is asked for."""
+        return dict(tensors)
 
     def read_shared(self, shared: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:
         """What all layers have in common as it is kept here, when all sides are known."""

@@ -27,7 +27,7 @@ from lrft.adapters.peft_import import placed, read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed, UsageError
 from lrft.export.merge_experts import is_expert, merged_experts, readable
-from lrft.export.merge_head import INDEX, head_merge, write_config, write_index, write_keys
+from lrft.export.merge_head import INDEX, head_merge, stored_tensor, write_config, write_index, write_keys
 from lrft.export.merge_shards import Change, TrainedOn, merge_file, refuse_unfit, workers_for
 from lrft.export.model_card import model_card
 from lrft.export.shrink import Shrunk, masked, shrink
@@ -125,9 +125,9 @@ def merge_adapter(
     refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
     skeleton = load_skeleton(source, trust_remote_code, saved.head, saved.added)
-    saved = placed(saved, skeleton)
     names = names_in(weights)
     stored = Stored(skeleton, names)
+    saved = placed(saved, skeleton, partial(stored_weight, stored, weights))
     head = head_merge(saved, skeleton, weights)
     keys = tensor_keys(saved, stored)
     experts = merged_experts(saved, stored, weights)
@@ -189,6 +189,12 @@ def tensor_keys(saved: SavedAdapter, stored: Stored) -> dict[str, Site]:
     layers = [site for site in saved.sites if not is_expert(site)]
     keys = weight_keys([site.name for site in layers], stored)
     return {keys[site.name]: site for site in layers}
+
+
+def stored_weight(stored: Stored, weights: list[Path], site: Site) -> Tensor:
+    """The base's (d, k) of a site that is no expert, as its files have it. Raises CheckFailed where they do not."""
+    (key,) = weight_keys([site.name], stored).values()
+    return linear.as_rows(stored_tensor(weights, key), site.transposed)
 
 
 def names_in(weights: list[Path]) -> set[str]:

@@ -21,7 +21,7 @@ from lrft.adapters.adapter import Adapter, Delta, Factors, Site
 from lrft.adapters.peft_import import placed, read_peft
 from lrft.adapters.storage import read_adapter
 from lrft.errors import CheckFailed
-from lrft.export.merge import names_in, refuse_unmergeable, tensor_keys
+from lrft.export.merge import names_in, refuse_unmergeable, stored_weight, tensor_keys
 from lrft.export.merge_experts import is_expert, parts_of, weight_of_expert
 from lrft.export.merge_head import stored_tensor
 from lrft.export.merge_shards import finite, refuse_unfit, thin, together, workers_for
@@ -198,8 +198,8 @@ def inspect_adapter(
         refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
     skeleton = load_skeleton(source, trusts_remote_code(adapter), saved.head, saved.added)
-    saved = placed(saved, skeleton)
     stored = Stored(skeleton, names_in(weights))
+    saved = placed(saved, skeleton, partial(stored_weight, stored, weights))
     keys = tensor_keys(saved, stored)
     found: dict[str, ModuleReport] = {}
     lock = Lock()

@@ -25,7 +25,6 @@ NOT_HERE = {
     "PSOFT": "no such method; its file leaves out the singular vectors of the base that it turns",
     "P_TUNING": PROMPT,
     "SHADOW": "a second, smaller model beside the base, not a change of its layers",
-    "TINYLORA": ABSENT,
     "TRAINABLE_TOKENS": "rows of the embedding are `adapter.train_tokens`, beside a method",
     "UNILORA": ABSENT,
     "XLORA": "mixes several LoRAs that were trained before, by a classifier over the whole model",

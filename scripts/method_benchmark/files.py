@@ -129,6 +129,7 @@ LATER = (
     "spectral-reg",
     "sst",
     "supertuning",
+    "tinylora",
     "vblora",
     "wara",
     "waveft",
