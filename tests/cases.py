@@ -286,6 +286,7 @@ CASES: dict[str, tuple[Any, Count]] = {
     "pvera": ("pvera", lambda d, k, r: 2 * r + d),
     "tinylora": ({"tinylora": {"u": 5}}, lambda d, k, r: 0),
     "tinylora-exact+dora": ([{"tinylora": {"u": 5, "weight_tying": 0.5, "svd": "exact"}}, "dora"], lambda d, k, r: d),
+    "unilora": ({"unilora": {"theta_d_length": 30}}, lambda d, k, r: 0),
     "glora": ("glora", lambda d, k, r: 2 * pair(d, k, r)),
     "supertuning": ({"supertuning": {"sparsity": 0.9}}, lambda d, k, r: int(d * k * (1 - 0.9))),
     "peanut": ("peanut", lambda d, k, r: 2 * r * d),

@@ -22,6 +22,8 @@ from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.peft_beside import by_place, is_twice, names_in
 from lrft.adapters.peft_experts import split_stacks
 from lrft.adapters.peft_export import PEFT_PREFIX, PEFT_TENSORS, SHARED_PREFIX
+from lrft.adapters.peft_targets import refusal as unread
+from lrft.adapters.peft_targets import targeted
 from lrft.adapters.peft_type import PeftType
 from lrft.adapters.storage import SavedAdapter, load_saved, read_adapter
 from lrft.adapters.targets import depth_of
@@ -97,7 +99,10 @@ def read_peft(folder: Path) -> PeftFolder:
         )
     flat = files.read_tensors(folder / PEFT_TENSORS)
     found = sorted_out(flat, kind)
-    if not found.layers:
+    if kind.by_targets and found.shared and not found.layers:
+        if said := unread(config):
+            raise UsageError(f"{folder / CONFIG}: {said}", supported())
+    elif not found.layers:
         listed = ", ".join(found.left_out[:3]) or "none"
         raise UsageError(f"{folder} adapts no linear layer (tensors: {listed})", supported())
     try:
@@ -117,6 +122,7 @@ def read_peft(folder: Path) -> PeftFolder:
         "base": {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")},
         "methods": [{"name": name, "options": options} for name, options in entries],
         "seed": 0,
+        "config": config,
         **names.to_json(),
     }
     saved = SavedAdapter(folder, info, sites, composition, tensors)
@@ -179,55 +185,65 @@ def placed(saved: SavedAdapter, model: nn.Module, stored: Callable[[Site], Tenso
     layers: dict[str, Any] = dict(linear.named_linears(model))
     layers |= {name: module.base for name, module in model.named_modules() if isinstance(module, AdapterLinear)}
     refuse_biased(saved, layers)
+    kind = dict(readers(saved.info["peft_type"])).get(saved.info["methods"][0]["name"])
+    if kind is not None and not saved.sites:
+        saved = by_targets(saved, kind, layers)
     sites = [as_in(site, layers[site.name]) if site.name in layers else site for site in saved.sites]
     # What all layers have in common may be as large as the largest of them, so all sides come before any is built.
     sites = in_order([as_in_stack(site, model) for site in sites], layers)
     whole = replace(saved, sites=sites)
-    known_before = all(site.d and site.k for site in saved.sites)
     if not all(site.d and site.k for site in sites):
         return whole
-    kind = dict(readers(saved.info["peft_type"])).get(saved.info["methods"][0]["name"])
     if kind is not None and SHARED in saved.tensors:
         shared = kind.read_shared(saved.tensors[SHARED], sites)
         whole = replace(whole, tensors={**saved.tensors, SHARED: shared})
-    if kind is not None and not is_whole(whole, kind):
-        whole, known_before = completed(whole, kind, layers, stored), False
-    if not known_before:
+    if kind is not None and not kind.whole:
+        whole = completed(whole, kind, layers, stored)
+    if kind is None or not is_whole(saved, kind):
         refuse_unbuildable(whole)
     return whole
 
 
 def is_whole(saved: SavedAdapter, kind: PeftType) -> bool:
-    """Whether the file has said everything that an adapter is made of."""
-    named = all(saved.tensors[site.name].keys() >= set(kind.leaves_out) for site in saved.sites)
-    named = named and saved.tensors.get(SHARED, {}).keys() <= kind.shared.keys()
-    return named and all(site.d and site.k for site in saved.sites)
+    """Whether the file alone has said everything that an adapter is made of."""
+    return kind.whole and all(site.d and site.k for site in saved.sites)
+
+
+def by_targets(saved: SavedAdapter, kind: PeftType, layers: Mapping[str, Any]) -> SavedAdapter:
+    """With the layers that the configuration chooses. Raises CheckFailed where it chooses none."""
+    config = saved.info["config"]
+    try:
+        names = targeted(config, list(layers))
+    except re.error as error:
+        raise CheckFailed(f"{saved.folder / CONFIG}: {error}") from None
+    if not names:
+        raise CheckFailed(f"{saved.folder / CONFIG}: target_modules chooses no linear layer of this model")
+    sites = [kind.site(name, {}, config, depth_of(name)) for name in names]
+    return replace(saved, sites=sites, tensors={**saved.tensors, **{name: {} for name in names}})
 
 
 def completed(
     saved: SavedAdapter, kind: PeftType, layers: Mapping[str, Any], stored: Callable[[Site], Tensor] | None
 ) -> SavedAdapter:
-    """With what its file leaves out. Raises CheckFailed where the model lacks a layer, or where the layer does not
-    fit."""
-    tensors = dict(saved.tensors)
-    for index, site in enumerate(saved.sites):
-        if site.name not in layers:
-            raise CheckFailed(f"{saved.folder}: this model has no linear layer {site.name}")
-        weight = partial(weight_of, site, layers[site.name], stored)
-        try:
-            tensors[site.name] = kind.completed(saved.composition.method, tensors[site.name], site, index, weight)
-        except (ValueError, RuntimeError) as error:  # the latter: sides that do not go together
-            raise CheckFailed(f"{saved.folder}: {site.name}: {error}") from None
-    return replace(saved, tensors=tensors)
+    """With what its file leaves out. Raises CheckFailed where that does not fit."""
+    own = {site.name: saved.tensors[site.name] for site in saved.sites}
+    if lacking := [name for name in own if name not in layers]:
+        raise CheckFailed(f"{saved.folder}: this model has no linear layer {lacking[0]}")
+    weight = partial(weight_of, layers=layers, stored=stored)
+    try:
+        made = kind.completed(saved.composition.method, own, saved.sites, weight)
+    except (ValueError, RuntimeError) as error:  # the latter: sides that do not go together
+        raise CheckFailed(f"{saved.folder}: {error}") from None
+    return replace(saved, tensors={**saved.tensors, **made})
 
 
-def weight_of(site: Site, layer: Any, stored: Callable[[Site], Tensor] | None) -> Tensor:
+def weight_of(site: Site, layers: Mapping[str, Any], stored: Callable[[Site], Tensor] | None) -> Tensor:
     """The base's (d, k) in float32 on the CPU."""
     if stored is not None:
         return stored(site).float()
-    if any(p.is_meta for p in layer.parameters()):
+    if any(p.is_meta for p in layers[site.name].parameters()):
         raise ValueError("its file leaves out what is counted from the base's weights, which are not here")
-    return linear.dense(layer).float().cpu()
+    return linear.dense(layers[site.name]).float().cpu()
 
 
 def in_order(sites: list[Site], layers: Mapping[str, Any]) -> list[Site]:

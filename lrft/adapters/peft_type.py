@@ -78,8 +78,10 @@ class PeftType:
     """whether PEFT changes a layer's bias as well, so that only layers without one are the same"""
     repeated: tuple[str, ...] = ()
     """endings of what a layer's part of the file has beside: repeated there, or empty, or of the training alone"""
-    leaves_out: tuple[str, ...] = ()
-    """our names of tensors that a file may lack; then `completed` makes them"""
+    whole: bool = True
+    """whether the file holds all that an adapter is made of; else `completed` makes the rest"""
+    by_targets: bool = False
+    """whether a file may name no layer, so that `target_modules` alone says which they are"""
 
     # writing
 
@@ -164,7 +166,8 @@ class PeftType:
         scale = self.factor(name, config, rank)
         if not math.isfinite(scale):
             raise ValueError(f"{name}: adapter_config.json says alpha {scale * rank}")
-        dtype = torch.float64 if all(t.dtype == torch.float64 for t in tensors.values()) else torch.float32
+        wide = bool(tensors) and all(t.dtype == torch.float64 for t in tensors.values())
+        dtype = torch.float64 if wide else torch.float32
         return Site(name, seen.get("d", 0), seen.get("k", 0), rank, scale, depth, dtype=dtype)
 
     def said_rank(self, name: str, config: Mapping[str, Any]) -> int | None:
@@ -178,13 +181,17 @@ class PeftType:
         return {own: self.tensors[own].turn(tensor) for own, tensor in tensors.items()}
 
     def completed(
-        self, method: Any, tensors: Mapping[str, Tensor], site: Site, index: int, weight: Callable[[], Tensor]
-    ) -> dict[str, Tensor]:
-        """A layer's tensors, as `read` gives them, with those of `leaves_out` that are missing.
+        self,
+        method: Any,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        sites: Sequence[Site],
+        weight: Callable[[Site], Tensor],
+    ) -> dict[str, dict[str, Tensor]]:
+        """name -> all tensors of that layer's adapter, from those that `read` gave.
 
-        method: the one of `entries`. index: of the layer among all adapted ones, in the model's order. weight: the
-        base's (d, k) in float32 on the CPU, read when it is asked for."""
-        return dict(tensors)
+        method: the one of `entries`. sites: in the model's order. weight: the base's (d, k) of one, in float32 on the
+        CPU, read when it is asked for."""
+        return {name: dict(own) for name, own in tensors.items()}
 
     def read_shared(self, shared: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:
         """What all layers have in common as it is kept here, when all sides are known."""

@@ -1,9 +1,9 @@
-"""TinyLoRA, LoRA-XS whose square matrix is made of a short vector. Morris et al., 2026, arXiv 2602.04118; groups, random
-matrices and first values as in PEFT.
+"""TinyLoRA, LoRA-XS whose square matrix is made of a short vector. Morris et al., 2026, arXiv 2602.04118.
 
     dW = B (sum_i v_i P_i) A,    B = U sqrt(S),  A = sqrt(S) V'
 
 U, S, V are the r leading singular triplets of W, P_i (r, r) random and fixed. Layers of one group train one v together.
+Groups and random matrices are PEFT's.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Tinylora(Method):
             dropout="tinylora_dropout",
             conv1d=True,
             shared={"v": Named("tinylora_v", "gu")},
-            leaves_out=("P",),
+            whole=False,
         )
 
     def shared(self, sites: Sequence[Site]) -> nn.Module:
@@ -143,9 +143,14 @@ class TinyloraType(PeftType):
         return found[1] if found else ""
 
     def completed(
-        self, method: Any, tensors: Mapping[str, Tensor], site: Site, index: int, weight: Callable[[], Tensor]
-    ) -> dict[str, Tensor]:
-        return {"P": method.projections(site.rank, index), **tensors}
+        self,
+        method: Any,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        sites: Sequence[Site],
+        weight: Callable[[Site], Tensor],
+    ) -> dict[str, dict[str, Tensor]]:
+        drawn = {site.name: method.projections(site.rank, place) for place, site in enumerate(sites)}
+        return {name: {"P": drawn[name], **own} for name, own in tensors.items()}
 
     def read_shared(self, shared: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:
         return {"v": torch.stack([shared[number] for number in sorted(shared, key=int)])}

@@ -26,7 +26,6 @@ NOT_HERE = {
     "P_TUNING": PROMPT,
     "SHADOW": "a second, smaller model beside the base, not a change of its layers",
     "TRAINABLE_TOKENS": "rows of the embedding are `adapter.train_tokens`, beside a method",
-    "UNILORA": ABSENT,
     "XLORA": "mixes several LoRAs that were trained before, by a classifier over the whole model",
 }
 # Settings of PEFT's LoRA that change what it computes.

@@ -130,6 +130,7 @@ LATER = (
     "sst",
     "supertuning",
     "tinylora",
+    "unilora",
     "vblora",
     "wara",
     "waveft",

@@ -71,6 +71,10 @@ MADE: dict[str, Any] = {
     "peanut-deep": lambda: peft.PeanutConfig(target_modules=T, r=3, depth=2, act_fn="silu"),
     "tinylora": lambda: peft.TinyLoraConfig(target_modules=T, r=3, u=5, projection_seed=7),
     "tinylora-tied": lambda: peft.TinyLoraConfig(target_modules=T, u=4, weight_tying=0.5, save_projection=False),
+    "unilora": lambda: peft.UniLoraConfig(target_modules=T, r=3, theta_d_length=40, proj_seed=5),
+    "unilora-places": lambda: peft.UniLoraConfig(target_modules=T, theta_d_length=50, save_indices=True),
+    "unilora-blocks": lambda: peft.UniLoraConfig(target_modules=T, layers_to_transform=[1], theta_d_length=9),
+    "unilora-words": lambda: peft.UniLoraConfig(target_modules=r".*0\.(mlp|self_attn)\.[dk].*", theta_d_length=9),
     "randlora": lambda: peft.RandLoraConfig(target_modules=T, r=4, randlora_alpha=80),
     "randlora-wide": lambda: peft.RandLoraConfig(
         target_modules=["up_proj", "down_proj", "k_proj"], r=5, randlora_alpha=80, very_sparse=True
@@ -257,7 +261,7 @@ def test_a_run_starts_from_it(case: str, method: Any, rank: int, as_it_is: bool,
 def test_the_commands_take_types_that_do_not_tell_their_sides(tmp_path: Path) -> None:
     """IA3 tells one side of a layer, FourierFT none: they come from the base."""
     base = save_base(tmp_path / "base", "llama")
-    for case in ("ia3", "fourierft"):
+    for case in ("ia3", "fourierft", "unilora"):
         theirs = made(case, tmp_path / case)
         expected = tiny.logits(theirs, tiny.tokens())
         merge_adapter(tmp_path / case, tmp_path / f"merged-{case}", base_model=str(base))
@@ -285,6 +289,11 @@ def change(folder: Path, **keys: Any) -> None:
         ("hira", {"new_key": 3}, "new_key is set, a setting that lrft does not know"),
         ("hra", {"lora_bias": True}, "lora_bias: True is set"),
         ("miss", {"init_weights": "other"}, "init_weights is 'other'"),
+        (
+            "unilora",
+            {"exclude_modules": ["k"]},
+            "exclude_modules is set, which lrft does not read for a file that names",
+        ),
         ("hira", {"peft_type": "POLY"}, "type POLY, which is not supported"),
     ],
 )

@@ -1,4 +1,4 @@
-"""tinylora: what it takes from the weights of the base and from its seed, compared with stock PEFT and dense formulas.
+"""Forms that take something from the weights of the base or from a seed: compared with stock PEFT and dense formulas.
 
 That layers, gradients and files are PEFT's is in tests/adapters/test_peft_types.py."""
 
@@ -11,9 +11,10 @@ import peft
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import lrft
+from lrft.errors import CheckFailed
 
 T = ["q_proj", "down_proj"]
 
@@ -67,3 +68,32 @@ def test_a_vector_weighs_fixed_matrices() -> None:
     assert tiny.same_function(model, attached, own["B"] @ middle @ own["A"])
     U, S, Vh = torch.linalg.svd(model[0].base.weight)
     torch.testing.assert_close(own["B"] @ own["A"], (U[:, :2] * S[:2]) @ Vh[:2], rtol=1e-3, atol=1e-3)
+
+
+def test_all_factors_together_are_as_long_as_the_vector() -> None:
+    attached = lrft.attach(tiny.make("llama"), {"method": {"unilora": {"theta_d_length": 31}}, "rank": 3})
+    found = [factor for adapter in attached.modules.values() for factor in adapter.factors()[:2]]
+    length = sum(factor.square().sum() for factor in found).sqrt()
+    torch.testing.assert_close(length, attached.shared.theta.norm())
+    values, counts = torch.cat([factor.flatten() for factor in found]).unique(return_counts=True)
+    assert len(values) == 31
+    assert counts.max() - counts.min() <= 1
+
+
+def test_a_vectors_numbers_are_factors() -> None:
+    model, attached = tiny.layer({"unilora": {"theta_d_length": 7}}, 5, 8, rank=2)
+    A, B = (attached.shared.theta[at.long()] for at in attached.shared.of(attached.sites[0]))
+    counts = torch.bincount(attached.shared.places)
+    roots = [counts[at.long()].double().sqrt() for at in attached.shared.of(attached.sites[0])]
+    assert tiny.same_function(model, attached, (B / roots[1]) @ (A / roots[0]))
+
+
+def test_places_that_the_seed_does_not_give_are_refused(tmp_path: Path) -> None:
+    config = peft.UniLoraConfig(target_modules=T, theta_d_length=9, save_indices=True)
+    peft_file(config, tmp_path)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    name = next(name for name in stored if name.endswith("down_proj.unilora_indices_B"))
+    stored[name][0, 0] += 1
+    save_file(stored, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckFailed, match=r"down_proj: places of theta are not those of proj_seed 42"):
+        lrft.load_adapter(tiny.make("llama"), tmp_path)
