@@ -7,9 +7,8 @@ say a layer's sides in their tensors: those are taken from the model, by `placed
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lrft import registry
 from lrft.adapters import compose
 from lrft.adapters.adapter import AdapterLinear, Site
 from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.base_weights import Stored, weight_of
 from lrft.adapters.peft_beside import by_place, is_twice, names_in
 from lrft.adapters.peft_experts import split_stacks
 from lrft.adapters.peft_export import PEFT_PREFIX, PEFT_TENSORS, SHARED_PREFIX
@@ -171,7 +171,7 @@ def refuse_unbuildable(saved: SavedAdapter) -> None:
         raise CheckFailed(f"{saved.folder / PEFT_TENSORS}: {error}") from None
 
 
-def placed(saved: SavedAdapter, model: nn.Module, stored: Callable[[Site], Tensor] | None = None) -> SavedAdapter:
+def placed(saved: SavedAdapter, model: nn.Module, stored: Stored | None = None) -> SavedAdapter:
     """The adapter with its sites as `model` has them, and in its order. lrft's own say it themselves.
 
     stored: the weight (d, k) of a site in the base's files, for a model that is without weights.
@@ -222,28 +222,22 @@ def by_targets(saved: SavedAdapter, kind: PeftType, layers: Mapping[str, Any]) -
     return replace(saved, sites=sites, tensors={**saved.tensors, **{name: {} for name in names}})
 
 
-def completed(
-    saved: SavedAdapter, kind: PeftType, layers: Mapping[str, Any], stored: Callable[[Site], Tensor] | None
-) -> SavedAdapter:
+def completed(saved: SavedAdapter, kind: PeftType, layers: Mapping[str, Any], stored: Stored | None) -> SavedAdapter:
     """With what its file leaves out. Raises CheckFailed where that does not fit."""
     own = {site.name: saved.tensors[site.name] for site in saved.sites}
     if lacking := [name for name in own if name not in layers]:
         raise CheckFailed(f"{saved.folder}: this model has no linear layer {lacking[0]}")
-    weight = partial(weight_of, layers=layers, stored=stored)
     try:
-        made = kind.completed(saved.composition.method, own, saved.sites, weight)
+        made = kind.completed(
+            saved.composition.method,
+            own,
+            saved.tensors.get(SHARED, {}),
+            saved.sites,
+            lambda site: weight_of(site, layers[site.name], stored),
+        )
     except (ValueError, RuntimeError) as error:  # the latter: sides that do not go together
         raise CheckFailed(f"{saved.folder}: {error}") from None
     return replace(saved, tensors={**saved.tensors, **made})
-
-
-def weight_of(site: Site, layers: Mapping[str, Any], stored: Callable[[Site], Tensor] | None) -> Tensor:
-    """The base's (d, k) in float32 on the CPU."""
-    if stored is not None:
-        return stored(site).float()
-    if any(p.is_meta for p in layers[site.name].parameters()):
-        raise ValueError("its file leaves out what is counted from the base's weights, which are not here")
-    return linear.dense(layers[site.name]).float().cpu()
 
 
 def in_order(sites: list[Site], layers: Mapping[str, Any]) -> list[Site]:

@@ -88,9 +88,15 @@ class PeftType:
     def fits(self, adapter: Adapter) -> bool:
         return type(adapter) is self.adapter and (self.conv1d or not adapter.site.transposed)
 
+    def unfit(self, adapter: Adapter, weight: Callable[[], Tensor]) -> str:
+        """Why PEFT, which counts what the file leaves out from the base's `weight`, would compute something else, as
+        the end of a sentence; "" where it does not."""
+        return ""
+
     def written(self, adapter: Adapter) -> dict[str, Tensor]:
         """ending -> tensor, for one layer."""
-        return {self.tensors[own].ending: self.tensors[own].turn(t) for own, t in adapter.tensors().items()}
+        held = {own: t for own, t in adapter.tensors().items() if self.whole or own in self.tensors}
+        return {self.tensors[own].ending: self.tensors[own].turn(tensor) for own, tensor in held.items()}
 
     def shared_of(self, shared: nn.Module, sites: Sequence[Site]) -> dict[str, Tensor]:
         """ending -> tensor of what all layers have in common, buffers as well: a reader need not draw them again."""
@@ -184,13 +190,14 @@ class PeftType:
         self,
         method: Any,
         tensors: Mapping[str, Mapping[str, Tensor]],
+        shared: Mapping[str, Tensor],
         sites: Sequence[Site],
         weight: Callable[[Site], Tensor],
     ) -> dict[str, dict[str, Tensor]]:
         """name -> all tensors of that layer's adapter, from those that `read` gave.
 
-        method: the one of `entries`. sites: in the model's order. weight: the base's (d, k) of one, in float32 on the
-        CPU, read when it is asked for."""
+        method: the one of `entries`. shared: as `read_shared` gave it. sites: in the model's order. weight: the base's
+        (d, k) of one, in float32 on the CPU, read when it is asked for."""
         return {name: dict(own) for name, own in tensors.items()}
 
     def read_shared(self, shared: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:

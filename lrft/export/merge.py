@@ -174,7 +174,7 @@ def merge_adapter(
 
 def refuse_unmergeable(saved: SavedAdapter) -> None:
     """Raises UsageError for adapters that cannot be merged (their output is not linear in the input)."""
-    known = [site for site in saved.sites if site.d and site.k]  # of PEFT's that do not tell their sides all are
+    known = saved.sites if "format" in saved.info else []  # of PEFT's types that are read here all are
     if not all(saved.build(site).mergeable for site in known):
         names = ", ".join(entry["name"] for entry in saved.info["methods"])
         raise UsageError(

@@ -108,12 +108,9 @@ class TinyloraAdapter(Delta):
 
     def __init__(self, site: Site, u: int) -> None:
         super().__init__(site)
-        for name, shape in {
-            "A": (site.rank, site.k),
-            "B": (site.d, site.rank),
-            "P": (u, site.rank, site.rank),
-        }.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=site.dtype), requires_grad=False))
+        self.A = nn.Parameter(torch.zeros(site.rank, site.k, dtype=site.dtype), requires_grad=False)
+        self.B = nn.Parameter(torch.zeros(site.d, site.rank, dtype=site.dtype), requires_grad=False)
+        self.P = nn.Parameter(torch.zeros(u, site.rank, site.rank, dtype=site.dtype), requires_grad=False)
 
     def factors(self) -> Factors:
         v = self.shared.v[self.shared.groups[self.site.name]]
@@ -146,6 +143,7 @@ class TinyloraType(PeftType):
         self,
         method: Any,
         tensors: Mapping[str, Mapping[str, Tensor]],
+        shared: Mapping[str, Tensor],
         sites: Sequence[Site],
         weight: Callable[[Site], Tensor],
     ) -> dict[str, dict[str, Tensor]]:

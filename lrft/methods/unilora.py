@@ -147,17 +147,18 @@ class UniloraType(PeftType):
         self,
         method: Any,
         tensors: Mapping[str, Mapping[str, Tensor]],
+        shared: Mapping[str, Tensor],
         sites: Sequence[Site],
         weight: Callable[[Site], Tensor],
     ) -> dict[str, dict[str, Tensor]]:
-        shared = Theta(sites, method)
+        drawn = Theta(sites, method)
         for site in sites:
-            for word, places in zip("AB", shared.of(site), strict=True):
+            for word, places in zip("AB", drawn.of(site), strict=True):
                 if f"places_{word}" not in tensors[site.name]:
                     continue
                 said = tensors[site.name][f"places_{word}"]
                 factors = tensors[site.name].get(f"factors_{word}")
-                made = shared.factors[places.long()]
+                made = drawn.factors[places.long()]
                 if not torch.equal(said, places) or factors is None or not torch.allclose(factors.to(made), made):
                     raise ValueError(
                         f"{site.name}: places of theta are not those of proj_seed {method.proj_seed} over these layers"
