@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.adapters.adapter import Site
-from lrft.adapters.peft_type import PeftType, by_pattern
+from lrft.adapters.adapter import Adapter, Site
+from lrft.adapters.peft_type import Named, PeftType, by_pattern
 from lrft.model.experts import WORDS, stack_of
 
 # Starts that leave the base as it is. The others of PEFT change it, so their factors are no update of the base.
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-VARIANTS = (
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
-    "use_qalora",
+VARIANTS = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "use_qalora")
+# VeLoRA keeps less of the input for the backward pass, and a vector for that; MonteCLoRA displaces A in training by
+# noise of trained distributions. What they compute afterwards is a LoRA.
+OF_TRAINING = (
+    "lora_velora_embed",
+    *(f"lora_monteclora_sampler.{word}" for word in ("std_prior", "expert_weights_prior", "gaussian_var_prior")),
+    "lora_monteclora_sampler.expert_weights",
 )
-# VeLoRA keeps less of the input for the backward pass, and a vector for that: what it computes is a LoRA.
-OF_TRAINING = "lora_velora_embed"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class LoraType(PeftType):
                 f"original base. PEFT's path_initial_model_for_weight_conversion saves one"
             )
         for key in VARIANTS:
-            if config.get(key):
+            if config.get(key) and key != self.asks:
                 return f"{key} is set, a LoRA variant that is not supported"
         for name in config.get("target_parameters") or ():
             if str(name).rpartition(".")[2] not in ("weight", *WORDS):
@@ -59,7 +61,7 @@ class LoraType(PeftType):
 
     def entries(self, method: str, config: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any]]:
         dora = "magnitude" in next(iter(found.values()))
-        return [(method, {}), *([("dora", {})] if dora else [])]
+        return [(method, self.values(config)), *([("dora", {})] if dora else [])]
 
     def site(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], depth: int | None) -> Site:
         if not tensors.keys() >= {"A", "B"}:
@@ -72,6 +74,28 @@ class LoraType(PeftType):
     def factor(self, name: str, config: Mapping[str, Any], rank: int) -> float:
         alpha = float(by_pattern(named(name, config), config.get("alpha_pattern"), config["lora_alpha"]))
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def lora_type(adapter: type[Adapter], **more: Any) -> LoraType:
+    """PEFT's LoRA, or with `more` one of its variants, as `adapter` keeps it."""
+    own: dict[str, Any] = {
+        "tensors": {
+            "A": Named("lora_A.weight", "rk"),
+            "B": Named("lora_B.weight", "dr"),
+            "magnitude": Named("lora_magnitude_vector", "d"),
+        },
+        "alpha": "lora_alpha",
+        "patterns": ("rank_pattern", "alpha_pattern"),
+        "dropout": "lora_dropout",
+        "training": (
+            *("use_rslora", "use_dora", "init_lora_weights", "target_parameters", "eva_config", "loftq_config"),
+            *("ensure_weight_tying", "megatron_core", "corda_config", "lora_ga_config", "qalora_group_size"),
+            *("use_bdlora", "velora_config", "monteclora_config"),
+        ),
+        "repeated": OF_TRAINING,
+        "beside": True,
+    }
+    return LoraType("LORA", adapter, **(own | more))
 
 
 def named(name: str, config: Mapping[str, Any]) -> str:

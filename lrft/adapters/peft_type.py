@@ -76,6 +76,10 @@ class PeftType:
     """our name of a tensor that all layers have in common -> its name in the file, without a layer's before it"""
     scales_bias: bool = False
     """whether PEFT changes a layer's bias as well, so that only layers without one are the same"""
+    asks: str = ""
+    """key that has to be set: what tells a folder of this method from others of its type"""
+    beside: bool = False
+    """whether the configuration has keys for biases and rows of tokens"""
     repeated: tuple[str, ...] = ()
     """endings of what a layer's part of the file has beside: repeated there, or empty, or of the training alone"""
     whole: bool = True
@@ -88,9 +92,9 @@ class PeftType:
     def fits(self, adapter: Adapter) -> bool:
         return type(adapter) is self.adapter and (self.conv1d or not adapter.site.transposed)
 
-    def unfit(self, adapter: Adapter, weight: Callable[[], Tensor]) -> str:
-        """Why PEFT, which counts what the file leaves out from the base's `weight`, would compute something else, as
-        the end of a sentence; "" where it does not."""
+    def unfit(self, adapters: Mapping[str, Any], weight: Callable[[Site], Tensor]) -> str:
+        """The first layer of which PEFT would compute something else, and why, where it counts what the file leaves out
+        from the base's weights; "" for none. weight: as in `completed`."""
         return ""
 
     def written(self, adapter: Adapter) -> dict[str, Tensor]:

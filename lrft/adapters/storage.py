@@ -59,7 +59,7 @@ class SavedAdapter:
 
     @property
     def quantization(self) -> str:
-        """How the base was quantised that it was trained on: none, nf4, fp4 or int8."""
+        """How the base was quantised that it was trained on: none, nf4, fp4, int8 or fp8."""
         return str(self.info["base"].get("quantization", "none"))
 
     @property

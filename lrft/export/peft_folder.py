@@ -15,7 +15,8 @@ from lrft.adapters.storage import SavedAdapter
 from lrft.adapters.updates import words
 from lrft.errors import UsageError
 from lrft.export.base import Exporter
-from lrft.export.merge import goes_along, names_in, stored_weight
+from lrft.export.merge import goes_along
+from lrft.export.merge_places import names_in, stored_weight
 from lrft.model.load import load_skeleton
 from lrft.model.stored import Stored
 from lrft.model.weights import weight_files

@@ -8,7 +8,7 @@ SIGNS = ("base_model", "datasets", "sequence_len", "adapter", "micro_batch_size"
 COMMANDS = ("axolotl",)
 
 _TOKENS = "the tokenizer's own special tokens and end of turn are used"
-_KERNEL = "a kernel for the same computation; lrft has no such choice"
+_KERNEL = "a kernel for the same computation; training.kernels: liger has norms and activations"
 _AUTO = "found in the model's folder"
 _PACKED = "rows are padded to the longest of a micro batch, or packed"
 _SHARDED = "distributed.strategy: fsdp needs no settings: blocks are found in the model"
@@ -250,7 +250,7 @@ KEYS: Table = {
     "lr_quadratic_warmup": Missing("warm-up is linear"),
     "unfrozen_parameters": Missing(_LISA),
     "freeze_mm_modules": Needless("only adapters are trained, beside layers that text reaches"),
-    "gptq": Missing("a base in GPTQ's format cannot be trained on; model.quantization: nf4, fp4 or int8"),
+    "gptq": Missing("a base in GPTQ's format cannot be trained on; model.quantization: nf4, fp4, int8 or fp8"),
 }
 
 DEFAULTS = {

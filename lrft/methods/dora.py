@@ -69,10 +69,10 @@ class DoraAdapter(Adapter):
     def straight(self, x: Tensor, base: nn.Module) -> Tensor:
         """V x for x (..., k)."""
         if self.inner.is_fast(x, base):
-            factors = self.inner.factors()
-            if factors is not None:
-                W, _ = fused_linear.parts_of(base)
-                return fused_linear.linear_plus_pair(x, x, W, None, *factors)
+            W, _ = fused_linear.parts_of(base)
+            fused = self.inner.by_factors(x, x, W, None)
+            if fused is not None:
+                return fused
         y = product(base, x)
         return y + self.inner.delta(self.cast(x)).to(y.dtype)
 

@@ -26,6 +26,10 @@ from lrft.adapters.part import CalibrationResult, Method
 from lrft.adapters.peft_type import Named, PeftType
 from lrft.model import linear as layers
 
+LEAST = 1e-3
+"""of the largest value: what is smaller is none, and U has no direction for it. Kinds of layers with fewer outputs in
+all than inputs have such."""
+
 
 @dataclass(frozen=True)
 class Frod(Method):
@@ -83,9 +87,7 @@ class Frod(Method):
         """V of every kind of layers, from their weights alone."""
         found: dict[str, dict[str, Tensor]] = {}
         for sites in kinds(context.sites).values():
-            by_block = sorted(sites, key=lambda site: -1 if site.depth is None else site.depth)
-            weights = [context.weight(site).float().cpu() for site in by_block]
-            V = context.agree(basis(weights, self.regularization_alpha))
+            V = context.agree(basis(sites, context.weight, self.regularization_alpha))
             found |= {site.name: {"V": V} for site in sites}
         return found
 
@@ -119,15 +121,20 @@ def kinds(sites: Sequence[Site]) -> dict[str, list[Site]]:
     return dict(sorted(found.items()))
 
 
-def basis(weights: Sequence[Tensor], ridge: float) -> Tensor:
-    """V (k, k) of W_i (d_i, k), in their dtype."""
-    below, k = torch.cat(list(weights)), weights[0].shape[1]
+def basis(sites: Sequence[Site], weight: Callable[[Site], Tensor], ridge: float) -> Tensor:
+    """V (k, k) of the layers of one kind, in float32 on the CPU: the very operations of PEFT, which counts it again
+    when it loads a file. Where values are the same, as of two layers with half as many outputs as inputs each, rounding
+    decides."""
+    by_block = sorted(sites, key=lambda site: -1 if site.depth is None else site.depth)
+    weights = [weight(site).float().cpu() for site in by_block]
+    below, k = torch.cat(weights), sites[0].k
     if len(below) < k:
         return torch.linalg.svd(below, full_matrices=True).Vh.T
     Q, R = torch.linalg.qr(below)
     eye = torch.eye(k, dtype=below.dtype)
     inverses = [torch.linalg.inv(rows.T @ rows + ridge * eye) for rows in Q.split([len(W) for W in weights])]
-    return R.T @ torch.linalg.eigh(torch.stack(inverses).mean(0)).eigenvectors
+    mean: Tensor = sum(inverses[1:], inverses[0]) / len(inverses)
+    return R.T @ torch.linalg.eigh(mean).eigenvectors
 
 
 def values(W: Tensor, V: Tensor) -> Tensor:
@@ -141,6 +148,7 @@ class Bases(nn.Module):
     def __init__(self, sites: Sequence[Site], method: Frod) -> None:
         super().__init__()
         self.V, self.places = nn.ParameterDict(), nn.ParameterDict()
+        self.ridge = method.regularization_alpha
         self.inverses: dict[str, tuple[int, Tensor]] = {}
         generator = torch.Generator().manual_seed(method.projection_prng_key)
         for kind, members in kinds(sites).items():
@@ -172,10 +180,10 @@ class FrodAdapter(Adapter):
         self.start = nn.Parameter(torch.ones(site.k, dtype=site.dtype), requires_grad=False)
 
     def change(self, x: Tensor) -> Tensor:
-        """V'^-1 diag(1 / l) (diag(z) + S) V' x for x (..., k)."""
+        """V'^-1 diag(1 / l) (diag(z) + S) V' x for x (..., k); directions without a value stay as they are."""
         rows, columns = self.shared.places[self.kind].long()
         S = torch.diag(self.z).index_put((rows, columns), self.s)
-        share = torch.where(self.start > 1e-12, 1 / self.start, 0)
+        share = torch.where(self.start > LEAST * self.start.max(), 1 / self.start, 0)
         return (x @ self.shared.V[self.kind] @ S.T * share) @ self.shared.inverse(self.kind)
 
     def weight(self, W0: Tensor) -> Tensor:
@@ -198,10 +206,14 @@ class FrodType(PeftType):
     def config(self, method: Any, adapters: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
         return super().config(method, adapters, modules) | {"progressbar": False}
 
-    def unfit(self, adapter: Any, weight: Callable[[], Tensor]) -> str:
-        start = values(weight(), adapter.shared.V[adapter.kind].cpu())
-        near = (adapter.start.cpu() - start).abs().max() <= 1e-3 * start.abs().max()
-        return "" if near else "its values in the basis are not those that PEFT counts"
+    def unfit(self, adapters: Mapping[str, Any], weight: Callable[[Site], Tensor]) -> str:
+        """PEFT counts U with a V that it counts again, not with that of the file: both have to be the same."""
+        for kind, sites in kinds([adapter.site for adapter in adapters.values()]).items():
+            shared = adapters[sites[0].name].shared
+            V, own = basis(sites, weight, shared.ridge), shared.V[kind].cpu()
+            if (V - own).abs().max() > 1e-4 * V.abs().max():
+                return f"the basis of {kind} is not the one that PEFT counts on this machine"
+        return ""
 
     def written(self, adapter: Any) -> dict[str, Tensor]:
         return {self.tensors["s"].ending: adapter.s, self.tensors["z"].ending: adapter.start + adapter.z}
@@ -232,5 +244,13 @@ class FrodType(PeftType):
             if kind not in shared:
                 raise ValueError(f"{site.name}: its file lacks the basis {kind}")
             start = values(weight(site), shared[kind])
-            made[site.name] = {"s": own["s"], "start": start.float(), "z": (own["z"] - start).float()}
+            z, none = own["z"] - start, start <= LEAST * start.max()
+            moved = z.abs() > LEAST * start.max()
+            rows = shared[f"places.{kind_of(site.name)}"][0]
+            if (moved & none).any() or (own["s"] != 0)[none[rows]].any():
+                raise ValueError(
+                    f"{site.name}: its file changes directions in which the weights have no value, and what PEFT takes "
+                    f"for U there is rounding"
+                )
+            made[site.name] = {"s": own["s"], "start": start.float(), "z": z.float()}
         return made

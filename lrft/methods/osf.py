@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.adapters.adapter import Adapter, Delta, Factors, Site
+from lrft.adapters.adapter import Delta, Factors, Site
 from lrft.adapters.part import Method
 from lrft.adapters.peft_type import Named, PeftType
 from lrft.model import linear as layers
@@ -149,12 +149,13 @@ class OsfType(PeftType):
         patterns = {f"^{re.escape(name)}$": rank for name, rank in kept.items() if rank != first}
         return {"effective_rank": first, "rank_pattern": patterns}
 
-    def unfit(self, adapter: Adapter, weight: Callable[[], Tensor]) -> str:
-        own: Any = adapter
-        U, S, V, _ = parted(weight(), own.site.rank)
-        ours, theirs = ((U * S) @ V for U, S, V in ((own.U0.cpu(), own.S0.cpu(), own.V0.cpu()), (U, S, V)))
-        near = (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max()
-        return "" if near else "its smallest triplets are not those that PEFT counts"
+    def unfit(self, adapters: Mapping[str, Any], weight: Callable[[Site], Tensor]) -> str:
+        for name, own in adapters.items():
+            U, S, V, _ = parted(weight(own.site), own.site.rank)
+            ours, theirs = (own.U0.cpu() * own.S0.cpu()) @ own.V0.cpu(), (U * S) @ V
+            if (ours - theirs).abs().max() > 1e-3 * theirs.abs().max():
+                return f"the smallest triplets of {name} are not those that PEFT counts"
+        return ""
 
     def completed(
         self,

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lrft.adapters.adapter import Adapter, Delta, Factors, Site
+from lrft.adapters.adapter import Delta, Factors, Site
 from lrft.adapters.part import Method
 from lrft.adapters.peft_type import Named, PeftType
 from lrft.adapters.svd import leading
@@ -148,12 +148,13 @@ class PsoftType(PeftType):
     """A file has Q, a and b alone: B and A are counted from the base again, here as in PEFT. Nothing in it can tell
     whether they come out as where it was trained; PEFT's own answer would be another there, too."""
 
-    def unfit(self, adapter: Adapter, weight: Callable[[], Tensor]) -> str:
-        own: Any = adapter
-        B, A = principal(weight(), own.site.rank, own.how)
-        pairs = ((own.A.cpu(), A), (own.B.cpu(), B))
-        near = all((mine - theirs).abs().max() <= 1e-3 * theirs.abs().max() for mine, theirs in pairs)
-        return "" if near else "its singular vectors are not those that PEFT counts on this machine"
+    def unfit(self, adapters: Mapping[str, Any], weight: Callable[[Site], Tensor]) -> str:
+        for name, own in adapters.items():
+            B, A = principal(weight(own.site), own.site.rank, own.how)
+            pairs = ((own.A.cpu(), A), (own.B.cpu(), B))
+            if any((mine - theirs).abs().max() > 1e-3 * theirs.abs().max() for mine, theirs in pairs):
+                return f"the singular vectors of {name} are not those that PEFT counts on this machine"
+        return ""
 
     def completed(
         self,

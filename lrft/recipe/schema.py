@@ -84,7 +84,7 @@ class ModelSection(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format of the frozen weights that are not quantised."
     )
-    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
+    quantization: Literal["none", "nf4", "fp4", "int8", "fp8"] = Field(
         default="none",
         description="Quantises the weights of all linear layers except the output head to 4 or 8 bits.",
     )
@@ -416,6 +416,11 @@ class TrainingSection(Section):
     )
     compile: bool = Field(
         default=False, description="Compiles the model's blocks; the first steps take a minute longer."
+    )
+    kernels: Literal["none", "auto", "liger"] = Field(
+        default="none",
+        description="Kernels of norms and gated activations. liger: those of the package liger-kernel, on a GPU; "
+        "auto: those where package and model have them, else none.",
     )
     seed: CountOrZero = Field(default=42, description="Random seed of split, data order, adapter init and dropout.")
     deterministic: bool = Field(

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from method_benchmark.files import OF_ADDED
+from method_benchmark.files import ENDINGS
 from method_benchmark.tasks import TASKS
 
 from lrft.utils import files
@@ -20,9 +20,10 @@ def text(root: Path) -> str:
     """The file's text. Figures are relative to LoRA's in the same table: another machine made it again for each."""
     docs = root / "docs"
     found: dict[str, dict[str, Any]] = {}
-    for ending in ("", OF_ADDED):
+    for ending in ENDINGS:
         for task in TASKS:
-            add_losses(found, task, files.read_json(docs / "benchmark" / f"{task}{ending}.json"))
+            if (path := docs / "benchmark" / f"{task}{ending}.json").is_file():
+                add_losses(found, task, files.read_json(path))
     add_costs(found, files.read_json(docs / "performance.json")["methods"])
     add_forgetting(found, files.read_json(docs / "claims" / f"{FORGETTING}.json"))
     return json.dumps(dict(sorted(found.items())), indent=1) + "\n"

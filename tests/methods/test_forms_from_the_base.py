@@ -163,7 +163,7 @@ def test_a_psoft_of_other_singular_vectors_is_none_of_peft() -> None:
     for tensor in (adapter.A[2], adapter.B[:, 2]):  # the same weight, the other sign
         tensor.data.neg_()
     said = peft_folder(attached, {}, own_type=True).refused
-    assert said.startswith("stock PEFT's PSOFT would be another function of model.layers.1.self_attn.k_proj")
+    assert "PSOFT would be another function: the singular vectors of model.layers.1.self_attn.k_proj are not" in said
 
 
 def test_the_bases_of_frod_are_those_of_peft(tmp_path: Path) -> None:
@@ -197,6 +197,23 @@ def test_values_and_entries_change_a_weight_in_its_basis() -> None:
         S[row, column] = own["s"][number]
     U = W @ torch.linalg.inv(V.T) @ torch.diag(1 / own["start"])
     assert tiny.same_function(model, attached, U @ S @ V.T)
+
+
+def test_directions_without_a_value_are_left_alone_and_files_that_change_them_refused(tmp_path: Path) -> None:
+    """44 inputs, and 24 outputs in one layer: PEFT trains directions that rounding chose."""
+    section = {"method": {"frod": {"sparse_rate": 0.5}}, "target_modules": ["down_proj"], "layers": [0]}
+    attached = lrft.attach(tiny.make("llama"), section)
+    tiny.disturb(list(attached.trained().values()), size=0.5)
+    (adapter,) = attached.modules.values()
+    x = torch.randn(3, 44)
+    assert int((adapter.start > 1e-3 * adapter.start.max()).sum()) == 24
+    assert adapter.change(x).abs().max() < 1e3 * x.abs().max()
+    config = peft.FrodConfig(target_modules=["down_proj"], layers_to_transform=[0], progressbar=False)
+    peft_file(config, tmp_path, size=0.1)
+    with pytest.raises(
+        CheckFailed, match=r"0\.mlp\.down_proj: its file changes directions in which the weights have no"
+    ):
+        lrft.load_adapter(tiny.make("llama"), tmp_path)
 
 
 def test_layers_of_one_kind_need_the_same_inputs() -> None:
