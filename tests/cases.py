@@ -123,6 +123,7 @@ CASES: dict[str, tuple[Any, Count]] = {
     "alora": ({"alora": {"invocation_tokens": [85]}}, pair),
     "kasa": ("kasa", lambda d, k, r: pair(d, k, r) + r),
     "qalora": ({"qalora": {"group_size": 4}}, lambda d, k, r: pair(d, k // 4, r)),
+    "velora": ({"velora": {"groups": 5}}, pair),
     "monteclora": ("monteclora", lambda d, k, r: pair(d, k, r) + r + 8),
     "full": ("full", lambda d, k, r: d * k),
     "full+dora": (["full", "dora"], lambda d, k, r: d * k + d),

@@ -36,6 +36,12 @@ from lrft.utils.adapter_folders import CONFIG, is_peft_folder
 
 # Keys of what adds to or replaces tensors in a way that is not read.
 REFUSED = ("lora_bias",)
+# What to do in the place of a type that is not read.
+INSTEAD = {
+    "XLORA": "it mixes LoRAs that were trained before, by a classifier over the model; lrft combine makes one of them",
+    "BEFT": "it adds vectors to the outputs of layers, also of such that have no bias; train adapter.biases instead",
+    "POLY": "it chooses by the id of a task, which rows do not have here; train an adapter for each task",
+}
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,8 @@ def method_for(folder: Path, config: Mapping[str, Any]) -> tuple[str, PeftType]:
     own = [(name, kind) for name, kind in kinds if kind.asks and config.get(kind.asks)]
     kinds = own or [(name, kind) for name, kind in kinds if not kind.asks]
     if not kinds:
-        raise UsageError(f"{folder} is a PEFT adapter of type {word}, which is not supported", supported())
+        why = f": {INSTEAD[word]}" if word in INSTEAD else ""
+        raise UsageError(f"{folder} is a PEFT adapter of type {word}, which is not supported{why}", supported())
     refused = {name: kind.refusal(config) for name, kind in kinds}
     fitting = [(name, kind) for name, kind in kinds if not refused[name]]
     if not fitting:

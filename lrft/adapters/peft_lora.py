@@ -16,7 +16,15 @@ from lrft.model.experts import WORDS, stack_of
 
 # Starts that leave the base as it is. The others of PEFT change it, so their factors are no update of the base.
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-VARIANTS = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "use_qalora")
+VARIANTS = {
+    "arrow_config": (
+        "it sends each token to some of several LoRAs that are loaded beside it, and has no update of its own; lrft "
+        "combine makes one LoRA of such"
+    ),
+    "layer_replication": "it adapts copies of layers, which the base does not have; replicate them in the base itself",
+    **dict.fromkeys(("alora_invocation_tokens", "kasa_config", "use_qalora"), "a variant with a method of its own"),
+}
+"""settings beside which A and B are something else, with the reason"""
 # VeLoRA keeps less of the input for the backward pass, and a vector for that; MonteCLoRA displaces A in training by
 # noise of trained distributions. What they compute afterwards is a LoRA.
 OF_TRAINING = (
@@ -38,9 +46,9 @@ class LoraType(PeftType):
                 f"with init_lora_weights {start!r} PEFT modifies the base weights: A and B are not an update of the "
                 f"original base. PEFT's path_initial_model_for_weight_conversion saves one"
             )
-        for key in VARIANTS:
+        for key, why in VARIANTS.items():
             if config.get(key) and key != self.asks:
-                return f"{key} is set, a LoRA variant that is not supported"
+                return f"{key} is set: {why}"
         for name in config.get("target_parameters") or ():
             if str(name).rpartition(".")[2] not in ("weight", *WORDS):
                 return f"target_parameters names {name}, no weight of layers or of experts"

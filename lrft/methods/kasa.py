@@ -70,6 +70,7 @@ class Kasa(Method):
         if W0 is not None:
             with torch.no_grad():
                 adapter.left_U, adapter.left_V = left_out(W0, adapter.site.rank)
+            adapter.knows_base = True
         return adapter
 
     def loss(self, run: Run) -> Tensor | None:
@@ -100,11 +101,12 @@ class KasaAdapter(Adapter):
         self.B = nn.Parameter(torch.zeros(d, r, dtype=site.dtype))
         self.diagonal = nn.Parameter(torch.randn(r, dtype=site.dtype))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.knows_base = False
         self.register_buffer("left_U", torch.zeros(d, r, dtype=site.dtype), persistent=False)
         self.register_buffer("left_V", torch.zeros(r, k, dtype=site.dtype), persistent=False)
 
     def weight(self, W0: Tensor) -> Tensor:
-        U, V = left_out(W0, self.site.rank)
+        U, V = (self.left_U, self.left_V) if self.knows_base else left_out(W0, self.site.rank)
         return W0 - U @ V + self.site.scale * (self.B * self.diagonal) @ self.A
 
     def forward(self, x: Tensor, base: nn.Module) -> Tensor:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # What transformers is asked for by the word of a recipe, where it is another. SDPA is asked of the whole: asked of each
 # part it is refused for a model with a tower that has none; left to choose, parts take it where they can.
 KERNELS = {"auto": None, "sdpa": {"": "sdpa"}}
+# Formats of stored codes that transformers dequantises when it is told to.
+DEQUANTIZED = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")
 # Types of models whose first position is the one behind the padding token's number.
 COUNT_FROM_PADDING = frozenset(
     {
@@ -70,6 +72,8 @@ def load_model(
     weight_files(folder)
     config = load_config(folder, trust_remote_code)
     options: dict[str, Any] = {}
+    if dequantize(config):
+        options["config"] = config
     if head is not None:
         stored = copy.deepcopy(config)
         head.configure(config)
@@ -130,6 +134,19 @@ def _leave_the_files(model: nn.Module) -> None:
         tensor.data = tensor.data.clone()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
         trim(0)
+
+
+def dequantize(config: PretrainedConfig) -> bool:
+    """Has transformers dequantise what is stored in a format that it can; whether it is. In place.
+
+    It would by itself without a GPU, and keep layers of its own, which adapters cannot go on, with one.
+    """
+    sections = (getattr(each, "quantization_config", None) for each in (config, config.get_text_config()))
+    found = next((section for section in sections if isinstance(section, dict)), {})
+    if found.get("quant_method") not in DEQUANTIZED:
+        return False
+    found["dequantize"] = True
+    return True
 
 
 def refuse_missing(quantization: str, where: str = "model.quantization") -> None:

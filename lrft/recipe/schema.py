@@ -179,6 +179,10 @@ class AdapterSection(Section):
         description="Tokens whose rows of the embedding are trained: added (those of model.add_tokens), or a list. A "
         "head that is the same matrix has the same rows.",
     )
+    train_tokens_in: Literal["embedding", "head", "both"] = Field(
+        default="embedding",
+        description="Matrix whose rows train_tokens trains, where the head is one of its own: embedding, head, both.",
+    )
     biases: Literal["none", "all", "adapted"] = Field(
         default="none", description="Biases that are trained: none, those of adapted layers, or all."
     )
@@ -376,8 +380,7 @@ class TrainingSection(Section):
     micro_batch_size: CountOrAuto = Field(
         default=4,
         description="Micro batch size: rows per device and forward pass; affects memory, not the result. auto: the "
-        "largest that fits, found before the "
-        "first step.",
+        "largest that fits, found before the first step. On a GPU the default is micro_batch_tokens: auto.",
     )
     micro_batch_tokens: CountOrAuto | None = Field(
         default=None,

@@ -22,7 +22,8 @@ NOT_HERE = {
     "PROMPT_TUNING": PROMPT,
     "P_TUNING": PROMPT,
     "SHADOW": "a second, smaller model beside the base, not a change of its layers",
-    "XLORA": "mixes several LoRAs that were trained before, by a classifier over the whole model",
+    "XLORA": "mixes several LoRAs that were trained before, by a classifier over the whole model; `lrft combine` makes "
+    "one of them",
 }
 # What is trained beside a method here, and alone there.
 BESIDE = {NORMS: "`adapter.norms`, beside a method", TOKENS: "`adapter.train_tokens`, beside a method"}
@@ -40,8 +41,9 @@ LORA_SETTINGS = (
     ("`alora_invocation_tokens`", "read, as `alora`", "written"),
     ("`kasa_config`", "read, as `kasa`", "written"),
     ("`use_qalora` (of GPTQ layers)", "read, as `qalora`", "as a LoRA"),
-    ("`arrow_config`, `layer_replication`", "refused", "no"),
-    ("`use_bdlora`, `velora_config`, `monteclora_config`", "read, as a LoRA", "no"),
+    ("`arrow_config` (`lrft combine` makes one LoRA of several), `layer_replication`", "refused", "no"),
+    ("`velora_config`, `monteclora_config`", "read, as a LoRA", "as a LoRA (`velora`, `monteclora`)"),
+    ("`use_bdlora`", "read, as a LoRA", "no"),
 )
 
 

@@ -317,6 +317,9 @@ def change(folder: Path, **keys: Any) -> None:
         ("psoft", {"psoft_svd": "lowrank"}, "psoft_svd is 'lowrank'"),
         ("frod", {"save_projection": False}, "save_projection is False, which lrft does not compute"),
         ("hira", {"peft_type": "POLY"}, "type POLY, which is not supported"),
+        ("hira", {"peft_type": "XLORA"}, "lrft combine makes one of them"),
+        ("lora", {"arrow_config": {"top_k": 2}}, "lrft combine makes one LoRA of such"),
+        ("lora", {"layer_replication": [[0, 1]]}, "replicate them in the base itself"),
     ],
 )
 def test_settings_that_mean_something_else_are_refused_by_name(

@@ -75,6 +75,12 @@ def test_a_search_for_what_fits_leaves_a_reserve_and_no_peak(worker: Ask) -> Non
     assert said["forgotten"] == 1
 
 
+def test_a_recipe_that_says_nothing_of_passes_fills_them_on_a_gpu(worker: Ask) -> None:
+    said = worker("=default")
+    assert said["here"] > 0
+    assert (said["there"], said["rows"]) == (None, 4)
+
+
 @EACH
 def test_a_run_trains_evaluates_answers_and_resumes(worker: Ask, case: str) -> None:
     """In bf16 over packed rows, to the bit; in fp16 with a loss scale, and checkpointed and offloaded, to rounding."""

@@ -1,4 +1,4 @@
-"""KaSA, QA-LoRA and MonteCLoRA: the variants of PEFT's LoRA against its own code."""
+"""KaSA, QA-LoRA, MonteCLoRA and VeLoRA: the variants of PEFT's LoRA against its own code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import peft
 import pytest
 import tiny
 import torch
-from peft.tuners.lora.config import KasaConfig
+from peft.tuners.lora.config import KasaConfig, VeloraConfig
 from peft.tuners.lora.monteclora import MontecloraSampler
 from peft.tuners.lora.variants import QALoraLinearVariant
 from safetensors.torch import load_file, save_file
@@ -146,3 +146,51 @@ def test_a_folder_of_monteclora_is_its_lora(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["monteclora_config"]
     assert lrft.load_adapter(tiny.make("llama"), tmp_path).methods == ({"name": "lora", "options": {}},)
+
+
+@pytest.mark.parametrize("direction", ["mean", "random"])
+def test_velora_has_the_gradients_of_stock_peft(direction: str, tmp_path: Path) -> None:
+    """5 groups do not divide 24 inputs."""
+    model = tiny.make("llama").train()
+    words = ["lora", {"velora": {"groups": 5, "direction": direction, "gradient_scale": 0.5}}]
+    attached = lrft.attach(model, {"method": words, "rank": 3, "target_modules": ["q_proj"]})
+    tiny.disturb(list(attached.trained().values()))
+    init = {"mean": "batch_average", "random": "random"}[direction]
+    config = VeloraConfig(num_groups=5, scale=0.5, init_type=init)
+    theirs: Any = peft.get_peft_model(
+        tiny.make("llama"), peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj"], velora_config=config)
+    )
+    for name, adapter in attached.modules.items():
+        layer = theirs.base_model.model.get_submodule(name)
+        with torch.no_grad():
+            layer.lora_A["default"].weight.copy_(adapter.inner.A)
+            layer.lora_B["default"].weight.copy_(adapter.inner.B)
+        if direction == "random":
+            layer.lora_velora_embed["default"] = adapter.direction.clone()
+    ids = tiny.tokens()
+    losses = [one(input_ids=ids, labels=ids).loss for one in (model, theirs.train())]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    plain = tiny.make("llama")
+    other = lrft.attach(plain, {"method": "lora", "rank": 3, "target_modules": ["q_proj"]})
+    for name, adapter in attached.modules.items():
+        other.modules[name].load(adapter.tensors())
+    plain(input_ids=ids, labels=ids).loss.backward()
+    for name, adapter in attached.modules.items():
+        layer = theirs.base_model.model.get_submodule(name)
+        for word in ("A", "B"):
+            wanted = getattr(layer, f"lora_{word}")["default"].weight.grad
+            torch.testing.assert_close(adapter.tensors()[word].grad, wanted, rtol=1e-4, atol=1e-7)
+        exact = other.modules[name].tensors()["A"].grad
+        assert not torch.allclose(adapter.tensors()["A"].grad, exact, rtol=1e-2)
+
+
+def test_velora_keeps_one_number_for_each_group() -> None:
+    model, _ = tiny.layer(["lora", {"velora": {"groups": 4}}], 5, 12, rank=2)
+    x = torch.randn(3, 7, 12, dtype=torch.float64)
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(tuple(t.shape)), t)[1], lambda t: t):
+        model.train()(x)
+    assert (21, 4) in kept
+    assert all(shape[-1] != 12 or len(shape) < 3 for shape in kept)

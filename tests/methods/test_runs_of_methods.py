@@ -43,7 +43,17 @@ WIDER = {
 }
 # What depends on how a batch is cut into passes: masks and noise drawn in each pass, singular values of its logits,
 # correlations over its rows, inputs scaled by the largest of each pass.
-BY_PASS = ("lora-dropout", "ba-lora", "corda-kpm", "lora-ggpo", "lorb-correlation", "finegates", "pvera", "monteclora")
+BY_PASS = (
+    "lora-dropout",
+    "ba-lora",
+    "corda-kpm",
+    "lora-ggpo",
+    "lorb-correlation",
+    "finegates",
+    "pvera",
+    "monteclora",
+    "velora",
+)
 WORKER = """
 import json, sys, warnings
 warnings.simplefilter("error")
