@@ -116,6 +116,13 @@ class Worker:
             torch.cuda.set_per_process_memory_fraction, torch.cuda.reset_peak_memory_stats = before
         return {"shares": shares, "forgotten": len(forgotten)}
 
+    def fp8(self) -> dict[str, Any]:
+        """Over a base in 8-bit floats, for whose product the pretended GPU has no kernel; and without a GPU."""
+        words = ("model.quantization=fp8", "training.precision=bf16", *SHORT)
+        here = self.losses(self.train("lora", *words))
+        with without_gpu():
+            return here | {"cpu": self.losses(self.train("lora", *words))["losses"]}
+
     def losses(self, run: Path) -> dict[str, Any]:
         return {"losses": [record["loss"] for record in runs.records(run)]}
 
@@ -177,7 +184,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fakecuda-") as name:
         os.environ["LRFT_CACHE"] = f"{name}/cache"
         worker = Worker(Path(name))
-        others: dict[str, Callable[[], dict[str, Any]]] = {"=refusals": refusals, "=auto": worker.auto}
+        others: dict[str, Callable[[], dict[str, Any]]] = {
+            "=refusals": refusals,
+            "=auto": worker.auto,
+            "=fp8": worker.fp8,
+        }
         for case in sys.argv[1:] or map(str.strip, sys.stdin):
             said = others[case]() if case in others else {"case": case, **answer(worker, case)}
             print(json.dumps(said), file=out, flush=True)
