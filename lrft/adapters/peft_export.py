@@ -77,7 +77,7 @@ def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
         return PeftFolder(refused=NO_TYPE)
     if unfit := [name for name, adapter in attached.modules.items() if not kind.fits(adapter)]:
         return PeftFolder(refused=f"stock PEFT's {kind.name} cannot represent the adapter of {unfit[0]}")
-    if more := beyond_modules(attached, added_in(base)):
+    if more := beyond_modules(attached, added_in(base), kind.beside):
         return PeftFolder(refused=f"stock PEFT's {kind.name} has no place for {more}")
     names = peft_names(attached, dict.fromkeys(attached.modules), base.get("quantization", "none"))
     if names.refused:
@@ -88,20 +88,25 @@ def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
         said = kind.config(composition.method, attached.modules, names.modules)
     except ValueError as error:
         return PeftFolder(refused=str(error))
-    tensors = beside_tensors(attached, None)
+    added = added_in(base) if kind.beside else None
+    tensors = beside_tensors(attached, added)
     for name, adapter in attached.modules.items():
         tensors |= {f"{PEFT_PREFIX}{name}.{ending}": tensor for ending, tensor in kind.written(adapter).items()}
     if attached.shared is not None:
         shared = kind.shared_of(attached.shared, attached.sites)
         tensors |= {f"{SHARED_PREFIX}{ending}": tensor for ending, tensor in shared.items()}
     config = common_config(attached, kind.name, base, names) | said
+    if kind.beside:
+        config |= beside_config(attached, added)
     return PeftFolder(kind.name, config, tensors)
 
 
-def beyond_modules(attached: Attached, added: Added | None) -> str:
-    """What is trained that no type of PEFT but LoRA has a place for; "" for nothing."""
+def beyond_modules(attached: Attached, added: Added | None, has_beside: bool) -> str:
+    """What is trained that a type of PEFT has no place for; "" for nothing. has_beside: as `PeftType.beside`."""
     if any(map(stack_of, attached.modules)):
         return "stacked experts"
+    if has_beside:
+        return ""
     if attached.beside.rows or added is not None:
         return "rows of tokens"
     return "biases" if attached.beside.biases else ""

@@ -18,6 +18,7 @@ from lrft import registry
 from lrft.adapters import compose
 from lrft.adapters.adapter import AdapterLinear, Site
 from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.peft_alone import ALONE, as_lora
 from lrft.adapters.peft_beside import by_place, is_twice, names_in
 from lrft.adapters.peft_experts import split_stacks
 from lrft.adapters.peft_export import PEFT_PREFIX, PEFT_TENSORS, SHARED_PREFIX
@@ -32,6 +33,12 @@ from lrft.utils.adapter_folders import CONFIG, is_peft_folder
 
 # Keys of what adds to or replaces tensors in a way that is not read.
 REFUSED = ("lora_bias",)
+# What to do in the place of a type that is not read.
+INSTEAD = {
+    "XLORA": "it mixes LoRAs that were trained before, by a classifier over the model; lrft combine makes one of them",
+    "BEFT": "it adds vectors to the outputs of layers, also of such that have no bias; train adapter.biases instead",
+    "POLY": "it chooses by the id of a task, which rows do not have here; train an adapter for each task",
+}
 
 
 @dataclass(frozen=True)
@@ -87,14 +94,10 @@ def read_peft(folder: Path) -> PeftFolder:
     config = files.read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise CheckFailed(f"{folder / CONFIG} does not describe an adapter")
+    if config.get("peft_type") in ALONE:
+        return read_alone(folder, config)
     method, kind = method_for(folder, config)
-    if not (folder / PEFT_TENSORS).is_file() and (folder / "adapter_model.bin").is_file():
-        raise UsageError(
-            f"{folder} has its tensors only as a pickle (adapter_model.bin); loading a pickle can execute arbitrary "
-            f"code",
-            "Save the adapter again with a recent PEFT, which writes adapter_model.safetensors.",
-        )
-    flat = files.read_tensors(folder / PEFT_TENSORS)
+    flat = stored_tensors(folder)
     found = sorted_out(flat, kind)
     if not found.layers:
         listed = ", ".join(found.left_out[:3]) or "none"
@@ -128,12 +131,47 @@ def read_peft(folder: Path) -> PeftFolder:
     return PeftFolder(saved, tuple(left_out), tuple(beside))
 
 
+def read_alone(folder: Path, config: Mapping[str, Any]) -> PeftFolder:
+    """A folder that adapts no layer, and trains modules or rows alone. Raises as `read_peft`."""
+    flat = stored_tensors(folder)
+    try:
+        said, tensors = as_lora(config, flat)
+        names, own = names_in(said, tensors)
+        held = by_place(names, tensors, own)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise CheckFailed(f"{folder}: {error}") from None
+    info = {
+        "peft_type": config["peft_type"],
+        "base": {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")},
+        "methods": [{"name": registry.DEFAULT_METHOD, "options": {}}],
+        "seed": 0,
+        **names.to_json(),
+    }
+    composition = compose.compose([(registry.DEFAULT_METHOD, {})])
+    left_out = [key for key in tensors if key not in own and not is_twice(key)]
+    return PeftFolder(SavedAdapter(folder, info, [], composition, held), tuple(left_out), ())
+
+
+def stored_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder of PEFT. Raises UsageError for a pickle."""
+    if not (folder / PEFT_TENSORS).is_file() and (folder / "adapter_model.bin").is_file():
+        raise UsageError(
+            f"{folder} has its tensors only as a pickle (adapter_model.bin); loading a pickle can execute arbitrary "
+            f"code",
+            "Save the adapter again with a recent PEFT, which writes adapter_model.safetensors.",
+        )
+    return files.read_tensors(folder / PEFT_TENSORS)
+
+
 def method_for(folder: Path, config: Mapping[str, Any]) -> tuple[str, PeftType]:
     """The method whose adapters the folder holds. Raises UsageError where none reads it, naming the setting."""
     word = config.get("peft_type")
     kinds = list(readers(word))
+    own = [(name, kind) for name, kind in kinds if kind.asks and config.get(kind.asks)]
+    kinds = own or [(name, kind) for name, kind in kinds if not kind.asks]
     if not kinds:
-        raise UsageError(f"{folder} is a PEFT adapter of type {word}, which is not supported", supported())
+        why = f": {INSTEAD[word]}" if word in INSTEAD else ""
+        raise UsageError(f"{folder} is a PEFT adapter of type {word}, which is not supported{why}", supported())
     refused = {name: kind.refusal(config) for name, kind in kinds}
     fitting = [(name, kind) for name, kind in kinds if not refused[name]]
     if not fitting:
@@ -152,7 +190,7 @@ def readers(word: Any) -> Iterator[tuple[str, PeftType]]:
 
 def supported() -> str:
     words = {card.facts["peft_type"] for card in registry.methods().values() if card.facts.get("peft_type")}
-    return f"Folders of PEFT can be read of the types {', '.join(sorted(words))}."
+    return f"Folders of PEFT can be read of the types {', '.join(sorted({*words, *ALONE}))}."
 
 
 def refuse_unbuildable(saved: SavedAdapter) -> None:

@@ -76,6 +76,10 @@ class PeftType:
     """our name of a tensor that all layers have in common -> its name in the file, without a layer's before it"""
     scales_bias: bool = False
     """whether PEFT changes a layer's bias as well, so that only layers without one are the same"""
+    asks: str = ""
+    """key that has to be set: what tells a folder of this method from others of its type"""
+    beside: bool = False
+    """whether the configuration has keys for biases and rows of tokens"""
     repeated: tuple[str, ...] = ()
     """endings of what a layer's part of the file has beside: repeated there, or empty, or of the training alone"""
 

@@ -21,6 +21,8 @@ from lrft.utils.divided import is_divided
 # Some layers act on long rows only: those that compress tokens which lie far back. The long pass is made where the
 # short one leaves a question open.
 TOKENS, MANY_TOKENS = 8, 1024
+# What was read, by its identity, which is its own as long as it is held, and the names of its readers.
+Groups = dict[int, tuple[Tensor, list[str]]]
 UNCALLED = "not called in a forward pass over text"
 UNLED = "no gradient leads from the logits to its output in a pass over text"
 
@@ -33,6 +35,8 @@ class Reach:
     """those that no pass can train -> why"""
     sometimes: frozenset[str] = frozenset()
     """those that some rows reach and others do not: what acts on long rows only, and experts that tokens choose"""
+    together: tuple[tuple[str, ...], ...] = ()
+    """those that read one tensor, group by group, in the order of their calls"""
 
 
 def uncalled(model: Any) -> dict[str, str]:
@@ -48,7 +52,8 @@ def reach(model: Any) -> Reach:
     of sparse attention. `model` (of transformers) may be real, fake or on the meta device, and is left as it was. Empty
     where a model without content cannot make the pass: what it computes depends on the content.
     """
-    called, unled = in_a_pass(model, TOKENS)
+    groups: Groups = {}
+    called, unled = in_a_pass(model, TOKENS, groups)
     if not called:
         return Reach({})
     short = called - unled
@@ -59,7 +64,8 @@ def reach(model: Any) -> Reach:
     never = {name: UNLED if name in unled else UNCALLED for name in names if name in passed_over}
     long = (called - unled) - short
     some = (name for name in names if name not in passed_over and (name in long or is_chosen(model, name, short)))
-    return Reach(never, frozenset(some))
+    together = (tuple(dict.fromkeys(names)) for _, names in groups.values())
+    return Reach(never, frozenset(some), tuple(names for names in together if len(names) > 1))
 
 
 def is_chosen(model: nn.Module, name: str, called: set[str]) -> bool:
@@ -78,10 +84,10 @@ def longest(model: Any) -> int:
     return min(MANY_TOKENS, (None if config is None else position_limit(config)) or MANY_TOKENS)
 
 
-def in_a_pass(model: Any, tokens: int) -> tuple[set[str], set[str]]:
+def in_a_pass(model: Any, tokens: int, groups: Groups | None = None) -> tuple[set[str], set[str]]:
     """Names of the modules that a pass calls, and of the linear layers among them to which no gradient leads.
 
-    Both are empty where a model without content cannot make the pass.
+    Both are empty where a model without content cannot make the pass. groups: filled with what linear layers read.
     """
     called: set[str] = set()
     probes: list[tuple[str, Tensor]] = []
@@ -94,12 +100,20 @@ def in_a_pass(model: Any, tokens: int) -> tuple[set[str], set[str]]:
         probes.append((name, probe))
         return output + probe
 
+    def read(name: str, given: Any) -> None:
+        if groups is not None and given and isinstance(given[0], Tensor):
+            groups.setdefault(id(given[0]), (given[0], []))[1].append(name)
+
     hooks = [
         module.register_forward_pre_hook(lambda _, __, name=name: called.add(name))
         for name, module in model.named_modules(remove_duplicate=False)
     ]
     hooks += [
         module.register_forward_hook(lambda _, __, output, name=name: probed(name, output))
+        for name, module in linear.named_linears(model)
+    ]
+    hooks += [
+        module.register_forward_pre_hook(lambda _, given, name=name: read(name, given))
         for name, module in linear.named_linears(model)
     ]
     modes = [(module, module.training) for module in model.modules()]

@@ -20,8 +20,8 @@ from lrft.errors import UsageError
 from lrft.export import lay_out_lora
 from lrft.export.base import Exporter
 from lrft.export.gguf import find_converter, run_converter
-from lrft.export.merge import names_in, tensor_keys
 from lrft.export.merge_experts import is_expert
+from lrft.export.merge_places import names_in, tensor_keys
 from lrft.model.load import load_skeleton
 from lrft.model.stored import Stored
 from lrft.model.weights import weight_files

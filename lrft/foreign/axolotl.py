@@ -8,7 +8,7 @@ SIGNS = ("base_model", "datasets", "sequence_len", "adapter", "micro_batch_size"
 COMMANDS = ("axolotl",)
 
 _TOKENS = "the tokenizer's own special tokens and end of turn are used"
-_KERNEL = "a kernel for the same computation; lrft has no such choice"
+_KERNEL = "a kernel for the same computation; training.kernels: liger has norms and activations"
 _AUTO = "found in the model's folder"
 _PACKED = "rows are padded to the longest of a micro batch, or packed"
 _SHARDED = "distributed.strategy: fsdp needs no settings: blocks are found in the model"

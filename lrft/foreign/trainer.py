@@ -83,7 +83,7 @@ KEYS: Table = {
     "hub_token": Missing("a token belongs into the environment: HF_TOKEN"),
     "log_level": Needless("what is shown does not depend on levels"),
     "disable_tqdm": Needless("progress is drawn on a terminal only"),
-    "use_liger_kernel": Needless("logits are made only where a token is trained; there is no other kernel to choose"),
+    "use_liger_kernel": Needless("logits are made only where a token is trained; training.kernels: liger for norms"),
     "use_cpu": Needless("the GPU is used where there is one; CUDA_VISIBLE_DEVICES= hides it"),
     "torch_empty_cache_steps": Missing("torch's allocator decides by itself"),
     "include_num_input_tokens_seen": Needless("tokens are always counted"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lrft import registry
 from lrft.errors import MissingError
+from lrft.model import kernels
 from lrft.recipe import Recipe
 
 
@@ -21,6 +22,10 @@ def refuse_missing_packages(recipe: Recipe) -> None:
         if package := registry.missing_package(chosen, kind):
             needs = f"{chosen.name} needs the package {package}, which is not installed"
             found.setdefault(package, f"{recipe.where(key)}  {key}: {needs}")
+    if t.kernels == kernels.LIGER and not kernels.is_installed():
+        where = recipe.where("training.kernels")
+        needs = f"{t.kernels} needs the package liger-kernel, which is not installed"
+        found["'lrft[liger]'"] = f"{where}  training.kernels: {needs}"
     if found:
         raise MissingError("\n".join(found.values()), f"pip install {' '.join(found)}")
     refuse_without_login(recipe)

@@ -69,10 +69,10 @@ class DoraAdapter(Adapter):
     def straight(self, x: Tensor, base: nn.Module) -> Tensor:
         """V x for x (..., k)."""
         if self.inner.is_fast(x, base):
-            factors = self.inner.factors()
-            if factors is not None:
-                W, _ = fused_linear.parts_of(base)
-                return fused_linear.linear_plus_pair(x, x, W, None, *factors)
+            W, _ = fused_linear.parts_of(base)
+            fused = self.inner.by_factors(x, x, W, None)
+            if fused is not None:
+                return fused
         y = product(base, x)
         return y + self.inner.delta(self.cast(x)).to(y.dtype)
 
@@ -83,7 +83,12 @@ class DoraAdapter(Adapter):
         return torch.where(norms > 0, self.magnitude / torch.where(norms > 0, norms, one), one)
 
     def norms(self, base: nn.Module) -> Tensor:
-        """Row norms of V = W + dW (d,), kept until a tensor of the update is written to."""
+        """Row norms of V = W + dW (d,), kept until a tensor of the update is written to.
+
+        A compiled graph makes them in each pass: one that asks for versions would be compiled again in each step.
+        """
+        if torch.compiler.is_compiling():
+            return self.measured_norms(base)
         written = tuple(p._version for p in self.inner.read_from())
         if self.kept is None or self.kept[0] != written or self.kept[1].device != self.magnitude.device:
             self.kept = written, self.measured_norms(base)

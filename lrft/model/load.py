@@ -64,7 +64,7 @@ def load_model(
         LrftError: transformers cannot read the folder, or the files lack weights that the model has.
     """
     refuse_missing(quantization)
-    _import_transformers()
+    import_transformers()
     from lrft.model.added_tokens import make_rows
     from lrft.model.packed_attention import use_rowwise
     from lrft.model.quantized import take_over
@@ -306,7 +306,7 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def _import_transformers() -> None:
+def import_transformers() -> None:
     """At one time what transformers imports by and by when a model and a tokenizer are loaded."""
     if "transformers.modeling_utils" not in sys.modules:
         with importing():

@@ -179,6 +179,10 @@ class AdapterSection(Section):
         description="Tokens whose rows of the embedding are trained: added (those of model.add_tokens), or a list. A "
         "head that is the same matrix has the same rows.",
     )
+    train_tokens_in: Literal["embedding", "head", "both"] = Field(
+        default="embedding",
+        description="Matrix whose rows train_tokens trains, where the head is one of its own: embedding, head, both.",
+    )
     biases: Literal["none", "all", "adapted"] = Field(
         default="none", description="Biases that are trained: none, those of adapted layers, or all."
     )
@@ -416,6 +420,11 @@ class TrainingSection(Section):
     )
     compile: bool = Field(
         default=False, description="Compiles the model's blocks; the first steps take a minute longer."
+    )
+    kernels: Literal["none", "auto", "liger"] = Field(
+        default="none",
+        description="Kernels of norms and gated activations. liger: those of the package liger-kernel, on a GPU; "
+        "auto: those where package and model have them, else none.",
     )
     seed: CountOrZero = Field(default=42, description="Random seed of split, data order, adapter init and dropout.")
     deterministic: bool = Field(

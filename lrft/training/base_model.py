@@ -11,13 +11,13 @@ from lrft.adapters import compose, targets
 from lrft.adapters.attach import prune_base
 from lrft.distributed import fsdp, processes
 from lrft.errors import Problem, RecipeError
-from lrft.export.merge import names_in
+from lrft.export.merge_places import names_in
 from lrft.loading.from_recipe import (
     added_by,
     base_name,
     load_recipe_model,
 )
-from lrft.model import placement
+from lrft.model import kernels, placement
 from lrft.model.conversion import DEQUANTIZED_FROM, recorded
 from lrft.model.head import Head, head_modules
 from lrft.model.stored import Stored
@@ -39,6 +39,7 @@ def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> 
     stored = Stored(model, names_in(weight_files(source)))
     prune_base(model, composition, recipe.where)  # before any device holds it
     accelerator = processes.make_accelerator(compute)
+    fused = use_kernels(recipe, model, accelerator.device.type)
     strategy = divide(recipe, model, accelerator)
     try:
         placement.place(model, where, accelerator.device, hardware.DTYPES[dtype])
@@ -55,7 +56,24 @@ def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> 
         **({} if head is None else {"head": head.to_dict()}),
         **({} if added is None else {"added_tokens": added.to_dict()}),
     }
-    return Base(model, accelerator, compute, strategy, info, stored, where)
+    return Base(model, accelerator, compute, strategy, info, stored, where, fused)
+
+
+def use_kernels(recipe: Recipe, model: Any, device: str) -> int:
+    """How many modules compute with the kernels of `training.kernels`. Raises RecipeError where it asks for some that
+    do not run here, or that the model has no use for."""
+    wanted = recipe.training.kernels
+    there = device == "cuda" and kernels.is_installed() and not recipe.training.compile
+    if wanted == "none" or (wanted == "auto" and not there):
+        return 0
+    problem = f"{wanted} runs on a GPU, and there is none here" if device != "cuda" else ""
+    made = 0 if problem else kernels.use_liger(model)
+    if not (made or problem or wanted == "auto"):
+        problem = f"liger-kernel has none for {model.config.model_type}"
+    if problem:
+        text = f"training.kernels: {problem}. auto does without"
+        raise RecipeError([Problem(recipe.where("training.kernels"), text)])
+    return made
 
 
 def placement_of(recipe: Recipe, source: Path, dtype: str) -> str:

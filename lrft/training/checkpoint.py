@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
     "training.gradient_checkpointing",
     "training.activation_offload",
     "training.compile",
+    "training.kernels",
     "distributed.",
     "after.",
 )

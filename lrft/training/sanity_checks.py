@@ -64,7 +64,8 @@ class MovementCheck:
         ]
 
     def _note(self, name: str, parameter: Tensor) -> None:
-        self.reached.add(name)
+        if parameter.grad is not None:  # torch calls this as well for a tensor of which a function says: no gradient
+            self.reached.add(name)
 
     def unreached(self, reduce: Callable[[Tensor], Tensor] = lambda flags: flags) -> list[str]:
         """Trained tensors that no gradient has reached in this step. To be asked after its backward passes.

@@ -101,6 +101,8 @@ class Base:
     """names of its weights in its files"""
     placement: str = "resident"
     """resident or streamed"""
+    fused: int = 0
+    """modules that compute with kernels of `training.kernels`"""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "deterministic": ("training.deterministic=true",),
     "fp16": ("training.precision=fp16",),
     "compile": ("training.compile=true",),
+    "kernels": ("training.kernels=liger",),
 }
-ON_A_GPU = ("fp16",)
+ON_A_GPU = ("fp16", "kernels")
 SLOW = ("compile",)
 
 

@@ -12,12 +12,13 @@ import pytest
 import tiny
 import torch
 from on_disk import save_base
-from peft.tuners.lora.config import BdLoraConfig, VeloraConfig
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import lrft
 from lrft import registry
+from lrft.adapters.peft_alone import ALONE
 from lrft.adapters.peft_export import PEFT_TENSORS, peft_folder
 from lrft.adapters.peft_import import placed, read_any, readers
 from lrft.adapters.start_from import start_from
@@ -27,6 +28,7 @@ from lrft.inspection.inspect import inspect_adapter
 from lrft.utils import files
 
 T = ["q_proj", "down_proj"]
+INVOCATION = tiny.tokens()[0, 6:8].tolist()
 # A folder that stock PEFT makes, by what it shows.
 MADE: dict[str, Any] = {
     "loha": lambda: peft.LoHaConfig(r=3, alpha=5, target_modules=T),
@@ -73,8 +75,15 @@ MADE: dict[str, Any] = {
     "randlora-wide": lambda: peft.RandLoraConfig(
         target_modules=["up_proj", "down_proj", "k_proj"], r=5, randlora_alpha=80, very_sparse=True
     ),
+    "alora": lambda: peft.LoraConfig(
+        target_modules=T, r=3, lora_alpha=5, alora_invocation_tokens=INVOCATION, task_type="CAUSAL_LM"
+    ),
     "lora-blocks": lambda: peft.LoraConfig(
         target_modules=T, r=4, use_bdlora=BdLoraConfig(target_modules_bd_a=["q_pr"], target_modules_bd_b=["down_proj"])
+    ),
+    "kasa": lambda: peft.LoraConfig(target_modules=T, r=3, lora_alpha=5, kasa_config=KasaConfig()),
+    "lora-monteclora": lambda: peft.LoraConfig(
+        target_modules=T, r=3, monteclora_config=MontecloraConfig(buffer_size=2)
     ),
     "lora-velora": lambda: peft.LoraConfig(target_modules=T, r=3, velora_config=VeloraConfig(num_groups=4)),
     "lora": lambda: peft.LoraConfig(target_modules=T, r=3, lora_alpha=5, use_rslora=True),
@@ -160,7 +169,8 @@ def test_gradients_and_merged_weights_are_those_of_stock_peft(case: str, tmp_pat
     wanted = {n.replace(".default", ""): p.grad for n, p in theirs.named_parameters() if p.requires_grad}
     for name in [name for name in wanted if "bank" in name]:  # of all layers, and found in the first
         wanted["base_model.vblora_vector_bank"] = wanted.pop(name)
-    merged = {name: adapter.weight(attached.layers()[name].base.weight) for name, adapter in attached.modules.items()}
+    mergeable = {name: adapter for name, adapter in attached.modules.items() if adapter.mergeable}
+    merged = {name: adapter.weight(attached.layers()[name].base.weight) for name, adapter in mergeable.items()}
     for p in attached.tensors().values():
         p.data = torch.zeros_like(p) if p.grad is None else p.grad
     held = in_file(attached)
@@ -172,7 +182,7 @@ def test_gradients_and_merged_weights_are_those_of_stock_peft(case: str, tmp_pat
         assert gradient.abs().max() > 0, name
         difference = (held[name] - zeros[name] - gradient).abs().max()
         assert difference <= 1e-3 * gradient.abs().max() + 1e-6, name
-    of_peft = theirs.merge_and_unload()
+    of_peft = theirs.merge_and_unload() if merged else None
     for name, weight in merged.items():
         torch.testing.assert_close(weight, of_peft.get_submodule(name).weight, rtol=1e-4, atol=1e-5)
 
@@ -219,7 +229,8 @@ def test_the_page_names_every_type_of_the_installed_peft() -> None:
     named = re.findall(r"^\| `([A-Z0-9_]+)` \|", text, flags=re.M)
     assert sorted(named) == sorted(peft.PeftType.__members__)
     read = re.findall(r"^\| `([A-Z0-9_]+)` \| [^|]* \| yes \|", text, flags=re.M)
-    assert set(read) == {card.facts["peft_type"] for card in registry.methods().values() if card.facts.get("peft_type")}
+    declared = {card.facts["peft_type"] for card in registry.methods().values() if card.facts.get("peft_type")}
+    assert set(read) == {*declared, *ALONE}
     alone = {MADE[case]().peft_type.value for case in READ_ALONE}
     as_lora = re.findall(r"^\| `([A-Z0-9_]+)` \| [^|]* \| yes \| as LORA \|", text, flags=re.M)
     assert set(as_lora) == alone
@@ -279,6 +290,9 @@ def change(folder: Path, **keys: Any) -> None:
         ("hra", {"lora_bias": True}, "lora_bias: True is set"),
         ("miss", {"init_weights": "other"}, "init_weights is 'other'"),
         ("hira", {"peft_type": "POLY"}, "type POLY, which is not supported"),
+        ("hira", {"peft_type": "XLORA"}, "lrft combine makes one of them"),
+        ("lora", {"arrow_config": {"top_k": 2}}, "lrft combine makes one LoRA of such"),
+        ("lora", {"layer_replication": [[0, 1]]}, "replicate them in the base itself"),
     ],
 )
 def test_settings_that_mean_something_else_are_refused_by_name(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from cases import CASES, NOT_MERGEABLE, ONE_FOR_EACH_BASE, attach, late
+from cases import CASES, NOT_MERGEABLE, ONE_FOR_EACH_FORM_AND_BASE, attach, late
 from memory import Synthetic, run, used
 from on_disk import save_adapter, save_base, tensors
 from peft import LoraConfig, PeftModel, PolyConfig, get_peft_model
@@ -124,7 +124,7 @@ def made(saved: Path, name: str, case: str) -> tuple[Path, Any]:
     return folder, attached
 
 
-@ONE_FOR_EACH_BASE
+@ONE_FOR_EACH_FORM_AND_BASE
 def test_the_norm_is_that_of_weight_minus_base(case: str, model_name: str, saved: Path) -> None:
     folder, attached = made(saved, model_name, case)
     if case.startswith(NOT_MERGEABLE):

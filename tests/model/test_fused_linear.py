@@ -113,6 +113,31 @@ def test_only_the_input_is_kept(name: str) -> None:
     assert activations == {x.untyped_storage().data_ptr()}
 
 
+def test_a_product_that_is_thin_is_kept_too() -> None:
+    """Made again it would read x once more: here 16 times as much."""
+    base = nn.Linear(32, D).double()
+    adapted, x = layer("lora", base), torch.randn(50, 32, dtype=torch.float64, requires_grad=True)
+    kept: list[Tensor] = []
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):  # type: ignore[func-returns-value]
+        adapted(x)
+    assert sorted(tuple(t.shape) for t in kept if 50 in t.shape) == [(50, 2), (50, 32)]
+
+
+@pytest.mark.parametrize("k", [K, 32])
+def test_gradients_of_gradients(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a penalty on a gradient, whether the thin product is made again or was kept."""
+    torch.manual_seed(0)
+    adapted, found = layer("lora", nn.Linear(k, D).double()), []
+    x = torch.randn(3, 5, k, dtype=torch.float64, requires_grad=True)
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    for _ in range(2):
+        firsts = torch.autograd.grad(adapted(x).pow(3).sum(), [x, *trained], create_graph=True)
+        found.append(torch.autograd.grad(sum(first.square().sum() for first in firsts), [x, *trained]))
+        slowly(monkeypatch)
+    for got, wanted in zip(*found, strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-10)
+
+
 def test_nothing_goes_back_below_the_lowest_adapter() -> None:
     """The gradient of an input that nobody trains on is not made."""
     adapted = layer("lora", plain())
