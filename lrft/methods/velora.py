@@ -40,7 +40,7 @@ class Velora(Part):
     """Groups of a layer's inputs: as many numbers are kept of each token. The last group may be shorter."""
     direction: Literal["mean", "random"] = "mean"
     """mean: of the groups of each pass; random: one that stays."""
-    scale: Annotated[float, Field(gt=0)] = 1.0
+    gradient_scale: Annotated[float, Field(gt=0)] = 1.0
     """Factor of the gradient of A."""
 
     @property
@@ -50,7 +50,9 @@ class Velora(Part):
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         if not isinstance(adapter, Delta) or adapter.factors() is None:
             raise ValueError("velora conflicts with a part that changes more than A and B (dora)")
-        return CompressedAdapter(adapter, min(self.groups, adapter.site.k), self.direction == "random", self.scale)
+        return CompressedAdapter(
+            adapter, min(self.groups, adapter.site.k), self.direction == "random", self.gradient_scale
+        )
 
 
 class CompressedAdapter(Adapter):

@@ -21,6 +21,7 @@ from lrft.loading.evaluation_interval import evaluation_interval
 from lrft.loading.from_recipe import find_base, load_data
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.loading.others import find_others
+from lrft.loading.pass_size import finds_tokens
 from lrft.model.weights import cache_dir
 from lrft.optim import lr_schedule
 from lrft.planning.imagined import imagined
@@ -103,7 +104,8 @@ def of_the_run(recipe: Recipe, prepared: data.Prepared, processes: Sequence[Proc
     together = [f"{name}={value}" for name, value in first.given.items() if name not in OF_EACH]
     size = pass_size(recipe, first.world)
     each = count(size.rows, "row") if size.tokens is None else count(size.tokens, "token")
-    found = settings.micro_batch_tokens == "auto" or (size.tokens is None and settings.micro_batch_size == "auto")
+    rows_found = size.tokens is None and settings.micro_batch_size == "auto"
+    found = rows_found or finds_tokens(recipe, hardware.device().type)
     return [
         ("dry run", "no weights were loaded and no run was started"),
         ("processes", facts(f"{first.world}, {starter(processes)}", *together)),

@@ -23,6 +23,7 @@ from lrft.errors import Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
 from lrft.loading.from_recipe import made, sketched_head
 from lrft.loading.others import Found
+from lrft.loading.pass_size import finds_tokens
 from lrft.model import placement
 from lrft.model.conversion import DEQUANTIZED_FROM, recorded
 from lrft.model.quantized import load_library
@@ -268,8 +269,9 @@ def pass_size(recipe: Recipe, devices: int) -> PassSize:
     """The recipe's; for auto, all that a device gets of a step, as far as a trial would go."""
     t = recipe.training
     rows = math.ceil(t.global_batch_size / devices) if t.micro_batch_size == "auto" else t.micro_batch_size
-    tokens = MOST_TOKENS if t.micro_batch_tokens == "auto" else t.micro_batch_tokens
-    return PassSize(rows, tokens, padded=recipe.data.packing is False)
+    found = finds_tokens(recipe, hardware.device().type)
+    tokens = None if t.micro_batch_tokens == "auto" else t.micro_batch_tokens
+    return PassSize(rows, MOST_TOKENS if found else tokens, padded=recipe.data.packing is False)
 
 
 def largest_batch(rows: data.Rows, schedule: data.BatchSchedule, devices: int, size: PassSize) -> list[int]:

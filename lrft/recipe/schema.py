@@ -380,8 +380,7 @@ class TrainingSection(Section):
     micro_batch_size: CountOrAuto = Field(
         default=4,
         description="Micro batch size: rows per device and forward pass; affects memory, not the result. auto: the "
-        "largest that fits, found before the "
-        "first step.",
+        "largest that fits, found before the first step. On a GPU the default is micro_batch_tokens: auto.",
     )
     micro_batch_tokens: CountOrAuto | None = Field(
         default=None,

@@ -51,6 +51,7 @@ from lrft.loading.metrics import Metrics, figures_of, metrics_of
 from lrft.loading.no_effect import refuse_without_effect
 from lrft.loading.optimizer import rate_hint, refuse_optimizer
 from lrft.loading.others import find_others, load_others
+from lrft.loading.pass_size import finds_tokens
 from lrft.model.end_tokens import add_stops
 from lrft.model.modes import evaluation_mode
 from lrft.model.weights import weight_files
@@ -133,7 +134,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     sets = [rows for rows in (inputs.train, inputs.auxiliary) if rows is not None]
     if recipe.training.micro_batch_size == "auto":
         engine.micro = largest_that_fits(engine, sets, recipe.training.global_batch_size)
-    if recipe.training.micro_batch_tokens == "auto":
+    if finds_tokens(recipe, engine.device.type):
         engine.tokens = most_tokens_that_fit(engine, sets, recipe.training.global_batch_size)
     return session
 

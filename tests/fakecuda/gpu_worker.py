@@ -21,6 +21,7 @@ from cases import CASES
 from gpu_watch import Watch
 from torch.autograd.graph import saved_tensors_hooks
 
+from lrft import recipe
 from lrft.model import activation_offload
 from lrft.report import markdown
 from lrft.training import engine, loop
@@ -123,6 +124,14 @@ class Worker:
         with without_gpu():
             return here | {"cpu": self.losses(self.train("lora", *words))["losses"]}
 
+    def default(self) -> dict[str, Any]:
+        """A recipe that says nothing of passes: how many tokens each has here, and where there is no GPU."""
+        words = ("~training.micro_batch_size", *SHORT)
+        here = recipe.load(self.train("lora", *words) / "resolved.yaml").training
+        with without_gpu():
+            there = recipe.load(self.train("lora", *words) / "resolved.yaml").training
+        return {"here": here.micro_batch_tokens, "there": there.micro_batch_tokens, "rows": there.micro_batch_size}
+
     def losses(self, run: Path) -> dict[str, Any]:
         return {"losses": [record["loss"] for record in runs.records(run)]}
 
@@ -188,6 +197,7 @@ def main() -> None:
             "=refusals": refusals,
             "=auto": worker.auto,
             "=fp8": worker.fp8,
+            "=default": worker.default,
         }
         for case in sys.argv[1:] or map(str.strip, sys.stdin):
             said = others[case]() if case in others else {"case": case, **answer(worker, case)}

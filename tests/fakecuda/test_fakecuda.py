@@ -80,6 +80,12 @@ def test_a_base_in_fp8_trains_where_a_gpu_lacks_the_kernel(worker: Ask) -> None:
     assert said["losses"] == pytest.approx(said["cpu"], rel=2e-3)
 
 
+def test_a_recipe_that_says_nothing_of_passes_fills_them_on_a_gpu(worker: Ask) -> None:
+    said = worker("=default")
+    assert said["here"] > 0
+    assert (said["there"], said["rows"]) == (None, 4)
+
+
 @EACH
 def test_a_run_trains_evaluates_answers_and_resumes(worker: Ask, case: str) -> None:
     """In bf16 over packed rows, to the bit; in fp16 with a loss scale, and checkpointed and offloaded, to rounding."""

@@ -152,7 +152,7 @@ def test_a_folder_of_monteclora_is_its_lora(tmp_path: Path) -> None:
 def test_velora_has_the_gradients_of_stock_peft(direction: str, tmp_path: Path) -> None:
     """5 groups do not divide 24 inputs."""
     model = tiny.make("llama").train()
-    words = ["lora", {"velora": {"groups": 5, "direction": direction, "scale": 0.5}}]
+    words = ["lora", {"velora": {"groups": 5, "direction": direction, "gradient_scale": 0.5}}]
     attached = lrft.attach(model, {"method": words, "rank": 3, "target_modules": ["q_proj"]})
     tiny.disturb(list(attached.trained().values()))
     init = {"mean": "batch_average", "random": "random"}[direction]

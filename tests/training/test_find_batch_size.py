@@ -14,6 +14,7 @@ from runs import Place
 
 from lrft import recipe
 from lrft.errors import MemoryExhausted
+from lrft.loading.pass_size import finds_tokens
 from lrft.objectives.sft import TokenLoss
 from lrft.planning.activation_memory import keeping, size_of
 from lrft.training import find_batch_size
@@ -87,6 +88,25 @@ def test_tokens_are_found_as_rows_are(place: Place, monkeypatch: pytest.MonkeyPa
     for step in range(session.inputs.batches.total_steps):
         for ids in session.engine.passes(session.inputs.train, session.inputs.batches.rows(step)):
             assert len(ids) == 1 or session.engine.size.tokens_of(session.inputs.train, ids) <= session.engine.tokens
+
+
+SAYING_NOTHING = "~training.micro_batch_size"
+
+
+def test_a_recipe_that_says_nothing_of_passes_searches_on_a_gpu_where_it_can(place: Place) -> None:
+    assert finds_tokens(place.recipe(SAYING_NOTHING), "cuda")
+    assert not finds_tokens(place.recipe(SAYING_NOTHING), "cpu")
+    taken = ("adapter.method={galore: {layerwise: true}}", "training.max_grad_norm=none")
+    for words in (
+        ("training.micro_batch_size=4",),
+        (SAYING_NOTHING, "training.micro_batch_tokens=64"),
+        (SAYING_NOTHING, "distributed.strategy=zero2"),
+        (SAYING_NOTHING, *taken),
+        (SAYING_NOTHING, "data.streaming=true", "data.validation=none", "training.max_steps=3", "~training.epochs"),
+    ):
+        assert not finds_tokens(place.recipe(*words), "cuda"), words
+    assert finds_tokens(place.recipe("training.micro_batch_tokens=auto"), "cpu")
+    assert set_up(place.recipe(SAYING_NOTHING), Options()).engine.tokens is None, "there is no GPU here"
 
 
 def test_auxiliary_rows_have_to_fit_too_and_few_of_them_limit_nothing(
