@@ -18,7 +18,7 @@ from lrft.adapters import beside, targets
 from lrft.adapters.adapter import Adapter, AdapterLinear, Delta, OffsetFromInit, Site
 from lrft.adapters.attached import SHARED, Attached
 from lrft.adapters.calibration import CalibrationContext
-from lrft.adapters.compose import SAID_SHARE, Composition, compose_section
+from lrft.adapters.compose import SAID_SHARE, Composition, compose
 from lrft.adapters.part import CalibrationResult
 from lrft.errors import Problem, RecipeError, UsageError
 from lrft.model import linear
@@ -279,7 +279,8 @@ def attach_adapter(
 def composed_with(adapter: Any, tokenizer: Any, where: targets.Where = lambda key: key) -> Composition:
     """The composition of a recipe's adapter section, token ids in the place of text. Raises RecipeError."""
     try:
-        return compose_section(adapter).with_tokenizer(tokenizer)
+        composition = compose((entry.name, entry.options) for entry in adapter.method)
+        return composition.with_tokenizer(tokenizer)
     except ValueError as error:
         raise RecipeError([Problem(where("adapter.method"), f"adapter.method: {error}")]) from None
 

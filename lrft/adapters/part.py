@@ -6,7 +6,7 @@ declaration: they are literals, read from the source without importing it, so th
 
 The training loop calls the hooks at fixed places and knows no method by name:
 
-    once             prune_base; calibrate, assign_ranks, assign_ranks_from; shared; build -> initialize,
+    once             options_with; prune_base; calibrate, assign_ranks, assign_ranks_from; shared; build -> initialize,
                      initialize_from -> (offset from init) -> wrap, for every site
     every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
                      compose_gradient (gradients reduced), after_backward (gradients clipped, too), after_step

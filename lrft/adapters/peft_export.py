@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, PeftForm
 from lrft.adapters.attached import Attached
+from lrft.adapters.base_weights import Stored, weight_of
 from lrft.adapters.beside import NamesBeside
 from lrft.adapters.peft_beside import beside_config, beside_tensors, is_as_it_is, peft_keys
 from lrft.adapters.peft_experts import expert_tensors, stacks_in
@@ -69,8 +70,8 @@ def as_lora(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
     return PeftFolder("LORA", peft_config(attached, forms, base, names), peft_tensors(forms, attached, base), as_is)
 
 
-def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
-    """As the type that the method says, with the tensors under PEFT's names."""
+def as_own_type(attached: Attached, base: Mapping[str, Any], stored: Stored | None = None) -> PeftFolder:
+    """As the type that the method says, with the tensors under PEFT's names. stored: for a model without weights."""
     composition = compose.compose((entry["name"], entry["options"]) for entry in attached.methods)
     kind = composition.method.in_peft()
     if kind is None:
@@ -86,8 +87,13 @@ def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
         return PeftFolder(refused=f"stock PEFT's {kind.name} changes the bias of {biased[0]} as well")
     try:
         said = kind.config(composition.method, attached.modules, names.modules)
+        other = kind.unfit(
+            attached.modules, lambda site: weight_of(site, attached.model.get_submodule(site.name), stored)
+        )
     except ValueError as error:
         return PeftFolder(refused=str(error))
+    if other:
+        return PeftFolder(refused=f"stock PEFT's {kind.name} would be another function: {other}")
     added = added_in(base) if kind.beside else None
     tensors = beside_tensors(attached, added)
     for name, adapter in attached.modules.items():

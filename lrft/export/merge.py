@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from lrft.adapters.adapter import Site
+from lrft.adapters.attach import build_site
 from lrft.adapters.peft_import import read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed, UsageError
@@ -172,7 +173,8 @@ def merge_adapter(
 def refuse_unmergeable(saved: SavedAdapter) -> None:
     """Raises UsageError for adapters that cannot be merged (their output is not linear in the input)."""
     known = [site for site in saved.sites if site.d and site.k]  # of PEFT's that do not tell their sides all are
-    if not all(saved.build(site).mergeable for site in known):
+    # Without the values: of a folder of PEFT some may still have to be counted from the base.
+    if not all(build_site(site, saved.composition, None, fresh=False).mergeable for site in known):
         names = ", ".join(entry["name"] for entry in saved.info["methods"])
         raise UsageError(
             f"{names}: not mergeable (its output is not linear in the layer's input)",

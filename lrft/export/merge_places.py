@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from lrft.adapters.adapter import Site
 from lrft.adapters.peft_import import placed
 from lrft.adapters.storage import SavedAdapter
 from lrft.export.merge_experts import Merged, is_expert, merged_experts
-from lrft.export.merge_head import HeadMerge, head_merge
+from lrft.export.merge_head import HeadMerge, head_merge, stored_tensor
 from lrft.export.shrink import masked
+from lrft.model import linear
 from lrft.model.load import load_skeleton
 from lrft.model.own_names import reads_own_names
 from lrft.model.stored import Stored
@@ -49,8 +51,8 @@ def places(saved: SavedAdapter, source: Path, weights: list[Path], trust_remote_
         if own.keys() <= names:
             return Places(saved, own)
     skeleton = load_skeleton(source, trust_remote_code, saved.head, saved.added)
-    saved = placed(saved, skeleton)
     stored = Stored(skeleton, names)
+    saved = placed(saved, skeleton, partial(stored_weight, stored, weights))
     head = head_merge(saved, skeleton, weights)
     keys, experts = tensor_keys(saved, stored), merged_experts(saved, stored, weights)
     return Places(saved, keys, head, experts, kept, (skeleton, stored))
@@ -62,6 +64,12 @@ def tensor_keys(saved: SavedAdapter, stored: Stored) -> dict[str, Site]:
     layers = [site for site in saved.sites if not is_expert(site)]
     keys = weight_keys([site.name for site in layers], stored)
     return {keys[site.name]: site for site in layers}
+
+
+def stored_weight(stored: Stored, weights: list[Path], site: Site) -> Tensor:
+    """The base's (d, k) of a site that is no expert, as its files have it. Raises CheckFailed where they do not."""
+    (key,) = weight_keys([site.name], stored).values()
+    return linear.as_rows(stored_tensor(weights, key), site.transposed)
 
 
 def names_in(weights: list[Path]) -> set[str]:

@@ -30,8 +30,8 @@ class Loftq(Part):
     equation: ClassVar[str] = "s B0 A0 = (W - Q)_r, Q = q(W); Q + s B A"
     exports: ClassVar[str] = "PEFT LoRA on the quantised base, or merged with the dequantised one"
     evidence: ClassVar[str] = "init compared with the decomposition of PEFT 0.21's replace_lora_weights_loftq"
-    learning_rate: ClassVar[float] = 1e-4
-    rate_source: ClassVar[str] = "arXiv 2310.08659, LLAMA-2 on WikiText-2 and GSM8K: 1e-4 to 4e-4"
+    learning_rate: ClassVar[float] = 3e-4
+    rate_source: ClassVar[str] = "the authors' scripts for LLaMA-2 (github.com/yxli2123/LoftQ)"
     slots: ClassVar[tuple[str, ...]] = ("init",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
     init_changes_output: ClassVar[bool] = True

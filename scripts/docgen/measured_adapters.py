@@ -55,3 +55,24 @@ def foot(facts: Facts) -> str:
     where = f"{machine.pop('cpu')}, {machine.pop('threads')} thread"
     versions = ", ".join(f"{name} {version}" for name, version in machine.items())
     return f"<sub>{facts['date']}, {where}; {versions}</sub>"
+
+
+def conversions(facts: Facts) -> str:
+    """Of `scripts/conversion_errors.py`: a line for each method and way to cut."""
+    head = ["method", "trained", "cut to", "ranks", "a layer's error: median", "largest", "logits", "same token"]
+    lines = []
+    for name, found in facts["methods"].items():
+        about = [name if found["rank"] is None else f"{name}, rank {found['rank']}", f"{found['trained']:,}"]
+        for how, cut in found["converted"].items():
+            low, high = cut["ranks"]
+            errors = [f"{cut[key]:.1%}" for key in ("median", "largest", "logits", "same token")]
+            lines.append([*about, how, str(low) if low == high else f"{low} to {high}", *errors])
+            about = ["", ""]
+    said = (
+        f"{facts['model']}, adapters on all linear layers of blocks {', '.join(map(str, facts['blocks']))}, "
+        f"{facts['steps']} steps of {facts['rows']} rows at each method's own learning rate. A layer's error: the "
+        "norm of what is cut off, over the norm of the update. Logits: the mean difference between adapter and LoRA "
+        f"over the mean change that the adapter makes, on {facts['held out']} held-out rows; the last column is the "
+        "share of their places with the same most likely token."
+    )
+    return f"{said}\n\n{table(head, lines, words=4)}\n{foot(facts)}"

@@ -21,6 +21,7 @@ def pages(root: Path) -> dict[Path, str]:
     of_adapters = {
         "types of PEFT": peft_types.table(),
         "steps of experts": measured_adapters.experts(measured["experts"]),
+        "conversions": measured_adapters.conversions(measured["conversions"]),
     }
     return {
         adapters: marked(adapters, of_adapters),

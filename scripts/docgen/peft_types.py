@@ -15,18 +15,13 @@ NOT_HERE = {
     "BEFT": "adds vectors to outputs, of layers without a bias as well; those that a model has are `adapter.biases`",
     "CARTRIDGE": PROMPT,
     "CPT": PROMPT,
-    "FROD": ABSENT,
     "LILY": "its routing is a mean over all rows of a batch, so that a row's answer depends on the others",
     "MULTITASK_PROMPT_TUNING": PROMPT,
-    "OSF": "no such method; its file leaves out the singular vectors of the base that it is counted from",
     "POLY": "routes by the id of a task, which rows do not have here",
     "PREFIX_TUNING": PROMPT,
     "PROMPT_TUNING": PROMPT,
-    "PSOFT": "no such method; its file leaves out the singular vectors of the base that it turns",
     "P_TUNING": PROMPT,
     "SHADOW": "a second, smaller model beside the base, not a change of its layers",
-    "TINYLORA": ABSENT,
-    "UNILORA": ABSENT,
     "XLORA": "mixes several LoRAs that were trained before, by a classifier over the whole model; `lrft combine` makes "
     "one of them",
 }

@@ -148,6 +148,7 @@ OUTSIDE: dict[str, str] = {
     "loftq": "it corrects the rounding of a quantised base, which these runs have not",
     "alora": "of tokens before an invocation it is the base: beside others it has less to train",
     **dict.fromkeys(("kasa", "monteclora", "qalora", "velora"), "newer than these runs"),
+    **dict.fromkeys(("tinylora", "unilora", "osf", "psoft", "frod"), "newer than these runs"),
     "booster": "it needs rows that the model is to resist",
 }
 """methods that have no row, and why"""

@@ -71,6 +71,20 @@ MADE: dict[str, Any] = {
     "supertuning-small": lambda: peft.SupertuningConfig(target_modules=T, sparsity=0.9, select_top=False),
     "peanut": lambda: peft.PeanutConfig(target_modules=T, r=3, scaling=0.5),
     "peanut-deep": lambda: peft.PeanutConfig(target_modules=T, r=3, depth=2, act_fn="silu"),
+    "tinylora": lambda: peft.TinyLoraConfig(target_modules=T, r=3, u=5, projection_seed=7),
+    "tinylora-tied": lambda: peft.TinyLoraConfig(target_modules=T, u=4, weight_tying=0.5, save_projection=False),
+    "unilora": lambda: peft.UniLoraConfig(target_modules=T, r=3, theta_d_length=40, proj_seed=5),
+    "unilora-places": lambda: peft.UniLoraConfig(target_modules=T, theta_d_length=50, save_indices=True),
+    "unilora-blocks": lambda: peft.UniLoraConfig(target_modules=T, layers_to_transform=[1], theta_d_length=9),
+    "unilora-words": lambda: peft.UniLoraConfig(target_modules=r".*0\.(mlp|self_attn)\.[dk].*", theta_d_length=9),
+    "osf": lambda: peft.OSFConfig(target_modules=T, effective_rank=20),
+    "osf-patterns": lambda: peft.OSFConfig(target_modules=[*T, "k_proj", "up_proj"], rank_pattern={"mlp": 0.8}),
+    "psoft": lambda: peft.PsoftConfig(target_modules=T, r=6),
+    "psoft-series": lambda: peft.PsoftConfig(
+        target_modules=T, r=4, psoft_alpha=6, use_cayley_neumann=True, psoft_mag_a=False, ab_svd_init="pissa_init"
+    ),
+    "frod": lambda: peft.FrodConfig(target_modules=T, sparse_rate=0.02, projection_prng_key=4, progressbar=False),
+    "frod-wide": lambda: peft.FrodConfig(target_modules=["k_proj", "down_proj"], sparse_rate=0.2, progressbar=False),
     "randlora": lambda: peft.RandLoraConfig(target_modules=T, r=4, randlora_alpha=80),
     "randlora-wide": lambda: peft.RandLoraConfig(
         target_modules=["up_proj", "down_proj", "k_proj"], r=5, randlora_alpha=80, very_sparse=True
@@ -160,6 +174,12 @@ def in_file(attached: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
+def common_name(name: str, held: Any) -> str:
+    """The name in the file of what PEFT's model finds in its first layer and all layers have in common."""
+    endings = (key for key in held if ".layers." not in key and name.endswith(key.removeprefix("base_model")))
+    return next(endings, name)
+
+
 @pytest.mark.parametrize("case", [case for case in MADE if not case.startswith((*READ_ALONE, *OTHER_GRADIENT, "lora"))])
 def test_gradients_and_merged_weights_are_those_of_stock_peft(case: str, tmp_path: Path) -> None:
     theirs, ours, ids = made(case, tmp_path / "theirs"), tiny.make("llama"), tiny.tokens()
@@ -167,16 +187,15 @@ def test_gradients_and_merged_weights_are_those_of_stock_peft(case: str, tmp_pat
     for model in (ours, theirs):
         model(input_ids=ids, labels=ids).loss.backward()
     wanted = {n.replace(".default", ""): p.grad for n, p in theirs.named_parameters() if p.requires_grad}
-    for name in [name for name in wanted if "bank" in name]:  # of all layers, and found in the first
-        wanted["base_model.vblora_vector_bank"] = wanted.pop(name)
     mergeable = {name: adapter for name, adapter in attached.modules.items() if adapter.mergeable}
     merged = {name: adapter.weight(attached.layers()[name].base.weight) for name, adapter in mergeable.items()}
-    for p in attached.tensors().values():
+    for p in attached.trained().values():
         p.data = torch.zeros_like(p) if p.grad is None else p.grad
     held = in_file(attached)
-    for p in attached.tensors().values():
+    for p in attached.trained().values():
         p.data = torch.zeros_like(p)
     zeros = in_file(attached)  # of tensors that the file holds plus one
+    wanted = {common_name(name, held): gradient for name, gradient in wanted.items()}
     assert wanted.keys() <= held.keys()
     for name, gradient in wanted.items():
         assert gradient.abs().max() > 0, name
@@ -261,7 +280,7 @@ def test_a_run_starts_from_it(case: str, method: Any, rank: int, as_it_is: bool,
 def test_the_commands_take_types_that_do_not_tell_their_sides(tmp_path: Path) -> None:
     """IA3 tells one side of a layer, FourierFT none: they come from the base."""
     base = save_base(tmp_path / "base", "llama")
-    for case in ("ia3", "fourierft"):
+    for case in ("ia3", "fourierft", "unilora", "osf", "psoft", "frod"):
         theirs = made(case, tmp_path / case)
         expected = tiny.logits(theirs, tiny.tokens())
         merge_adapter(tmp_path / case, tmp_path / f"merged-{case}", base_model=str(base))
@@ -289,6 +308,14 @@ def change(folder: Path, **keys: Any) -> None:
         ("hira", {"new_key": 3}, "new_key is set, a setting that lrft does not know"),
         ("hra", {"lora_bias": True}, "lora_bias: True is set"),
         ("miss", {"init_weights": "other"}, "init_weights is 'other'"),
+        (
+            "unilora",
+            {"exclude_modules": ["k"]},
+            "exclude_modules is set, which lrft does not read for a file that names",
+        ),
+        ("psoft", {"psoft_orth": False}, "psoft_orth is False, which lrft does not compute"),
+        ("psoft", {"psoft_svd": "lowrank"}, "psoft_svd is 'lowrank'"),
+        ("frod", {"save_projection": False}, "save_projection is False, which lrft does not compute"),
         ("hira", {"peft_type": "POLY"}, "type POLY, which is not supported"),
         ("hira", {"peft_type": "XLORA"}, "lrft combine makes one of them"),
         ("lora", {"arrow_config": {"top_k": 2}}, "lrft combine makes one LoRA of such"),

@@ -511,7 +511,7 @@ def test_numbers_that_are_none_and_files_that_end_early(tmp_path: Path) -> None:
         ({"peft_type": "POLY"}, UsageError, "type POLY"),
         ({"peft_type": None}, UsageError, "Folders of PEFT can be read of the types"),
         ({"init_lora_weights": "pissa"}, UsageError, "modifies the base weights"),
-        ({"monteclora_config": {"a": 1}}, UsageError, "monteclora_config is set"),
+        ({"arrow_config": {"a": 1}}, UsageError, "arrow_config is set"),
         ({"r": 3}, CheckFailed, "says rank 3, its tensors 2"),
         ({"rank_pattern": {"q_proj": 5}}, CheckFailed, "says rank 5"),
         ({"rank_pattern": {"(": 5}}, CheckFailed, "adapter"),

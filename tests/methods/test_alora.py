@@ -95,9 +95,9 @@ def test_rows_of_every_form_of_batch_are_answered_as_by_stock_peft(model_name: s
         fill = INVOCATION[1] if side == "right" else INVOCATION[0]
         ids = pad_sequence(tensors, batch_first=True, padding_value=fill, padding_side=side)
         mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side)
-        places = (mask.cumsum(1) - 1).clamp(min=0)
+        places = {} if side == "right" else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
         with torch.no_grad():
-            found = model(input_ids=ids, attention_mask=mask, position_ids=places).logits
+            found = model(input_ids=ids, attention_mask=mask, **places).logits
         for row, kept, wanted in zip(found, mask, expected, strict=True):
             torch.testing.assert_close(row[kept.bool()], wanted, rtol=1e-4, atol=1e-4)
 
