@@ -55,7 +55,7 @@ def attach(
     from lrft.adapters.reach import uncalled_by_text
     from lrft.errors import LrftError
     from lrft.model.pruned import whole_again
-    from lrft.model.quantized import take_over
+    from lrft.model.taken_over import take_over
     from lrft.objectives.cross_entropy import trained_tokens
     from lrft.objectives.sft import TokenLoss
 

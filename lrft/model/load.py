@@ -67,7 +67,7 @@ def load_model(
     import_transformers()
     from lrft.model.added_tokens import make_rows
     from lrft.model.packed_attention import use_rowwise
-    from lrft.model.quantized import take_over
+    from lrft.model.taken_over import take_over
 
     weight_files(folder)
     config = load_config(folder, trust_remote_code)

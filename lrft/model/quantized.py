@@ -1,4 +1,4 @@
-"""Linear layers with a frozen 4- or 8-bit weight. The only file that uses bitsandbytes.
+"""Linear layers with a frozen 4- or 8-bit weight.
 
 bitsandbytes quantises and dequantises all but fp8; the product is made here, from the dequantised weight, so that
 training, evaluation and merging see one and the same W. Its own layers do not: in evaluation on a CPU, a 4-bit layer
@@ -11,7 +11,6 @@ rearranges and rounds its scales for good, and an 8-bit layer rounds its inputs 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lrft.errors import MissingError, UsageError
+from lrft.errors import MissingError
 from lrft.model import fp8, output_cache
 from lrft.model.head import head_modules
 from lrft.model.streamed import content
@@ -184,14 +183,6 @@ def _product(x: Tensor, shape: tuple[int, ...], made: Callable[[], Tensor], bias
     return y
 
 
-def take_over(model: nn.Module) -> None:
-    """Every layer of bitsandbytes in `model` becomes a `QuantizedLinear` of the same codes, in place."""
-    if "bitsandbytes" not in sys.modules:  # then there cannot be one
-        return
-    dtype = _dtype_of(model)
-    replace_modules(model, lambda _, module: _taken(module, dtype) if _is_foreign(module) else None)
-
-
 def quantizable(model: Any, skipped: list[str] | None = None) -> dict[str, bool]:
     """The linear layers of a transformers model that are quantised -> whether each stores (k, d).
 
@@ -212,7 +203,7 @@ def quantizable(model: Any, skipped: list[str] | None = None) -> dict[str, bool]
 
 def imagine(model: Any, kind: str) -> None:
     """Every layer of a transformers model that would be quantised becomes one without content, in place."""
-    layers, dtype = quantizable(model, head_modules(model) or None), _dtype_of(model)
+    layers, dtype = quantizable(model, head_modules(model) or None), dtype_of(model)
 
     def imagined(name: str, module: Any) -> QuantizedLinear | None:
         if name not in layers:
@@ -255,7 +246,7 @@ def quantized(weight: Tensor, kind: str) -> QuantizedPart:
         codes, scales, _ = int8_vectorwise_quant(weight.half())
         return QuantizedPart(kind, shape, {"codes": codes, "scales": scales.flatten()}, None, dtype=dtype)
     codes, state = quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type=kind, compress_statistics=True)
-    return QuantizedPart(kind, shape, _of_state(codes, state), None, dtype=dtype, blocks=_blocks(state))
+    return QuantizedPart(kind, shape, of_state(codes, state), None, dtype=dtype, blocks=blocks_of(state))
 
 
 def count(model: nn.Module) -> int:
@@ -277,53 +268,12 @@ def replace_modules(model: nn.Module, made: Callable[[str, nn.Module], Quantized
             setattr(model.get_submodule(parent), word, new)
 
 
-def _dtype_of(model: nn.Module) -> torch.dtype:
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """That of a model around its quantised layers."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _is_foreign(module: nn.Module) -> bool:
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    if isinstance(module, Linear8bitLt):  # with has_fp16_weights it is an ordinary layer that rounds as it goes
-        return module.weight.dtype == torch.int8
-    return isinstance(module, Linear4bit)
-
-
-def _taken(layer: Any, dtype: torch.dtype) -> QuantizedLinear:
-    from bitsandbytes.nn import Linear4bit
-    from transformers.pytorch_utils import Conv1D
-
-    transposed = issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D)
-    shape = (layer.out_features, layer.in_features)
-    weight: Any = layer.weight
-    stored = weight.data.as_subclass(Tensor)
-    if not isinstance(layer, Linear4bit):
-        # The scales lie in the weight until the first forward pass, and in the layer's state afterwards.
-        scales = weight.SCB if weight.SCB is not None else layer.state.SCB
-        tensors = {"codes": stored, "scales": scales.flatten()}
-        return QuantizedLinear("int8", shape, tensors, layer.bias, dtype=dtype, transposed=transposed)
-    state = weight.quant_state
-    if state is None:
-        raise UsageError(
-            "this model's 4-bit layers are not quantised yet", "Move it to its device first: model.to(...)."
-        )
-    if getattr(state, "packing_format_for_cpu", False):
-        raise UsageError(
-            "this model's 4-bit layers have already run on a CPU, which permanently rounds their scales",
-            "Load the model again, and attach adapters before its first forward pass.",
-        )
-    return QuantizedLinear(
-        state.quant_type,
-        shape,
-        _of_state(stored, state),
-        layer.bias,
-        dtype=dtype,
-        transposed=transposed,
-        blocks=_blocks(state),
-    )
-
-
-def _of_state(codes: Tensor, state: Any) -> dict[str, Tensor]:
+def of_state(codes: Tensor, state: Any) -> dict[str, Tensor]:
     """A 4-bit layer's tensors, from the codes and the state of bitsandbytes."""
     tensors = {"codes": codes.view(torch.uint8).reshape(-1, 1), "scales": state.absmax}
     if state.nested:
@@ -332,7 +282,8 @@ def _of_state(codes: Tensor, state: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _blocks(state: Any) -> tuple[int, int]:
+def blocks_of(state: Any) -> tuple[int, int]:
+    """Numbers that share a scale, and scales that share one."""
     return state.blocksize, state.state2.blocksize if state.nested else BLOCK_OF_SCALES
 
 
