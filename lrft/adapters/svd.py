@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Over the largest: a smaller singular value's vectors are blurred by squaring, to a float32's rounding and more.
+SMALLEST = 1e-4
 Triplets = tuple[Tensor, Tensor, Tensor]
 
 
@@ -22,6 +24,38 @@ def exact(W: Tensor, r: int) -> Triplets:
     refuse_beyond(W, r)
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     return signed(U[:, :r], S[:r], Vh[:r].T)
+
+
+def squares(W: Tensor) -> Tensor:
+    """The squared singular values of W in float64, ascending: of the smaller Gram matrix, without any vectors.
+
+    Squaring in float64 keeps of float32 what its own decomposition would; of float64 it would lose half.
+    """
+    if W.dtype == torch.float64:
+        return torch.linalg.svdvals(W).square().flip(0)
+    wide = (W if len(W) <= W.shape[1] else W.T).double()
+    return torch.linalg.eigvalsh(wide @ wide.T).clamp_min(0)
+
+
+def at(W: Tensor, places: Tensor) -> Triplets:
+    """The singular triplets at `places` (r,), 0 the first: by the eigenvectors of the smaller Gram matrix in float64.
+
+    Float64 weights, and those of which a chosen one is too small to be told from rounding, are decomposed in full.
+    """
+    d, k = W.shape
+    if d > k:
+        V, S, U = at(W.T, places)
+        return signed(U, S, V)
+    if W.dtype != torch.float64:
+        wide = W.double()
+        values, vectors = torch.linalg.eigh(wide @ wide.T)
+        U = vectors[:, d - 1 - places]
+        image = U.T @ wide
+        S = image.norm(dim=1)
+        if S.min() > SMALLEST * values[-1].clamp_min(0).sqrt():
+            return signed(*(part.to(W.dtype) for part in (U, S, (image / S[:, None]).T)))
+    U, S, V = exact(W, d)
+    return U[:, places], S[places], V[:, places]
 
 
 def trailing(W: Tensor, r: int) -> Triplets:

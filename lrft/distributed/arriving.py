@@ -72,8 +72,7 @@ class Arriving(Strategy):
         norms = self.taking.norms()
         return ((name, norms[p]) for name, p in self.attached.trained().items() if p in norms)
 
-    def step(self, limit: float | None, clipped: Callable[[float], None]) -> tuple[float, bool]:
-        norm = math.sqrt(sum(float(norm) ** 2 for norm in self.taking.norms().values()))
-        clipped(norm)
+    def step(self, limit: float | None, clipped: Callable[[Tensor | float], None]) -> bool:
+        clipped(math.sqrt(sum(float(norm) ** 2 for norm in self.taking.norms().values())))
         self.optimizer.step()
-        return norm, True
+        return True

@@ -49,20 +49,20 @@ class Strategy:
         """Name and gradient of every trained tensor with one, between `after_passes` and `step`. Each process asks."""
         return ((name, p.grad) for name, p in self.attached.trained().items() if p.grad is not None)
 
-    def step(self, limit: float | None, clipped: Callable[[float], None]) -> tuple[float, bool]:
-        """Clip the gradient to a norm of `limit` and take the optimiser's step. Returns the norm before clipping, and
-        whether the step was made: fp16 skips one whose gradients overflow.
+    def step(self, limit: float | None, clipped: Callable[[Tensor | float], None]) -> bool:
+        """Clip the gradient to a norm of `limit` and take the optimiser's step. Returns whether the step was made: fp16
+        skips one whose gradients overflow.
 
-        clipped: told that norm once gradients are clipped; a step that it refuses is not taken.
+        clipped: told the norm before clipping once gradients are clipped, as a number or where it was computed; a step
+        that it refuses is not taken.
         """
         trained = list(self.attached.trained().values())
-        norm = float(self.accelerator.clip_grad_norm_(trained, math.inf if limit is None else limit))
-        clipped(norm)
+        clipped(self.accelerator.clip_grad_norm_(trained, math.inf if limit is None else limit))
         self.optimizer.step()
         # An optimiser's own kernel may write where torch does not see it. Who keeps what was made of a tensor has to
         # learn that it is stale.
         torch.autograd.graph.increment_version(trained)
-        return norm, not self.accelerator.optimizer_step_was_skipped
+        return not self.accelerator.optimizer_step_was_skipped
 
     def clear(self) -> None:
         """No gradients are left over for the next step."""

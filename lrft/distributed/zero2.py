@@ -144,15 +144,14 @@ class Zero2(Strategy):
             if gradient is not None:
                 yield name, gradient
 
-    def step(self, limit: float | None, clipped: Callable[[float], None]) -> tuple[float, bool]:
+    def step(self, limit: float | None, clipped: Callable[[Tensor | float], None]) -> bool:
         """As for others, but that `clipped` is told when the step has been taken: its norm is known only then. A run
         that it refuses ends there, and saves nothing."""
         self.engine.step()
-        norm = float(self.engine.get_global_grad_norm())
-        clipped(norm)
+        clipped(float(self.engine.get_global_grad_norm()))
         # DeepSpeed writes into memory of its own. Who keeps what was made of a tensor has to learn that it is stale.
         torch.autograd.graph.increment_version(list(self.attached.trained().values()))
-        return norm, True
+        return True
 
     def clear(self) -> None:
         """The step has done so."""

@@ -142,6 +142,11 @@ def values(W: Tensor, V: Tensor) -> Tensor:
     return torch.linalg.solve(V.double(), W.double().T).norm(dim=1)
 
 
+def without_value(start: Tensor) -> Tensor:
+    """(k,) bool of l."""
+    return start <= LEAST * start.max()
+
+
 class Bases(nn.Module):
     """By kind of layers: V (k, k), and the places (2, n) of the entries of S, rows and columns; frozen."""
 
@@ -183,7 +188,7 @@ class FrodAdapter(Adapter):
         """V'^-1 diag(1 / l) (diag(z) + S) V' x for x (..., k); directions without a value stay as they are."""
         rows, columns = self.shared.places[self.kind].long()
         S = torch.diag(self.z).index_put((rows, columns), self.s)
-        share = torch.where(self.start > LEAST * self.start.max(), 1 / self.start, 0)
+        share = torch.where(without_value(self.start), 0, 1 / self.start)
         return (x @ self.shared.V[self.kind] @ S.T * share) @ self.shared.inverse(self.kind)
 
     def weight(self, W0: Tensor) -> Tensor:
@@ -213,6 +218,11 @@ class FrodType(PeftType):
             V, own = basis(sites, weight, shared.ridge), shared.V[kind].cpu()
             if (V - own).abs().max() > 1e-4 * V.abs().max():
                 return f"the basis of {kind} is not the one that PEFT counts on this machine"
+        for name, adapter in adapters.items():
+            none = without_value(adapter.start)
+            rows = adapter.shared.places[adapter.kind][0].long()
+            if adapter.z[none].any() or adapter.s[none[rows]].any():
+                return f"{name} has numbers in directions in which the weights have no value"
         return ""
 
     def written(self, adapter: Any) -> dict[str, Tensor]:
@@ -244,7 +254,7 @@ class FrodType(PeftType):
             if kind not in shared:
                 raise ValueError(f"{site.name}: its file lacks the basis {kind}")
             start = values(weight(site), shared[kind])
-            z, none = own["z"] - start, start <= LEAST * start.max()
+            z, none = own["z"] - start, without_value(start)
             moved = z.abs() > LEAST * start.max()
             rows = shared[f"places.{kind_of(site.name)}"][0]
             if (moved & none).any() or (own["s"] != 0)[none[rows]].any():

@@ -92,10 +92,10 @@ class Goat(Method):
             return
         per, length = adapter.site.rank // self.experts, min(W0.shape) // self.experts
         chosen = torch.cat([torch.arange(per) + i * length for i in range(self.experts)]).to(W0.device)
-        U, S, V = svd.exact(W0, min(W0.shape))
-        root = (S[chosen] / (RHO * adapter.site.scale)).sqrt()
-        adapter.A.copy_(root[:, None] * V[:, chosen].T)
-        adapter.B.copy_(U[:, chosen] * root)
+        U, S, V = svd.at(W0, chosen)
+        root = (S / (RHO * adapter.site.scale)).sqrt()
+        adapter.A.copy_(root[:, None] * V.T)
+        adapter.B.copy_(U * root)
         adapter.A0.copy_(adapter.A)
         adapter.B0.copy_(adapter.B)
 

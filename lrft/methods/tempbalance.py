@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lrft.adapters import svd
 from lrft.adapters.part import Part, Run
 from lrft.model import linear
 
@@ -109,7 +110,7 @@ def weight(run: Run, site: str) -> Tensor:
 
 def exponent(W: Tensor, tail: float) -> float:
     """Hill's estimate for the density of the squared singular values, above one of them; NaN where none differ."""
-    values = torch.linalg.svdvals(W).double().square().flip(0)
+    values = svd.squares(W)
     logs = values[values > values[-1] * torch.finfo(W.dtype).eps].log()
     kept = logs[int(len(logs) / tail) :]
     excess = (kept - kept[:1]).sum().item()

@@ -25,8 +25,8 @@ from lrft.utils.drawing import begin_drawing
 
 
 @dataclass(frozen=True)
-class Passes:
-    """What the passes of a step have given, the same on every rank."""
+class Told:
+    """What was read of a step's passes and of its gradient."""
 
     loss: float
     """mean over all that counts in the step"""
@@ -34,8 +34,34 @@ class Passes:
     """mean of what parts have added; None when no part adds anything"""
     signal: int
     """the largest signal number that some process has received, or 0"""
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the passes of a step have given, the same on every rank, where it was computed: a GPU is waited for once,
+    when the norm of the gradient is there as well."""
+
+    sums: Tensor
+    """of losses, of what parts have added to them, and of the parts' penalties; then, of several ranks, the signal
+    number that each has received: float64 (3 + n,)"""
+    weight: float
+    """of the step: the divisor of the first two sums"""
+    adds: bool
+    """whether parts add anything"""
+    signal: int
+    """the signal number that this process has received, or 0"""
     figures: dict[str, float]
     """those of the objective beside its loss"""
+
+    def read(self, norm: Tensor | float) -> Told:
+        """All at once, with the norm of the step's gradient."""
+        of_gradient = norm.detach().to(self.sums).reshape(1) if isinstance(norm, Tensor) else self.sums[:0]
+        values = torch.cat([self.sums, of_gradient]).tolist()
+        known = values.pop() if isinstance(norm, Tensor) else norm
+        loss, added, penalties, *signals = values
+        regularisation = added / self.weight + penalties if self.adds else None
+        return Told(loss / self.weight, regularisation, max(self.signal, *map(int, signals), 0), known)
 
 
 @dataclass(frozen=True)
@@ -59,16 +85,15 @@ def forward_backward(session: Session, run: Run, rows: Rows, ids: np.ndarray, si
     engine, owner = session.engine, session.adapted.composition.gradient_owner
     weight = engine.objective.weight(rows, ids)
     sums, penalty = passes_and_penalties(session, run, rows, ids, weight)
-    values, signal = over_ranks(engine, sums.values, signals.received)
+    received = signals.received  # once: a signal that comes later is one of the next step, on all ranks
+    values, told = over_ranks(engine, sums.values, received)
     of_parts = values.new_zeros(1) if penalty is None else penalty.detach().double()[None]
-    loss, added, parts = torch.cat([values[:2], of_parts]).tolist()  # read at once: a GPU is waited for
     figures = figures_of(engine, replace(sums, values=values).noted)
     if owner is not None:
         passes = PassesOfStep(session, run, rows, ids)
         passes.put(owner.compose_gradient(run, passes.take(), passes))
-    if penalty is None and engine.losses.extra is None:
-        return Passes(loss / weight, None, signal, figures)
-    return Passes(loss / weight, added / weight + parts, signal, figures)
+    adds = penalty is not None or engine.losses.extra is not None
+    return Passes(torch.cat([values[:2], of_parts, told]), weight, adds, received, figures)
 
 
 def figures_of(engine: Engine, noted: Mapping[str, Tensor]) -> dict[str, float]:
@@ -126,16 +151,16 @@ def passes_of_rank(
     return Sums(values, {name: value.shape for name, value in noted.items()})
 
 
-def over_ranks(engine: Engine, local: Tensor, signal: int) -> tuple[Tensor, int]:
-    """(`local` summed over ranks, the largest signal number that any rank has received): the same on every rank."""
+def over_ranks(engine: Engine, local: Tensor, signal: int) -> tuple[Tensor, Tensor]:
+    """(`local` summed over ranks, the signal number that each rank has received, of several): alike on every rank."""
     size = len(local)
     if engine.world == 1:
-        return local, signal
+        return local, local[:0]
     sums = torch.zeros(size + engine.world, dtype=torch.float64, device=local.device)
     sums[:size] = local
     sums[size + engine.rank] = signal
     sums = engine.reduce(sums)
-    return sums[:size], int(sums[size:].max().item())
+    return sums[:size], sums[size:]
 
 
 class PassesOfStep:

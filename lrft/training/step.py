@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from lrft.adapters.attach import rebuild_site
 from lrft.adapters.part import Run
@@ -25,7 +26,7 @@ from lrft.recipe import Recipe
 from lrft.tracking.records import step_record
 from lrft.training import diagnostics
 from lrft.training.engine import Engine
-from lrft.training.passes import forward_backward
+from lrft.training.passes import Passes, Told, forward_backward
 from lrft.training.sanity_checks import MovementCheck
 from lrft.training.signals import StopSignals
 from lrft.training.state import Adapted, Progress, Session
@@ -40,8 +41,8 @@ MOST_SKIPPED = 20
 class Stepped:
     """Result of the optimiser step."""
 
-    grad_norm: float
-    """before clipping"""
+    told: Told
+    """the norm of the gradient is that before clipping"""
     gradients: dict[str, float]
     """gradient norms by role before clipping, for a logged step"""
     made: bool
@@ -69,9 +70,11 @@ def train_step(
         session.adapted,
         run,
         limit=session.recipe.training.max_grad_norm,
-        refuse=partial(refuse_non_finite, passes.loss, step=progress.step + 1, rows=rows, ids=ids),
+        passes=passes,
+        refuse=partial(refuse_non_finite, step=progress.step + 1, rows=rows, ids=ids),
         shown=shown,
     )
+    told = stepped.told
     progress.step += 1
     seen = int(rows.lengths[ids].sum())
     progress.tokens += seen
@@ -86,18 +89,18 @@ def train_step(
         step=progress.step,
         epoch=session.inputs.epochs(progress.step),
         tokens=progress.tokens,
-        loss=passes.loss,
+        loss=told.loss,
         lr=lr,
-        grad_norm=stepped.grad_norm,
+        grad_norm=told.grad_norm,
         seconds=seconds,
         tokens_seen=seen,
         memory_gb=hardware.memory_gb(engine.device),
-        regularisation=passes.regularisation,
+        regularisation=told.regularisation,
         figures=passes.figures,
         adapters=adapters,
     )
     session.trackers.log("step", record, shown=shown)
-    return passes.signal
+    return told.signal
 
 
 def is_shown(step: int, every: int, total: int) -> bool:
@@ -142,24 +145,28 @@ def clip_and_step(
     run: Run,
     *,
     limit: float | None,
+    passes: Passes,
     refuse: Callable[..., None],
     shown: bool,
 ) -> Stepped:
-    """Clip, let parts change the gradients, and step. refuse: raises for a norm that is not finite."""
+    """Clip, let parts change the gradients, and step. refuse: raises for a loss or a norm that is not finite."""
     scaler: Any = engine.accelerator.scaler
     # Before clipping, which takes the loss scale of fp16 out of the gradients.
     scale = 1.0 if scaler is None else scaler.get_scale()
     gradients = diagnostics.gradient_norms(engine.strategy.gradients(), scale) if shown else {}
 
-    def clipped(norm: float) -> None:
-        refuse(norm=norm, scaled=scaler is not None)
+    told: list[Told] = []
+
+    def clipped(norm: Tensor | float) -> None:
+        told.append(passes.read(norm))
+        refuse(told[0].loss, norm=told[0].grad_norm, scaled=scaler is not None)
         adapted.composition.after_backward(run)
 
-    norm, made = engine.strategy.step(limit, clipped)
+    made = engine.strategy.step(limit, clipped)
     if made:
         adapted.composition.after_step(run)
     engine.strategy.clear()
-    return Stepped(norm, gradients, made)
+    return Stepped(told[0], gradients, made)
 
 
 def refuse_non_finite(loss: float, *, norm: float, scaled: bool, step: int, rows: Rows, ids: np.ndarray) -> None:

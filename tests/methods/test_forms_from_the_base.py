@@ -208,6 +208,7 @@ def test_directions_without_a_value_are_left_alone_and_files_that_change_them_re
     x = torch.randn(3, 44)
     assert int((adapter.start > 1e-3 * adapter.start.max()).sum()) == 24
     assert adapter.change(x).abs().max() < 1e3 * x.abs().max()
+    assert "down_proj has numbers in directions in which the" in peft_folder(attached, {}, own_type=True).refused
     config = peft.FrodConfig(target_modules=["down_proj"], layers_to_transform=[0], progressbar=False)
     peft_file(config, tmp_path, size=0.1)
     with pytest.raises(
