@@ -13,7 +13,17 @@ from lrft.model.quantized import QuantizedLinear, blocks_of, dtype_of, of_state,
 
 
 def take_over(model: nn.Module) -> None:
-    """Every layer of bitsandbytes in `model` becomes a `QuantizedLinear` of the same codes, in place."""
+    """Every layer of bitsandbytes in `model` becomes a `QuantizedLinear` of the same codes, in place.
+
+    Raises UsageError for layers whose weights are 8-bit floats, as transformers keeps them on a GPU: their scales lie
+    beside them, so the weight alone is another.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module.weight.is_floating_point() and module.weight.itemsize == 1:
+            raise UsageError(
+                f"{name} has its weight in {module.weight.dtype}, to which no adapter can be attached",
+                "Load the model with quantization_config=FineGrainedFP8Config(dequantize=True).",
+            )
     if "bitsandbytes" not in sys.modules:  # then there cannot be one
         return
     dtype = dtype_of(model)

@@ -25,8 +25,9 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+import lrft
 from lrft.cli import main
-from lrft.errors import LrftError, MissingError
+from lrft.errors import LrftError, MissingError, UsageError
 from lrft.export.merge import merge_adapter
 from lrft.model import dequantized
 from lrft.model.hub import find_model
@@ -381,6 +382,15 @@ def test_what_is_quantised_inside_of_a_larger_model_is_found_and_codes_of_bitsan
         assert dequantized.stored_as(tmp_path) == expected
         if expected in ("", "bitsandbytes"):
             assert dequantized.plain(tmp_path, "model.name") == tmp_path
+
+
+def test_layers_that_transformers_keeps_in_fp8_are_refused_with_the_way_out() -> None:
+    model = tiny.make("llama")
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(UsageError, match=r"mlp\.up_proj has its weight in torch\.float8") as caught:
+        lrft.attach(model, {"method": "lora"})
+    assert "dequantize=True" in str(caught.value.hint)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
