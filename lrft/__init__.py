@@ -42,7 +42,7 @@ def attach(
     result's `left_out` says which and why. A layer that a pattern names is not asked for that. Layers of bitsandbytes
     give their codes to `lrft.model.quantized.QuantizedLinear`, which stays in the model.
 
-    tokenizer   for train_tokens, which names tokens by their text
+    tokenizer   for train_tokens, and for options of methods, that name tokens by their text
     batches     calibration data for methods that need it: inputs of a causal language model of transformers,
                 with "labels" (B, T); all of them are looked at
     """
@@ -55,7 +55,7 @@ def attach(
     from lrft.adapters.reach import uncalled_by_text
     from lrft.errors import LrftError
     from lrft.model.pruned import whole_again
-    from lrft.model.quantized import take_over
+    from lrft.model.taken_over import take_over
     from lrft.objectives.cross_entropy import trained_tokens
     from lrft.objectives.sft import TokenLoss
 
@@ -72,7 +72,9 @@ def attach(
         passed_over = uncalled_by_text(model) if presets else {}
         left_out = targets.choose(model, section, lambda key: key, passed_over).left_out
         tokens = token_ids(section, tokenizer, (), lambda key: key) if section.train_tokens else []
-        attached, _ = attach_adapter(model, section, seed=seed, context=context, uncalled=passed_over, tokens=tokens)
+        attached, _ = attach_adapter(
+            model, section, seed=seed, context=context, uncalled=passed_over, tokens=tokens, tokenizer=tokenizer
+        )
     except LrftError:
         whole_again(model)
         raise

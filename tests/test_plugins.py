@@ -23,6 +23,7 @@ from lrft.adapters.storage import read_adapter
 from lrft.cli.main import run_command
 from lrft.errors import DataError, LrftError, MissingError, RecipeError
 from lrft.objectives.sft import Sft
+from lrft.registry.methods import cards_in
 from lrft.utils import files
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "plugin"
@@ -55,7 +56,7 @@ def put(site: Path) -> Path:
 def look_again() -> None:
     """Forget what was read of declarations and imported of the example."""
     registry.declared.cache_clear()
-    registry.methods.cache_clear()
+    cards_in.cache_clear()
     for module in [name for name in sys.modules if name.partition(".")[0] == "lrft_example"]:
         del sys.modules[module]
 

@@ -14,7 +14,8 @@ Tensors of an adapter are of two kinds only, so that saving needs no special cas
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from lrft.model import fused_linear
+from lrft.model.grouped import InPairs, Pair
 from lrft.model.send import send
 
 UNITS_AT_ONCE = 256
@@ -143,6 +145,11 @@ class Adapter(nn.Module):
         """Every tensor to be saved, by the name it has in files. A wrapper leaves no trace in what it wraps."""
         return {name.replace("inner.", ""): value for name, value in self.named_parameters()}
 
+    def pairs(self, x: Tensor, base: nn.Module) -> Sequence[Pair] | None:
+        """What `forward` adds to the product of a plain base, where that is all it does and it is pairs B A; else
+        None. Stacked experts compute such layers together."""
+        return None
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors` (names as in `tensors()`) into this adapter. Raises ValueError naming what does not fit."""
         load_tensors(self.site.name, self.tensors(), tensors)
@@ -179,6 +186,15 @@ class Delta(Adapter):
         """dW x for x (..., k)."""
         return linear(x, self.delta_weight())
 
+    def sums_from(self) -> float:
+        """From how many vectors at once (W + dW) x is cheaper than W x + dW x, in a step. By default from the first
+        where dW x is the product with dW, and never where it is computed otherwise."""
+        return 0 if type(self).delta is Delta.delta else math.inf
+
+    def sums(self, x: Tensor) -> bool:
+        """Whether W + dW is made for x."""
+        return fused_linear.is_wide(x) and x.numel() // x.shape[-1] >= self.sums_from()
+
     def factors(self) -> Factors | None:
         """dW as a product of two thin matrices, or None when it is none. Differentiable."""
         return None
@@ -197,6 +213,8 @@ class Delta(Adapter):
             y = self.by_factors(x, dropped, W, bias)
             if y is not None:
                 return y
+            if dropped is x and self.sums(x):
+                return fused_linear.linear_plus_made(x, W, bias, self.delta_weight, self.inputs())
             if dropped is x:
                 return fused_linear.linear_plus(x, W, bias, self.delta, self.inputs())
         return self.eager(x, dropped, base)
@@ -208,7 +226,11 @@ class Delta(Adapter):
             if y is not None:
                 return y
         factors = self.factors()
-        return None if factors is None else fused_linear.linear_plus_pair(x, dropped, W, bias, *factors)
+        if factors is None:
+            return None
+        if dropped is x and fused_linear.sum_pays(x, len(factors.A), *W.shape):
+            return fused_linear.linear_plus_made(x, W, bias, self.delta_weight, self.inputs())
+        return fused_linear.linear_plus_pair(x, dropped, W, bias, *factors)
 
     def eager(self, x: Tensor, dropped: Tensor, base: nn.Module) -> Tensor:
         """The slow twin of `forward`, for every kind of base: each operation by itself."""
@@ -220,6 +242,11 @@ class Delta(Adapter):
         if not fused_linear.is_plain(base):
             return False
         return torch.is_autocast_enabled(x.device.type) or x.dtype == base.weight.dtype == self.site.dtype
+
+    def pairs(self, x: Tensor, base: nn.Module) -> Sequence[Pair] | None:
+        own_way = type(self).forward is not Delta.forward or self.in_copies
+        factors = None if own_way or not self.is_fast(x, base) else self.factors()
+        return None if factors is None else (Pair(*factors, self.dropout if self.training else 0.0),)
 
     def inputs(self) -> list[Tensor]:
         """The tensors that `delta` depends on and that may be trained."""
@@ -306,6 +333,12 @@ class AdapterLinear(nn.Module):
             return found
         y: Tensor = self.adapter(x, self.base)
         return y if self.own_bias is None else self.own_bias(y)
+
+    def pairs(self, x: Tensor) -> Sequence[Pair] | None:
+        """`Adapter.pairs` of the adapter that acts now."""
+        if not self.enabled:
+            return self.base.pairs(x) if isinstance(self.base, InPairs) else None
+        return None if self.own_bias is not None else self.adapter.pairs(x, self.base)
 
     # Models ask their linear layers for dtype and device through these.
     @property

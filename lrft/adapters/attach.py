@@ -22,9 +22,11 @@ from lrft.adapters.compose import SAID_SHARE, Composition, compose
 from lrft.adapters.part import CalibrationResult
 from lrft.errors import Problem, RecipeError, UsageError
 from lrft.model import linear
-from lrft.model.experts import stacks
+from lrft.model.experts import stack_of, stacks
 from lrft.model.head import head_modules
+from lrft.model.invocation import Invocation
 from lrft.model.quantized import is_quantized
+from lrft.utils.drawing import begin_drawing
 from lrft.utils.seeds import seed_of
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -154,10 +156,10 @@ def build_site(
     Random values depend on (seed, the site's name) alone and leave the global generator as it was.
     Raises ValueError with the reason when the site's shape does not fit.
     """
-    # manual_seed also sets the generator of the GPU that W0 lies on, and a decomposition there draws from it.
+    # A decomposition on a GPU draws from the generator of the GPU that W0 lies on.
     gpu = [W0.device] if W0 is not None and W0.is_cuda else []
     with torch.random.fork_rng(devices=gpu):
-        torch.manual_seed(seed_of(seed, site.name))
+        begin_drawing(seed_of(seed, site.name), gpu=bool(gpu))
         adapter = composition.method.build(site)
         adapter.share(shared)
         if fresh and W0 is not None:
@@ -180,14 +182,14 @@ def build_site(
 def rebuild_site(site: Site, restart: int, *, composition: Composition, seed: int) -> Adapter:
     """The method's own adapter for a site as restart n >= 1 begins with it, on the CPU."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, site.name, restart))
+        begin_drawing(seed_of(seed, site.name, restart))
         return composition.method.rebuild(site, restart)
 
 
 def build_shared(sites: Sequence[Site], composition: Composition, *, seed: int = 0) -> nn.Module | None:
     """What the adapters have in common. Raises ValueError when the sites' shapes do not go together."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, SHARED))
+        begin_drawing(seed_of(seed, SHARED))
         return composition.method.shared(sites)
 
 
@@ -235,7 +237,23 @@ def attach_sites(
     if shared is not None:
         # In the first adapted layer: the model itself may be a container that calls whatever it holds.
         model.get_submodule(sites[0].name).add_module(SHARED, shared.train(model.training))
+        if isinstance(shared, Invocation):
+            watch(model, shared, sites, where)
     return Attached(model, adapters, composition.entries, list(sites), shared, put)
+
+
+def watch(model: nn.Module, invocation: Invocation, sites: Sequence[Site], where: targets.Where) -> None:
+    """Let `invocation` look at each pass through `model`. Raises RecipeError for layers that do not get all tokens of
+    a pass, as many and in their order."""
+    try:
+        if head_modules(model):
+            raise ValueError("it acts in language models, and this one has another head")
+        invocation.watch(model)
+        before = targets.decoder_prefix(model)
+        if odd := [s.name for s in sites if not s.name.startswith(before) or stack_of(s.name) is not None]:
+            raise ValueError(f"{odd[0]} does not get each token of a row: leave it out with adapter.exclude_modules")
+    except ValueError as error:
+        raise RecipeError([Problem(where("adapter.method"), f"adapter.method: {error}")]) from None
 
 
 def attach_adapter(
@@ -247,18 +265,30 @@ def attach_adapter(
     context: CalibrationContext | None = None,
     uncalled: Mapping[str, str] = {},
     tokens: Sequence[int] = (),
+    tokenizer: Any = None,
 ) -> tuple[Attached, Composition]:
-    """Attach what a recipe's adapter section describes. tokens: ids whose rows of the embedding are trained."""
-    composition = compose((entry.name, entry.options) for entry in adapter.method)
+    """Attach what a recipe's adapter section describes. tokens: ids whose rows of the embedding are trained.
+    tokenizer: of options that name text."""
+    composition = composed_with(adapter, tokenizer, where)
     planned = select_sites(model, adapter, composition, where, uncalled)
     sites, seen = calibrate(planned, composition, context or CalibrationContext(model, seed=seed), where)
     names = beside.names_for(model, adapter, [site.name for site in sites], where, tokens)
     return attach_sites(model, sites, composition, seed=seed, seen=seen, where=where, names=names), composition
 
 
+def composed_with(adapter: Any, tokenizer: Any, where: targets.Where = lambda key: key) -> Composition:
+    """The composition of a recipe's adapter section, token ids in the place of text. Raises RecipeError."""
+    try:
+        composition = compose((entry.name, entry.options) for entry in adapter.method)
+        return composition.with_tokenizer(tokenizer)
+    except ValueError as error:
+        raise RecipeError([Problem(where("adapter.method"), f"adapter.method: {error}")]) from None
+
+
 def composition_warnings(composition: Composition, sites: Sequence[Site], model: nn.Module) -> list[str]:
     """What the parts have to say about their own combination, and what of the model no adapter can reach."""
     said = [text for part in composition.parts for text in part.advice(sites, composition.offset_from_init)]
+    said += [text for part in composition.parts for text in part.base_advice(model)]
     share = targets.stacked_share(model)
     if share >= SAID_SHARE:
         names = dict.fromkeys(".".join(name.split(".")[-2:]) for name in targets.outside_linears(model))
@@ -267,6 +297,14 @@ def composition_warnings(composition: Composition, sites: Sequence[Site], model:
             + f"; {targets.EXPERT_LINEAR} in adapter.target_modules means all experts" * bool(stacks(model))
         )
     return said
+
+
+def rows_warnings(composition: Composition, rows: Any, where: targets.Where) -> list[str]:
+    """What the parts have to say about the training rows (`lrft.data.Rows`). Raises RecipeError."""
+    try:
+        return [text for part in composition.parts for text in part.rows_advice(rows)]
+    except ValueError as error:
+        raise RecipeError([Problem(where("adapter.method"), f"adapter.method: {error}")]) from None
 
 
 def count_trained(sites: Sequence[Site], composition: Composition, where: targets.Where = lambda key: key) -> int:

@@ -118,10 +118,10 @@ def names_for(
     tokens: ids whose rows are trained
     """
     full = [*head_modules(model), *targets.in_full(model, section)]
-    said = [(key, text) for key, text in _problems(model, section, full, bool(tokens))]
+    said = [*_problems(model, section, full), *(_row_problems(model, section, full, sites) if tokens else ())]
     rows: dict[str, tuple[int, ...]] = {}
-    if tokens and not any(key == "train_tokens" for key, _ in said):
-        rows = {name_of(model, embedding_of(model)): tuple(tokens)}
+    if tokens and not any(key.startswith("train_tokens") for key, _ in said):
+        rows = {name_of(model, module): tuple(tokens) for module in matrices_of_rows(model, section)}
     norms = [name for name in norms_of(model) if not is_in(name, full)] if section.norms else []
     if section.norms and not norms:
         said.append(("norms", "this model has no norms with trainable tensors"))
@@ -142,8 +142,34 @@ def names_for(
     return NamesBeside(tuple(dict.fromkeys(full)), rows, tuple(biases))
 
 
-def _problems(model: Any, section: Any, full: Sequence[str], tokens: bool) -> Iterable[tuple[str, str]]:
-    """(key, what is wrong with it) of modules in full and rows."""
+def matrices_of_rows(model: Any, section: Any) -> list[Any]:
+    """Embedding, head, or both, whose rows of tokens are trained."""
+    both = {"embedding": embedding_of(model), "head": head_of(model)}
+    return [module for word, module in both.items() if section.train_tokens_in in (word, "both")]
+
+
+def _row_problems(model: Any, section: Any, full: Sequence[str], sites: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """(key, what is wrong with it) of rows. sites: names of the adapted layers"""
+    wanted, embedding, head = section.train_tokens_in, embedding_of(model), head_of(model)
+    if wanted != "head" and is_in(name_of(model, embedding), full):
+        yield "train_tokens", "the embedding is trained in full by adapter.modules_to_save: remove one of them"
+    if wanted == "embedding":
+        return
+    key, name = "train_tokens_in", name_of(model, head)
+    if head is None:
+        yield key, "this model has no head that gives tokens their logits. Remove it"
+    elif embedding is not None and head.weight is embedding.weight:
+        yield key, "embedding and head are one matrix in this model, which has one row for a token. Remove it"
+    elif is_in(name, full):
+        yield key, f"{name} is trained in full by adapter.modules_to_save: remove one of them"
+    elif name in sites:
+        yield key, f"{name} has an adapter, which trains all its rows: leave it out of adapter.target_modules"
+    elif isinstance(head, QuantizedLinear):
+        yield key, f"{name} is quantised, so its rows cannot be trained: set it to embedding"
+
+
+def _problems(model: Any, section: Any, full: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """(key, what is wrong with it) of modules in full."""
     shared = sharing(model) if full or section.untie else {}
     pair = {name_of(model, embedding_of(model)), name_of(model, head_of(model))}
     apart = [name for name in full if name in shared]
@@ -165,8 +191,6 @@ def _problems(model: Any, section: Any, full: Sequence[str], tokens: bool) -> It
     if section.untie and not apart:
         whose = "modules_to_save names neither embedding nor head" if shared else "embedding and head are two matrices"
         yield "untie", f"it has no effect: {whose} in this model. Remove it"
-    if tokens and is_in(name_of(model, embedding_of(model)), full):
-        yield "train_tokens", "the embedding is trained in full by adapter.modules_to_save: remove one of them"
 
 
 def head_of(model: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ class CalibrationContext:
     """broadcast a tensor from the first process"""
     seed: int = 0
     sites: Sequence[Site] = ()
+    folder: Path | None = None
+    """where the base's files are; None: where the model says"""
 
     def weight(self, site: Site) -> Tensor:
         """W (d, k) in the adapter's dtype."""

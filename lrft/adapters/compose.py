@@ -86,6 +86,25 @@ class Composition:
         return any(part.looks_at_outputs for part in self.parts)
 
     @property
+    def keeps_dequantized(self) -> str:
+        """Why an adapter over a quantised base cannot be merged into the original one; "" when it can."""
+        return next((part.keeps_dequantized for part in self.parts if part.keeps_dequantized), "")
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether what some part makes of a token depends on later tokens of its row."""
+        return any(part.whole_rows for part in self.parts)
+
+    def with_tokenizer(self, tokenizer: Any) -> Composition:
+        """The same with token ids where options name text. Raises ValueError with the reason where that is not
+        possible."""
+        found = [part.options_with(tokenizer) for part in self.parts]
+        if not any(options is not None for options in found):
+            return self
+        entries = zip(self.entries, found, strict=True)
+        return compose((e["name"], e["options"] if options is None else options) for e, options in entries)
+
+    @property
     def acting_between_passes(self) -> list[str]:
         """Names of the parts that act on gradients, trained tensors or the optimiser between the passes of one step and
         those of the next, or add a term to the step's loss."""

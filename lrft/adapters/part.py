@@ -6,7 +6,7 @@ declaration: they are literals, read from the source without importing it, so th
 
 The training loop calls the hooks at fixed places and knows no method by name:
 
-    once             prune_base; calibrate, assign_ranks, assign_ranks_from; shared; build -> initialize,
+    once             options_with; prune_base; calibrate, assign_ranks, assign_ranks_from; shared; build -> initialize,
                      initialize_from -> (offset from init) -> wrap, for every site
     every step       rate (of each site), before_step, output_loss (of each micro-batch), loss (of the step),
                      compose_gradient (gradients reduced), after_backward (gradients clipped, too), after_step
@@ -154,6 +154,8 @@ class Part:
     """scaling factor s when the recipe has alpha: auto"""
     init_changes_output: ClassVar[bool] = False
     """the initialised adapter already changes the model's output"""
+    keeps_dequantized: ClassVar[str] = ""
+    """why an adapter over a quantised base cannot be merged into the original one; "" when it can"""
     may_not_move: ClassVar[tuple[str, ...]] = ()
     """name suffixes of trainable tensors that may not change in the first two steps (gated, or unfrozen later)"""
 
@@ -193,6 +195,24 @@ class Part:
     def wrap(self, adapter: Adapter, W0: Tensor | None) -> Adapter:
         """The adapter inside another one, or itself. W0 (d, k) is None when only the structure is asked for."""
         return adapter
+
+    def options_with(self, tokenizer: Any) -> dict[str, Any] | None:
+        """Its options with token ids in the place of text; None: they name no text. They are saved with the adapter.
+        tokenizer: the base's, or None. Raises ValueError with the reason where that is not possible."""
+        return None
+
+    def base_advice(self, model: nn.Module) -> list[str]:
+        """Warnings about this part on this base, before it has adapters or with them."""
+        return []
+
+    def rows_advice(self, rows: Any) -> list[str]:
+        """Warnings about the training rows (`lrft.data.Rows`). Raises ValueError for rows that it cannot train on."""
+        return []
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether what it makes of a token depends on later tokens of its row: then no two rows share their prompt."""
+        return False
 
     def lr_factors(self) -> dict[str, float]:
         """Learning rate over the recipe's, by role: the last word of a tensor's name."""

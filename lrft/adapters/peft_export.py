@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lrft.adapters import compose
 from lrft.adapters.adapter import Adapter, PeftForm
 from lrft.adapters.attached import Attached
+from lrft.adapters.base_weights import Stored, weight_of
 from lrft.adapters.beside import NamesBeside
 from lrft.adapters.peft_beside import beside_config, beside_tensors, is_as_it_is, peft_keys
 from lrft.adapters.peft_experts import expert_tensors, stacks_in
@@ -69,15 +70,15 @@ def as_lora(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
     return PeftFolder("LORA", peft_config(attached, forms, base, names), peft_tensors(forms, attached, base), as_is)
 
 
-def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
-    """As the type that the method says, with the tensors under PEFT's names."""
+def as_own_type(attached: Attached, base: Mapping[str, Any], stored: Stored | None = None) -> PeftFolder:
+    """As the type that the method says, with the tensors under PEFT's names. stored: for a model without weights."""
     composition = compose.compose((entry["name"], entry["options"]) for entry in attached.methods)
     kind = composition.method.in_peft()
     if kind is None:
         return PeftFolder(refused=NO_TYPE)
     if unfit := [name for name, adapter in attached.modules.items() if not kind.fits(adapter)]:
         return PeftFolder(refused=f"stock PEFT's {kind.name} cannot represent the adapter of {unfit[0]}")
-    if more := beyond_modules(attached, added_in(base)):
+    if more := beyond_modules(attached, added_in(base), kind.beside):
         return PeftFolder(refused=f"stock PEFT's {kind.name} has no place for {more}")
     names = peft_names(attached, dict.fromkeys(attached.modules), base.get("quantization", "none"))
     if names.refused:
@@ -86,22 +87,32 @@ def as_own_type(attached: Attached, base: Mapping[str, Any]) -> PeftFolder:
         return PeftFolder(refused=f"stock PEFT's {kind.name} changes the bias of {biased[0]} as well")
     try:
         said = kind.config(composition.method, attached.modules, names.modules)
+        other = kind.unfit(
+            attached.modules, lambda site: weight_of(site, attached.model.get_submodule(site.name), stored)
+        )
     except ValueError as error:
         return PeftFolder(refused=str(error))
-    tensors = beside_tensors(attached, None)
+    if other:
+        return PeftFolder(refused=f"stock PEFT's {kind.name} would be another function: {other}")
+    added = added_in(base) if kind.beside else None
+    tensors = beside_tensors(attached, added)
     for name, adapter in attached.modules.items():
         tensors |= {f"{PEFT_PREFIX}{name}.{ending}": tensor for ending, tensor in kind.written(adapter).items()}
     if attached.shared is not None:
         shared = kind.shared_of(attached.shared, attached.sites)
         tensors |= {f"{SHARED_PREFIX}{ending}": tensor for ending, tensor in shared.items()}
     config = common_config(attached, kind.name, base, names) | said
+    if kind.beside:
+        config |= beside_config(attached, added)
     return PeftFolder(kind.name, config, tensors)
 
 
-def beyond_modules(attached: Attached, added: Added | None) -> str:
-    """What is trained that no type of PEFT but LoRA has a place for; "" for nothing."""
+def beyond_modules(attached: Attached, added: Added | None, has_beside: bool) -> str:
+    """What is trained that a type of PEFT has no place for; "" for nothing. has_beside: as `PeftType.beside`."""
     if any(map(stack_of, attached.modules)):
         return "stacked experts"
+    if has_beside:
+        return ""
     if attached.beside.rows or added is not None:
         return "rows of tokens"
     return "biases" if attached.beside.biases else ""

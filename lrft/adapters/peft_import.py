@@ -18,9 +18,13 @@ from lrft import registry
 from lrft.adapters import compose
 from lrft.adapters.adapter import AdapterLinear, Site
 from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters.base_weights import Stored, weight_of
+from lrft.adapters.peft_alone import ALONE, as_lora
 from lrft.adapters.peft_beside import by_place, is_twice, names_in
 from lrft.adapters.peft_experts import split_stacks
 from lrft.adapters.peft_export import PEFT_PREFIX, PEFT_TENSORS, SHARED_PREFIX
+from lrft.adapters.peft_targets import refusal as unread
+from lrft.adapters.peft_targets import targeted
 from lrft.adapters.peft_type import PeftType
 from lrft.adapters.storage import SavedAdapter, load_saved, read_adapter
 from lrft.adapters.targets import depth_of
@@ -32,6 +36,12 @@ from lrft.utils.adapter_folders import CONFIG, is_peft_folder
 
 # Keys of what adds to or replaces tensors in a way that is not read.
 REFUSED = ("lora_bias",)
+# What to do in the place of a type that is not read.
+INSTEAD = {
+    "XLORA": "it mixes LoRAs that were trained before, by a classifier over the model; lrft combine makes one of them",
+    "BEFT": "it adds vectors to the outputs of layers, also of such that have no bias; train adapter.biases instead",
+    "POLY": "it chooses by the id of a task, which rows do not have here; train an adapter for each task",
+}
 
 
 @dataclass(frozen=True)
@@ -87,16 +97,15 @@ def read_peft(folder: Path) -> PeftFolder:
     config = files.read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise CheckFailed(f"{folder / CONFIG} does not describe an adapter")
+    if config.get("peft_type") in ALONE:
+        return read_alone(folder, config)
     method, kind = method_for(folder, config)
-    if not (folder / PEFT_TENSORS).is_file() and (folder / "adapter_model.bin").is_file():
-        raise UsageError(
-            f"{folder} has its tensors only as a pickle (adapter_model.bin); loading a pickle can execute arbitrary "
-            f"code",
-            "Save the adapter again with a recent PEFT, which writes adapter_model.safetensors.",
-        )
-    flat = files.read_tensors(folder / PEFT_TENSORS)
+    flat = stored_tensors(folder)
     found = sorted_out(flat, kind)
-    if not found.layers:
+    if kind.by_targets and found.shared and not found.layers:
+        if said := unread(config):
+            raise UsageError(f"{folder / CONFIG}: {said}", supported())
+    elif not found.layers:
         listed = ", ".join(found.left_out[:3]) or "none"
         raise UsageError(f"{folder} adapts no linear layer (tensors: {listed})", supported())
     try:
@@ -116,10 +125,11 @@ def read_peft(folder: Path) -> PeftFolder:
         "base": {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")},
         "methods": [{"name": name, "options": options} for name, options in entries],
         "seed": 0,
+        "config": config,
         **names.to_json(),
     }
     saved = SavedAdapter(folder, info, sites, composition, tensors)
-    if all(site.d and site.k for site in sites):
+    if is_whole(saved, kind):
         refuse_unbuildable(saved)
     beside = [f"{key}: {config[key]}" for key in REFUSED if config.get(key)]
     if config.get("ensure_weight_tying") and names.full:
@@ -128,12 +138,47 @@ def read_peft(folder: Path) -> PeftFolder:
     return PeftFolder(saved, tuple(left_out), tuple(beside))
 
 
+def read_alone(folder: Path, config: Mapping[str, Any]) -> PeftFolder:
+    """A folder that adapts no layer, and trains modules or rows alone. Raises as `read_peft`."""
+    flat = stored_tensors(folder)
+    try:
+        said, tensors = as_lora(config, flat)
+        names, own = names_in(said, tensors)
+        held = by_place(names, tensors, own)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise CheckFailed(f"{folder}: {error}") from None
+    info = {
+        "peft_type": config["peft_type"],
+        "base": {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")},
+        "methods": [{"name": registry.DEFAULT_METHOD, "options": {}}],
+        "seed": 0,
+        **names.to_json(),
+    }
+    composition = compose.compose([(registry.DEFAULT_METHOD, {})])
+    left_out = [key for key in tensors if key not in own and not is_twice(key)]
+    return PeftFolder(SavedAdapter(folder, info, [], composition, held), tuple(left_out), ())
+
+
+def stored_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder of PEFT. Raises UsageError for a pickle."""
+    if not (folder / PEFT_TENSORS).is_file() and (folder / "adapter_model.bin").is_file():
+        raise UsageError(
+            f"{folder} has its tensors only as a pickle (adapter_model.bin); loading a pickle can execute arbitrary "
+            f"code",
+            "Save the adapter again with a recent PEFT, which writes adapter_model.safetensors.",
+        )
+    return files.read_tensors(folder / PEFT_TENSORS)
+
+
 def method_for(folder: Path, config: Mapping[str, Any]) -> tuple[str, PeftType]:
     """The method whose adapters the folder holds. Raises UsageError where none reads it, naming the setting."""
     word = config.get("peft_type")
     kinds = list(readers(word))
+    own = [(name, kind) for name, kind in kinds if kind.asks and config.get(kind.asks)]
+    kinds = own or [(name, kind) for name, kind in kinds if not kind.asks]
     if not kinds:
-        raise UsageError(f"{folder} is a PEFT adapter of type {word}, which is not supported", supported())
+        why = f": {INSTEAD[word]}" if word in INSTEAD else ""
+        raise UsageError(f"{folder} is a PEFT adapter of type {word}, which is not supported{why}", supported())
     refused = {name: kind.refusal(config) for name, kind in kinds}
     fitting = [(name, kind) for name, kind in kinds if not refused[name]]
     if not fitting:
@@ -152,7 +197,7 @@ def readers(word: Any) -> Iterator[tuple[str, PeftType]]:
 
 def supported() -> str:
     words = {card.facts["peft_type"] for card in registry.methods().values() if card.facts.get("peft_type")}
-    return f"Folders of PEFT can be read of the types {', '.join(sorted(words))}."
+    return f"Folders of PEFT can be read of the types {', '.join(sorted({*words, *ALONE}))}."
 
 
 def refuse_unbuildable(saved: SavedAdapter) -> None:
@@ -164,8 +209,10 @@ def refuse_unbuildable(saved: SavedAdapter) -> None:
         raise CheckFailed(f"{saved.folder / PEFT_TENSORS}: {error}") from None
 
 
-def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
-    """The adapter with its sites as `model` has them, which can be without weights. lrft's own say it themselves.
+def placed(saved: SavedAdapter, model: nn.Module, stored: Stored | None = None) -> SavedAdapter:
+    """The adapter with its sites as `model` has them, and in its order. lrft's own say it themselves.
+
+    stored: the weight (d, k) of a site in the base's files, for a model that is without weights.
 
     The configuration's `fan_in_fan_out` is not asked: PEFT keeps one word for all layers, that of the last.
     Raises CheckFailed where the tensors do not fit the sides that the model says, UsageError where PEFT's adapter is no
@@ -176,20 +223,65 @@ def placed(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
     layers: dict[str, Any] = dict(linear.named_linears(model))
     layers |= {name: module.base for name, module in model.named_modules() if isinstance(module, AdapterLinear)}
     refuse_biased(saved, layers)
+    kind = dict(readers(saved.info["peft_type"])).get(saved.info["methods"][0]["name"])
+    if kind is not None and kind.by_targets and not saved.sites:
+        saved = by_targets(saved, kind, layers)
     sites = [as_in(site, layers[site.name]) if site.name in layers else site for site in saved.sites]
     # What all layers have in common may be as large as the largest of them, so all sides come before any is built.
-    sites = [as_in_stack(site, model) for site in sites]
+    sites = in_order([as_in_stack(site, model) for site in sites], layers)
     whole = replace(saved, sites=sites)
-    known_before = all(site.d and site.k for site in saved.sites)
     if not all(site.d and site.k for site in sites):
         return whole
-    kind = dict(readers(saved.info["peft_type"])).get(saved.info["methods"][0]["name"])
     if kind is not None and SHARED in saved.tensors:
         shared = kind.read_shared(saved.tensors[SHARED], sites)
         whole = replace(whole, tensors={**saved.tensors, SHARED: shared})
-    if not known_before:
+    if kind is not None and not kind.whole:
+        whole = completed(whole, kind, layers, stored)
+    if kind is None or not is_whole(saved, kind):
         refuse_unbuildable(whole)
     return whole
+
+
+def is_whole(saved: SavedAdapter, kind: PeftType) -> bool:
+    """Whether the file alone has said everything that an adapter is made of."""
+    return kind.whole and all(site.d and site.k for site in saved.sites)
+
+
+def by_targets(saved: SavedAdapter, kind: PeftType, layers: Mapping[str, Any]) -> SavedAdapter:
+    """With the layers that the configuration chooses. Raises CheckFailed where it chooses none."""
+    config = saved.info["config"]
+    try:
+        names = targeted(config, list(layers))
+    except re.error as error:
+        raise CheckFailed(f"{saved.folder / CONFIG}: {error}") from None
+    if not names:
+        raise CheckFailed(f"{saved.folder / CONFIG}: target_modules chooses no linear layer of this model")
+    sites = [kind.site(name, {}, config, depth_of(name)) for name in names]
+    return replace(saved, sites=sites, tensors={**saved.tensors, **{name: {} for name in names}})
+
+
+def completed(saved: SavedAdapter, kind: PeftType, layers: Mapping[str, Any], stored: Stored | None) -> SavedAdapter:
+    """With what its file leaves out. Raises CheckFailed where that does not fit."""
+    own = {site.name: saved.tensors[site.name] for site in saved.sites}
+    if lacking := [name for name in own if name not in layers]:
+        raise CheckFailed(f"{saved.folder}: this model has no linear layer {lacking[0]}")
+    try:
+        made = kind.completed(
+            saved.composition.method,
+            own,
+            saved.tensors.get(SHARED, {}),
+            saved.sites,
+            lambda site: weight_of(site, layers[site.name], stored),
+        )
+    except (ValueError, RuntimeError) as error:  # the latter: sides that do not go together
+        raise CheckFailed(f"{saved.folder}: {error}") from None
+    return replace(saved, tensors={**saved.tensors, **made})
+
+
+def in_order(sites: list[Site], layers: Mapping[str, Any]) -> list[Site]:
+    """As the model has them: a file is sorted by names, in which layer 10 comes before layer 2."""
+    places = {name: place for place, name in enumerate(layers)}
+    return sorted(sites, key=lambda site: places.get(site.name, len(places)))
 
 
 def refuse_biased(saved: SavedAdapter, layers: Mapping[str, Any]) -> None:
@@ -217,9 +309,9 @@ def sorted_out(flat: Mapping[str, Tensor], kind: PeftType) -> Found:
     layers: dict[str, dict[str, Tensor]] = {}
     shared, left_out = {}, []
     for key, tensor in flat.items():
-        own = next((name for name, said in kind.shared.items() if key == f"{SHARED_PREFIX}{said.ending}"), None)
+        own = kind.common(key.removeprefix(SHARED_PREFIX)) if key.startswith(SHARED_PREFIX) else ""
         layer, word = within(key, kind)
-        if own is not None:
+        if own:
             shared[own] = tensor
         elif word and tensor.ndim == len(kind.tensors[word].sides):
             layers.setdefault(layer, {})[word] = tensor

@@ -10,18 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.adapters.adapter import Site
-from lrft.adapters.peft_type import PeftType, by_pattern
+from lrft.adapters.adapter import Adapter, Site
+from lrft.adapters.peft_type import Named, PeftType, by_pattern
 from lrft.model.experts import WORDS, stack_of
 
 # Starts that leave the base as it is. The others of PEFT change it, so their factors are no update of the base.
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-VARIANTS = (
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
-    "use_qalora",
+VARIANTS = {
+    "arrow_config": (
+        "it sends each token to some of several LoRAs that are loaded beside it, and has no update of its own; lrft "
+        "combine makes one LoRA of such"
+    ),
+    "layer_replication": "it adapts copies of layers, which the base does not have; replicate them in the base itself",
+    **dict.fromkeys(("alora_invocation_tokens", "kasa_config", "use_qalora"), "a variant with a method of its own"),
+}
+"""settings beside which A and B are something else, with the reason"""
+# VeLoRA keeps less of the input for the backward pass, and a vector for that; MonteCLoRA displaces A in training by
+# noise of trained distributions. What they compute afterwards is a LoRA.
+OF_TRAINING = (
+    "lora_velora_embed",
+    *(f"lora_monteclora_sampler.{word}" for word in ("std_prior", "expert_weights_prior", "gaussian_var_prior")),
+    "lora_monteclora_sampler.expert_weights",
 )
-# VeLoRA keeps less of the input for the backward pass, and a vector for that: what it computes is a LoRA.
-OF_TRAINING = "lora_velora_embed"
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,9 @@ class LoraType(PeftType):
                 f"with init_lora_weights {start!r} PEFT modifies the base weights: A and B are not an update of the "
                 f"original base. PEFT's path_initial_model_for_weight_conversion saves one"
             )
-        for key in VARIANTS:
-            if config.get(key):
-                return f"{key} is set, a LoRA variant that is not supported"
+        for key, why in VARIANTS.items():
+            if config.get(key) and key != self.asks:
+                return f"{key} is set: {why}"
         for name in config.get("target_parameters") or ():
             if str(name).rpartition(".")[2] not in ("weight", *WORDS):
                 return f"target_parameters names {name}, no weight of layers or of experts"
@@ -59,7 +69,7 @@ class LoraType(PeftType):
 
     def entries(self, method: str, config: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any]]:
         dora = "magnitude" in next(iter(found.values()))
-        return [(method, {}), *([("dora", {})] if dora else [])]
+        return [(method, self.values(config)), *([("dora", {})] if dora else [])]
 
     def site(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], depth: int | None) -> Site:
         if not tensors.keys() >= {"A", "B"}:
@@ -72,6 +82,28 @@ class LoraType(PeftType):
     def factor(self, name: str, config: Mapping[str, Any], rank: int) -> float:
         alpha = float(by_pattern(named(name, config), config.get("alpha_pattern"), config["lora_alpha"]))
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def lora_type(adapter: type[Adapter], **more: Any) -> LoraType:
+    """PEFT's LoRA, or with `more` one of its variants, as `adapter` keeps it."""
+    own: dict[str, Any] = {
+        "tensors": {
+            "A": Named("lora_A.weight", "rk"),
+            "B": Named("lora_B.weight", "dr"),
+            "magnitude": Named("lora_magnitude_vector", "d"),
+        },
+        "alpha": "lora_alpha",
+        "patterns": ("rank_pattern", "alpha_pattern"),
+        "dropout": "lora_dropout",
+        "training": (
+            *("use_rslora", "use_dora", "init_lora_weights", "target_parameters", "eva_config", "loftq_config"),
+            *("ensure_weight_tying", "megatron_core", "corda_config", "lora_ga_config", "qalora_group_size"),
+            *("use_bdlora", "velora_config", "monteclora_config"),
+        ),
+        "repeated": OF_TRAINING,
+        "beside": True,
+    }
+    return LoraType("LORA", adapter, **(own | more))
 
 
 def named(name: str, config: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -76,17 +76,31 @@ class PeftType:
     """our name of a tensor that all layers have in common -> its name in the file, without a layer's before it"""
     scales_bias: bool = False
     """whether PEFT changes a layer's bias as well, so that only layers without one are the same"""
+    asks: str = ""
+    """key that has to be set: what tells a folder of this method from others of its type"""
+    beside: bool = False
+    """whether the configuration has keys for biases and rows of tokens"""
     repeated: tuple[str, ...] = ()
     """endings of what a layer's part of the file has beside: repeated there, or empty, or of the training alone"""
+    whole: bool = True
+    """whether the file holds all that an adapter is made of; else `completed` makes the rest"""
+    by_targets: bool = False
+    """whether a file may name no layer, so that `target_modules` alone says which they are"""
 
     # writing
 
     def fits(self, adapter: Adapter) -> bool:
         return type(adapter) is self.adapter and (self.conv1d or not adapter.site.transposed)
 
+    def unfit(self, adapters: Mapping[str, Any], weight: Callable[[Site], Tensor]) -> str:
+        """The first layer of which PEFT would compute something else, and why, where it counts what the file leaves out
+        from the base's weights; "" for none. weight: as in `completed`."""
+        return ""
+
     def written(self, adapter: Adapter) -> dict[str, Tensor]:
         """ending -> tensor, for one layer."""
-        return {self.tensors[own].ending: self.tensors[own].turn(t) for own, t in adapter.tensors().items()}
+        held = {own: t for own, t in adapter.tensors().items() if self.whole or own in self.tensors}
+        return {self.tensors[own].ending: self.tensors[own].turn(tensor) for own, tensor in held.items()}
 
     def shared_of(self, shared: nn.Module, sites: Sequence[Site]) -> dict[str, Tensor]:
         """ending -> tensor of what all layers have in common, buffers as well: a reader need not draw them again."""
@@ -115,6 +129,11 @@ class PeftType:
         return said
 
     # reading
+
+    def common(self, ending: str) -> str:
+        """Our name of a tensor that all layers have in common, "" for none. ending: its name in the file, without the
+        prefix."""
+        return next((own for own, said in self.shared.items() if ending == said.ending), "")
 
     def refusal(self, config: Mapping[str, Any]) -> str:
         """The first setting that means something else, or that is not known; "" for none."""
@@ -157,7 +176,8 @@ class PeftType:
         scale = self.factor(name, config, rank)
         if not math.isfinite(scale):
             raise ValueError(f"{name}: adapter_config.json says alpha {scale * rank}")
-        dtype = torch.float64 if all(t.dtype == torch.float64 for t in tensors.values()) else torch.float32
+        wide = bool(tensors) and all(t.dtype == torch.float64 for t in tensors.values())
+        dtype = torch.float64 if wide else torch.float32
         return Site(name, seen.get("d", 0), seen.get("k", 0), rank, scale, depth, dtype=dtype)
 
     def said_rank(self, name: str, config: Mapping[str, Any]) -> int | None:
@@ -169,6 +189,20 @@ class PeftType:
     def read(self, tensors: Mapping[str, Tensor], site: Site) -> dict[str, Tensor]:
         """A layer's tensors as the adapter has them, from those of the file, by our names."""
         return {own: self.tensors[own].turn(tensor) for own, tensor in tensors.items()}
+
+    def completed(
+        self,
+        method: Any,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        shared: Mapping[str, Tensor],
+        sites: Sequence[Site],
+        weight: Callable[[Site], Tensor],
+    ) -> dict[str, dict[str, Tensor]]:
+        """name -> all tensors of that layer's adapter, from those that `read` gave.
+
+        method: the one of `entries`. shared: as `read_shared` gave it. sites: in the model's order. weight: the base's
+        (d, k) of one, in float32 on the CPU, read when it is asked for."""
+        return {name: dict(own) for name, own in tensors.items()}
 
     def read_shared(self, shared: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:
         """What all layers have in common as it is kept here, when all sides are known."""

@@ -57,7 +57,9 @@ def start_from(attached: Attached, saved: SavedAdapter) -> Started:
     take_beside(attached, saved)
     own = {site.name: site for site in attached.sites}
     fresh = tuple(name for name in own if name not in sites)
-    if is_alike(attached, saved) and all(alike(attached.modules[name], saved, sites[name]) for name in sites):
+    if not sites or (
+        is_alike(attached, saved) and all(alike(attached.modules[name], saved, sites[name]) for name in sites)
+    ):
         take_tensors(attached, saved)
         return Started(len(sites), fresh, True, 0.0, "")
     errors = {name: take_update(attached, saved, own[name], sites[name]) for name in sites}

@@ -37,7 +37,8 @@ from lrft.model.added_tokens import Added
 from lrft.model.end_tokens import add_stops, saved_stops
 from lrft.model.experts import unstack_for
 from lrft.model.head import Head, head_modules
-from lrft.model.quantized import KINDS, take_over
+from lrft.model.quantized import KINDS
+from lrft.model.taken_over import take_over
 from lrft.utils import files
 
 FORMAT = 1
@@ -59,7 +60,7 @@ class SavedAdapter:
 
     @property
     def quantization(self) -> str:
-        """How the base was quantised that it was trained on: none, nf4, fp4 or int8."""
+        """How the base was quantised that it was trained on: none, nf4, fp4, int8 or fp8."""
         return str(self.info["base"].get("quantization", "none"))
 
     @property

@@ -108,6 +108,14 @@ def refuse_unready(recipe: Recipe) -> None:
         registry.declared("exporters")[chosen.name].load()(**chosen.options).ready()
 
 
+def refuse_missing_base(base: str | None) -> None:
+    """Raises MissingError where --base names a folder or file that is not there, before anything is loaded."""
+    from lrft.model.hub import find_model
+
+    if base is not None and not base.lower().endswith(".gguf"):  # such a file is converted when it is found
+        find_model(base, where="--base")
+
+
 def typed() -> str:
     """The command that is running, as it can be pasted into a shell."""
     return shlex.join(["lrft", *sys.argv[1:]])

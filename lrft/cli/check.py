@@ -55,10 +55,17 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     with loading():
         import torch
 
-        from lrft.adapters import beside, compose, targets
-        from lrft.adapters.attach import composition_warnings, count_trained, select_sites
+        from lrft.adapters import beside, targets
+        from lrft.adapters.attach import (
+            composed_with,
+            composition_warnings,
+            count_trained,
+            rows_warnings,
+            select_sites,
+        )
         from lrft.adapters.reach import uncalled
-        from lrft.export.merge import names_in, unmergeable
+        from lrft.export.merge import unmergeable
+        from lrft.export.merge_places import names_in
         from lrft.loading.from_recipe import (
             added_by,
             find_base,
@@ -87,7 +94,7 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     skeleton = load_skeleton(source, recipe.model.trust_remote_code, head, added_by(recipe, source))
     weights = weight_files(source)
     stored = Stored(skeleton, names_in(weights))  # asked while the modules are those that transformers knows
-    composition = compose.compose_section(recipe.adapter)
+    composition = composed_with(recipe.adapter, tokenizer, recipe.where)
     passed_over = uncalled(skeleton)
     left_out = targets.choose(skeleton, recipe.adapter, recipe.where, passed_over).lines()
     sites = select_sites(skeleton, recipe.adapter, composition, recipe.where, passed_over)
@@ -103,6 +110,7 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
     objective = objective_of(recipe)
     refuse_unfit_metrics(recipe, objective, objective.module(skeleton))
     others = find_others(recipe, source, tokenizer, prepared.train)
+    of_rows = rows_warnings(composition, prepared.train, recipe.where)
     everything = sum(p.numel() for p in skeleton.parameters())
     linears = sum(1 for _ in linear.named_linears(skeleton))
     modules = " ".join(targets.module_names(site.name for site in sites))
@@ -123,7 +131,7 @@ def check_all(recipe: Recipe, path: Path, as_json: bool = False) -> None:
                 *after,
             ]
         )
-        for text in (*rate_hint(recipe), *composition_warnings(composition, sites, skeleton)):
+        for text in (*rate_hint(recipe), *composition_warnings(composition, sites, skeleton), *of_rows):
             reporter.warn(text)
         if reason:
             reporter.warn(f"merging into this base is not possible: {reason}")

@@ -73,7 +73,7 @@ def convert(
 def of_adapter(source: Path, out: Path, how: Lora, base: str | None) -> tuple[list[str], str, Difference]:
     """(facts, what was lost, how far the result is from the adapter)"""
     from lrft.adapters.peft_import import read_any
-    from lrft.loading.saved import base_of
+    from lrft.loading.base import base_of
     from lrft.runs.locate import adapter_folder
     from lrft.verification.adapter import verify_adapter
 

@@ -50,7 +50,7 @@ def export(
     with loading():
         from lrft.adapters.peft_import import read_any
         from lrft.export.gguf import FILE
-        from lrft.loading.saved import base_of
+        from lrft.loading.base import base_of
         from lrft.verification.adapter import verify_adapter
         from lrft.verification.gguf import verify_gguf
         from lrft.verification.merge import verify_merge

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.cli.arguments import AsJson, Base, loading, one_of, tell_choice, typed
+from lrft.cli.arguments import AsJson, Base, loading, one_of, refuse_missing_base, tell_choice, typed
 from lrft.cli.progress import shown
 from lrft.errors import UsageError
 from lrft.utils.files import refuse_taken
@@ -64,10 +64,10 @@ def merge(
     adapter = adapter_folder(source)
     folder = out or folder_in_run(adapter)
     refuse_taken(folder)
+    refuse_missing_base(base)
     with loading():
         from lrft.export.merge import merge_adapter
         from lrft.runs.after import noted
-        from lrft.verification.merge import verify_merge
 
     tell_choice(source, adapter)
     with noted(run_of(adapter), "merge", typed()) as found:
@@ -87,13 +87,21 @@ def merge(
         if not no_verify:
             del found["checked"]
             with telling("comparing the merged model with the adapter"):
-                difference = verify_merge(folder, adapter, base_folder=result.base, tolerance=tolerance, into=into)
+                difference = compared(folder, adapter, result.base, tolerance, into)
             found |= {"checked": checked_words(difference)}
     if as_json:
         verified = difference.to_dict() if difference else None
         print(json.dumps({"out": str(folder), **result.to_dict(), "verified": verified}, indent=1))
     else:
         tell(folder, result, difference)
+
+
+def compared(folder: Path, adapter: Path, base: Path, tolerance: float | None, into: str) -> Difference:
+    """Loads both models, and only now what that takes. Raises CheckFailed when they differ."""
+    with loading():
+        from lrft.verification.merge import verify_merge
+
+    return verify_merge(folder, adapter, base_folder=base, tolerance=tolerance, into=into)
 
 
 def folder_in_run(adapter: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +37,7 @@ def render(action: str | None, name: str | None, *, kind: str | None, as_json: b
     return as_text([cards[name]], as_json, lambda found: card(found[0], cards))
 
 
-def of_kind(cards: dict[str, MethodCard], kind: str | None) -> list[MethodCard]:
+def of_kind(cards: Mapping[str, MethodCard], kind: str | None) -> list[MethodCard]:
     kinds = sorted({c.kind for c in cards.values()})
     if kind is not None and kind not in kinds:
         raise UsageError(f"--kind must be one of {', '.join(kinds)} (got {kind})")
@@ -111,7 +112,7 @@ def hanging(name: str, text: str, indent: int, width: int) -> list[str]:
     return textwrap.wrap(text, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent)
 
 
-def card(found: MethodCard, cards: dict[str, MethodCard]) -> str:
+def card(found: MethodCard, cards: Mapping[str, MethodCard]) -> str:
     """Everything about one method."""
     lines = [f"{found.name}   {found.kind}   {found.paper}", "", found.summary, ""]
     lines += _facts(found)
@@ -140,7 +141,7 @@ def _facts(found: MethodCard) -> list[str]:
     return [f"{label:<10} {text}" for label, text in facts.items() if text]
 
 
-def excluded(found: MethodCard, cards: dict[str, MethodCard]) -> list[str]:
+def excluded(found: MethodCard, cards: Mapping[str, MethodCard]) -> list[str]:
     """Why each other method, or a quantised base, is refused beside this one, derived from the declarations."""
     alone = registry.conflicts([found.name], dropout=0.0, alpha_given=False, quantized=True)
     sentences = [f"a quantised base: {conflict.text}" for conflict in alone if conflict.about == registry.QUANTIZED]

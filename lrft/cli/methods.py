@@ -41,38 +41,42 @@ def methods(
         raise UsageError("lrft methods show and --recipe cannot be used together")
     loaded = read_recipe(recipe, None)
     with as_written(loaded):
-        total, counts = count_parameters(loaded, kind)
+        total, counts, beside = count_parameters(loaded, kind)
     if as_json:
         print(json.dumps(counts, indent=1))
     else:
-        print("\n".join(count_lines(total, counts)))
+        print("\n".join([*count_lines(total, counts), *beside]))
 
 
-def count_parameters(recipe: Recipe, kind: str | None) -> tuple[int, dict[str, int | str]]:
-    """Parameters of the base, and what each method would train in the place of the recipe's own: a number, or why
-    the method is not applicable."""
+def count_parameters(recipe: Recipe, kind: str | None) -> tuple[int, dict[str, int | str], list[str]]:
+    """Parameters of the base; what would be trained with each method in the place of the recipe's own, a number, or why
+    the method is not applicable; lines about what is trained beside the adapters, which the numbers include."""
     with loading():
         from lrft import registry
-        from lrft.adapters import compose
+        from lrft.adapters import beside, compose
         from lrft.adapters.attach import count_trained, select_sites
         from lrft.adapters.reach import uncalled
         from lrft.cli.method_list import of_kind
-        from lrft.loading.from_recipe import find_base, sketched_head
-        from lrft.model.load import load_skeleton
+        from lrft.loading.from_recipe import find_base, skeleton_for, tokens_for
 
     source = find_base(recipe)
-    skeleton = load_skeleton(source, recipe.model.trust_remote_code, sketched_head(recipe))
+    skeleton, tokens = skeleton_for(recipe, source), tokens_for(recipe, source)
     passed_over = uncalled(skeleton)
     found: dict[str, int | str] = {}
+    lines: list[str] = []
     for card in of_kind(registry.methods(), kind):
         composition = compose.compose([(card.name, {})])
         adapter = recipe.adapter.model_copy(update={} if composition.scale_owner else {"alpha": "auto", "scale": None})
         try:
             sites = select_sites(skeleton, adapter, composition, recipe.where, passed_over)
-            found[card.name] = count_trained(sites, composition, recipe.where)
+            names = beside.names_for(skeleton, adapter, [site.name for site in sites], recipe.where, tokens)
+            own = beside.count_trained(skeleton, names)
+            found[card.name] = count_trained(sites, composition, recipe.where) + own
         except RecipeError as error:
             found[card.name] = error.problems[0].text.removeprefix("adapter: ")
-    return sum(p.numel() for p in skeleton.parameters()), found
+        else:
+            lines = [f"each with {own:,} beside the adapters", *names.lines()] if own else []
+    return sum(p.numel() for p in skeleton.parameters()), found, lines
 
 
 def count_lines(total: int, counts: dict[str, int | str]) -> list[str]:

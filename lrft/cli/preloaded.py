@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 
-import lrft.cli.eval
-import lrft.cli.merge
-import lrft.cli.train
-import lrft.compare.forgetting
-import lrft.training.run  # noqa: F401
-from lrft.model.load import importing
+from lrft.model.load import import_transformers, importing
 
 with importing():
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-
+    import lrft.cli.main
+    import lrft.compare.forgetting
+    import lrft.training.run
+    import lrft.verification.merge  # noqa: F401
+import_transformers()
 gc.freeze()  # shared with every fork for as long as nobody writes to it

@@ -24,7 +24,7 @@ def serve_by(
     adapter's, and what is missing or wrong before anything is loaded."""
     with loading():
         from lrft.adapters.peft_import import read_any
-        from lrft.loading.saved import base_of
+        from lrft.loading.base import base_of
         from lrft.serving import engine_check, engine_process
         from lrft.serving.engines import ENGINES
         from lrft.serving.shelf import adapter_at, named_by_folder

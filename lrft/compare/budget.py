@@ -1,27 +1,26 @@
 """Parameter matching: each method's rank with the trainable-parameter count closest to the baseline's.
 
-Counted on the real model's layers, without its weights: the adapters of each shape are built on the meta device.
+Counted on the real model's layers, without its weights: the adapters of each shape are built on the meta device. What
+is trained beside the adapters counts as well, of all runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lrft import registry
-from lrft.adapters import compose
+from lrft.adapters import beside, compose
 from lrft.adapters.adapter import Site
 from lrft.adapters.attach import count_trained, select_sites
 from lrft.adapters.reach import uncalled
 from lrft.compare.config import Comparison
 from lrft.compare.grid import Point, Variant
 from lrft.errors import Problem, RecipeError
-from lrft.loading.from_recipe import sketched_head
-from lrft.model.hub import find_model
-from lrft.model.load import load_skeleton
+from lrft.loading.from_recipe import find_base, skeleton_for, tokens_for
 from lrft.recipe import AdapterSection, Recipe
 
 GAP = 64
@@ -45,6 +44,8 @@ class Choice:
     """whether the count is the same at every rank"""
     knobs: tuple[str, ...]
     """if fixed: the method's options that change the count"""
+    beside: int
+    """trainable parameters beside the adapters, which `trained` has too"""
 
     @property
     def deviation(self) -> float:
@@ -64,16 +65,26 @@ class Counter:
     """Counts trainable parameters; caches model skeletons."""
 
     def __init__(self) -> None:
-        self._skeletons: dict[tuple[str, str | None], Any] = {}
-        self._uncalled: dict[tuple[str, str | None], Mapping[str, str]] = {}
+        self._skeletons: dict[str, Any] = {}
+        self._uncalled: dict[str, Mapping[str, str]] = {}
+        self._tokens: dict[str, list[int]] = {}
 
     def count(self, recipe: Recipe, rank: int, options: dict[str, dict[str, Any]] | None = None) -> int:
         """At a rank. options: by method, in place of the recipe's. Raises RecipeError."""
         adapter: AdapterSection = recipe.adapter.model_copy(update={"rank": rank})
         composition = compose.compose((e.name, (options or {}).get(e.name, e.options)) for e in adapter.method)
         sites = self.sites(recipe, adapter, composition)
+        more = self.beside(recipe, sites)
         with torch.device("meta"):
-            return count_trained(sites, composition, recipe.where)
+            return count_trained(sites, composition, recipe.where) + more
+
+    def beside(self, recipe: Recipe, sites: Sequence[Site] | None = None) -> int:
+        """What is trained beside the adapters of these sites; None: of the recipe's own. Raises RecipeError."""
+        if sites is None:
+            sites = self.sites(recipe, recipe.adapter, compose.compose_section(recipe.adapter))
+        skeleton, tokens = self.skeleton(recipe), self.tokens(recipe)
+        names = beside.names_for(skeleton, recipe.adapter, [site.name for site in sites], recipe.where, tokens)
+        return beside.count_trained(skeleton, names)
 
     def largest_rank(self, recipe: Recipe) -> int:
         """The smaller side of the widest adapted layer: no update has a higher rank."""
@@ -82,17 +93,28 @@ class Counter:
         return max(min(site.d, site.k) for site in sites)
 
     def sites(self, recipe: Recipe, adapter: AdapterSection, composition: compose.Composition) -> list[Site]:
-        skeleton, key = self.skeleton(recipe), (recipe.model.name, recipe.model.revision)
+        skeleton, key = self.skeleton(recipe), self.key(recipe)
         if key not in self._uncalled:
             self._uncalled[key] = uncalled(skeleton)
         return select_sites(skeleton, adapter, composition, recipe.where, self._uncalled[key])
 
     def skeleton(self, recipe: Recipe) -> Any:
-        key = (recipe.model.name, recipe.model.revision)
+        key = self.key(recipe)
         if key not in self._skeletons:
-            source = find_model(*key, where=recipe.where("model.name"))
-            self._skeletons[key] = load_skeleton(source, recipe.model.trust_remote_code, sketched_head(recipe))
+            self._skeletons[key] = skeleton_for(recipe, find_base(recipe))
         return self._skeletons[key]
+
+    def tokens(self, recipe: Recipe) -> list[int]:
+        """Ids of the tokens whose rows are trained."""
+        key = f"{self.key(recipe)} {recipe.adapter.train_tokens!r}"
+        if key not in self._tokens:
+            self._tokens[key] = tokens_for(recipe, find_base(recipe))
+        return self._tokens[key]
+
+    def key(self, recipe: Recipe) -> str:
+        """What the shapes of a recipe's model follow from."""
+        model, objective = recipe.model, recipe.training.objective
+        return f"{model.name} {model.revision} {model.add_tokens!r} {objective!r}"
 
 
 def choose(comparison: Comparison) -> list[Choice]:
@@ -135,8 +157,9 @@ def _choice(counter: Counter, recipe: Recipe, budget: str, target: int, first: R
         found = rank, counter.count(recipe, rank)  # a refusal is the user's to know
     others = {count(other) for other in (1, rank + 1, 2 * rank, 4 * rank) if other != found[0]} - {None}
     if others == {found[1]}:
-        return Choice(rank, found[1], target, False, True, size_knobs(counter, recipe, rank, found[1]))
-    return Choice(*found, target, budget != "none", False, ())
+        knobs = size_knobs(counter, recipe, rank, found[1])
+        return Choice(rank, found[1], target, False, True, knobs, counter.beside(recipe))
+    return Choice(*found, target, budget != "none", False, (), counter.beside(recipe))
 
 
 def nearest_rank(count: Count, target: int, largest: int) -> tuple[int, int] | None:

@@ -92,17 +92,26 @@ def notes(found: Facts) -> list[str]:
         f"mean over the seeds {seeds} ± the standard deviation (n - 1). Each run is shown at its best grid point, "
         "selected by this same mean, so figures from a wide grid are slightly optimistic.",
         f"The 95 % interval is paired over seeds: {found['interval']}",
-        "trainable: trainable parameters, and their difference from the baseline's. exports to: formats the adapter "
-        "can "
-        "be exported to. merged: the largest logit difference of merged model and adapter over the largest logit, "
-        "of the "
-        "best seed.",
+        f"trainable: trainable parameters, and their difference from the baseline's{beside_words(found)}. exports to: "
+        "formats the adapter can be exported to. merged: the largest logit difference of merged model and adapter over "
+        "the largest logit, of the best seed.",
         "tokens/s: median over all steps. memory: maximum over all steps. training: training time of one run, "
         "mean over seeds" + (f"; up to {side} runs shared the machine, which slows each." if side > 1 else "."),
     ]
     if any(row["general_after"] is not None for row in found["methods"]):
         made.append("general text: loss per token before → after training, the mean over seeds; a rise is forgetting.")
     return made
+
+
+def beside_words(found: Facts) -> str:
+    """`; 1,234 of them stand beside the adapters in each run`; "" where nothing does."""
+    counts = {row["run"]: row["beside"] for row in found["methods"]}
+    if not any(counts.values()):
+        return ""
+    if len(set(counts.values())) == 1:
+        return f"; {next(iter(counts.values())):,} of them stand beside the adapters, in each run"
+    each = ", ".join(f"{number:,} in {run}" for run, number in counts.items())
+    return f"; some of them stand beside the adapters: {each}"
 
 
 def main_table(found: Facts) -> Rows:

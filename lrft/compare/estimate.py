@@ -39,7 +39,8 @@ def rank_line(comparison: Comparison, name: str, choice: Choice) -> str:
     """`mora   rank 8   2,896 trainable parameters, -2.7% (chosen)`."""
     more = "" if name == comparison.baseline else f", {choice.deviation:+.1%}"
     note = f" ({choice.note})" if choice.note else ""
-    return f"{name:<14} rank {choice.rank:<5} {choice.trained:>13,} trainable parameters{more}{note}"
+    own = f", {choice.beside:,} of them beside the adapters" if choice.beside else ""
+    return f"{name:<14} rank {choice.rank:<5} {choice.trained:>13,} trainable parameters{more}{own}{note}"
 
 
 def list_rows(jobs: Sequence[Job]) -> list[Row]:

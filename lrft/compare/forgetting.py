@@ -16,7 +16,8 @@ from lrft.adapters.storage import load_adapter, read_adapter
 from lrft.errors import LrftError, exit_code
 from lrft.evaluation.generate import pad_token
 from lrft.evaluation.loss import loss_of
-from lrft.loading.saved import answering, base_of, load_as_trained
+from lrft.loading.base import base_of
+from lrft.loading.saved import answering, load_as_trained
 from lrft.model.load import load_tokenizer, position_limit
 from lrft.model.weights import cache_dir
 from lrft.recipe import DataEntry, DataSection

@@ -104,6 +104,7 @@ def _row(
         "rank_matters": not choice.fixed,
         "rank_note": choice.note,
         "trained": trained,
+        "beside": choice.beside,
         "deviation": trained / choice.baseline - 1,
         "best": point.plain() if jobs else None,
         "values": dict(zip(map(str, comparison.seeds), values, strict=True)) if jobs else {},

@@ -32,7 +32,7 @@ def run(comparison: Comparison, reporter: Reporter, *, jobs: int, dry_run: bool)
     Raises LrftError in its kinds: Stopped after a signal, LrftError when a run failed otherwise than by diverging.
     """
     choices = budget.choose(comparison)
-    made = make_jobs(comparison, [_rank(comparison, choice) for choice in choices])
+    made = make_jobs(comparison, [rank_of(comparison, choice) for choice in choices])
     refuse_other_recipes(made)
     refuse_other_contents(made, hashes := Hashes())
     reporter.table(estimate.plan_rows(comparison, made, choices))
@@ -57,7 +57,7 @@ def run(comparison: Comparison, reporter: Reporter, *, jobs: int, dry_run: bool)
     return made
 
 
-def _rank(comparison: Comparison, choice: Choice) -> Rank:
+def rank_of(comparison: Comparison, choice: Choice) -> Rank:
     return (choice.rank, f"budget: {comparison.budget}") if choice.chosen else None
 
 

@@ -1,7 +1,8 @@
 """`lrft compare --suggest`: methods worth a try for a goal, with the figures that say so.
 
-The figures come from docs/benchmark.md (a small base and small tasks), docs/performance.md (a step's time and memory)
-and docs/claims.md (forgetting); `scripts/docs` collects them in evidence.json. Each is relative to LoRA's.
+The figures come from docs/benchmark-real.md, for methods that were run there, else from docs/benchmark.md (a small base
+and small tasks); docs/performance.md (a step's time and memory) and docs/claims.md (forgetting). `scripts/docs`
+collects them in evidence.json. Each is relative to LoRA's.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ NEAR = 1.25
 WORSE = 0.05
 """share by which the loss of a method that saves time or memory may be above LoRA's"""
 CAVEAT = (
-    "measured on a small base and small tasks (docs/benchmark.md, docs/performance.md, docs/claims.md): candidates to "
-    "compare on your own data, no ranking of them"
+    "measured on a small base and small tasks (docs/benchmark.md, docs/performance.md, docs/claims.md), losses with * "
+    "on a model of 135 million weights (docs/benchmark-real.md): candidates to compare on your own data, no ranking of "
+    "them"
 )
 
 
@@ -43,6 +45,8 @@ class Measured:
     step: float | None = None
     memory: float | None = None
     forgotten: float | None = None
+    real: bool = False
+    """whether the losses are those of a real model"""
 
     @property
     def loss(self) -> float | None:
@@ -106,9 +110,10 @@ def measured() -> list[Measured]:
         words = tuple(facts["method"])
         if not all(word in cards or word in registry.PRESETS for word in words):
             continue
-        losses = tuple(change for changes in facts["loss"].values() for change in changes)
+        real = facts.get("real", {})
+        losses = tuple(change for changes in (real or facts["loss"]).values() for change in changes)
         figures = {key: facts.get(key) for key in ("parameters", "step", "memory", "forgotten")}
-        found.append(Measured(name, words, exports_of(words), losses, **figures))
+        found.append(Measured(name, words, exports_of(words), losses, **figures, real=bool(real)))
     return found
 
 
@@ -133,10 +138,14 @@ def table(found: Sequence[Measured]) -> list[str]:
     """Lines of a table, LoRA first."""
     head = ["method", "loss", "parameters", "step", "memory", "general text"]
     rows = [
-        [row.name, change(row.loss), *map(times, (row.parameters, row.step, row.memory, row.forgotten))]
-        for row in found
+        [row.name, loss_of(row), *map(times, (row.parameters, row.step, row.memory, row.forgotten))] for row in found
     ]
     return aligned([head, *rows], figures=True)
+
+
+def loss_of(found: Measured) -> str:
+    """A star marks losses of a real model."""
+    return change(found.loss) + ("*" if found.real else "")
 
 
 def change(value: float | None) -> str:

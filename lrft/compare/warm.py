@@ -3,7 +3,8 @@
 The imports of a short run take more processor time than the run. Python's fork server makes them once, in a process
 that has one thread and computes nothing; each fork of it is a process of its own with its own environment, output,
 signals and exit code, so that its results and its failures are its own. Not for GPUs: CUDA's state does not survive a
-fork, and a driver may be started by an import.
+fork, and a driver may be started by an import. Where some import starts a thread, the processes begin cold: a lock that
+a thread holds at the moment of a fork stays locked for ever.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
+
+from lrft.distributed.watchdog import LAUNCHER
 
 # What libraries read when they are loaded. Threads of theirs would not survive a fork.
 ALONE = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
@@ -76,6 +79,8 @@ def _run(module: str, arguments: list[str], out: Path, log: Path, environment: d
         to = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         os.dup2(to, number)
         os.close(to)
+    if len(list(Path(f"/proc/{os.getppid()}/task").iterdir())) > 1:
+        _begin_cold(module, arguments, environment)
     sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
     sys.argv = [module, *arguments]
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -84,6 +89,14 @@ def _run(module: str, arguments: list[str], out: Path, log: Path, environment: d
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _begin_cold(module: str, arguments: list[str], environment: dict[str, str]) -> None:
+    """Become a process that shares nothing with the server."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    waiting = multiprocessing.parent_process()
+    launcher = {} if waiting is None else {LAUNCHER: str(waiting.pid)}
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment | launcher)
 
 
 def _leave_with_parent() -> None:

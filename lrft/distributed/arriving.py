@@ -2,7 +2,7 @@
 
 What looks at the gradients of a step together has none to look at: clipping by their norm, other parts, other
 processes. The keys of a recipe that ask for that are refused by the declaration (`takes_gradients`,
-`lrft.recipe.checks`); what needs the objects of the run is refused here.
+`lrft.recipe.taken_gradients`); what needs the objects of the run is refused here.
 """
 
 from __future__ import annotations

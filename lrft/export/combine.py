@@ -19,7 +19,8 @@ from lrft.adapters.storage import SavedAdapter
 from lrft.adapters.updates import update_of, words
 from lrft.errors import UsageError
 from lrft.export.merge import OWN_FILES, goes_along
-from lrft.loading.saved import base_of, load_as_trained, refuse_other_base
+from lrft.loading.base import base_of, refuse_other_base
+from lrft.loading.saved import load_as_trained
 from lrft.model import linear
 from lrft.model.experts import unstack_for
 from lrft.model.weights import fingerprint

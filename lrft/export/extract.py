@@ -18,7 +18,8 @@ from lrft.adapters.attach import attach_sites
 from lrft.adapters.targets import site_of
 from lrft.errors import CheckFailed, UsageError
 from lrft.export.lora import Cut, Lora
-from lrft.export.merge import OWN_FILES, goes_along, names_in
+from lrft.export.merge import OWN_FILES, goes_along
+from lrft.export.merge_places import names_in
 from lrft.model import linear
 from lrft.model.load import load_model, load_skeleton
 from lrft.model.stored import Stored

@@ -8,6 +8,7 @@ one alpha.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,8 +21,8 @@ from lrft.errors import UsageError
 from lrft.export import lay_out_lora
 from lrft.export.base import Exporter
 from lrft.export.gguf import find_converter, run_converter
-from lrft.export.merge import names_in, tensor_keys
 from lrft.export.merge_experts import is_expert
+from lrft.export.merge_places import names_in, stored_weight, tensor_keys
 from lrft.model.load import load_skeleton
 from lrft.model.stored import Stored
 from lrft.model.weights import weight_files
@@ -51,8 +52,10 @@ class GgufLora(Exporter):
         if out.exists():
             raise UsageError(f"{out} exists", "Choose another folder with -o.")
         skeleton = load_skeleton(base, head=saved.head)
-        saved = placed(saved, skeleton)
-        factors = factors_of(saved, Stored(skeleton, names_in(weight_files(base))))
+        weights = weight_files(base)
+        stored = Stored(skeleton, names_in(weights))
+        saved = placed(saved, skeleton, partial(stored_weight, stored, weights))
+        factors = factors_of(saved, stored)
         with files.scratch_for(out) as scratch:
             files.write_tensors(scratch / "factors.safetensors", factors)
             words = [str(script), str(base), str(scratch / "factors.safetensors"), str(scratch / FILE)]

@@ -87,7 +87,10 @@ class Lora(Exporter):
 
     def cut(self, update: Tensor) -> Cut:
         """update: dW (d, k)"""
-        U, S, Vh = torch.linalg.svd(update.float(), full_matrices=False)
+        return self.kept(*torch.linalg.svd(update.float(), full_matrices=False))
+
+    def kept(self, U: Tensor, S: Tensor, Vh: Tensor) -> Cut:
+        """The same of an update's decomposition: U (d, n), S (n,), Vh (n, k)."""
         squares = S.double().square()
         total = squares.sum().item()
         if self.rank is None:

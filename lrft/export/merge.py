@@ -1,11 +1,10 @@
 """Merging: adapter + base folder -> a folder that plain transformers loads.
 
 The base's safetensors files are read piece by piece (`pieces`); a target becomes `adapter.weight(W0)` in float32,
-rounded once. The model is built without its weights, to learn under which names transformers reads them
-(`Stored`): memory is that of a few pieces, or of the largest tensor when the adapter states its weight only as a
-whole. (But where W0 is to be the weight that a quantised base had, it comes from that base, and every quantised weight
-is written as it was there.) Afterwards the written folder is loaded and its logits are compared with those of base +
-adapter.
+rounded once. Where it lies in the files is found without transformers wherever that is possible (`places`). Memory is
+that of a few pieces, or of the largest tensor when the adapter states its weight only as a whole. (But where W0 is to
+be the weight that a quantised base had, it comes from that base, and every quantised weight is written as it was
+there.) Afterwards the written folder is loaded and its logits are compared with those of base + adapter.
 """
 
 from __future__ import annotations
@@ -23,17 +22,18 @@ from typing import Any
 from torch import Tensor
 
 from lrft.adapters.adapter import Site
-from lrft.adapters.peft_import import placed, read_any
+from lrft.adapters.attach import build_site
+from lrft.adapters.peft_import import read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.errors import CheckFailed, UsageError
-from lrft.export.merge_experts import is_expert, merged_experts, readable
-from lrft.export.merge_head import INDEX, head_merge, write_config, write_index, write_keys
+from lrft.export.merge_experts import is_expert, readable
+from lrft.export.merge_head import INDEX, write_config, write_index, write_keys
+from lrft.export.merge_places import names_in, places
 from lrft.export.merge_shards import Change, TrainedOn, merge_file, refuse_unfit, workers_for
 from lrft.export.model_card import model_card
-from lrft.export.shrink import Shrunk, masked, shrink
-from lrft.loading.saved import base_of, load_as_trained, refuse_other_base
+from lrft.export.shrink import Shrunk, shrink
+from lrft.loading.base import base_of, refuse_other_base
 from lrft.model import linear
-from lrft.model.load import load_skeleton
 from lrft.model.quantized import QuantizedLinear
 from lrft.model.stored import Stored
 from lrft.model.weight_names import weight_keys
@@ -121,16 +121,13 @@ def merge_adapter(
     refuse_unmergeable(saved)
     if into == "dequantized" and saved.quantization == "none":
         raise UsageError("this adapter was not trained on a quantised base: --into dequantized does not apply")
+    if into == "original" and saved.quantization != "none" and (why := saved.composition.keeps_dequantized):
+        raise UsageError(f"not merged into the original base: {why}")
     source = base_of(saved, base_model)
     refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
-    skeleton = load_skeleton(source, trust_remote_code, saved.head, saved.added)
-    saved = placed(saved, skeleton)
-    names = names_in(weights)
-    stored = Stored(skeleton, names)
-    head = head_merge(saved, skeleton, weights)
-    keys = tensor_keys(saved, stored)
-    experts = merged_experts(saved, stored, weights)
+    at = places(saved, source, weights, trust_remote_code)
+    saved, head, total = at.saved, at.head, len(names_in(weights))
     trained_on = dequantized(saved, source, weights, trust_remote_code) if into == "dequantized" else TrainedOn()
     result = MergeResult(out, source, len(saved.sites), dtype or "as stored", left_out=sorted(head.unread))
 
@@ -140,27 +137,28 @@ def merge_adapter(
             done = count(1)
 
             def reached() -> None:
-                progress(next(done), len(names))
+                progress(next(done), total)
 
             for path in weights:
                 last = path == weights[-1]
                 to = temporary / path.name
                 result.add(
-                    merge_file(path, to, saved, keys, dtype, workers, trained_on, head, experts, reached, last=last)
+                    merge_file(
+                        path, to, saved, at.keys, dtype, workers, trained_on, head, at.experts, reached, last=last
+                    )
                 )
         result.beside = len(head.given)
         if not result.update_norm and not head.given:
             raise CheckFailed("the adapter's update is zero everywhere, so merging would change nothing")
         complete_folder(temporary, source, saved, dtype)
-        if saved.head is not None:
-            write_config(temporary, saved, skeleton)
+        if saved.head is not None and at.model is not None:
+            write_config(temporary, saved, at.model[0])
         if head.config:
             write_keys(temporary, head.config)
         if head.given or head.unread:
             write_index(temporary, head, weights[-1].name, total_size(temporary))
-        kept = masked(saved)
-        if kept:
-            result.shrunk = shrink(temporary, kept, skeleton, stored)
+        if at.kept and at.model is not None:
+            result.shrunk = shrink(temporary, at.kept, *at.model)
         if (dtype or result.shrunk) and (temporary / INDEX).exists():
             count_again(temporary)
         with ThreadPoolExecutor() as pool:  # the disk brings many files home in the time of one
@@ -175,29 +173,13 @@ def merge_adapter(
 def refuse_unmergeable(saved: SavedAdapter) -> None:
     """Raises UsageError for adapters that cannot be merged (their output is not linear in the input)."""
     known = [site for site in saved.sites if site.d and site.k]  # of PEFT's that do not tell their sides all are
-    if not all(saved.build(site).mergeable for site in known):
+    # Without the values: of a folder of PEFT some may still have to be counted from the base.
+    if not all(build_site(site, saved.composition, None, fresh=False).mergeable for site in known):
         names = ", ".join(entry["name"] for entry in saved.info["methods"])
         raise UsageError(
             f"{names}: not mergeable (its output is not linear in the layer's input)",
             "Use it as an adapter, with `lrft eval` or lrft.load_adapter.",
         )
-
-
-def tensor_keys(saved: SavedAdapter, stored: Stored) -> dict[str, Site]:
-    """Name of each target's tensor in the files -> its site, without experts. Raises CheckFailed for a site without a
-    tensor."""
-    layers = [site for site in saved.sites if not is_expert(site)]
-    keys = weight_keys([site.name for site in layers], stored)
-    return {keys[site.name]: site for site in layers}
-
-
-def names_in(weights: list[Path]) -> set[str]:
-    """Names of all tensors in the files."""
-    names: set[str] = set()
-    for path in weights:
-        with TensorReader(path) as reader:
-            names |= reader.entries.keys()
-    return names
 
 
 def unmergeable(sites: Iterable[Site], stored: Stored, weights: list[Path]) -> str:
@@ -220,6 +202,8 @@ def unmergeable(sites: Iterable[Site], stored: Stored, weights: list[Path]) -> s
 
 def dequantized(saved: SavedAdapter, source: Path, weights: list[Path], trusted: bool) -> TrainedOn:
     """The weights that were trained against, by the names of their tensors in the files."""
+    from lrft.loading.saved import load_as_trained
+
     dtype = DTYPES[saved.info["base"].get("dtype", "float32")]
     model = load_as_trained(saved, source, trust_remote_code=trusted, on_device=False)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}

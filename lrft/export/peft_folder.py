@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,7 +16,10 @@ from lrft.adapters.updates import words
 from lrft.errors import UsageError
 from lrft.export.base import Exporter
 from lrft.export.merge import goes_along
+from lrft.export.merge_places import names_in, stored_weight
 from lrft.model.load import load_skeleton
+from lrft.model.stored import Stored
+from lrft.model.weights import weight_files
 from lrft.utils import files
 
 CONFIG = "adapter_config.json"
@@ -63,7 +67,9 @@ def own_type_of(saved: SavedAdapter, base: Path) -> peft_export.PeftFolder:
     model = load_skeleton(base, head=saved.head)
     adapters = {site.name: saved.build(site) for site in saved.sites}
     attached = Attached(model, adapters, saved.composition.entries, saved.sites, saved.shared)
-    found = peft_export.as_own_type(attached, saved.info["base"])
+    weights = weight_files(base)
+    stored = partial(stored_weight, Stored(model, names_in(weights)), weights)
+    found = peft_export.as_own_type(attached, saved.info["base"], stored)
     if found.refused:
         raise UsageError(f"{words(saved)}: {found.refused}", "Without own_type PEFT's LoRA is written where it can be.")
     return found

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from lrft.adapters.pruning import masks
+from lrft.adapters.pruning import MaskingPart, masks
 from lrft.adapters.storage import SavedAdapter
 from lrft.model.pruning import Units, units_of
 from lrft.model.stored import Stored
@@ -50,7 +49,9 @@ class Shrunk:
 
 def masked(saved: SavedAdapter) -> dict[str, Tensor]:
     """Which inputs of a layer are masked in a saved adapter: site -> bool (k,), true where they are not."""
-    found = {}
+    found: dict[str, Tensor] = {}
+    if not any(isinstance(part, MaskingPart) for part in saved.composition.parts):
+        return found
     for site in saved.sites:
         for mask in masks([saved.build(site)]):
             found[site.name] = mask.kept.detach() > 0
@@ -98,6 +99,8 @@ def size_of(kind: str, units: list[Units], left: Mapping[str, Tensor], config: A
 
 def takes(kind: str, size: int, config: Any) -> bool:
     """Whether a configuration of the family may have `size` units."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         type(config).from_dict(resized(config.to_dict(), {kind: size}, config))
     except (ValueError, StrictDataclassError):

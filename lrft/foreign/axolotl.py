@@ -250,7 +250,7 @@ KEYS: Table = {
     "lr_quadratic_warmup": Missing("warm-up is linear"),
     "unfrozen_parameters": Missing(_LISA),
     "freeze_mm_modules": Needless("only adapters are trained, beside layers that text reaches"),
-    "gptq": Missing("a base in GPTQ's format cannot be trained on; model.quantization: nf4, fp4 or int8"),
+    "gptq": Needless("a base that is stored in GPTQ's format says so itself, and is dequantised once"),
 }
 
 DEFAULTS = {

@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 
 from lrft.adapters.adapter import Adapter, Delta, Factors, Site
+from lrft.adapters.attached import SHARED
 from lrft.adapters.peft_import import placed, read_peft
 from lrft.adapters.storage import read_adapter
-from lrft.errors import CheckFailed
-from lrft.export.merge import names_in, refuse_unmergeable, tensor_keys
+from lrft.errors import CheckFailed, UsageError
+from lrft.export.merge import refuse_unmergeable
 from lrft.export.merge_experts import is_expert, parts_of, weight_of_expert
 from lrft.export.merge_head import stored_tensor
+from lrft.export.merge_places import names_in, stored_weight, tensor_keys
 from lrft.export.merge_shards import finite, refuse_unfit, thin, together, workers_for
 from lrft.inspection import intruders, krylov, spectra
 from lrft.inspection.beside import BesideReport, reports
-from lrft.loading.saved import base_of, refuse_other_base
+from lrft.loading.base import base_of, refuse_other_base
 from lrft.model.experts import word_of
 from lrft.model.linear import as_rows
 from lrft.model.load import load_skeleton
@@ -189,6 +191,8 @@ def inspect_adapter(
     if is_peft_folder(adapter):
         folder = read_peft(adapter)
         left_out = folder.left_out
+        if not folder.saved.sites and SHARED not in folder.saved.tensors:
+            raise UsageError(f"{adapter} adapts no layer, so there is no update to measure")
         source = base_of(folder.saved, base_model)
         saved = folder.saved
     else:
@@ -198,8 +202,8 @@ def inspect_adapter(
         refuse_other_base(saved, source, accept_other_base)
     weights = weight_files(source)
     skeleton = load_skeleton(source, trusts_remote_code(adapter), saved.head, saved.added)
-    saved = placed(saved, skeleton)
     stored = Stored(skeleton, names_in(weights))
+    saved = placed(saved, skeleton, partial(stored_weight, stored, weights))
     keys = tensor_keys(saved, stored)
     found: dict[str, ModuleReport] = {}
     lock = Lock()

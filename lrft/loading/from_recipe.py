@@ -67,6 +67,15 @@ def sketched_head(recipe: Recipe, labels: Iterable[str] = ("0", "1")) -> Head | 
     return Head(kind, tuple(labels)) if kind else None
 
 
+def skeleton_for(recipe: Recipe, source: Path) -> Any:
+    """The recipe's model without its weights, with its new tokens and the head of its objective, for which the rows are
+    read: they say which labels there are. source: the base's folder. Raises as `load_data` does."""
+    head = None
+    if registry.head_of(recipe.training.objective.name):
+        head = sketched_head(recipe, load_data(recipe, source)[1].report.labels)
+    return load.load_skeleton(source, recipe.model.trust_remote_code, head, added_by(recipe, source))
+
+
 def find_base(recipe: Recipe) -> Path:
     """The folder of the recipe's base model. Raises MissingError."""
     return find_model(recipe.model.name, recipe.model.revision, where=recipe.where("model.name"))

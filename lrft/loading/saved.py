@@ -17,13 +17,13 @@ from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data import Rows
 from lrft.data.format import detect, formats_in_words
 from lrft.data.suggest import first_columns
-from lrft.errors import CheckFailed, MissingError, UsageError
+from lrft.errors import UsageError
+from lrft.loading.base import base_of, refuse_other_base
 from lrft.loading.from_recipe import objective_of
 from lrft.model import placement
 from lrft.model.head import Head, head_in
 from lrft.model.hub import find_model
 from lrft.model.load import load_config, load_tokenizer
-from lrft.model.weights import fingerprint
 from lrft.objectives.base import LossModule, Objective, OtherModel, common_layout
 from lrft.objectives.packing import Layout, find_layout
 from lrft.objectives.sft import Sft
@@ -191,27 +191,3 @@ def answering(
     if attached is not None:
         losses.as_base = lambda: attached.as_base(model)
     return losses, layout
-
-
-def base_of(saved: SavedAdapter, named: str | None) -> Path:
-    """The base's folder: as `named` by the user, else as the adapter says. Raises MissingError with the way out."""
-    if named is not None:
-        return find_model(named, where="--base")
-    if saved.info["base"]["name"] is None:
-        raise MissingError(f"{saved.folder} does not record its base model", "Pass the base model with --base FOLDER.")
-    try:
-        return find_model(saved.info["base"]["name"], saved.info["base"].get("revision"), where="the adapter's base")
-    except MissingError as error:
-        raise MissingError(error.message, "Pass the base model with --base FOLDER.") from error
-
-
-def refuse_other_base(saved: SavedAdapter, source: Path, accepted: bool) -> None:
-    trained_on = saved.info["base"].get("fingerprint")
-    if not trained_on or accepted:
-        return
-    here = fingerprint(source)
-    if trained_on != here:
-        raise CheckFailed(
-            f"the adapter was trained on a base with fingerprint {trained_on[:16]}; {source} has {here[:16]}",
-            "Pass the base that it was trained on with --base, or accept this one with --accept-other-base.",
-        )

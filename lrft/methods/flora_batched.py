@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.adapter import Adapter, Site
 from lrft.adapters.part import Method
+from lrft.model import fused_linear
 from lrft.model.linear import product
 
 
@@ -61,7 +63,14 @@ class FloraAdapter(Adapter):
         A, B = self.masks()
         return W0 * (B @ A) / len(A)
 
+    def change(self, W0: Tensor) -> Tensor:
+        return self.weight(W0) - W0
+
     def forward(self, x: Tensor, base: Any) -> Tensor:
+        """By the formula each rank costs a product with W. Where W' loses nothing it is made, which costs one more."""
+        if fused_linear.is_plain(base) and fused_linear.is_wide(x) and x.dtype == base.weight.dtype == self.site.dtype:
+            W, bias = fused_linear.parts_of(base)
+            return fused_linear.linear_plus_made(x, W, bias, partial(self.change, W), [self.A, self.B])
         A, B = self.masks()
         images = product(base, (self.cast(x)[..., None, :] * A).to(x.dtype))  # (..., r, d)
         out = (images * B.T).sum(dim=-2) / len(A)

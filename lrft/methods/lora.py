@@ -12,8 +12,7 @@ from torch.nn.functional import linear
 
 from lrft.adapters.adapter import Delta, Factors, Site
 from lrft.adapters.part import Method
-from lrft.adapters.peft_lora import OF_TRAINING, LoraType
-from lrft.adapters.peft_type import Named
+from lrft.adapters.peft_lora import LoraType, lora_type
 
 
 @dataclass(frozen=True)
@@ -35,24 +34,7 @@ class Lora(Method):
 
     @classmethod
     def in_peft(cls) -> LoraType:
-        return LoraType(
-            "LORA",
-            LoraAdapter,
-            {
-                "A": Named("lora_A.weight", "rk"),
-                "B": Named("lora_B.weight", "dr"),
-                "magnitude": Named("lora_magnitude_vector", "d"),
-            },
-            alpha="lora_alpha",
-            patterns=("rank_pattern", "alpha_pattern"),
-            dropout="lora_dropout",
-            training=(
-                *("use_rslora", "use_dora", "init_lora_weights", "target_parameters", "eva_config", "loftq_config"),
-                *("ensure_weight_tying", "megatron_core", "corda_config", "lora_ga_config", "qalora_group_size"),
-                *("use_bdlora", "velora_config"),
-            ),
-            repeated=(OF_TRAINING,),
-        )
+        return lora_type(LoraAdapter)
 
     def alpha(self, rank: int) -> float:
         return 2.0 * rank

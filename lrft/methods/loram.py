@@ -45,7 +45,7 @@ class Loram(Part):
     quantization_conflict: ClassVar[str] = (
         "cuts rows and columns out of the base's weights, which are codes; its own {quantize: nf4} quantises the rest"
     )
-    quantizes: ClassVar[tuple[str, ...]] = ("quantize", "nf4", "fp4", "int8")
+    quantizes: ClassVar[tuple[str, ...]] = ("quantize", "nf4", "fp4", "int8", "fp8")
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the heads, and of the channels, that is cut out of a block. The released recipe for 70B: 0.85."""
@@ -57,7 +57,7 @@ class Loram(Part):
     """What is cut: that with the least sum of squares of its weights, or anything."""
     pruning_seed: Annotated[int, Field(ge=0, lt=9223372036854775808)] = 0
     """Seed of a random choice."""
-    quantize: Literal["none", "nf4", "fp4", "int8"] = "none"
+    quantize: Literal["none", "nf4", "fp4", "int8", "fp8"] = "none"
     """Quantisation of what is left of the blocks, in training; the whole base is not quantised. The paper's: nf4."""
 
     def prune_base(self, model: Any) -> None:

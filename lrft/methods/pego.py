@@ -74,8 +74,9 @@ class Pego(Part):
         A = own["A"].chunk(self.groups)
         B = (layer.adapter.site.scale * own["B"]).chunk(self.groups, dim=1)
         W = dense(layer.base).to(own["A"].dtype)
-        for A_i, B_i in zip(A, B, strict=True):
-            yield self.size(W @ A_i.T, B_i)
+        images = (W @ own["A"].T).split(len(A[0]), dim=1)
+        for image, B_i in zip(images, B, strict=True):
+            yield self.size(image, B_i)
         for i, j in combinations(range(self.groups), 2):
             yield self.size(B[i] @ (A[i] @ A[j].T), B[j])
 
@@ -90,16 +91,14 @@ class AbsoluteSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, P: Tensor, Q: Tensor) -> Tensor:
-        total, of_P, of_Q = P.new_zeros(()), torch.empty_like(P), torch.zeros_like(Q)
+        of_P, of_Q = torch.empty_like(P), torch.zeros_like(Q)
         for first in range(0, len(P), ROWS_AT_ONCE):
             some = P[first : first + ROWS_AT_ONCE]
-            product = some @ Q.T
-            total += product.abs().sum()
-            signs = product.sign_()
+            signs = (some @ Q.T).sign_()
             of_P[first : first + ROWS_AT_ONCE] = signs @ Q
             of_Q += signs.T @ some
         ctx.save_for_backward(of_P, of_Q)
-        return total
+        return (of_P * P).sum()  # sum sign(P Q') o (P Q'), without another look at the product
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:

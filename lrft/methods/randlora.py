@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 from lrft.adapters.adapter import Delta, Site
 from lrft.adapters.part import Method
 from lrft.adapters.peft_type import Named, PeftType
+from lrft.model.fused_linear import sum_pays_from
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,9 @@ class RandloraAdapter(Delta):
         P, Q = self.scaled()
         core = self.factor * P @ Q
         return core if self.site.k == Q.shape[1] else core.T
+
+    def sums_from(self) -> float:
+        return sum_pays_from(bases_of(self.site) * self.site.rank, self.site.d, self.site.k)
 
     def delta(self, x: Tensor) -> Tensor:
         P, Q = self.scaled()

@@ -83,5 +83,8 @@ class SltrainAdapter(Delta):
     def delta_weight(self) -> Tensor:
         return self.site.scale * self.B @ self.A + self.sparse()
 
+    def sums_from(self) -> float:
+        return 0
+
     def delta(self, x: Tensor) -> Tensor:
         return self.site.scale * linear(linear(x, self.A), self.B) + linear(x, self.sparse())

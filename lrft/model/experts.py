@@ -4,18 +4,20 @@ transformers keeps them so for kernels that take all experts at once, under one 
 (`transformers.integrations.moe.use_experts_implementation`): `gate_up_proj` or `up_proj`, and `down_proj`, of shape
 (experts, d, k), or (experts, k, d) where `is_transposed`; `_apply_gate` between them. Here a module takes the place of
 the stack, whose layers are views of it: what adapts a linear layer adapts an expert. Tokens are sorted by expert, and
-each expert computes for its own.
+each expert computes for its own; all of them in one product where `lrft.model.grouped` can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import linear
+
+from lrft.model import grouped
 
 WORDS = ("gate_up_proj", "up_proj", "down_proj")
 PROTOCOL = ("is_transposed", "has_bias", "has_gate", "has_post_expert_norm", "_apply_gate", "num_experts")
@@ -42,6 +44,10 @@ class ExpertLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight.T if self.transposed else self.weight, self.bias)
 
+    def pairs(self, x: Tensor) -> Sequence[grouped.Pair]:
+        """Nothing is added to its product."""
+        return ()
+
 
 class UnstackedExperts(nn.Module):
     """In the place of a stack of experts: `gate_up_proj.3` is a layer of expert 3."""
@@ -63,18 +69,27 @@ class UnstackedExperts(nn.Module):
         order = torch.argsort(chosen.reshape(-1), stable=True)
         tokens = order // chosen.shape[-1]
         counts = self.counts(chosen.reshape(-1))
-        first, last = (self.get_submodule(word) for word in (self.words[0], self.words[-1]))
-        found = []
-        for expert, mine in enumerate(hidden[tokens].split(counts)):
-            # Processes that share a step have to have the same tensors in it, routed to or not.
-            if not len(mine) and not all_take_part():
-                continue
-            inner = first.get_submodule(str(expert))(mine)
-            inner = base._apply_gate(inner) if base.has_gate else base.act_fn(inner)
-            outer = last.get_submodule(str(expert))(inner)
-            found.append(base.post_expert_norm(outer) if base.has_post_expert_norm else outer)
-        weighted = torch.cat(found) * weights.reshape(-1)[order][:, None]
+        inner = self.product(self.words[0], hidden[tokens], counts)
+        inner = base._apply_gate(inner) if base.has_gate else base.act_fn(inner)
+        outer = self.product(self.words[-1], inner, counts)
+        found = base.post_expert_norm(outer) if base.has_post_expert_norm else outer
+        weighted = found * weights.reshape(-1)[order][:, None]
         return torch.zeros_like(hidden).index_add(0, tokens, weighted.to(hidden.dtype))
+
+    def product(self, word: str, rows: Tensor, counts: list[int]) -> Tensor:
+        """The outputs (rows, d) of the layers of `word` for rows (rows, k), of which each has its count in turn."""
+        layers = list(self.get_submodule(word).children())
+        # Processes that share a step have to have the same tensors in it, routed to or not.
+        everyone = all_take_part()
+        stack: Tensor = getattr(self.base, word)
+        if grouped.is_possible(rows, stack):
+            pairs = grouped.pairs_of(layers, rows)
+            if pairs is not None:
+                W = stack.transpose(1, 2) if self.base.is_transposed else stack
+                biases = getattr(self.base, f"{word}_bias", None)
+                return grouped.linear_plus_pairs(rows, W, biases, counts, pairs, everyone)
+        mine = zip(layers, rows.split(counts), strict=True)
+        return torch.cat([layer(own) for layer, own in mine if everyone or len(own)])
 
     def counts(self, chosen: Tensor) -> list[int]:
         """How many tokens each expert gets. Without content all get the same, as a balanced router would have it."""

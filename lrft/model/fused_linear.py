@@ -7,6 +7,7 @@ multiplication of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from lrft.model import output_cache
 from lrft.model.experts import ExpertLinear
 from lrft.model.linear import as_rows, is_transposed
 
+# Below this width a product of two matrices is thin, whatever the layer.
+THICK = 64
 # A product x A^T of a width that fits so many times into x's is kept: making it again reads all of x.
 THIN = 8
 
@@ -26,6 +29,26 @@ def is_plain(base: Any) -> bool:
     """Whether the layer is a frozen product and a bias, whose gradient is known here. (A quantised one is not.)"""
     plain = type(base) in (nn.Linear, ExpertLinear) or is_transposed(base)
     return bool(plain and not any(p.requires_grad for p in base.parameters()) and base.weight.is_floating_point())
+
+
+def is_wide(x: Tensor) -> bool:
+    """Whether a sum of weights is computed for x in float32 or float64: in few bits it would lose what is small."""
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+
+
+def sum_pays_from(width: int, d: int, k: int) -> float:
+    """From how many vectors at once (W + P Q) x is cheaper in a step than W x + P Q x, for P (d, width), Q (width, k).
+
+    By multiplications: each vector and the gradients pass about four times through P and Q; their product is made four
+    times, and then costs one product for each vector, that of its gradient.
+    """
+    saved = 4 * width * (d + k) - d * k
+    return 4 * width * d * k / saved if saved > 0 else math.inf
+
+
+def sum_pays(x: Tensor, width: int, d: int, k: int) -> bool:
+    """Whether it is cheaper for x and loses nothing."""
+    return width >= THICK and is_wide(x) and x.numel() // k >= sum_pays_from(width, d, k)
 
 
 def parts_of(base: Any) -> tuple[Tensor, Tensor | None]:
@@ -269,6 +292,42 @@ class _LinearPlus(torch.autograd.Function):
                 of_x += through
         of_trained = [found.pop(0) if t.requires_grad else None for t in trained]
         return of_x, None, None, None, *of_trained
+
+
+def linear_plus_made(
+    x: Tensor, W: Tensor, bias: Tensor | None, make: Callable[[], Tensor], trained: Sequence[Tensor]
+) -> Tensor:
+    """(W + D) x + bias for x (..., k), W frozen, D = make() (d, k), which is made again for the backward pass.
+
+    One product more than W x takes in a step, that of D's gradient: cheaper than D x beside W x, which takes four.
+    make: a deterministic function of the tensors `trained`, differentiable by them. Not for autocast: in few bits W + D
+    is W where D is small.
+    """
+    return _LinearPlusMade.apply(x, W, bias, make, *trained)
+
+
+class _LinearPlusMade(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, make: Callable[[], Tensor], *trained: Tensor
+    ) -> Tensor:
+        y = output_cache.played()
+        if y is None:
+            y = linear(x, W + make(), bias)
+        output_cache.record(x, y)
+        ctx.save_for_backward(x, W, *trained)
+        ctx.make = make
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        x, W, *trained = ctx.saved_tensors
+        with torch.enable_grad():
+            D = ctx.make()
+        of_x = slope @ (W + D.detach()) if ctx.needs_input_grad[0] else None
+        wanted = [t for t in trained if t.requires_grad]
+        found = list(torch.autograd.grad(D, wanted, slope.flatten(0, -2).T @ x.flatten(0, -2), allow_unused=True))
+        return of_x, None, None, None, *(found.pop(0) if t.requires_grad else None for t in trained)
 
 
 def linear_sum(x: Tensor, W: Tensor, bias: Tensor | None, D: Tensor) -> Tensor:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from lrft.errors import LrftError, MissingError
+from lrft.model.conversion import kept
 from lrft.model.load import quiet
-from lrft.model.weights import cache_dir, fingerprint, remembered
-from lrft.utils.files import sha256, sync
-
-RECORD = "converted.json"  # written last: a folder that has it is complete
+from lrft.model.weights import remembered
+from lrft.utils.files import sha256
 
 
 def converted(gguf: Path, where: str) -> Path:
@@ -27,22 +23,7 @@ def converted(gguf: Path, where: str) -> Path:
         if file.read(4) != b"GGUF":
             raise LrftError(f"{where}: {gguf} is not a GGUF file")
     digest = remembered("digests", [gguf], lambda: sha256(gguf))
-    models = cache_dir() / "models"
-    folder, part = models / digest[:16], models / f"{digest[:16]}.part"
-    try:
-        models.mkdir(parents=True, exist_ok=True)
-        with (models / f"{digest[:16]}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits here, then finds the first one's result
-            if not _intact(folder):
-                # Whoever holds the lock may remove what an interrupted conversion left behind.
-                shutil.rmtree(part, ignore_errors=True)
-                shutil.rmtree(folder, ignore_errors=True)
-                _convert(gguf, part)
-                _record(part, source=gguf.name, sha256=digest)
-                part.rename(folder)
-    except OSError as error:
-        raise LrftError(f"{where}: {gguf.name} could not be converted under {models}: {error}") from error
-    return folder
+    return kept(digest, lambda folder: _convert(gguf, folder), where=where, source=gguf.name)
 
 
 def read_gguf(gguf: Path, config: Any = None) -> tuple[Any, Any]:
@@ -79,19 +60,3 @@ def _convert(gguf: Path, folder: Path) -> None:
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def _record(folder: Path, **facts: str) -> None:
-    facts["fingerprint"] = fingerprint(folder)
-    (folder / RECORD).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-    for path in (*folder.iterdir(), folder):  # on disk before the rename says that it is complete
-        sync(path)
-
-
-def _intact(folder: Path) -> bool:
-    """True when `folder` holds a complete conversion whose weights are those that were recorded."""
-    try:
-        recorded = json.loads((folder / RECORD).read_text("utf-8"))["fingerprint"]
-        return bool(fingerprint(folder) == recorded)
-    except (OSError, ValueError, KeyError, LrftError):
-        return False

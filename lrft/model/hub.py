@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from lrft.errors import MissingError, nearest
+from lrft.model.dequantized import BESIDE, plain
 from lrft.model.gguf import converted
 from lrft.model.weights import weight_files
 from lrft.utils.hub_connection import unreachable
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-# Weights, configuration, tokenizer, template. Sub-folders hold the same weights in other formats.
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*"]
+HUB_FILES = ["*.safetensors", *BESIDE]
+"""Sub-folders hold the same weights in other formats."""
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")  # as in recipes
 
 
 def find_model(name: str, revision: str | None = None, *, where: str = "model.name") -> Path:
     """The folder that holds the base `name`: a folder, a `.gguf` file, or a hub id.
 
-    A hub id is looked up in the local hub cache first; the network is asked only when it is not there
-    complete, and an unreachable hub fails within seconds. A `.gguf` file is converted once under the
-    cache folder. `where` is the recipe key or argument that gave the name, for messages.
+    A hub id is looked up in the local hub cache first; the network is asked only when it is not there complete, and an
+    unreachable hub fails within seconds. A `.gguf` file is converted once under the cache folder, and so is a folder
+    that is stored quantised (`lrft.model.dequantized`). `where` is the recipe key or argument that gave the name, for
+    messages.
 
     Raises:
         MissingError: there is no such folder, file or hub id, or the hub cannot be reached.
@@ -38,10 +40,10 @@ def find_model(name: str, revision: str | None = None, *, where: str = "model.na
         return converted(path.resolve(), where)
     if path.is_dir():
         weight_files(path)
-        return path
+        return plain(path, where)
     if not HUB_ID.fullmatch(name):
         raise MissingError(f"{where}: there is no folder {name}", _close(path))
-    return _from_hub(name, revision, where)
+    return plain(_from_hub(name, revision, where), where)
 
 
 def _from_environment(name: str, where: str) -> str:

@@ -23,13 +23,16 @@ from lrft.utils.slow import verbose
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
     from lrft.model.added_tokens import Added
 
 # What transformers is asked for by the word of a recipe, where it is another. SDPA is asked of the whole: asked of each
 # part it is refused for a model with a tower that has none; left to choose, parts take it where they can.
 KERNELS = {"auto": None, "sdpa": {"": "sdpa"}}
+# Formats of stored codes that transformers dequantises when it is told to.
+DEQUANTIZED = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")
 # Types of models whose first position is the one behind the padding token's number.
 COUNT_FROM_PADDING = frozenset(
     {
@@ -52,8 +55,8 @@ def load_model(
     """The language model in `folder`, with the towers of one that also sees or hears: in eval mode, every parameter
     frozen and in `dtype`.
 
-    quantization   nf4, fp4 or int8: the linear layers but for the output head become `QuantizedLinear`s, made of the
-                   weights in `dtype`. A folder that is stored so already is read as it is, with "none".
+    quantization   nf4, fp4, int8 or fp8: the linear layers but for the output head become `QuantizedLinear`s, made of
+                   the weights in `dtype`. A folder that is stored so already is read as it is, with "none".
     head           in the place of the language model's; what the files lack of it is made from its seed
     added          tokens that the files know nothing of: they get rows in embedding and head
     Raises:
@@ -61,14 +64,16 @@ def load_model(
         LrftError: transformers cannot read the folder, or the files lack weights that the model has.
     """
     refuse_missing(quantization)
-    _import_transformers()
+    import_transformers()
     from lrft.model.added_tokens import make_rows
     from lrft.model.packed_attention import use_rowwise
-    from lrft.model.quantized import take_over
+    from lrft.model.taken_over import take_over
 
     weight_files(folder)
     config = load_config(folder, trust_remote_code)
     options: dict[str, Any] = {}
+    if dequantize(config):
+        options["config"] = config
     if head is not None:
         stored = copy.deepcopy(config)
         head.configure(config)
@@ -131,16 +136,33 @@ def _leave_the_files(model: nn.Module) -> None:
         trim(0)
 
 
+def dequantize(config: PretrainedConfig) -> bool:
+    """Has transformers dequantise what is stored in a format that it can; whether it is. In place.
+
+    It would by itself without a GPU, and keep layers of its own, which adapters cannot go on, with one.
+    """
+    sections = (getattr(each, "quantization_config", None) for each in (config, config.get_text_config()))
+    found = next((section for section in sections if isinstance(section, dict)), {})
+    if found.get("quant_method") not in DEQUANTIZED:
+        return False
+    found["dequantize"] = True
+    return True
+
+
 def refuse_missing(quantization: str, where: str = "model.quantization") -> None:
     """Raises MissingError when `quantization` requires a package that is not installed. Loads nothing."""
-    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+    if quantization not in ("none", "fp8") and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingError(f"{where}: {quantization} requires the package bitsandbytes", "pip install 'lrft[quant]'")
 
 
-def quantizer(quantization: str, dtype: torch.dtype, skipped: list[str] | None = None) -> BitsAndBytesConfig:
-    """transformers' words for nf4, fp4 or int8. skipped: modules that stay as they are; None for the output layer."""
+def quantizer(quantization: str, dtype: torch.dtype, skipped: list[str] | None = None) -> QuantizationConfigMixin:
+    """transformers' words for a kind. skipped: modules that stay as they are; None for the output layer."""
     from transformers import BitsAndBytesConfig
 
+    from lrft.model.fp8_loading import Fp8Config
+
+    if quantization == "fp8":
+        return Fp8Config(skipped, dtype)
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     # The scales in 8 bits too, as QLoRA has them (Dettmers et al., 2023, arXiv 2305.14314, section 3): 4.13 bits for
@@ -284,7 +306,7 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def _import_transformers() -> None:
+def import_transformers() -> None:
     """At one time what transformers imports by and by when a model and a tokenizer are loaded."""
     if "transformers.modeling_utils" not in sys.modules:
         with importing():

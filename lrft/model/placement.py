@@ -22,7 +22,7 @@ RESIDENT, STREAMED = "resident", "streamed"
 # Share of the device's memory that whole weights may take: a step needs the rest.
 MOST_OF_A_DEVICE = 0.7
 # Bytes of a weight in the codes that it is quantised to, with their scales.
-CODES = {"nf4": 0.52, "fp4": 0.52, "int8": 1.0}
+CODES = {"nf4": 0.52, "fp4": 0.52, "int8": 1.0, "fp8": 1.0}
 # Dtypes of files that are read through their map and widened block by block.
 NARROW = ({torch.bfloat16}, {torch.float16})
 

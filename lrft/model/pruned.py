@@ -22,7 +22,7 @@ class PrunedLinear(nn.Module):
     def __init__(
         self, whole: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None, *, quantize: str = "none"
     ) -> None:
-        """rows, columns: indices that are kept, in order; None: all. quantize: what is kept, to nf4, fp4 or int8."""
+        """rows, columns: indices that are kept, in order; None: all. quantize: what is kept, to a kind of `KINDS`."""
         super().__init__()
         weight = whole.weight.detach()
         bias: Tensor | None = whole.bias

@@ -1,16 +1,16 @@
-"""Linear layers with a frozen 4- or 8-bit weight. The only file that uses bitsandbytes.
+"""Linear layers with a frozen 4- or 8-bit weight.
 
-bitsandbytes quantises and dequantises; the product is made here, from the dequantised weight, so that training,
-evaluation and merging see one and the same W. Its own layers do not: in evaluation on a CPU, a 4-bit layer rearranges
-and rounds its scales for good, and an 8-bit layer rounds its inputs too.
+bitsandbytes quantises and dequantises all but fp8; the product is made here, from the dequantised weight, so that
+training, evaluation and merging see one and the same W. Its own layers do not: in evaluation on a CPU, a 4-bit layer
+rearranges and rounds its scales for good, and an 8-bit layer rounds its inputs too.
 
     nf4, fp4   16 levels; a scale for each 64 numbers, itself in 8 bits with a scale for each 256 of them and one mean
     int8       256 levels; a scale for each output
+    fp8        8-bit floats; a scale for each output (`lrft.model.fp8`)
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -18,13 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lrft.errors import MissingError, UsageError
-from lrft.model import output_cache
+from lrft.errors import MissingError
+from lrft.model import fp8, output_cache
 from lrft.model.head import head_modules
 from lrft.model.streamed import content
 from lrft.utils.divided import whole
 
-KINDS = ("nf4", "fp4", "int8")
+KINDS = ("nf4", "fp4", "int8", "fp8")
+OF_BITSANDBYTES = ("nf4", "fp4", "int8")
+WIDE = ("int8", "fp8")
+"""kinds that are made in float32, whatever the dtype asked for"""
 BLOCK = 64
 BLOCK_OF_SCALES = 256
 LARGEST_INT8 = 127.0
@@ -67,12 +70,14 @@ class QuantizedLinear(nn.Module):
     def made(self, dtype: torch.dtype) -> Tensor:
         """W (d, k), made anew. Not differentiable: the codes are frozen."""
         narrow = torch.float32 if dtype == torch.float64 else dtype
+        if self.kind == "fp8":
+            return fp8.dequantize(self._whole("codes"), self._floats("scales")).to(dtype)
         return (self._of_int8() if self.kind == "int8" else self._of_4_bits(narrow)).to(dtype)
 
     def making(self, dtype: torch.dtype) -> int:
         """Bytes that `made` takes, W included."""
         d, k = self.shape
-        wide = 4 if self.kind == "int8" and dtype != torch.float32 else 0
+        wide = 4 if self.kind in WIDE and dtype != torch.float32 else 0
         return d * k * (dtype.itemsize + wide)
 
     def _of_int8(self) -> Tensor:
@@ -133,6 +138,12 @@ class QuantizedLinear(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return _Product.apply(x, None if bias is None else bias.to(x.dtype), self)
 
+    def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`product`, outside of autograd and autocast."""
+        if self.kind == "fp8" and fp8.takes(x, self.shape):
+            return fp8.product(x, self._whole("codes"), self._floats("scales"), bias)
+        return _product(x, (*x.shape[:-1], self.shape[0]), lambda: self.made(x.dtype).T, bias)
+
     def extra_repr(self) -> str:
         d, k = self.shape
         return f"{self.kind}, outputs={d}, inputs={k}, bias={self.bias is not None}"
@@ -144,7 +155,7 @@ class _Product(torch.autograd.Function):
         y = output_cache.played()
         if y is None:
             with torch.autocast(x.device.type, enabled=False):
-                y = _product(x, (*x.shape[:-1], layer.shape[0]), lambda: layer.made(x.dtype).T, bias)
+                y = layer.times(x, bias)
         output_cache.record(x, y)
         ctx.layer = layer
         return y
@@ -172,36 +183,41 @@ def _product(x: Tensor, shape: tuple[int, ...], made: Callable[[], Tensor], bias
     return y
 
 
-def take_over(model: nn.Module) -> None:
-    """Every layer of bitsandbytes in `model` becomes a `QuantizedLinear` of the same codes, in place."""
-    if "bitsandbytes" not in sys.modules:  # then there cannot be one
-        return
-    dtype = _dtype_of(model)
-    _replace(model, lambda _, module: _taken(module, dtype) if _is_foreign(module) else None)
+def quantizable(model: Any, skipped: list[str] | None = None) -> dict[str, bool]:
+    """The linear layers of a transformers model that are quantised -> whether each stores (k, d).
 
-
-def imagine(model: Any, kind: str) -> None:
-    """Every layer of a transformers model that would be quantised becomes one without content, in place."""
+    skipped: modules that stay as they are, None for the output layer.
+    """
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    kept = HfQuantizer.get_modules_to_not_convert(model, head_modules(model) or None, model._keep_in_fp32_modules)
-    dtype = _dtype_of(model)
+    kept = HfQuantizer.get_modules_to_not_convert(model, skipped, model._keep_in_fp32_modules)
+    found: dict[str, bool] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        transposed = isinstance(module, Conv1D)
+        if (transposed or type(module) is nn.Linear) and should_convert_module(name, kept):
+            found[name] = transposed
+    return found
+
+
+def imagine(model: Any, kind: str) -> None:
+    """Every layer of a transformers model that would be quantised becomes one without content, in place."""
+    layers, dtype = quantizable(model, head_modules(model) or None), dtype_of(model)
 
     def imagined(name: str, module: Any) -> QuantizedLinear | None:
-        transposed = isinstance(module, Conv1D)
-        if not (transposed or type(module) is nn.Linear) or not should_convert_module(name, kept):
+        if name not in layers:
             return None
-        d, k = module.weight.T.shape if transposed else module.weight.shape
-        return QuantizedLinear(kind, (d, k), _empty(kind, d, k), module.bias, dtype=dtype, transposed=transposed)
+        d, k = module.weight.T.shape if layers[name] else module.weight.shape
+        return QuantizedLinear(kind, (d, k), _empty(kind, d, k), module.bias, dtype=dtype, transposed=layers[name])
 
-    _replace(model, imagined)
+    replace_modules(model, imagined)
 
 
-def load_library() -> None:
-    """Import bitsandbytes, as a run over a quantised base does."""
-    import bitsandbytes  # noqa: F401
+def load_library(kind: str) -> None:
+    """Import bitsandbytes, as a run over a base of this kind does."""
+    if kind in OF_BITSANDBYTES:
+        import bitsandbytes  # noqa: F401
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -215,10 +231,13 @@ class QuantizedPart(QuantizedLinear):
 
 
 def quantized(weight: Tensor, kind: str) -> QuantizedPart:
-    """The codes of a matrix (d, k), by bitsandbytes. Raises MissingError without it."""
+    """The codes of a matrix (d, k). Raises MissingError where bitsandbytes makes them and is not installed."""
     dtype, shape = weight.dtype, (weight.shape[0], weight.shape[1])
     if isinstance(weight, FakeTensor):
         return QuantizedPart(kind, shape, _empty(kind, *shape), None, dtype=dtype)
+    if kind == "fp8":
+        codes, scales = fp8.quantize(weight)
+        return QuantizedPart(kind, shape, {"codes": codes, "scales": scales}, None, dtype=dtype)
     try:
         from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
     except ImportError:
@@ -227,7 +246,7 @@ def quantized(weight: Tensor, kind: str) -> QuantizedPart:
         codes, scales, _ = int8_vectorwise_quant(weight.half())
         return QuantizedPart(kind, shape, {"codes": codes, "scales": scales.flatten()}, None, dtype=dtype)
     codes, state = quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type=kind, compress_statistics=True)
-    return QuantizedPart(kind, shape, _of_state(codes, state), None, dtype=dtype, blocks=_blocks(state))
+    return QuantizedPart(kind, shape, of_state(codes, state), None, dtype=dtype, blocks=blocks_of(state))
 
 
 def count(model: nn.Module) -> int:
@@ -237,7 +256,7 @@ def count(model: nn.Module) -> int:
     return sum(layer.numbers for layer in layers) + sum(p.numel() for p in model.parameters() if id(p) not in inside)
 
 
-def _replace(model: nn.Module, made: Callable[[str, nn.Module], QuantizedLinear | None]) -> None:
+def replace_modules(model: nn.Module, made: Callable[[str, nn.Module], QuantizedLinear | None]) -> None:
     """Put what `made` has for a module in its place, everywhere that it is used."""
     known: dict[int, QuantizedLinear | None] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -249,53 +268,12 @@ def _replace(model: nn.Module, made: Callable[[str, nn.Module], QuantizedLinear 
             setattr(model.get_submodule(parent), word, new)
 
 
-def _dtype_of(model: nn.Module) -> torch.dtype:
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """That of a model around its quantised layers."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _is_foreign(module: nn.Module) -> bool:
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    if isinstance(module, Linear8bitLt):  # with has_fp16_weights it is an ordinary layer that rounds as it goes
-        return module.weight.dtype == torch.int8
-    return isinstance(module, Linear4bit)
-
-
-def _taken(layer: Any, dtype: torch.dtype) -> QuantizedLinear:
-    from bitsandbytes.nn import Linear4bit
-    from transformers.pytorch_utils import Conv1D
-
-    transposed = issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D)
-    shape = (layer.out_features, layer.in_features)
-    weight: Any = layer.weight
-    stored = weight.data.as_subclass(Tensor)
-    if not isinstance(layer, Linear4bit):
-        # The scales lie in the weight until the first forward pass, and in the layer's state afterwards.
-        scales = weight.SCB if weight.SCB is not None else layer.state.SCB
-        tensors = {"codes": stored, "scales": scales.flatten()}
-        return QuantizedLinear("int8", shape, tensors, layer.bias, dtype=dtype, transposed=transposed)
-    state = weight.quant_state
-    if state is None:
-        raise UsageError(
-            "this model's 4-bit layers are not quantised yet", "Move it to its device first: model.to(...)."
-        )
-    if getattr(state, "packing_format_for_cpu", False):
-        raise UsageError(
-            "this model's 4-bit layers have already run on a CPU, which permanently rounds their scales",
-            "Load the model again, and attach adapters before its first forward pass.",
-        )
-    return QuantizedLinear(
-        state.quant_type,
-        shape,
-        _of_state(stored, state),
-        layer.bias,
-        dtype=dtype,
-        transposed=transposed,
-        blocks=_blocks(state),
-    )
-
-
-def _of_state(codes: Tensor, state: Any) -> dict[str, Tensor]:
+def of_state(codes: Tensor, state: Any) -> dict[str, Tensor]:
     """A 4-bit layer's tensors, from the codes and the state of bitsandbytes."""
     tensors = {"codes": codes.view(torch.uint8).reshape(-1, 1), "scales": state.absmax}
     if state.nested:
@@ -304,14 +282,16 @@ def _of_state(codes: Tensor, state: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _blocks(state: Any) -> tuple[int, int]:
+def blocks_of(state: Any) -> tuple[int, int]:
+    """Numbers that share a scale, and scales that share one."""
     return state.blocksize, state.state2.blocksize if state.nested else BLOCK_OF_SCALES
 
 
 def _empty(kind: str, d: int, k: int) -> dict[str, Tensor]:
     """Tensors of the sizes that a quantised (d, k) has."""
-    if kind == "int8":
-        return {"codes": torch.zeros(d, k, dtype=torch.int8), "scales": torch.zeros(d)}
+    if kind in WIDE:
+        codes = torch.zeros(d, k, dtype=torch.int8 if kind == "int8" else torch.uint8)
+        return {"codes": codes, "scales": torch.zeros(d)}
     blocks = -(-d * k // BLOCK)
     return {
         "codes": torch.zeros(-(-d * k // 2), 1, dtype=torch.uint8),

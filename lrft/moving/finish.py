@@ -117,7 +117,7 @@ def _quantization(draft: Draft) -> None:
     method = draft.values.get("model.quantization.method")
     if method is not None and str(method).lower() not in ("bnb", "bitsandbytes"):
         draft.lose("model.quantization", f"weights in the format of {method} are not trained on")
-        draft.lose("model.quantization.method", "model.quantization: nf4, fp4 or int8")
+        draft.lose("model.quantization.method", "model.quantization: nf4, fp4, int8 or fp8")
     kind = draft.values.get("model.quantization.type")
     if "model.quantization" in draft.values and kind in ("nf4", "fp4"):
         draft.move("model.quantization.type", "model.quantization", kind)

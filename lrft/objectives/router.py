@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from lrft.model.layers import decoder_of
 
@@ -35,6 +34,8 @@ def balance_loss(model: Any, logits: Any, batch: Mapping[str, Tensor]) -> Tensor
 
     logits: of each layer (tokens, experts).
     """
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func  # brings all that models need
+
     mask = batch.get("attention_mask")
     top = model.config.get_text_config().num_experts_per_tok
     # The mask of rows laid end to end says where they end; nothing is padded there.

@@ -24,7 +24,8 @@ from lrft.loading.others import find_others
 from lrft.loading.pass_size import finds_tokens
 from lrft.model.weights import cache_dir
 from lrft.optim import lr_schedule
-from lrft.planning.plan import imagined, pass_size
+from lrft.planning.imagined import imagined
+from lrft.planning.plan import pass_size
 from lrft.recipe import Recipe
 from lrft.runs.after_training import shown
 from lrft.runs.folder import RunFolder

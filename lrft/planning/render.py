@@ -43,9 +43,10 @@ def table_rows(plan: Plan, recipe: Recipe) -> list[Row]:
          "checkpointing"),
         ("backward", held.at_the_end, "logits, and one layer's gradients"),
     ]  # fmt: skip
+    made_of = f", dequantised from {plan.dequantized_from}" if plan.dequantized_from else ""
     shown = [f"{name:<12}{byte_size(size):>10}   {text}".rstrip() for name, size, text in parts if size]
     said: list[Row] = [
-        ("model", [recipe.masked(recipe.model.name), f"{amount(plan.parameters)} parameters"]),
+        ("model", [recipe.masked(recipe.model.name), f"{amount(plan.parameters)} parameters{made_of}"]),
         ("modules", modules),
         ("trained", [f"{amount(plan.trained, 3)} ({plan.trained / (plan.parameters + plan.trained):.2%})"]),
         (

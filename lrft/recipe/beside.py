@@ -26,6 +26,11 @@ def refuse(root: Node, problems: Problems) -> None:
     if trained is not None and trained.value == "added" and not tokens:
         text = "adapter.train_tokens: added means the tokens of model.add_tokens, and there are none"
         problems.add(trained.place, f"{text}. Give them, or list tokens here")
+    where = root.at(("adapter", "train_tokens_in"))
+    # A resolved recipe has its default.
+    if where is not None and where.value != "embedding" and (trained is None or not plain(trained)):
+        text = "adapter.train_tokens_in has no effect: adapter.train_tokens names no token. Remove it"
+        problems.add(where.place, text)
     full, untie = root.at(("adapter", "modules_to_save")), root.at(("adapter", "untie"))
     if untie is not None and untie.value is True and (full is None or not plain(full)):
         problems.add(untie.place, "adapter.untie has no effect: adapter.modules_to_save trains no module. Remove it")

@@ -211,8 +211,9 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "model.quantization": {
         **dict.fromkeys(("4bit", "4-bit", "int4", "4", "bnb", "bitsandbytes", "true"), "Here: nf4"),
         **dict.fromkeys(("8bit", "8-bit", "8", "llm_int8", "llm.int8"), "Here: int8"),
+        **dict.fromkeys(("float8", "fp8_e4m3", "e4m3"), "Here: fp8"),
         **dict.fromkeys(("false", "no"), "Here: none"),
-        **dict.fromkeys(("gptq", "awq", "hqq", "aqlm", "quanto", "torchao"), "Here: nf4, fp4 or int8"),
+        **dict.fromkeys(("gptq", "awq", "hqq", "aqlm", "quanto", "torchao"), "Here: nf4, fp4, int8 or fp8"),
     },
     "training.precision": {
         word: f"Here: {name}" for word, name in values.PRECISIONS.items() if word not in values.PRECISIONS.values()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lrft.errors import Problem, RecipeError
-from lrft.recipe import checks, env_vars, messages
+from lrft.recipe import adapter_checks, checks, env_vars, messages
 from lrft.recipe.extends import Files
 from lrft.recipe.nodes import Node, Place, Source, dotted, from_python, mapping, plain, without_null
 from lrft.recipe.normalize import expand, normalise, with_methods
@@ -96,7 +96,7 @@ def parse_adapter(value: Mapping[str, Any] | str, place: str = "adapter") -> Ada
     if isinstance(adapter.value, dict):
         section = section.with_child("adapter", with_methods(adapter, problems))
     try:
-        return _validated(AdapterSection, checks.adapter(section, problems), ("adapter",), problems)
+        return _validated(AdapterSection, adapter_checks.adapter(section, problems), ("adapter",), problems)
     except RecipeError as error:
         # The place is the key here: saying it twice would only be longer.
         short = [Problem(p.place, p.text.removeprefix(p.place).lstrip(": ")) for p in error.problems]

@@ -82,7 +82,7 @@ def with_rate(root: Node, adapter: Node) -> Node:
     if not isinstance(training.value, dict) or training.child("learning_rate") is not None:
         return root
     words = _words(adapter)
-    known = {*registry.methods(), *PRESETS}
+    known = registry.methods().names | PRESETS.keys()
     if not words or any(not isinstance(word, str) or word not in known for word in words):
         return root  # refused later
     rate = registry.default_rate(words)

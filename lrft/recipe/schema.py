@@ -84,7 +84,7 @@ class ModelSection(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format of the frozen weights that are not quantised."
     )
-    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
+    quantization: Literal["none", "nf4", "fp4", "int8", "fp8"] = Field(
         default="none",
         description="Quantises the weights of all linear layers except the output head to 4 or 8 bits.",
     )
@@ -178,6 +178,10 @@ class AdapterSection(Section):
         default=(),
         description="Tokens whose rows of the embedding are trained: added (those of model.add_tokens), or a list. A "
         "head that is the same matrix has the same rows.",
+    )
+    train_tokens_in: Literal["embedding", "head", "both"] = Field(
+        default="embedding",
+        description="Matrix whose rows train_tokens trains, where the head is one of its own: embedding, head, both.",
     )
     biases: Literal["none", "all", "adapted"] = Field(
         default="none", description="Biases that are trained: none, those of adapted layers, or all."

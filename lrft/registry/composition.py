@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def conflicts(
     return found
 
 
-def _slots_twice(names: Sequence[str], cards: dict[str, MethodCard]) -> Iterator[Conflict]:
+def _slots_twice(names: Sequence[str], cards: Mapping[str, MethodCard]) -> Iterator[Conflict]:
     owners: dict[str, str] = {}
     for i, name in enumerate(names):
         for slot in cards[name].slots:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lrft.registry.declarations import Declaration, Source, add_card, declaration, declaring, reading, sources
+from lrft.registry.declarations import Declaration, Source, declaration, declaring, reading, sources
 
 FOLDER = Path(__file__).parents[1] / "methods"
 DEFAULT_METHOD = "lora"
@@ -42,6 +44,7 @@ PROPERTIES: dict[str, tuple[str, str]] = {
     "dense": ("a dense update of the weight's shape", "such update"),
 }
 
+NAME = re.compile(r'^    name: ClassVar\[str\] = "([^"\\\n]+)"$', re.MULTILINE)
 NO_DROPOUT = "dropout=0"
 VALIDATION = "validation"
 
@@ -68,19 +71,67 @@ class MethodCard(Declaration):
     rate_source: str
 
 
-@cache
-def methods(folder: Path = FOLDER) -> dict[str, MethodCard]:
-    """Cards by recipe name: those that build first, then the parts, each alphabetically.
+class Cards(Mapping[str, MethodCard]):
+    """Cards by recipe name, in order: those that build first, then the parts, each alphabetically.
+
+    Reading them all takes a third of a second, and a recipe names one or two. So of a file of lrft only the name is
+    looked for, and the rest when its card is asked for. What an installed package brings may be broken: it is read at
+    once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._sources: dict[str, Source] = {}
+        self._read: dict[str, MethodCard] = {}
+        for source in sources(folder, "lrft.methods", "lrft.methods" if folder == FOLDER else None):
+            with reading(source):
+                self._add(source)
+
+    def _add(self, source: Source) -> None:
+        name = "" if source.package else name_in(source.file)
+        card = None if name else read_card(source)
+        name = name if card is None else card.name
+        if name in self._sources:
+            raise ValueError(f"{source.file}: the name {name} is also that of {self._sources[name].file.name}")
+        self._sources[name] = source
+        if card is not None:
+            self._read[name] = card
+
+    @property
+    def names(self) -> set[str]:
+        """All of them, in no order."""
+        return set(self._sources)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
+
+    def __getitem__(self, name: str) -> MethodCard:
+        if name not in self._read:
+            self._read[name] = read_card(self._sources[name])
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._sources, key=lambda name: (not self[name].builds, name)))
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+
+def methods(folder: Path = FOLDER) -> Cards:
+    """The cards of all methods and parts.
 
     Raises ValueError with file and line for a declaration that breaks the format: a bug of the method's file; LrftError
     for one of an installed package.
     """
-    found: dict[str, MethodCard] = {}
-    for source in sources(folder, "lrft.methods", "lrft.methods" if folder == FOLDER else None):
-        with reading(source):
-            add_card(found, read_card(source))
-    ordered = sorted(found.values(), key=lambda card: (not card.builds, card.name))
-    return {card.name: card for card in ordered}
+    return cards_in(folder)
+
+
+cards_in = cache(Cards)
+
+
+def name_in(file: Path) -> str:
+    """The recipe's word for what a file declares, where it is written as usual and once; else ""."""
+    found = NAME.findall(file.read_text(encoding="utf-8"))
+    return found[0] if len(found) == 1 else ""
 
 
 def read_card(source: Source) -> MethodCard:

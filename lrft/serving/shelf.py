@@ -15,7 +15,8 @@ from lrft.adapters.storage import SavedAdapter, load_saved
 from lrft.data.prompts import Asking
 from lrft.errors import UsageError
 from lrft.evaluation.generate import stop_tokens
-from lrft.loading.saved import base_of, load_as_trained, refuse_other_base
+from lrft.loading.base import base_of, refuse_other_base
+from lrft.loading.saved import load_as_trained
 from lrft.model.experts import unstack_for
 from lrft.model.load import load_tokenizer
 from lrft.runs.locate import adapter_folder, recipe_of, run_of, trusts_remote_code

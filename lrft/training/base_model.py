@@ -11,13 +11,14 @@ from lrft.adapters import compose, targets
 from lrft.adapters.attach import prune_base
 from lrft.distributed import fsdp, processes
 from lrft.errors import Problem, RecipeError
-from lrft.export.merge import names_in
+from lrft.export.merge_places import names_in
 from lrft.loading.from_recipe import (
     added_by,
     base_name,
     load_recipe_model,
 )
 from lrft.model import kernels, placement
+from lrft.model.conversion import DEQUANTIZED_FROM, recorded
 from lrft.model.head import Head, head_modules
 from lrft.model.stored import Stored
 from lrft.model.weights import fingerprint, weight_files
@@ -51,6 +52,7 @@ def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> 
         "fingerprint": fingerprint(source),
         "dtype": dtype,
         "quantization": recipe.model.quantization,
+        **{key: fact for key, fact in recorded(source).items() if key == DEQUANTIZED_FROM},
         **({} if head is None else {"head": head.to_dict()}),
         **({} if added is None else {"added_tokens": added.to_dict()}),
     }

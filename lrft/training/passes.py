@@ -21,6 +21,7 @@ from lrft.training.engine import Engine
 from lrft.training.signals import StopSignals
 from lrft.training.state import Session
 from lrft.utils import seeds
+from lrft.utils.drawing import begin_drawing
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def passes_of_rank(
     for n, (micro, counting) in enumerate(given):
         last = n == len(micros) - 1
         # Dropout is a function of (seed, step, rank, micro-batch): a resumed run has nothing to restore.
-        torch.manual_seed(seeds.seed_of(seed, purpose, step, engine.rank, n))
+        begin_drawing(seeds.seed_of(seed, purpose, step, engine.rank, n), gpu=engine.device.type == "cuda")
         counts = 1.0 if counting else 0.0
         batch = engine.batch(rows, micro)
         with engine.strategy.of_pass(last=last):

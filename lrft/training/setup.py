@@ -19,7 +19,14 @@ from torch import Tensor
 from lrft import data
 from lrft.adapters import compose, targets
 from lrft.adapters.adapter import Site
-from lrft.adapters.attach import attach_adapter, attach_sites, composition_warnings, select_sites
+from lrft.adapters.attach import (
+    attach_adapter,
+    attach_sites,
+    composed_with,
+    composition_warnings,
+    rows_warnings,
+    select_sites,
+)
 from lrft.adapters.attached import Attached
 from lrft.adapters.beside import names_for, token_ids, untrained_rows
 from lrft.adapters.calibration import CalibrationContext
@@ -104,7 +111,8 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
     losses.sources = sources.losses_of(recipe) if losses.tells_sources else ()
     context = calibration_context(recipe, inputs, base, objective, losses, layout)
     # Behind calibration, which looks at labels; and neftune's noise is scaled by the length of a row.
-    if objective.shares_prompts and not recipe.training.neftune_alpha:
+    whole_rows = compose.compose_section(recipe.adapter).whole_rows
+    if objective.shares_prompts and not recipe.training.neftune_alpha and not whole_rows:
         layout = sharing(base.model, inputs.train, layout, compute)
     with tell("initialising the adapters"):
         adapted = adapt(recipe, inputs, base, context, resume_point(folder, options))
@@ -114,6 +122,7 @@ def set_up(recipe: Recipe, options: Options, folder: RunFolder | None = None) ->
         inputs = with_constants(recipe, inputs, base, engine)
     notes.checks |= losses.checks()
     note_composition(recipe, base, adapted, layout, notes)
+    notes.warnings += rows_warnings(adapted.composition, inputs.train, recipe.where)
     if repeated := inputs.prepared.report.repeated:
         text = f"{count(repeated, 'validation row')} also in the training rows, so the validation loss flatters the run"
         notes.warnings.append(f"{text}; lrft data lists them")
@@ -153,11 +162,18 @@ def adapt(
     tokens = token_ids(section, inputs.tokenizer, base.info.get("added_tokens", {}).values(), where)
     if resumed_from is None:
         attached, composition = attach_adapter(
-            model, section, seed=seed, where=where, context=context, uncalled=passed_over, tokens=tokens
+            model,
+            section,
+            seed=seed,
+            where=where,
+            context=context,
+            uncalled=passed_over,
+            tokens=tokens,
+            tokenizer=inputs.tokenizer,
         )
         started = start(recipe, inputs, attached)
     else:
-        composition = compose.compose_section(section)
+        composition = composed_with(section, inputs.tokenizer, where)
         sites = resumed_sites(recipe, model, composition, resumed_from, passed_over)
         started = ""
         names = names_for(model, section, [site.name for site in sites], where, tokens)
@@ -165,6 +181,8 @@ def adapt(
     if not recipe.training.compile:  # a compiler sees by itself what layers have in common
         share_inputs(attached, reached.together)
     reason = unmergeable(attached.sites, base.stored, weight_files(inputs.source))
+    if recipe.model.quantization != "none":
+        reason = reason or composition.keeps_dequantized
     return Adapted(attached, composition, resumed_from, reason, left_out, reached.sometimes, started)
 
 
@@ -220,6 +238,7 @@ def calibration_context(
         reduce=(lambda tensor: tensor) if together else lambda tensor: accelerator.reduce(tensor, reduction="sum"),
         agree=lambda value: broadcast_object_list([value])[0],
         seed=recipe.training.seed,
+        folder=inputs.source,
     )
 
 
@@ -248,7 +267,7 @@ def new_tokens_warnings(base: Base, attached: Attached) -> list[str]:
     names = " and ".join(untrained)
     return [
         f"the rows of the new tokens in {names} stay the mean of all others: train_tokens: added trains them in the "
-        f"embedding, modules_to_save a whole matrix"
+        f"embedding, with train_tokens_in: both in a head of its own too, modules_to_save a whole matrix"
     ]
 
 

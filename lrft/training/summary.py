@@ -12,6 +12,7 @@ from lrft.adapters.beside import tied_rows
 from lrft.adapters.peft_export import NO_TYPE, PeftFolder, peft_folder, written_rank
 from lrft.adapters.targets import module_names
 from lrft.loading.evaluation_interval import evaluation_interval
+from lrft.model.conversion import DEQUANTIZED_FROM
 from lrft.model.quantized import count as count_parameters
 from lrft.recipe import Recipe
 from lrft.runs.after_training import shown
@@ -74,7 +75,9 @@ def output_dir(recipe: Recipe) -> str:
 
 def model_line(base: Base, attached: Attached) -> list[str]:
     frozen, kind = count_parameters(attached.model) - trainable(attached), base.info["quantization"]
-    how = f"frozen in {base.info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
+    made_of = base.info.get(DEQUANTIZED_FROM)
+    how = "" if made_of is None else f"dequantised from {made_of}, "
+    how += f"frozen in {base.info['dtype']}" + ("" if kind == "none" else f", linear layers in {kind}")
     how += ", blocks streamed" if base.placement == "streamed" else ""
     new = base.info.get("added_tokens", {})
     said = f"{count(len(new), 'new token')}: {' '.join(new)}; their rows are the mean of all others" if new else ""

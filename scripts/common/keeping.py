@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import json
 import os
 import resource
 import time
@@ -67,6 +68,17 @@ def processor_seconds() -> float:
 
 def machine(folder: str) -> Facts:
     """What a run says of where it was made, and with what."""
-    said = files.read_json(Path(folder) / "environment.json")
-    versions = {name: said["packages"][name] for name in ("lrft", "torch", "transformers")}
+    return machine_of(files.read_json(Path(folder) / "environment.json"))
+
+
+def machine_of(said: Facts, *more: str) -> Facts:
+    """The same of `lrft.runs.environment`, with the versions of `more` packages."""
+    versions = {name: said["packages"][name] for name in ("lrft", "torch", "transformers", *more)}
     return {"cpu": said["cpu"], "threads": said["torch"]["threads"], "python": said["python"], **versions}
+
+
+def keep(path: Path, section: str, facts: Facts) -> None:
+    """Put facts into the file at `path`, beside those that it has of other sections, with today's date."""
+    so_far = files.read_json(path) if path.is_file() else {}
+    dated = {**facts, "date": datetime.date.today().isoformat()}
+    files.write_text(path, json.dumps({**so_far, section: dated}, indent=1) + "\n")

@@ -37,7 +37,7 @@ def page() -> str:
             "",
             "## Quantised bases",
             "",
-            "Everything else goes over a base in nf4, fp4 or int8.",
+            "Everything else goes over a base in nf4, fp4, int8 or fp8.",
             "",
             *over_quantized(list(cards.values())),
             "",

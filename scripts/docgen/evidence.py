@@ -7,8 +7,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from method_benchmark.files import OF_ADDED
+from method_benchmark.files import ENDINGS
 from method_benchmark.tasks import TASKS
+from real_benchmark import results
 
 from lrft.utils import files
 
@@ -20,9 +21,11 @@ def text(root: Path) -> str:
     """The file's text. Figures are relative to LoRA's in the same table: another machine made it again for each."""
     docs = root / "docs"
     found: dict[str, dict[str, Any]] = {}
-    for ending in ("", OF_ADDED):
+    for ending in ENDINGS:
         for task in TASKS:
-            add_losses(found, task, files.read_json(docs / "benchmark" / f"{task}{ending}.json"))
+            if (path := docs / "benchmark" / f"{task}{ending}.json").is_file():
+                add_losses(found, task, files.read_json(path))
+    add_real_losses(found)
     add_costs(found, files.read_json(docs / "performance.json")["methods"])
     add_forgetting(found, files.read_json(docs / "claims" / f"{FORGETTING}.json"))
     return json.dumps(dict(sorted(found.items())), indent=1) + "\n"
@@ -40,6 +43,19 @@ def add_losses(found: dict[str, dict[str, Any]], task: str, facts: dict[str, Any
         entry["loss"].setdefault(
             task, [round(row["values"][seed] / base["values"][seed] - 1, 4) for seed in base["values"]]
         )
+
+
+def add_real_losses(found: dict[str, dict[str, Any]]) -> None:
+    """The same of the test rows on the real model, of the largest tier that was run: `real`, by task."""
+    tier = results.best_tier()
+    for task, facts in ({} if tier is None else results.finals(tier)).items():
+        rows = {row["run"]: row for row in facts["methods"]}
+        losses = results.figures(facts, "loss")
+        base, size = losses[facts["baseline"]], rows[facts["baseline"]]["trained"]
+        for run, those in losses.items():
+            entry = found.setdefault(run, {"loss": {}, "method": rows[run]["methods"]})
+            entry.setdefault("parameters", round(rows[run]["trained"] / size, 4))
+            entry.setdefault("real", {})[task] = [round(a / b - 1, 4) for a, b in zip(those, base, strict=True)]
 
 
 def add_costs(found: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from docgen import combinations, evidence, peft_types, rooms
+from docgen import combinations, evidence, measured_adapters, peft_types, rooms
 from lrft import recipe as recipes
 from lrft import registry
 from lrft.cli import method_list
@@ -17,26 +17,34 @@ def pages(root: Path) -> dict[Path, str]:
     """Each generated page below the repository `root` and the text that it should have."""
     readme, architecture = root / "README.md", root / "docs" / "architecture.md"
     preferences, embeddings = root / "docs" / "preferences.md", root / "docs" / "embeddings.md"
-    adapters = root / "docs" / "adapters.md"
+    adapters, measured = root / "docs" / "adapters.md", measured_adapters.kept(root)
+    of_adapters = {
+        "types of PEFT": peft_types.table(),
+        "steps of experts": measured_adapters.experts(measured["experts"]),
+        "conversions": measured_adapters.conversions(measured["conversions"]),
+    }
     return {
-        adapters: marked(adapters, "types of PEFT", peft_types.table()),
+        adapters: marked(adapters, of_adapters),
         root / "docs" / "recipe.md": recipes.reference(),
         root / "docs" / "methods.md": method_list.markdown(),
         root / "docs" / "combinations.md": combinations.page(),
         root / "lrft" / "compare" / "evidence.json": evidence.text(root),
         root / "docs" / "rooms.svg": rooms.picture(),
-        architecture: marked(architecture, "rooms", rooms.table()),
-        readme: marked(readme, "methods", counts()),
-        preferences: marked(preferences, "options", options(("preference", "kto"))),
-        embeddings: marked(embeddings, "options", options(("pairs",))),
+        architecture: marked(architecture, {"rooms": rooms.table()}),
+        readme: marked(readme, {"methods": counts()}),
+        preferences: marked(preferences, {"options": options(("preference", "kto"))}),
+        embeddings: marked(embeddings, {"options": options(("pairs",))}),
     }
 
 
-def marked(page: Path, name: str, made: str) -> str:
-    """The text of `page` with `made` between the markers `name`."""
-    begin, end = f"<!-- {name}: written by scripts/docs -->", "<!-- end -->"
+def marked(page: Path, made: dict[str, str]) -> str:
+    """The text of `page` with what was made between the markers of each name."""
     text = page.read_text(encoding="utf-8")
-    return re.sub(f"{re.escape(begin)}.*?{end}", lambda _: f"{begin}\n{made}\n{end}", text, flags=re.S)
+    for name, own in made.items():
+        begin, end = f"<!-- {name}: written by scripts/docs -->", "<!-- end -->"
+        filled = f"{begin}\n{own}\n{end}"
+        text = re.sub(f"{re.escape(begin)}.*?{end}", lambda _, filled=filled: filled, text, flags=re.S)
+    return text
 
 
 def counts() -> str:

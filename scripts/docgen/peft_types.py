@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lrft import registry
+from lrft.adapters.peft_alone import NORMS, TOKENS
 from lrft.registry import MethodCard
 
 PROMPT = "a prompt method"
@@ -11,25 +12,21 @@ ABSENT = "no such method"
 NOT_HERE = {
     "ADAMSS": ABSENT,
     "ADAPTION_PROMPT": PROMPT,
-    "BEFT": "biases are `adapter.biases`, beside a method",
+    "BEFT": "adds vectors to outputs, of layers without a bias as well; those that a model has are `adapter.biases`",
     "CARTRIDGE": PROMPT,
     "CPT": PROMPT,
-    "FROD": ABSENT,
     "LILY": "its routing is a mean over all rows of a batch, so that a row's answer depends on the others",
-    "LN_TUNING": "norms are `adapter.norms`, beside a method",
     "MULTITASK_PROMPT_TUNING": PROMPT,
-    "OSF": "no such method; its file leaves out the singular vectors of the base that it is counted from",
     "POLY": "routes by the id of a task, which rows do not have here",
     "PREFIX_TUNING": PROMPT,
     "PROMPT_TUNING": PROMPT,
-    "PSOFT": "no such method; its file leaves out the singular vectors of the base that it turns",
     "P_TUNING": PROMPT,
     "SHADOW": "a second, smaller model beside the base, not a change of its layers",
-    "TINYLORA": ABSENT,
-    "TRAINABLE_TOKENS": "rows of the embedding are `adapter.train_tokens`, beside a method",
-    "UNILORA": ABSENT,
-    "XLORA": "mixes several LoRAs that were trained before, by a classifier over the whole model",
+    "XLORA": "mixes several LoRAs that were trained before, by a classifier over the whole model; `lrft combine` makes "
+    "one of them",
 }
+# What is trained beside a method here, and alone there.
+BESIDE = {NORMS: "`adapter.norms`, beside a method", TOKENS: "`adapter.train_tokens`, beside a method"}
 # Settings of PEFT's LoRA that change what it computes.
 LORA_SETTINGS = (
     ("`use_rslora`, `rank_pattern`, `alpha_pattern`", "read", "the factor is folded into `lora_alpha`"),
@@ -41,9 +38,12 @@ LORA_SETTINGS = (
     ("other `init_lora_weights`", "refused: PEFT changed the base", "as an update of the base"),
     ("`bias`, `modules_to_save`, `trainable_token_indices`", "read", "written"),
     ("`lora_bias`", "refused", "no"),
-    ("`alora_invocation_tokens`, `arrow_config`, `kasa_config`, `layer_replication`", "refused", "no"),
-    ("`monteclora_config`, `use_qalora`", "refused", "no"),
-    ("`use_bdlora`, `velora_config`", "read, as a LoRA", "no"),
+    ("`alora_invocation_tokens`", "read, as `alora`", "written"),
+    ("`kasa_config`", "read, as `kasa`", "written"),
+    ("`use_qalora` (of GPTQ layers)", "read, as `qalora`", "as a LoRA"),
+    ("`arrow_config` (`lrft combine` makes one LoRA of several), `layer_replication`", "refused", "no"),
+    ("`velora_config`, `monteclora_config`", "read, as a LoRA", "as a LoRA (`velora`, `monteclora`)"),
+    ("`use_bdlora`", "read, as a LoRA", "no"),
 )
 
 
@@ -68,12 +68,14 @@ def written(word: str, card: MethodCard) -> str:
 def table() -> str:
     rows = ["| type | here | folder read | folder written |", "|---|---|---|---|"]
     here = methods()
-    for word in sorted({*here, *NOT_HERE}):
+    for word in sorted({*here, *NOT_HERE, *BESIDE}):
         if word in here:
             names = " ".join(f"`{card.name}`" for card in here[word])
             each = [(card.name, written(word, card)) for card in here[word]]
             said = "; ".join(f"{name}: {how}" if len(each) > 1 else how for name, how in each)
             rows.append(f"| `{word}` | {names} | yes | {said} |")
+        elif word in BESIDE:
+            rows.append(f"| `{word}` | {BESIDE[word]} | yes | as what stands beside a LORA |")
         else:
             rows.append(f"| `{word}` | no: {NOT_HERE[word]} | no | no |")
     rows += ["", "| of `LORA` | folder read | folder written |", "|---|---|---|"]

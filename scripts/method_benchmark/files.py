@@ -6,6 +6,7 @@ from docs/benchmark, and train with other seeds: a rate that suited its seed by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from method_benchmark.tasks import TASKS
 FOLDER, KEPT = Path("recipes/benchmark"), Path("docs/benchmark")
 SEARCH, SEARCHED = "rates", "instructions"
 """the comparison that searches, and its task"""
-OF_ADDED = "-added"
-"""ending of the comparisons of ADDED"""
-COMPARISONS = tuple(name + ending for ending in ("", OF_ADDED) for name in (SEARCH, *TASKS))
+OF_ADDED, OF_NEWER = "-added", "-newer"
+"""ending of the comparisons of ADDED, of LATER"""
+ENDINGS = ("", OF_ADDED, OF_NEWER)
+COMPARISONS = tuple(name + ending for ending in ENDINGS for name in (SEARCH, *TASKS))
 SEEDS = {SEARCH: (1,), **dict.fromkeys(TASKS, (2, 3))}
 LADDER = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 """learning rates to search"""
 BETWEEN = (1e-3, 1e-2)
 """the first and the last rate of a method that RATES does not name"""
+OVER_DEFAULT = 15
+"""what LoRA's best rate here is over the default that a real model wants: LATER's are searched around their own default
+times this, which is BETWEEN for LoRA's"""
 HIGHER, LOWER, WIDER = (3e-3, 3e-2), (3e-4, 3e-3), (1e-3, 3e-2)
 RATES: dict[str, tuple[float, float]] = {
     # Little is trained, or it is damped by a small factor, or masked.
@@ -39,7 +44,7 @@ RATES: dict[str, tuple[float, float]] = {
     # Few numbers between frozen factors, or a rate that stands for plain gradient descent.
     **dict.fromkeys(("loldu", "low-rank-tickets", "svfit"), (3e-2, 0.3)),
     **dict.fromkeys(("bilora", "curlora", "lamda", "lora2", "pmss"), (1e-2, 0.1)),
-    **dict.fromkeys(("blockllm", "coap", "gradnormlorp"), LOWER),
+    **dict.fromkeys(("blockllm", "coap", "dress", "gradnormlorp", "slope"), LOWER),
     "lorta": HIGHER,
     # The best of what was tried first lay at its end.
     **dict.fromkeys(("dct-adamw", "elalora", "fedsvd", "hra", "increlora", "lora-dropout", "lora-fa"), WIDER),
@@ -135,19 +140,23 @@ LATER = (
     "weight-refactorization",
     "welore",
 )
-"""methods that are newer than the runs of this page"""
+"""methods that are newer than both: measured over the base of the first runs, which has the same bits when it is made
+again, they join their table"""
 OUTSIDE: dict[str, str] = {
     "eigenlorax": "it needs adapters that were trained before, of the same base",
     "autolora-ranks": "it needs a finished search of autolora",
+    "loftq": "it corrects the rounding of a quantised base, which these runs have not",
+    "alora": "of tokens before an invocation it is the base: beside others it has less to train",
+    **dict.fromkeys(("kasa", "monteclora", "qalora", "velora"), "newer than these runs"),
+    **dict.fromkeys(("tinylora", "unilora", "osf", "psoft", "frod"), "newer than these runs"),
     "booster": "it needs rows that the model is to resist",
-    **dict.fromkeys(LATER, "newer than these runs"),
 }
 """methods that have no row, and why"""
 
 
 def parted(comparison: str) -> tuple[str, str]:
     """SEARCH or the task of a comparison, and its ending."""
-    name = comparison.removesuffix(OF_ADDED)
+    name = comparison.removesuffix(OF_ADDED).removesuffix(OF_NEWER)
     return name, comparison[len(name) :]
 
 
@@ -155,18 +164,33 @@ def runs(comparison: str) -> Iterator[tuple[str, str]]:
     """(name, what stands behind it) of each run: the baseline first, then by name."""
     name, ending = parted(comparison)
     best = {} if name == SEARCH else best_rates(ending)
-    first = {*registry.methods(), *registry.PRESETS} - {*OUTSIDE, *ADDED, registry.DEFAULT_METHOD}
-    later = ADDED if name == SEARCH else IN_TASKS
-    for run in (registry.DEFAULT_METHOD, *sorted(later if ending else first)):
+    for run in (registry.DEFAULT_METHOD, *sorted(methods_of(name, ending) - {registry.DEFAULT_METHOD})):
         keys = []
         if run in OPTIONS:
             given = ", ".join(f"{key}: {value}" for key, value in OPTIONS[run].items())
             keys.append(f"adapter.method: {{{run}: {{{given}}}}}")
         if run in best:
             keys.append(f"training.learning_rate: {best[run]}")
-        elif run in RATES and name == SEARCH:
-            keys.append(f"training.learning_rate: {rates(RATES[run])}")
+        elif (
+            name == SEARCH
+            and (between := RATES.get(run) or (around(run) if ending == OF_NEWER else BETWEEN)) != BETWEEN
+        ):
+            keys.append(f"training.learning_rate: {rates(between)}")
         yield run, f" {{{', '.join(keys)}}}" if keys else ""
+
+
+def methods_of(name: str, ending: str) -> set[str]:
+    """The methods of SEARCH or of a task with an ending."""
+    if ending == OF_ADDED:
+        return {*ADDED} if name == SEARCH else {*IN_TASKS}
+    return {*LATER} if ending == OF_NEWER else {*registry.methods(), *registry.PRESETS} - {*OUTSIDE, *ADDED, *LATER}
+
+
+def around(run: str) -> tuple[float, float]:
+    """The rates beside the one of LADDER that is nearest to the method's default, times OVER_DEFAULT."""
+    wanted = OVER_DEFAULT * registry.default_rate([run]).value
+    nearest = min(range(1, len(LADDER) - 1), key=lambda i: abs(math.log(LADDER[i] / wanted)))
+    return LADDER[nearest - 1], LADDER[nearest + 1]
 
 
 def rates(between: tuple[float, float]) -> list[float]:
@@ -187,9 +211,13 @@ def text(comparison: str) -> str:
     search = name == SEARCH
     task = SEARCHED if search else name
     head = f"The search for each method's learning rate, on the {task}" if search else f"The {task} task"
-    which = "methods that were measured later" if ending else "every method of the first runs"
+    which = {
+        "": "every method of the first runs",
+        OF_ADDED: "methods that were measured later",
+        OF_NEWER: "the newest methods",
+    }
     lines = [
-        f"# {head} of docs/benchmark.md: {which}.",
+        f"# {head} of docs/benchmark.md: {which[ending]}.",
         "# `scripts/benchmark files` writes this file.",
         "recipe:",
         "  extends: common.yaml",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lrft.compare.columns import NOTHING, number
 from lrft.utils import files
 from lrft.utils.text import duration
 from method_benchmark import picture
-from method_benchmark.files import KEPT, OF_ADDED, OPTIONS, OUTSIDE, SEARCH, SEARCHED, SEEDS
+from method_benchmark.files import KEPT, LATER, OF_ADDED, OF_NEWER, OPTIONS, OUTSIDE, SEARCH, SEARCHED, SEEDS
 from method_benchmark.tasks import TASKS, rows
 
 WRITTEN, DRAWN = Path("docs/benchmark.md"), Path("docs/benchmark.svg")
@@ -57,6 +58,7 @@ FOOT = """\
 ```bash
 scripts/benchmark run                  # the base, the data, every run, docs/benchmark and this page
 scripts/benchmark run rates            # one of its comparisons; what was broken off goes on
+scripts/benchmark run rates-newer      # the search of the newest methods; their tasks follow, as instructions-newer
 scripts/benchmark files                # recipes/benchmark, after a method was added
 scripts/benchmark                      # this page alone, from docs/benchmark
 ```
@@ -76,11 +78,34 @@ def page(kept: Mapping[str, Facts]) -> str:
     parts += [notes(first)]
     if later:
         parts += [later_section(later)]
-    return "\n".join([*parts, left_out(), samples(), FOOT])
+    return "\n".join([*parts, left_out(first), samples(), FOOT])
 
 
 def first_runs(kept: Mapping[str, Facts]) -> dict[str, Facts]:
-    return {name: facts for name, facts in kept.items() if not name.endswith(OF_ADDED)}
+    """The comparisons of the first runs, and in them the rows of `files.LATER`."""
+    first = {name: facts for name, facts in kept.items() if not name.endswith((OF_ADDED, OF_NEWER))}
+    if not all(name + OF_NEWER in kept for name in first):
+        return first
+    return {name: joined(facts, kept[name + OF_NEWER]) for name, facts in first.items()}
+
+
+def joined(first: Facts, newer: Facts) -> Facts:
+    """One comparison of both. Raises ValueError unless the baseline came out the same, to the bit: over another base,
+    or on a machine that rounds otherwise, figures cannot stand in one table."""
+    base, again = (by_run(facts)[first["baseline"]] for facts in (first, newer))
+    if base["values"] != again["values"]:
+        raise ValueError(f"the baseline was {base['values']}, and beside the newer methods {again['values']}")
+    rows = [row for row in newer["methods"] if row["run"] != first["baseline"]]
+    grid = [point for point in newer["grid"] if point["run"] != first["baseline"]]
+    return {
+        **first,
+        "methods": [*first["methods"], *rows],
+        "grid": [*first["grid"], *grid],
+        "failed": [*first["failed"], *newer["failed"]],
+        "runs": Counter(first["runs"]) + Counter(newer["runs"]),
+        "cost": {key: first["cost"][key] + newer["cost"][key] for key in first["cost"]},
+        "date": max(first["date"], newer["date"]),
+    }
 
 
 def added(kept: Mapping[str, Facts]) -> dict[str, Facts]:
@@ -172,7 +197,7 @@ def rate_text(row: Facts, facts: Facts) -> str:
     return f"{rate:g}{'*' if rate in (min(tried), max(tried)) else ''}"
 
 
-LATER = """\
+MEASURED_LATER = """\
 ## Measured later
 
 Newer methods in the same comparisons, on another machine ({cpu}). The base was trained there by the same recipe, which
@@ -195,7 +220,7 @@ def later_section(later: Mapping[str, Facts]) -> str:
         shown = f"**{run}**" if run == base["run"] else run
         of_search = [rate_text(row, search), loss(row)]
         lines.append([str(place), shown, kind(run), trained(row, base), *of_search, *figures])
-    head = LATER.format(
+    head = MEASURED_LATER.format(
         cpu=search["machine"]["cpu"], baseline=base["run"], searched=SEARCHED, cost=clock(later.values())
     )
     return head + "\n" + table(["", "method", "kind", "trained", "rate", "search", *tasks], lines, words=3)
@@ -229,10 +254,12 @@ def notes(kept: Mapping[str, Facts]) -> str:
     return "\n".join([said, "Options that are not the defaults:", "", *lines, *failed]) + "\n"
 
 
-def left_out() -> str:
+def left_out(first: Mapping[str, Facts]) -> str:
     """The methods without a row, by the reason."""
-    reasons = dict.fromkeys(OUTSIDE.values())
-    lines = [f"- {', '.join(n for n, why in OUTSIDE.items() if why == reason)}: {reason}" for reason in reasons]
+    waiting = [name for name in LATER if any(name not in by_run(facts) for facts in first.values())]
+    left = {**OUTSIDE, **dict.fromkeys(waiting, "newer than these runs")}
+    reasons = dict.fromkeys(left.values())
+    lines = [f"- {', '.join(n for n, why in left.items() if why == reason)}: {reason}" for reason in reasons]
     return "\n".join(["Methods in no table:", "", *lines]) + "\n"
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from performance import curves, inside, machine, merge, methods, preferences, report, startup, steps
+from performance import commands, curves, inside, machine, merge, methods, preferences, report, startup, steps
 from performance.place import Place
 from performance.processes import ROOT
 
@@ -16,6 +16,7 @@ MODES = {
     "preferences": preferences.measure,
     "kernels": inside.kernels,
     "startup": startup.measure,
+    "commands": commands.measure,
     "merge": merge.measure,
     "starts": inside.starts,
 }
@@ -28,6 +29,7 @@ Measures lrft against its peers and writes docs/performance.md, .svg and .json.
   preferences   a step of dpo against one of sft, and against TRL
   kernels   fast paths against their definitions
   startup   --help, a recipe error, the first step
+  commands  whole commands on a tiny model, in CPU seconds; --before CHECKOUT compares with another lrft
   merge     lrft merge against a copy and against PEFT
   starts    PiSSA's decompositions
   all       everything
@@ -51,6 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--curve-steps", type=int, default=50)
     parser.add_argument("--method-tokens", type=int, default=800)
     parser.add_argument("--startup-rounds", type=int, default=7)
+    parser.add_argument("--before", type=Path, help="of commands: the folder of an earlier checkout of lrft")
     parser.add_argument(
         "--threads", type=int, default=machine.cores(), help="of each process; 1 where other work runs beside it"
     )

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ SMALL = LlamaConfig(
     num_attention_heads=8,
     num_key_value_heads=4,
     max_position_embeddings=8192,
+)
+TINY = LlamaConfig(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=172,
+    num_hidden_layers=5,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=512,
 )
 SMOLLM2 = LlamaConfig(
     vocab_size=49152,
@@ -55,7 +65,9 @@ def make(name: str, folder: Path) -> None:
     beside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    origin = {"smollm2": smollm2, "small": lambda path: random_weights(SMALL, path), "llama-8b": llama_8b}[name](beside)
+    shapes = {"small": SMALL, "tiny": TINY}
+    makers = {kind: partial(random_weights, config) for kind, config in shapes.items()}
+    origin = (makers | {"smollm2": smollm2, "llama-8b": llama_8b})[name](beside)
     config = json.loads((beside / "config.json").read_text())
     word_tokenizer(config["vocab_size"]).save_pretrained(beside)
     (beside / "origin.json").write_text(json.dumps({"weights": origin, "config": config}))

@@ -42,7 +42,7 @@ def main() -> None:
     original: Tensor | None = None
     print(f"{count} tokens, {torch.get_num_threads()} thread, float32")
     print("base    MB  load s  step s   loss   largest and mean logit difference, same first token")
-    for kind in ("none", "int8", "nf4", "fp4"):
+    for kind in ("none", "int8", "fp8", "nf4", "fp4"):
         began = time.process_time()
         model = load_model(folder, dtype=torch.float32, quantization=kind)
         load, size = time.process_time() - began, weight_bytes(model) / 1e6

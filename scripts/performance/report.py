@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from performance import curves, inside, machine, merge, methods, picture, preferences, startup, steps
+from performance import commands, curves, inside, machine, merge, methods, picture, preferences, startup, steps
 from performance.processes import ROOT
 from performance.tables import count
 
@@ -28,6 +28,7 @@ PAGES: dict[str, tuple[str, Callable[[Section], str]]] = {
     "preferences": ("Preference pairs", preferences.page),
     "kernels": ("Fast paths", inside.kernels_page),
     "startup": ("Start", startup.page),
+    "commands": ("Commands", commands.page),
     "merge": ("Merging", merge.page),
     "starts": ("PiSSA's start", inside.starts_page),
 }

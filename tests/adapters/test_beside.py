@@ -65,6 +65,8 @@ SECTIONS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("llama", {"norms": True}, ()),
     ("llama", {"modules_to_save": ["lm_head", "re:.*embed_tokens"]}, ROWS[:0]),
     ("llama", {"modules_to_save": ["o_proj"]}, ROWS),
+    ("llama", {"train_tokens_in": "both"}, ROWS),
+    ("llama", {"train_tokens_in": "head", "norms": True}, ROWS),
     ("llama-tied", {}, ROWS),
     ("llama-tied", {"modules_to_save": ["lm_head"], "untie": True}, ROWS),
     ("llama-tied", {"modules_to_save": ["embed_tokens"], "untie": True, "norms": True}, ()),
@@ -240,6 +242,19 @@ MISTAKES: list[tuple[str, dict[str, Any], tuple[int, ...], str]] = [
     ),
     ("llama-tied", {"modules_to_save": ["norm"], "untie": True}, (), r"names neither embedding nor head"),
     ("llama", {"modules_to_save": ["embed_tokens"]}, ROWS, r"the embedding is trained in full"),
+    ("llama-tied", {"train_tokens_in": "both"}, ROWS, r"train_tokens_in: embedding and head are one matrix"),
+    (
+        "llama",
+        {"train_tokens_in": "head", "modules_to_save": ["lm_head"]},
+        ROWS,
+        r"train_tokens_in: lm_head is trained in full",
+    ),
+    (
+        "llama",
+        {"train_tokens_in": "both", "target_modules": ["lm_head"], "exclude_modules": []},
+        ROWS,
+        r"train_tokens_in: lm_head has an adapter, which trains all its rows",
+    ),
     ("llama", {"biases": "all"}, (), r"adapter.biases: no layer of this model has a bias"),
     (
         "gpt2",
@@ -260,6 +275,23 @@ MISTAKES: list[tuple[str, dict[str, Any], tuple[int, ...], str]] = [
 def test_mistakes_are_told_with_the_remedy(name: str, section: dict[str, Any], tokens: Any, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         attach(tiny.make(name), tokens, **section)
+
+
+def test_rows_of_a_head_are_what_peft_trains(tmp_path: Path) -> None:
+    """The same first values, the same loss: stock PEFT's gradient of each row, and none of another row."""
+    base, ids = save_base(tmp_path / "base", "llama"), torch.tensor([[*ROWS, 7, 8, *ROWS]])
+    own = attach(stock(base), ROWS, train_tokens_in="both", target_modules=["q_proj"], rank=2)
+    tiny.disturb(list(own.trained().values()), size=0.1)
+    folder = save(own, base, tmp_path / "adapter")
+    theirs: Any = PeftModel.from_pretrained(stock(base), folder, is_trainable=True)
+    for model in (own.model, theirs):
+        model.eval()(input_ids=ids, labels=ids).loss.backward()
+    found = {name: p.grad for name, p in theirs.named_parameters() if p.requires_grad and "token_adapter" in name}
+    assert len(found) == 2
+    for name, slope in found.items():
+        word = "lm_head" if "lm_head" in name else "model.embed_tokens"
+        assert torch.allclose(own.trained()[f"{word}.rows"].grad, slope, atol=1e-6)
+        assert slope.any()
 
 
 def test_tokens_are_named_by_their_text() -> None:

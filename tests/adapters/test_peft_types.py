@@ -12,12 +12,13 @@ import pytest
 import tiny
 import torch
 from on_disk import save_base
-from peft.tuners.lora.config import BdLoraConfig, VeloraConfig
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import lrft
 from lrft import registry
+from lrft.adapters.peft_alone import ALONE
 from lrft.adapters.peft_export import PEFT_TENSORS, peft_folder
 from lrft.adapters.peft_import import placed, read_any, readers
 from lrft.adapters.start_from import start_from
@@ -27,6 +28,7 @@ from lrft.inspection.inspect import inspect_adapter
 from lrft.utils import files
 
 T = ["q_proj", "down_proj"]
+INVOCATION = tiny.tokens()[0, 6:8].tolist()
 # A folder that stock PEFT makes, by what it shows.
 MADE: dict[str, Any] = {
     "loha": lambda: peft.LoHaConfig(r=3, alpha=5, target_modules=T),
@@ -69,12 +71,33 @@ MADE: dict[str, Any] = {
     "supertuning-small": lambda: peft.SupertuningConfig(target_modules=T, sparsity=0.9, select_top=False),
     "peanut": lambda: peft.PeanutConfig(target_modules=T, r=3, scaling=0.5),
     "peanut-deep": lambda: peft.PeanutConfig(target_modules=T, r=3, depth=2, act_fn="silu"),
+    "tinylora": lambda: peft.TinyLoraConfig(target_modules=T, r=3, u=5, projection_seed=7),
+    "tinylora-tied": lambda: peft.TinyLoraConfig(target_modules=T, u=4, weight_tying=0.5, save_projection=False),
+    "unilora": lambda: peft.UniLoraConfig(target_modules=T, r=3, theta_d_length=40, proj_seed=5),
+    "unilora-places": lambda: peft.UniLoraConfig(target_modules=T, theta_d_length=50, save_indices=True),
+    "unilora-blocks": lambda: peft.UniLoraConfig(target_modules=T, layers_to_transform=[1], theta_d_length=9),
+    "unilora-words": lambda: peft.UniLoraConfig(target_modules=r".*0\.(mlp|self_attn)\.[dk].*", theta_d_length=9),
+    "osf": lambda: peft.OSFConfig(target_modules=T, effective_rank=20),
+    "osf-patterns": lambda: peft.OSFConfig(target_modules=[*T, "k_proj", "up_proj"], rank_pattern={"mlp": 0.8}),
+    "psoft": lambda: peft.PsoftConfig(target_modules=T, r=6),
+    "psoft-series": lambda: peft.PsoftConfig(
+        target_modules=T, r=4, psoft_alpha=6, use_cayley_neumann=True, psoft_mag_a=False, ab_svd_init="pissa_init"
+    ),
+    "frod": lambda: peft.FrodConfig(target_modules=T, sparse_rate=0.02, projection_prng_key=4, progressbar=False),
+    "frod-wide": lambda: peft.FrodConfig(target_modules=["k_proj", "down_proj"], sparse_rate=0.2, progressbar=False),
     "randlora": lambda: peft.RandLoraConfig(target_modules=T, r=4, randlora_alpha=80),
     "randlora-wide": lambda: peft.RandLoraConfig(
         target_modules=["up_proj", "down_proj", "k_proj"], r=5, randlora_alpha=80, very_sparse=True
     ),
+    "alora": lambda: peft.LoraConfig(
+        target_modules=T, r=3, lora_alpha=5, alora_invocation_tokens=INVOCATION, task_type="CAUSAL_LM"
+    ),
     "lora-blocks": lambda: peft.LoraConfig(
         target_modules=T, r=4, use_bdlora=BdLoraConfig(target_modules_bd_a=["q_pr"], target_modules_bd_b=["down_proj"])
+    ),
+    "kasa": lambda: peft.LoraConfig(target_modules=T, r=3, lora_alpha=5, kasa_config=KasaConfig()),
+    "lora-monteclora": lambda: peft.LoraConfig(
+        target_modules=T, r=3, monteclora_config=MontecloraConfig(buffer_size=2)
     ),
     "lora-velora": lambda: peft.LoraConfig(target_modules=T, r=3, velora_config=VeloraConfig(num_groups=4)),
     "lora": lambda: peft.LoraConfig(target_modules=T, r=3, lora_alpha=5, use_rslora=True),
@@ -151,6 +174,12 @@ def in_file(attached: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
+def common_name(name: str, held: Any) -> str:
+    """The name in the file of what PEFT's model finds in its first layer and all layers have in common."""
+    endings = (key for key in held if ".layers." not in key and name.endswith(key.removeprefix("base_model")))
+    return next(endings, name)
+
+
 @pytest.mark.parametrize("case", [case for case in MADE if not case.startswith((*READ_ALONE, *OTHER_GRADIENT, "lora"))])
 def test_gradients_and_merged_weights_are_those_of_stock_peft(case: str, tmp_path: Path) -> None:
     theirs, ours, ids = made(case, tmp_path / "theirs"), tiny.make("llama"), tiny.tokens()
@@ -158,21 +187,21 @@ def test_gradients_and_merged_weights_are_those_of_stock_peft(case: str, tmp_pat
     for model in (ours, theirs):
         model(input_ids=ids, labels=ids).loss.backward()
     wanted = {n.replace(".default", ""): p.grad for n, p in theirs.named_parameters() if p.requires_grad}
-    for name in [name for name in wanted if "bank" in name]:  # of all layers, and found in the first
-        wanted["base_model.vblora_vector_bank"] = wanted.pop(name)
-    merged = {name: adapter.weight(attached.layers()[name].base.weight) for name, adapter in attached.modules.items()}
-    for p in attached.tensors().values():
+    mergeable = {name: adapter for name, adapter in attached.modules.items() if adapter.mergeable}
+    merged = {name: adapter.weight(attached.layers()[name].base.weight) for name, adapter in mergeable.items()}
+    for p in attached.trained().values():
         p.data = torch.zeros_like(p) if p.grad is None else p.grad
     held = in_file(attached)
-    for p in attached.tensors().values():
+    for p in attached.trained().values():
         p.data = torch.zeros_like(p)
     zeros = in_file(attached)  # of tensors that the file holds plus one
+    wanted = {common_name(name, held): gradient for name, gradient in wanted.items()}
     assert wanted.keys() <= held.keys()
     for name, gradient in wanted.items():
         assert gradient.abs().max() > 0, name
         difference = (held[name] - zeros[name] - gradient).abs().max()
         assert difference <= 1e-3 * gradient.abs().max() + 1e-6, name
-    of_peft = theirs.merge_and_unload()
+    of_peft = theirs.merge_and_unload() if merged else None
     for name, weight in merged.items():
         torch.testing.assert_close(weight, of_peft.get_submodule(name).weight, rtol=1e-4, atol=1e-5)
 
@@ -219,7 +248,8 @@ def test_the_page_names_every_type_of_the_installed_peft() -> None:
     named = re.findall(r"^\| `([A-Z0-9_]+)` \|", text, flags=re.M)
     assert sorted(named) == sorted(peft.PeftType.__members__)
     read = re.findall(r"^\| `([A-Z0-9_]+)` \| [^|]* \| yes \|", text, flags=re.M)
-    assert set(read) == {card.facts["peft_type"] for card in registry.methods().values() if card.facts.get("peft_type")}
+    declared = {card.facts["peft_type"] for card in registry.methods().values() if card.facts.get("peft_type")}
+    assert set(read) == {*declared, *ALONE}
     alone = {MADE[case]().peft_type.value for case in READ_ALONE}
     as_lora = re.findall(r"^\| `([A-Z0-9_]+)` \| [^|]* \| yes \| as LORA \|", text, flags=re.M)
     assert set(as_lora) == alone
@@ -250,7 +280,7 @@ def test_a_run_starts_from_it(case: str, method: Any, rank: int, as_it_is: bool,
 def test_the_commands_take_types_that_do_not_tell_their_sides(tmp_path: Path) -> None:
     """IA3 tells one side of a layer, FourierFT none: they come from the base."""
     base = save_base(tmp_path / "base", "llama")
-    for case in ("ia3", "fourierft"):
+    for case in ("ia3", "fourierft", "unilora", "osf", "psoft", "frod"):
         theirs = made(case, tmp_path / case)
         expected = tiny.logits(theirs, tiny.tokens())
         merge_adapter(tmp_path / case, tmp_path / f"merged-{case}", base_model=str(base))
@@ -278,7 +308,18 @@ def change(folder: Path, **keys: Any) -> None:
         ("hira", {"new_key": 3}, "new_key is set, a setting that lrft does not know"),
         ("hra", {"lora_bias": True}, "lora_bias: True is set"),
         ("miss", {"init_weights": "other"}, "init_weights is 'other'"),
+        (
+            "unilora",
+            {"exclude_modules": ["k"]},
+            "exclude_modules is set, which lrft does not read for a file that names",
+        ),
+        ("psoft", {"psoft_orth": False}, "psoft_orth is False, which lrft does not compute"),
+        ("psoft", {"psoft_svd": "lowrank"}, "psoft_svd is 'lowrank'"),
+        ("frod", {"save_projection": False}, "save_projection is False, which lrft does not compute"),
         ("hira", {"peft_type": "POLY"}, "type POLY, which is not supported"),
+        ("hira", {"peft_type": "XLORA"}, "lrft combine makes one of them"),
+        ("lora", {"arrow_config": {"top_k": 2}}, "lrft combine makes one LoRA of such"),
+        ("lora", {"layer_replication": [[0, 1]]}, "replicate them in the base itself"),
     ],
 )
 def test_settings_that_mean_something_else_are_refused_by_name(

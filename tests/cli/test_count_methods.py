@@ -27,3 +27,21 @@ def test_methods_counts_what_each_would_train(tmp_path: Path, capsys: pytest.Cap
     assert run_command(["methods", "--recipe", recipe, "--kind", "wrapper"]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("dora ")
     assert run_command(["methods", "show", "--recipe", recipe]) == 2
+
+
+def test_what_is_trained_beside_them_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Place.make(tmp_path)
+    new = ("model.add_tokens=[<a>, <b>]", "adapter.train_tokens=added", "adapter.norms=true")
+    recipe = str(tmp_path / "beside.yaml")
+    more = (
+        "extends: recipe.yaml\nmodel: {name: %s, add_tokens: [<a>, <b>]}\nadapter: {train_tokens: added, norms: true}\n"
+    )
+    Path(recipe).write_text(more % (tmp_path / "base"))
+    assert run_command(["methods", "--recipe", recipe, "--kind", "wrapper", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    run = place.train(*new, "adapter.method=dora", "training.max_steps=1")
+    assert found["dora"] == json.loads((run / "run.json").read_text())["adapter"]["trainable parameters"]
+    assert run_command(["methods", "--recipe", recipe, "--kind", "wrapper"]) == 0
+    numbers = 2 * tiny.WIDTH + 5 * tiny.WIDTH
+    said = [f"each with {numbers:,} beside the adapters", "trained: 5 norms", "trained: 2 rows of model.embed_tokens"]
+    assert capsys.readouterr().out.splitlines()[-3:] == said

@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 import runs
+import torch
 from parsed import EVIL, sound
 
 import lrft
 from lrft import recipe as recipes
+from lrft.adapters.storage import read_adapter
+from lrft.cli.main import run_command
 from lrft.compare import html, result, write
 from lrft.compare.budget import choose
 from lrft.compare.config import read
+from lrft.compare.estimate import rank_line
 from lrft.compare.forgetting import before_and_after
 from lrft.compare.jobs import Job, make_jobs
 from lrft.compare.run import GOING_ON, taken
@@ -107,6 +111,27 @@ def test_every_run_is_an_ordinary_one(whole: tuple[Path, str]) -> None:
         assert recipe.adapter.rank == (4 if method == "lora" else 8)
         assert (root / folder / "best").exists()
     assert not (root / "out" / "merged").exists() or not list((root / "out" / "merged").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "lora-fa"])
+def test_a_run_of_a_comparison_is_to_the_bit_what_its_recipe_trains(
+    method: str, whole: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained again, by a process that is no fork: this one."""
+    monkeypatch.chdir(whole[0])
+    there = Path(f"out/runs/{method}/learning_rate-0.01/seed-2")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # what each of two jobs is given
+    try:
+        assert run_command(["train", f"{there}.yaml", "--quiet", f"output_dir={tmp_path / 'again'}"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    adapters = [read_adapter(folder / "last").state_dict() for folder in (there, tmp_path / "again")]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+    losses = [[r["loss"] for r in runs.records(folder)] for folder in (there, tmp_path / "again")]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow
@@ -551,6 +576,24 @@ def test_a_page_of_nothing_is_a_page(place: runs.Place, monkeypatch: pytest.Monk
     assert page.texts("p").count("nothing was recorded") == 5
     assert page.all("svg") == []
     assert len(write.screen(facts)) == 3
+
+
+def test_it_says_what_is_trained_beside_the_adapters(place: runs.Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.root)
+    alike = THREE.replace("evaluation:", "adapter: {norms: true}, evaluation:")
+    comparison, jobs, chosen = planned(place.root, alike)
+    facts = result.gather(comparison, jobs, chosen)
+    (beside,) = {row["beside"] for row in facts["methods"]}
+    assert beside == 5 * 24
+    assert f"; {beside} of them stand beside the adapters, in each run. exports to" in write.markdown(facts)
+    assert f"{beside:,} of them beside the adapters" in rank_line(comparison, "lora", chosen[0])
+    comparison, jobs, chosen = planned(
+        place.root, THREE.replace("runs: [lora, dora]", "runs: {lora: , dora: {adapter.norms: true}}")
+    )
+    facts = result.gather(comparison, jobs, chosen)
+    assert f"some of them stand beside the adapters: 0 in lora, {beside} in dora" in write.markdown(facts)
+    facts = result.gather(*planned(place.root, THREE))
+    assert "beside the adapters" not in write.markdown(facts)
 
 
 def test_names_are_text_on_the_page(place: runs.Place, monkeypatch: pytest.MonkeyPatch) -> None:

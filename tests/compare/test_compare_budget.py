@@ -93,6 +93,26 @@ def test_the_other_budgets(root: Path) -> None:
     assert [c.rank for c in choices(root, own, "budget: none\n").values()] == [2, 4]
 
 
+def test_what_is_trained_beside_the_adapters_counts(root: Path) -> None:
+    """Equal for all runs it leaves the ranks as they are; a run with more of it gets fewer numbers in its adapters."""
+    norms = {"norms": True}
+    attached = lrft.attach(tiny.make("llama"), {"method": "lora", "rank": 4, **norms})
+    target, plain = sum(p.numel() for p in attached.trained().values()), trained("lora", 4)
+    both = "{lora: {adapter.norms: true}, fa: {adapter.method: lora-fa, adapter.norms: true}}"
+    found = choices(root, both)
+    assert {choice.beside for choice in found.values()} == {target - plain}
+    assert found["lora"].trained == target > plain
+    assert found["fa"].rank == choices(root, "{lora: , fa: {adapter.method: lora-fa}}")["fa"].rank
+    more = "{lora: {adapter.rank: 16}, rows: {adapter.method: lora, adapter.train_tokens: [hello, Ġworld]}}"
+    found = choices(root, more)
+    assert (found["lora"].beside, found["rows"].beside) == (0, 2 * tiny.WIDTH)
+    assert found["rows"].rank == 16  # two rows are less than half a rank
+    whole = "{lora: {adapter.rank: 16}, head: {adapter.method: lora, adapter.modules_to_save: [lm_head]}}"
+    found = choices(root, whole)
+    assert found["head"].rank < 16
+    assert found["head"].trained == trained("lora", found["head"].rank) + found["head"].beside
+
+
 def test_each_point_of_the_grid_has_its_rank(root: Path) -> None:
     path = root / "points.yaml"
     path.write_text(

@@ -52,15 +52,16 @@ def test_two_processes_train_what_one_trains(nine: Place, strategy: str) -> None
 @pytest.mark.parametrize(
     ("keys", "each"),
     [
-        (("distributed.strategy=ddp",), 3),
+        pytest.param(("distributed.strategy=ddp",), 3, marks=pytest.mark.all),
         (("distributed.strategy=fsdp",), 2),  # two nodes, each with the whole base
         (("distributed.strategy=fsdp", "training.gradient_checkpointing=light"), 3),
-        (("distributed.strategy=fsdp", "model.quantization=nf4"), 3),
+        pytest.param(("distributed.strategy=fsdp", "model.quantization=nf4"), 3, marks=pytest.mark.all),
         (("distributed.strategy=zero2", "training.gradient_checkpointing=full"), 3),
         pytest.param(("distributed.strategy=fsdp",), 3, marks=pytest.mark.all),
         pytest.param(("distributed.strategy=fsdp", "distributed.shard_over=all"), 2, marks=pytest.mark.all),
         pytest.param(("distributed.strategy=fsdp", "training.gradient_checkpointing=full"), 3, marks=pytest.mark.all),
         pytest.param(("distributed.strategy=fsdp", "model.quantization=int8"), 2, marks=pytest.mark.all),
+        pytest.param(("distributed.strategy=fsdp", "model.quantization=fp8"), 3, marks=pytest.mark.all),
         pytest.param(("distributed.strategy=zero2", "model.quantization=nf4"), 3, marks=pytest.mark.all),
     ],
     ids=lambda value: "+".join(key.rsplit("=")[1] for key in value) if isinstance(value, tuple) else str(value),

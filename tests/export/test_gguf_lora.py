@@ -16,7 +16,7 @@ from lrft.cli.main import run_command
 from lrft.errors import UsageError
 from lrft.export.gguf_lora import factors_of
 from lrft.export.lay_out_lora import laid_out
-from lrft.export.merge import names_in
+from lrft.export.merge_places import names_in
 from lrft.model.load import load_skeleton
 from lrft.model.stored import Stored
 from lrft.model.weights import weight_files

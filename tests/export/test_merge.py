@@ -24,7 +24,8 @@ import lrft
 from lrft.adapters import storage
 from lrft.errors import CheckFailed, MissingError, UsageError, exit_code
 from lrft.export import merge_shards
-from lrft.export.merge import merge_adapter, names_in
+from lrft.export.merge import merge_adapter
+from lrft.export.merge_places import names_in
 from lrft.model.weights import fingerprint, weight_files
 from lrft.runs.probe import NEUTRAL, PROBE, probe
 from lrft.verification.merge import TOLERANCE, stored_dtype, verify_merge

@@ -186,4 +186,10 @@ OPERATIONS: dict[str, int] = {
     "deft": 1500,
     "dress": 1111,
     "sara": 1376,
+    "alora": 1312,
+    "loftq": 1194,
+    "kasa": 2151,
+    "qalora": 1250,
+    "monteclora": 4144,
+    "velora": 1630,
 }

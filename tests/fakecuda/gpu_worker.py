@@ -117,6 +117,13 @@ class Worker:
             torch.cuda.set_per_process_memory_fraction, torch.cuda.reset_peak_memory_stats = before
         return {"shares": shares, "forgotten": len(forgotten)}
 
+    def fp8(self) -> dict[str, Any]:
+        """Over a base in 8-bit floats, for whose product the pretended GPU has no kernel; and without a GPU."""
+        words = ("model.quantization=fp8", "training.precision=bf16", *SHORT)
+        here = self.losses(self.train("lora", *words))
+        with without_gpu():
+            return here | {"cpu": self.losses(self.train("lora", *words))["losses"]}
+
     def default(self) -> dict[str, Any]:
         """A recipe that says nothing of passes: how many tokens each has here, and where there is no GPU."""
         words = ("~training.micro_batch_size", *SHORT)
@@ -189,6 +196,7 @@ def main() -> None:
         others: dict[str, Callable[[], dict[str, Any]]] = {
             "=refusals": refusals,
             "=auto": worker.auto,
+            "=fp8": worker.fp8,
             "=default": worker.default,
         }
         for case in sys.argv[1:] or map(str.strip, sys.stdin):

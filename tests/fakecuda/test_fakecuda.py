@@ -75,6 +75,11 @@ def test_a_search_for_what_fits_leaves_a_reserve_and_no_peak(worker: Ask) -> Non
     assert said["forgotten"] == 1
 
 
+def test_a_base_in_fp8_trains_where_a_gpu_lacks_the_kernel(worker: Ask) -> None:
+    said = worker("=fp8")
+    assert said["losses"] == pytest.approx(said["cpu"], rel=2e-3)
+
+
 def test_a_recipe_that_says_nothing_of_passes_fills_them_on_a_gpu(worker: Ask) -> None:
     said = worker("=default")
     assert said["here"] > 0

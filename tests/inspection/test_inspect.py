@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from cases import CASES, NOT_MERGEABLE, ONE_FOR_EACH_BASE, attach, late
+from cases import CASES, NOT_MERGEABLE, ONE_FOR_EACH_FORM_AND_BASE, attach, late
 from memory import Synthetic, run, used
 from on_disk import save_adapter, save_base, tensors
 from peft import LoraConfig, PeftModel, PolyConfig, get_peft_model
@@ -124,7 +124,7 @@ def made(saved: Path, name: str, case: str) -> tuple[Path, Any]:
     return folder, attached
 
 
-@ONE_FOR_EACH_BASE
+@ONE_FOR_EACH_FORM_AND_BASE
 def test_the_norm_is_that_of_weight_minus_base(case: str, model_name: str, saved: Path) -> None:
     folder, attached = made(saved, model_name, case)
     if case.startswith(NOT_MERGEABLE):
@@ -511,7 +511,7 @@ def test_numbers_that_are_none_and_files_that_end_early(tmp_path: Path) -> None:
         ({"peft_type": "POLY"}, UsageError, "type POLY"),
         ({"peft_type": None}, UsageError, "Folders of PEFT can be read of the types"),
         ({"init_lora_weights": "pissa"}, UsageError, "modifies the base weights"),
-        ({"monteclora_config": {"a": 1}}, UsageError, "monteclora_config is set"),
+        ({"arrow_config": {"a": 1}}, UsageError, "arrow_config is set"),
         ({"r": 3}, CheckFailed, "says rank 3, its tensors 2"),
         ({"rank_pattern": {"q_proj": 5}}, CheckFailed, "says rank 5"),
         ({"rank_pattern": {"(": 5}}, CheckFailed, "adapter"),

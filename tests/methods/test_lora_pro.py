@@ -15,7 +15,7 @@ from lrft.adapters import compose
 from lrft.adapters.part import Run
 from lrft.errors import RecipeError
 from lrft.optim.adamw import AdamW
-from lrft.planning.plan import optimizer_bytes
+from lrft.planning.imagined import optimizer_bytes
 
 
 def model_of(*shapes: tuple[int, int], ranks: tuple[int, ...] = (3,), scale: float = 2.0, seed: int = 0) -> Any:

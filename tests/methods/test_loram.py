@@ -147,11 +147,14 @@ def test_other_families_are_refused_by_name_and_a_refused_model_is_left_whole() 
     assert not any(isinstance(module, PrunedLinear) for module in model.modules())
 
 
-KINDS = ("nf4", "fp4", "int8")
+KINDS = ("nf4", "fp4", "int8", "fp8")
 
 
 def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
-    """By bitsandbytes alone: to codes and back. Blocks run on from row to row, so as one row."""
+    """By bitsandbytes or torch alone: to codes and back. Blocks run on from row to row, so as one row."""
+    if kind == "fp8":
+        scales = weight.abs().amax(dim=1, keepdim=True) / 448
+        return (weight / scales).to(torch.float8_e4m3fn).to(weight.dtype) * scales
     if kind == "int8":
         codes, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.half())
         return codes.to(weight.dtype) * scales.to(weight.dtype)[:, None] / 127

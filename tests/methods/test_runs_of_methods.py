@@ -11,25 +11,20 @@ from typing import Any
 
 import pytest
 import runs
-from cases import CASES, FIRSTS
+from cases import CASES, FIRSTS, some
 from runs import Place
 
 from lrft import recipe
 from lrft.adapters import compose
 from lrft.adapters.part import Part
 
-# Differ in their init or their factor alone, of which a run that goes on knows nothing.
-INIT_ONLY = (
-    *("rslora", "prilora", "pissa-exact", "olora", "milora", "milora+dora", "mora-2", "mora-3", "mora-4", "mora-6"),
-    *("miss-mini", "lorma-inputs", "lorma-pi-inputs", "lora-fa-svd", "lora-xs-exact", "lora-sb-exact", "corda-kpm"),
-    *("singlora+rslora", "randlora-sparse", "randlora-very-sparse+rslora"),
-)
+# Differ from lora in their init or their factor alone, of which a run that goes on knows nothing.
+INIT_ONLY = ("rslora", "prilora", "olora", "milora")
 STRATEGIES = ("ddp", "fsdp", "zero2")
-ALL = pytest.mark.all
 # By which a part acts in the steps of a run.
 HOOKS = (
-    *("make_optimizer", "lr_factors", "rate", "before_step", "loss", "output_loss", "after_backward", "after_step"),
-    "state",
+    *("make_optimizer", "lr_factors", "rate", "before_step", "loss", "output_loss", "compose_gradient"),
+    *("after_backward", "after_step", "state"),
 )
 # 9 rows in steps of 4: the last step of an epoch has fewer rows than two processes with micro-batches of 2 have places.
 KEYS = (
@@ -48,7 +43,17 @@ WIDER = {
 }
 # What depends on how a batch is cut into passes: masks and noise drawn in each pass, singular values of its logits,
 # correlations over its rows, inputs scaled by the largest of each pass.
-BY_PASS = ("lora-dropout", "ba-lora", "corda-kpm", "lora-ggpo", "lorb-correlation", "finegates", "pvera")
+BY_PASS = (
+    "lora-dropout",
+    "ba-lora",
+    "corda-kpm",
+    "lora-ggpo",
+    "lorb-correlation",
+    "finegates",
+    "pvera",
+    "monteclora",
+    "velora",
+)
 WORKER = """
 import json, sys, warnings
 warnings.simplefilter("error")
@@ -91,7 +96,7 @@ def method_of(case: str) -> str:
     return f"adapter.method={json.dumps(CASES[case][0])}"
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[ALL] if case in INIT_ONLY else []) for case in CASES])
+@pytest.mark.parametrize("case", some(CASES, {*FIRSTS} - {*INIT_ONLY}))
 def test_a_resumed_run_ends_in_the_bits_of_a_straight_one(case: str, place: Place) -> None:
     """Trust 13."""
     whole = straight(place, case)
@@ -109,19 +114,18 @@ def acting(case: str) -> frozenset[str]:
 
 
 def pairs() -> Iterator[Any]:
-    """Strategies and cases: under ddp a case for each set of hooks and each method that acts in a run, of the others
-    every second set in turn; all of them with --all. What does not act is a formula, which two processes compute as one
+    """Strategies and cases: under ddp a case for each set of hooks by which parts act in a run, under the others every
+    second set in turn; all of them with --all. What does not act is a formula, which two processes compute as one
     does."""
     cases = [case for case in CASES if not any(word in case for word in BY_PASS)]
     chosen = list({acting(case): case for case in reversed(cases)}.values())
     of_each = {
-        "ddp": {*chosen, *(case for case in FIRSTS if acting(case))},
+        "ddp": {*chosen},
         **{strategy: {*chosen[n::2], "lora"} for n, strategy in enumerate(s for s in STRATEGIES if s != "ddp")},
     }
     for strategy in STRATEGIES:
         for case in cases:
-            always = case in of_each[strategy]
-            yield pytest.param(strategy, case, marks=[] if always else [ALL])
+            yield pytest.param(strategy, case, marks=[] if case in of_each[strategy] else [pytest.mark.all])
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,7 @@ def test_what_cannot_be_a_token_is_refused() -> None:
         ("model.add_tokens=[{token: <a>, specail: true}]", "specail is not a key. Did you mean special"),
         ("adapter.train_tokens=added", "added means the tokens of model.add_tokens, and there are none"),
         ("adapter.train_tokens=[a, a]", "a is listed twice"),
+        ("adapter.train_tokens_in=both", "adapter.train_tokens_in has no effect: adapter.train_tokens names no token"),
         ("adapter.untie=true", "adapter.untie has no effect: adapter.modules_to_save trains no module"),
     ],
 )
@@ -89,6 +90,11 @@ def test_mistakes_are_told_before_anything_is_loaded(override: str, said: str, p
     with pytest.raises(RecipeError) as caught:
         place.recipe("adapter.method=lora", override)
     assert said in str(caught.value)
+
+
+def test_a_resolved_recipe_is_read_again(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "resolved.yaml").write_text(recipe.resolved(place.recipe("adapter.method=lora")))
+    assert recipe.load(tmp_path / "resolved.yaml").adapter.train_tokens_in == "embedding"
 
 
 def test_sharded_bases_are_refused(place: Place) -> None:
@@ -106,23 +112,24 @@ def test_the_text_of_a_special_one_is_characters_in_a_row(place: Place) -> None:
     assert tokenizer.decode([a, b], skip_special_tokens=True) == "<b>"
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_they_survive_resuming_merging_and_reloading(tied: bool, tmp_path: Path, place: Place) -> None:
+@pytest.mark.parametrize(("tied", "where"), [(False, "embedding"), (False, "both"), (True, "embedding")])
+def test_they_survive_resuming_merging_and_reloading(tied: bool, where: str, tmp_path: Path, place: Place) -> None:
     """Trust 28."""
-    here = place
+    here, name, more = place, f"{tied}-{where}", () if where == "embedding" else (f"adapter.train_tokens_in={where}",)
     if tied:
         here = Place.make(tmp_path / "tied")
         tokenizer = tiny_tokenizers.chatml()
         torch.manual_seed(0)
         tiny.save(tiny.llama(vocabulary=len(tokenizer), tied=True), here.root / "base")
         (here.root / "train.jsonl").write_text((place.root / "train.jsonl").read_text())
-    run = here.train(*TRAINED, "adapter.norms=true", "checkpoint.every=1", out=f"{tied}")
-    cut = runs.cut(run, 3, here.root / f"again-{tied}")
-    here.train(*TRAINED, "adapter.norms=true", "checkpoint.every=1", out=f"again-{tied}", resume="last")
+    words = (*TRAINED, *more, "adapter.norms=true", "checkpoint.every=1")
+    run = here.train(*words, out=name)
+    cut = runs.cut(run, 3, here.root / f"again-{name}")
+    here.train(*words, out=f"again-{name}", resume="last")
     assert runs.differing(runs.tensors(run), runs.tensors(cut)) == []
     facts = json.loads((run / "run.json").read_text())
     assert facts["model"]["added_tokens"].keys() == {"<a>", "<b>"}
-    assert any("in lm_head stay the mean" in text for text in facts["warnings"]) == (not tied)
+    assert any("in lm_head stay the mean" in text for text in facts["warnings"]) == (not tied and where != "both")
     assert run_command(["merge", str(run)]) == 0
     target = load_target(str(run), None, False)
     ids = torch.tensor([target.tokenizer("<a>what<b> time")["input_ids"]])
@@ -141,7 +148,8 @@ def test_they_survive_resuming_merging_and_reloading(tied: bool, tmp_path: Path,
     adapter = (run / "last").resolve()
     assert torch.allclose(tiny.logits(PeftModel.from_pretrained(base, adapter).eval(), ids), expected, atol=1e-5)
     saved = read_adapter(adapter)
-    assert saved.beside.rows == {"model.embed_tokens": tuple(new)}
+    places = ["model.embed_tokens", "lm_head"] if where == "both" else ["model.embed_tokens"]
+    assert saved.beside.rows == dict.fromkeys(places, tuple(new))
     start = saved.tensors["model.embed_tokens"]["rows"]
     assert not torch.allclose(start[0], start[1])  # from one row they have parted
 

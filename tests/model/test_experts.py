@@ -33,11 +33,13 @@ from transformers import (
 import lrft
 from lrft.adapters import compose
 from lrft.adapters.attach import composition_warnings
+from lrft.adapters.gradient_checkpointing import checkpoint
 from lrft.adapters.storage import load_adapter, save_adapter
 from lrft.cli.main import run_command
 from lrft.errors import RecipeError, UsageError
 from lrft.export.merge import merge_adapter
 from lrft.inspection.inspect import inspect_adapter
+from lrft.model import grouped
 from lrft.model.experts import stacks
 from lrft.model.load import load_model
 from lrft.model.weights import fingerprint
@@ -314,3 +316,123 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     one = place.train(*WORDS, out="one")
     runs.side_by_side(code, str(place.root), "two", *WORDS)
     assert runs.distance(runs.tensors(one), runs.tensors(place.root / "two"), "adapter") < 1e-4
+
+
+def one_by_one(attached: Any) -> None:
+    """Let experts compute each for itself: somebody wants to see what a layer gets."""
+    for layer in attached.layers().values():
+        layer.register_forward_pre_hook(lambda *_: None)
+
+
+def gradients_of(family: str, section: dict[str, Any], *, alone: bool, dtype: torch.dtype, amp: bool = False) -> Any:
+    """(logits, the gradient of each trained tensor) for two tokens, which few experts get."""
+    model = make(family).to(dtype)
+    attached = lrft.attach(model, {"rank": 3, "target_modules": "expert-linear", **section})
+    tiny.disturb(list(attached.trained().values()))
+    if alone:
+        one_by_one(attached)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
+        found = model(input_ids=IDS[:1, :2]).logits.float()
+    found.square().sum().backward()
+    return found.detach(), {name: p.grad for name, p in attached.trained().items()}
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa", "lora-fa"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt-oss"])
+@pytest.mark.parametrize("kind", ["float32", "autocast", "float64"])
+def test_together_they_are_what_each_is_alone(family: str, method: str, kind: str, grouped_calls: list[int]) -> None:
+    dtype = torch.float64 if kind == "float64" else torch.float32
+    near = {"float32": 1e-5, "autocast": 3e-2, "float64": 1e-12}[kind]
+    made = {
+        alone: gradients_of(family, {"method": method}, alone=alone, dtype=dtype, amp=kind == "autocast")
+        for alone in (True, False)
+    }
+    # torch 2.13 has no grouped product in float64: there expert by expert is all there is.
+    assert bool(grouped_calls) == (kind != "float64")
+    (logits, slopes), (together, found) = made[True], made[False]
+    assert torch.allclose(together, logits, rtol=near, atol=near * float(logits.abs().max()))
+    idle = {name for name, slope in slopes.items() if slope is None}
+    assert idle == {name for name, slope in found.items() if slope is None}
+    assert any(".experts." in name for name in idle)
+    largest = max(float(slope.abs().max()) for slope in slopes.values() if slope is not None)
+    for name, slope in slopes.items():
+        assert slope is None or torch.allclose(found[name], slope, rtol=near, atol=near * largest), name
+
+
+@pytest.mark.parametrize("kind", ["light", "medium", "full"])
+def test_checkpointing_changes_no_gradient(kind: str, grouped_calls: list[int]) -> None:
+    """Outputs of grouped products are kept and played back as those of layers are."""
+    slopes = []
+    for checkpointed in (False, True):
+        model = make("mixtral").train()
+        section = {"method": "lora", "rank": 3, "target_modules": ["expert-linear", "all-linear"]}
+        attached = lrft.attach(model, section)
+        tiny.disturb(list(attached.trained().values()))
+        if checkpointed:
+            checkpoint(model, kind)
+        calls = len(grouped_calls)
+        model(input_ids=IDS).logits.square().sum().backward()
+        assert len(grouped_calls) - calls == (8 if checkpointed else 4)
+        slopes.append({name: p.grad for name, p in attached.trained().items()})
+    for name, slope in slopes[0].items():
+        assert torch.allclose(slopes[1][name], slope, rtol=1e-5, atol=1e-6 * float(slope.abs().max())), name
+
+
+@pytest.fixture
+def grouped_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each grouped product that is asked for."""
+    calls: list[int] = []
+    real = grouped.linear_plus_pairs
+
+    def noted(x: torch.Tensor, *given: Any) -> torch.Tensor:
+        calls.append(len(x))
+        return real(x, *given)
+
+    monkeypatch.setattr(grouped, "linear_plus_pairs", noted)
+    return calls
+
+
+@pytest.mark.parametrize("everyone", [False, True])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_the_grouped_step_is_its_formula(p: float, everyone: bool) -> None:
+    counts, rank = [3, 0, 4, 0], 3
+    x = torch.randn(7, 16, requires_grad=True)
+    W, biases = torch.randn(4, 8, 16), torch.randn(4, 8)
+    factors = [torch.randn(shape, requires_grad=True) for _ in counts for shape in ((8, rank), (rank, 16))]
+    pairs = [grouped.Pair(B, A, 0.5, p) for B, A in zip(factors[::2], factors[1::2], strict=True)]
+    slope = torch.randn(8, 7).T  # as no kernel takes it
+    torch.manual_seed(5)
+    y = grouped.linear_plus_pairs(x, W, biases, counts, pairs, everyone)
+    own = torch.autograd.grad(y, [x, *factors], slope, allow_unused=True)
+    torch.manual_seed(5)
+    dropped = torch.nn.functional.dropout(x, p)
+    expert = torch.repeat_interleave(torch.tensor(counts))
+    B, A = torch.stack(factors[::2])[expert], torch.stack(factors[1::2])[expert]
+    update = (0.5 * B @ A @ dropped[..., None])[..., 0]
+    expected = (W[expert] @ x[..., None])[..., 0] + biases[expert] + update
+    theirs = torch.autograd.grad(expected, [x, *factors], slope)
+    assert torch.allclose(y, expected, atol=1e-4)
+    for n, (mine, wanted) in enumerate(zip(own, theirs, strict=True)):
+        idle = n > 0 and not counts[(n - 1) // 2]
+        assert (mine is None) == (idle and not everyone)
+        assert mine is None or torch.allclose(mine, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("section", "calls"),
+    [
+        ({"method": "mora"}, 0),  # no pair
+        ({"method": "dora"}, 0),  # more than a pair
+        ({"method": "lora", "overrides": {"*.down_proj.1": {"rank": 2}, "*.gate_up_proj.2": {"rank": 2}}}, 0),
+        # One word alone, in both blocks: of the other one expert has no adapter.
+        ({"method": "lora", "exclude_modules": ["*.down_proj.1"]}, 2),
+    ],
+)
+def test_layers_that_are_not_alike_compute_alone(section: dict[str, Any], calls: int, grouped_calls: list[int]) -> None:
+    made = [gradients_of("mixtral", section, alone=alone, dtype=torch.float32) for alone in (False, True)]
+    assert len(grouped_calls) == calls
+    (one, slopes), (other, theirs) = made
+    assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+    for name, slope in slopes.items():
+        assert (slope is None) == (theirs[name] is None)
+        assert slope is None or torch.allclose(slope, theirs[name], rtol=1e-4, atol=1e-5 * float(slope.abs().max()))

@@ -13,7 +13,7 @@ import runs
 import tiny
 import torch
 import two_processes
-from cases import CASES, EVERY_CASE, NOT_ON_GPT2, ONE_FOR_EACH, attach, compare_checkpointed, composed, late
+from cases import CASES, NOT_ON_GPT2, ONE_FOR_EACH_FORM, attach, compare_checkpointed, composed, late
 from runs import Place
 from torch import Tensor, nn
 
@@ -67,6 +67,14 @@ def by_hand(W: Tensor) -> Tensor:
     return (levels[nearest] * scales).flatten()[: W.numel()].view_as(W)
 
 
+def by_hand_in_fp8(W: Tensor) -> Tensor:
+    """Rows whose largest value is 448, in numbers of 4 significant bits; below 2^-6 in multiples of 2^-9."""
+    scales = W.abs().amax(dim=1, keepdim=True).double() / 448
+    values = W.double() / scales
+    quantum = torch.exp2((torch.frexp(values)[1] - 4).clamp_min(-9).double())
+    return (values / quantum).round() * quantum * scales
+
+
 # Loading
 
 
@@ -90,7 +98,7 @@ def test_linear_layers_are_quantised_and_the_head_and_embeddings_are_not(
         W, made = linear.dense(one), linear.dense(layer)
         if kind == "int8":  # half a level of each row's 127; bitsandbytes looks at W in float16
             assert ((W - made).abs() <= W.abs().amax(dim=1, keepdim=True) * (0.5 / 127 + 2e-3)).all()
-        assert (W - made).norm() < (0.02 if kind == "int8" else 0.15) * W.norm()
+        assert (W - made).norm() < {"int8": 0.02, "fp8": 0.04}.get(kind, 0.15) * W.norm()
 
 
 @EVERY_MODEL
@@ -100,6 +108,17 @@ def test_nf4_is_the_papers_rounding(model_name: str, folders: dict[str, Path]) -
     for name, layer in layers_of(model).items():
         expected = by_hand(linear.dense(plain.get_submodule(name)))
         assert (linear.dense(layer) - expected).norm() < 0.03 * expected.norm()
+
+
+def test_fp8_is_the_nearest_number_of_four_significant_bits(folders: dict[str, Path]) -> None:
+    plain, model = tiny.make("gpt2"), load(folders["gpt2"], "fp8")
+    for name, layer in layers_of(model).items():
+        expected = by_hand_in_fp8(linear.dense(plain.get_submodule(name)))
+        assert torch.allclose(linear.dense(layer).double(), expected, rtol=1e-6, atol=0), name
+    rows = torch.tensor([[0.0, 0.0], [1e-40, -2e-41], [3e38, 1.0], [-448.0, 7e-3]])
+    found = quantized.quantized(rows, "fp8").made(torch.float32)
+    assert torch.equal(found[[0, 3]], torch.tensor([[0.0, 0.0], [-448.0, 2**-7]]))
+    assert torch.isfinite(found).all()
 
 
 @EVERY_KIND
@@ -167,6 +186,7 @@ def test_a_missing_package_is_said_before_anything_is_loaded(place: Place, monke
         load_model(place.root / "base", dtype=torch.float32, quantization="nf4")
     assert caught.value.hint == "pip install 'lrft[quant]'"
     load_model(place.root / "base", dtype=torch.float32)
+    load_model(place.root / "base", dtype=torch.float32, quantization="fp8")
     monkeypatch.setattr(hub, "weight_files", lambda folder: pytest.fail("the base was looked at"))
     for command in ("train", "check", "plan"):
         code = main.run_command([command, str(place.root / "recipe.yaml"), "model.quantization=nf4"])
@@ -219,15 +239,14 @@ def test_few_methods_refuse() -> None:
     assert refusing == {"full", "loram", "lors", "sara", "sst"}
 
 
-@EVERY_CASE
+@ONE_FOR_EACH_FORM
 def test_every_method_keeps_its_formula_over_a_quantised_base_or_says_why_not(
     case: str, folders: dict[str, Path]
 ) -> None:
-    """Start, forward, and gradients against the dequantised weight, for each kind of model."""
-    for model_name in ("llama", "gpt2"):
-        if model_name == "gpt2" and case.startswith(NOT_ON_GPT2):
-            continue
-        model, ids = load(folders[model_name], "nf4"), tiny.tokens()
+    """Start, forward, and gradients against the dequantised weight, over both kinds of codes and of layers."""
+    second = "llama" if case.startswith(NOT_ON_GPT2) else "gpt2"
+    for model_name, kind in (("llama", "nf4"), (second, "fp8")):
+        model, ids = load(folders[model_name], kind), tiny.tokens()
         if refused(case):
             with pytest.raises(RecipeError, match=r"model\.quantization: none"):
                 attach(model, case)
@@ -251,14 +270,15 @@ def test_every_method_keeps_its_formula_over_a_quantised_base_or_says_why_not(
         assert all(torch.equal(kept[name], value) for name, value in codes.items())
 
 
-@ONE_FOR_EACH
+@ONE_FOR_EACH_FORM
 def test_gradients_over_a_quantised_base_are_those_over_its_dequantised_weights(
     case: str, folders: dict[str, Path]
 ) -> None:
     """The same adapter values over quantised layers and over plain ones that hold the weights they make, in float64."""
     if refused(case):
         return
-    gradients = []
+    gradients: list[dict[str, Tensor | None]] = []
+    state: dict[str, Tensor] = {}
     for plain in (False, True):
         model, ids = load(folders["llama"], "nf4"), tiny.tokens()
         if plain:
@@ -266,6 +286,9 @@ def test_gradients_over_a_quantised_base_are_those_over_its_dequantised_weights(
         attached = attach(model.double().train(), case)
         torch.manual_seed(5)
         late(attached)
+        if state:  # some start from what was rounded away
+            attached.load_state_dict(state)
+        state = attached.state_dict()
         torch.manual_seed(6)
         model(input_ids=ids, labels=ids).loss.backward()
         gradients.append({name: p.grad for name, p in attached.trained().items()})
@@ -284,7 +307,7 @@ def dequantised(quantised: nn.Module, plain: Any) -> Any:
     return plain
 
 
-@ONE_FOR_EACH
+@ONE_FOR_EACH_FORM
 def test_gradients_reach_every_trained_tensor_by_the_second_step(case: str, folders: dict[str, Path]) -> None:
     if refused(case):
         return
@@ -354,6 +377,7 @@ def test_nothing_as_large_as_a_weight_is_kept_for_the_backward_pass(folders: dic
         ("nf4", ("adapter.method=[pissa, rslora, lora+]", "training.gradient_checkpointing=light")),
         ("fp4", ("adapter.method=[lora, dora]", "training.precision=bf16", "training.gradient_checkpointing=medium")),
         ("int8", ("adapter.method=lora-ga", "training.micro_batch_size=auto", "training.gradient_checkpointing=full")),
+        ("fp8", ("adapter.method=[lora, dora]", "training.precision=bf16", "training.gradient_checkpointing=light")),
     ],
 )
 def test_a_run_learns_and_a_resumed_run_ends_in_the_same_bits(
@@ -378,7 +402,7 @@ def test_another_kind_is_another_base(place: Place) -> None:
     for kind in ("none", *KINDS):
         run = place.train(f"model.quantization={kind}", "training.max_steps=1", out=kind)
         starts[kind] = runs.records(run)[0]["loss"]
-    assert len(set(starts.values())) == 4
+    assert len(set(starts.values())) == len(KINDS) + 1
 
 
 @pytest.fixture
@@ -547,11 +571,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 folder, adapter, kind, out = sys.argv[1:]
 # In training mode, in which bitsandbytes neither rearranges nor rounds what it is given.
+config = None
 if kind == "int8":
     config = BitsAndBytesConfig(load_in_8bit=True)
-else:
+elif kind != "fp8":
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=True)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
+if kind == "fp8":  # what its codes mean
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+            scales = layer.weight.data.abs().amax(dim=1, keepdim=True) / 448
+            layer.weight.data = (layer.weight.data / scales).to(torch.float8_e4m3fn).float() * scales
 model = PeftModel.from_pretrained(model, adapter)
 torch.save(tiny.logits(model.train(), tiny.tokens()), out)
 """

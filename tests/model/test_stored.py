@@ -20,7 +20,8 @@ from transformers.core_model_loading import Chunk, WeightConverter
 
 from lrft.cli.main import run_command
 from lrft.errors import CheckFailed
-from lrft.export.merge import merge_adapter, names_in
+from lrft.export.merge import merge_adapter
+from lrft.export.merge_places import names_in
 from lrft.model import stored as bases
 from lrft.model.load import load_skeleton
 from lrft.model.weights import weight_files

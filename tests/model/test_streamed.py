@@ -138,7 +138,7 @@ def test_a_second_pass_an_evaluation_and_generated_tokens_are_the_same() -> None
     assert max(noted.counts) == 2
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "fp8"])
 def test_codes_are_streamed_as_codes(quantization: str, tmp_path: Any) -> None:
     pytest.importorskip("bitsandbytes")
     folder = tiny.save(llama().float(), tmp_path)

@@ -18,7 +18,7 @@ import pytest
 import runs
 import tiny
 import torch
-from cases import CASES, ONE_FOR_EACH
+from cases import CASES, ONE_FOR_EACH_FORM
 from runs import Place
 from scaling_tables import tables
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -72,7 +72,7 @@ def planned(place: Place, *keys: str, devices: int = 1, nodes: int = 1) -> Plan:
     return make_plan(recipe, place.root / "base", prepared, devices, nodes=nodes)
 
 
-@ONE_FOR_EACH
+@ONE_FOR_EACH_FORM
 def test_counts_are_those_of_the_real_model(case: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """And every method can be built and passed through without content."""
     monkeypatch.setattr(speed, "MEASURED_SECONDS", 0.01)

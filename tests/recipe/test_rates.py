@@ -248,8 +248,8 @@ def test_a_case_for_each_is_found() -> None:
     assert named >= {*registry.methods(), *registry.PRESETS} - {"asymmetry", "cola"}  # these are lora-fa and relora
 
 
-# What a method needs on this model: the size of its heads.
-HERE: dict[str, Any] = {"lorta": {"lorta": {"head_dim": 16}}}
+# What a method needs here: the size of the heads, a token that the row has.
+HERE: dict[str, Any] = {"lorta": {"lorta": {"head_dim": 16}}, "alora": {"alora": {"invocation_tokens": [51]}}}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lrft import recipe, registry
 from lrft.cli import method_list
 from lrft.errors import RecipeError
+from lrft.registry.methods import Cards, cards_in, name_in
 
 BUILDER = '''
 class {cls}(Method):
@@ -136,7 +137,7 @@ def test_a_broken_declaration_is_a_bug_that_names_the_file(folder: Path, old: st
     assert old in text
     (folder / "a_start.py").write_text(text.replace(old, new))
     with pytest.raises(ValueError, match=said) as caught:
-        registry.methods.__wrapped__(folder)
+        list(Cards(folder).values())
     assert ".py" in str(caught.value)
 
 
@@ -184,11 +185,28 @@ def test_a_part_that_excludes_what_another_does_is_refused_beside_it(folder: Pat
     )
     other = folder / "a_start.py"
     other.write_text(other.read_text().replace('("init",)', '("scale",)', 1))
-    registry.methods.cache_clear()
+    cards_in.cache_clear()
     for names in (["a+", "b-start"], ["b-start", "a+"]):
         (found,) = registry.conflicts(names, dropout=0, alpha_given=False, folder=folder)
         assert found.about == "scale"
         assert found.text == "b-start conflicts with a+: both would set the scaling factor"
+
+
+def test_a_card_is_read_when_it_is_asked_for(folder: Path) -> None:
+    path = folder / "square.py"
+    path.write_text(path.read_text().replace("kind: ClassVar[str] = ", "kind: ClassVar[str] = CONSTANT + "))
+    cards = Cards(folder)
+    assert cards.names == {"lora", "square", "a+", "b-start"}
+    assert "square" in cards
+    assert "cube" not in cards
+    assert cards["lora"].builds
+    assert registry.compose(["a+"], folder) == ("lora", "a+")
+    with pytest.raises(ValueError, match="must be a literal"):
+        cards["square"]
+
+
+def test_every_method_has_its_name_where_it_is_looked_for() -> None:
+    assert [name_in(card.file) for card in registry.methods().values()] == list(registry.methods())
 
 
 def test_the_real_methods_are_readable_and_described() -> None:

@@ -12,7 +12,20 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState
-from performance import contestants, curves, equal, gpu, lrft_step, methods, report, rounds, rows, steps, tables
+from performance import (
+    commands,
+    contestants,
+    curves,
+    equal,
+    gpu,
+    lrft_step,
+    methods,
+    report,
+    rounds,
+    rows,
+    steps,
+    tables,
+)
 from performance.job import Job
 from performance.limit import Llama, SwiGlu, passes
 from performance.models import word_tokenizer
@@ -169,7 +182,12 @@ def test_the_page_is_made_from_the_saved_figures(tmp_path: Path) -> None:
     }
     compared = [run("lora", 1.0, 1.0), run("dora", 1.0, 1.5)]
     report.keep(tmp_path, "methods", section(shape=SHAPE.facts(), methods=known, runs=compared))
+    alone = {name: {"now": [2.0, 3.0]} for name in commands.FLOORS}
+    cpu = alone | {name: {"now": [4.0, 3.0], "before": [6.0, 5.0]} for name in commands.COMMANDS}
+    report.keep(tmp_path, "commands", section(rounds=2, cpu=cpu, before="abc"))
     text = report.write(tmp_path).read_text()
+    assert "|  | CPU seconds | lrft at abc |" in text
+    assert "| `check` | 3.50 (3.00..4.00) | 5.50 (5.00..6.00) | a model's class | 2.50 (2.00..3.00) | 1.00 |" in text
     assert "| lrft | 2.00 | 4.00 | 30 | 2.00 | 10 | 1.0 |" in text
     assert "`trl` failed: no such thing" in text
     assert "| lrft | 2.00000 | 1.00000 | 5.0e-04 |" in text

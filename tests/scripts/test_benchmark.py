@@ -93,10 +93,13 @@ def test_every_method_has_a_run_that_trains_it(name: str, monkeypatch: pytest.Mo
     comparison = read(Path(comparisons.FOLDER / f"{name}.yaml"))
     words = {*registry.methods(), *registry.PRESETS}
     part, ending = comparisons.parted(name)
-    first, later = words - {*comparisons.OUTSIDE, *comparisons.ADDED}, {*comparisons.ADDED}
-    expected = first if not ending else later if part == comparisons.SEARCH else {*comparisons.IN_TASKS}
-    assert {variant.name for variant in comparison.variants} == expected | {"lora"}
-    assert {*comparisons.IN_TASKS} <= later
+    later = {*comparisons.ADDED, *comparisons.LATER}
+    assert {variant.name for variant in comparison.variants} == comparisons.methods_of(part, ending) | {"lora"}
+    first = comparisons.methods_of(part, "")
+    assert first | later | {*comparisons.OUTSIDE} == words
+    assert {*comparisons.IN_TASKS} <= {*comparisons.ADDED}
+    assert not {*comparisons.ADDED} & {*comparisons.LATER}
+    assert not first & (later | {*comparisons.OUTSIDE})
     assert not later & {*comparisons.OUTSIDE}
     assert {*comparisons.RATES, *comparisons.OPTIONS, *comparisons.OUTSIDE, *later} <= words
     assert comparison.baseline == "lora"
@@ -184,13 +187,29 @@ def test_changes_are_ordered_and_complete() -> None:
 
 
 def test_the_page_is_what_the_figures_give() -> None:
-    assert set(KEPT) == {*comparisons.COMPARISONS}, "scripts/benchmark run"
+    newer = {name for name in comparisons.COMPARISONS if name.endswith(comparisons.OF_NEWER)}
+    assert {*comparisons.COMPARISONS} - newer <= set(KEPT) <= {*comparisons.COMPARISONS}, "scripts/benchmark run"
     text = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
     assert text == page.page(KEPT)
     for row in (row for ending in ("", comparisons.OF_ADDED) for row in KEPT[comparisons.SEARCH + ending]["methods"]):
         assert re.search(rf"\| \**{re.escape(row['run'])}\** \|", text)
-    for name in comparisons.OUTSIDE:
-        assert re.search(rf"^- .*{re.escape(name)}[,:]", text, re.MULTILINE)
+    for name in (*comparisons.OUTSIDE, *comparisons.LATER):
+        assert re.search(rf"^- .*{re.escape(name)}[,:]|\| {re.escape(name)} \|", text, re.MULTILINE)
+
+
+def test_newer_figures_join_the_table_over_the_same_base_alone() -> None:
+    def facts(base: float, run: str) -> dict:
+        rows = [{"run": name, "values": {"2": value}} for name, value in (("lora", base), (run, 1.0))]
+        grid = [{"run": name} for name in ("lora", run)]
+        cost = {"cpu_seconds": 1.0, "wall_seconds": 2.0}
+        more = {"failed": [], "runs": {"finished": 2}, "cost": cost, "date": "2026-01-01"}
+        return {"baseline": "lora", "methods": rows, "grid": grid, **more}
+
+    both = page.joined(facts(0.5, "a"), facts(0.5, "b"))
+    assert [row["run"] for row in both["methods"]] == [point["run"] for point in both["grid"]] == ["lora", "a", "b"]
+    assert (both["runs"]["finished"], both["cost"]["cpu_seconds"]) == (4, 2.0)
+    with pytest.raises(ValueError, match="the baseline was"):
+        page.joined(facts(0.5, "a"), facts(0.5000001, "b"))
 
 
 def test_a_rate_at_the_edge_has_a_star() -> None:

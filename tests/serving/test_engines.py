@@ -20,7 +20,7 @@ from lrft.adapters.peft_import import read_any
 from lrft.adapters.storage import save_adapter
 from lrft.cli.main import run_command
 from lrft.errors import CheckFailed, LrftError, MissingError, UsageError
-from lrft.loading.saved import base_of
+from lrft.loading.base import base_of
 from lrft.serving.engine_check import Question, check, judge, questions_of
 from lrft.serving.engines import ENGINES, lora_at
 from lrft.serving.shelf import load_shelf

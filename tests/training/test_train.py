@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import runs
 import torch
+from cases import some
 from runs import Place
 from torch import Tensor, nn
 
@@ -158,7 +159,7 @@ METHODS = {
 NO_DROPOUT = ("pissa",)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some(METHODS, ("lora", "pissa+rslora+lora+", "mora+dora")))
 def test_resume_at_every_step_is_exact(place: Place, method: str) -> None:
     """Trust 26, 36. Dropout, accumulation, shuffling, packing, weight decay, validation in between; three epochs."""
     keys = (
