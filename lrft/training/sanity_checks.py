@@ -59,12 +59,10 @@ class MovementCheck:
         self.steps = 0
         self.reached: set[str] = set()
         self.waiting = set(self.may_wait)  # that no gradient has reached yet
-        self.hooks = [
-            p.register_post_accumulate_grad_hook(partial(self._note, name)) for name, p in self.trained.items()
-        ]
+        self.hooks = [p.register_hook(partial(self._note, name)) for name, p in self.trained.items()]
 
-    def _note(self, name: str, parameter: Tensor) -> None:
-        if parameter.grad is not None:  # torch calls this as well for a tensor of which a function says: no gradient
+    def _note(self, name: str, gradient: Tensor | None) -> None:
+        if gradient is not None:  # torch calls this as well for a tensor of which a function says: no gradient
             self.reached.add(name)
 
     def unreached(self, reduce: Callable[[Tensor], Tensor] = lambda flags: flags) -> list[str]:
