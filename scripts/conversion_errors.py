@@ -3,8 +3,8 @@
     nice python scripts/conversion_errors.py     # then scripts/docs
 
 The model is SmolLM2-135M-Instruct, fetched as the quickstart does, and the rows are the quickstart's. Adapters stand in
-four of the last blocks and rows are few, so that a method takes about a minute and a half of one core. Each method has the
-rank whose trainable parameters are closest to LoRA's of rank 8, as `lrft compare` chooses it. The figures go to
+four of the last blocks and rows are few, so that a method takes about a minute and a half of one core. Each method has
+the rank whose trainable parameters are closest to LoRA's of rank 8, as `lrft compare` chooses it. The figures go to
 docs/adapters.json.
 """
 
