@@ -73,13 +73,15 @@ class Osf(Method):
         return 0 if d == k else max(d, k) * (min(d, k) - rank)
 
 
-def parted(W: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def parted(W: Tensor, r: int, *, checked: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """U (d, r), S (r,), V (r, k) of the r smallest singular triplets of W (d, k); of the others the vectors of the
-    longer side, as columns, or None where there is none. Raises ValueError where two singular values are the same at
-    the cut."""
+    longer side, as columns, or None where there is none.
+
+    checked: raise ValueError where two singular values are the same at the cut. This reads values.
+    """
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     cut, (d, k) = len(S) - r, W.shape
-    if cut and S[cut - 1] - S[cut] < 1e-6 * S[0]:
+    if checked and cut and S[cut - 1] - S[cut] < 1e-6 * S[0]:
         raise ValueError(f"its singular values {cut} and {cut + 1} are the same: no {r} triplets are the smallest")
     others = None if d == k else (U[:, :cut] if d > k else Vh[:cut].T).contiguous()
     return U[:, cut:], S[cut:], Vh[cut:], others
@@ -127,8 +129,8 @@ class OsfAdapter(Delta):
 
     def forward(self, x: Tensor, base: nn.Module) -> Tensor:
         if self.high is None and self.site.d != self.site.k and torch.is_grad_enabled() and self.U.requires_grad:
-            # A run that is resumed: they are not saved, being as many as the weight's numbers.
-            *_, self.high = parted(layers.dense(base).to(self.site.dtype), self.site.rank)
+            # A run that is resumed, or planned: they are not saved, being as many as the weight's numbers.
+            *_, self.high = parted(layers.dense(base).to(self.site.dtype), self.site.rank, checked=False)
         return super().forward(x, base)
 
 

@@ -89,8 +89,8 @@ class Theta(nn.Module):
         sizes = [site.rank * (site.d + site.k) for site in sites]
         self.begins = {site.name: sum(sizes[:n]) for n, site in enumerate(sites)}
         drawn = drawn_places(sum(sizes), length, method.proj_seed)
-        counts = torch.bincount(drawn, minlength=length).clamp(min=1)
-        self.register_buffer("places", drawn.int(), persistent=False)
+        counts = torch.from_numpy(np.bincount(drawn, minlength=length).clip(min=1))
+        self.register_buffer("places", torch.from_numpy(drawn).int(), persistent=False)
         self.register_buffer("factors", counts.to(self.theta.dtype).rsqrt(), persistent=False)
 
     def of(self, site: Site) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class Theta(nn.Module):
         return own[: r * site.k].view(r, site.k), own[r * site.k :].view(site.d, r)
 
 
-def drawn_places(total: int, length: int, seed: int) -> Tensor:
+def drawn_places(total: int, length: int, seed: int) -> np.ndarray:
     """(total,) int64: every number below `length` equally often, and once more those that numpy's generator draws for
     what is left, in an order that it draws next."""
     generator = np.random.default_rng(seed)
@@ -108,7 +108,7 @@ def drawn_places(total: int, length: int, seed: int) -> Tensor:
     if left := total % length:
         places = np.append(places, generator.choice(length, size=left, replace=False))
     generator.shuffle(places)
-    return torch.from_numpy(places)
+    return places
 
 
 class UniloraAdapter(Delta):
