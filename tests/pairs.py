@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import lrft
 from lrft.adapters import compose
 from lrft.adapters.part import Making
-from lrft.optim.optimizer import grouped
+from lrft.optim.named_state import grouped
 
 SHAPES = ((7, 9), (12, 5))  # d outputs, k inputs
 

@@ -27,7 +27,7 @@ class FurtherPasses:
 
 
 class StepPasses(Protocol):
-    """What `Part.compose_gradient` may ask for (`lrft.training.passes`). All processes have to ask alike."""
+    """What `Part.compose_gradient` may ask for (`lrft.training.forward_backward`). All processes have to ask alike."""
 
     def own(self) -> Gradients:
         """The gradient of the step's own loss, penalties included, at the trained tensors as they are now: of the same

@@ -83,8 +83,8 @@ def start(words: Sequence[str], *, quiet: bool) -> int:
 
 def tell(recipe: Recipe, run: Path, ended: Sequence[Ended], left: Sequence[str], *, quiet: bool) -> None:
     """Print how the commands ended, and write it into the run's pages. Raises AfterFailed."""
-    from lrft.report.html import write_page
     from lrft.report.markdown import write_report
+    from lrft.report.run_page import write_page
     from lrft.tracking.console import Reporter
 
     with Reporter(run, quiet=quiet) as reporter:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrft.cli.errors import say
+from lrft.cli.error_output import say
 from lrft.errors import DataError, LrftError, UsageError, nearest
 
 if TYPE_CHECKING:

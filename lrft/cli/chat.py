@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.cli import errors
+from lrft.cli import error_output
 from lrft.cli.answering import opened, show
 from lrft.cli.arguments import (
     Base,
@@ -68,7 +68,7 @@ def turn(conversation: Conversation, line: str) -> bool:
             conversation.say(line)
             print()
     except LrftError as error:
-        errors.tell(error)
+        error_output.tell(error)
     return True
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lrft.cli import errors
+from lrft.cli import error_output
 from lrft.cli.chat import chat
 from lrft.cli.check import check
 from lrft.cli.combine import combine
@@ -158,7 +158,7 @@ def run_command(arguments: list[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except LrftError as error:
-        errors.tell(error)
+        error_output.tell(error)
         if "--json" in arguments:
             print(json.dumps({"error": error.lines(), "exit_code": exit_code(error)}, indent=1))
         return exit_code(error)
@@ -170,8 +170,8 @@ def run_command(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if errors.is_lack_of_memory(error):
+        if error_output.is_lack_of_memory(error):
             print(f"out of memory: {(str(error).splitlines() or ['allocation failed'])[0]}", file=sys.stderr)
             return MemoryExhausted.exit_code
-        return errors.unexpected(error)
+        return error_output.unexpected(error)
     return 0

@@ -15,7 +15,7 @@ from lrft.errors import UsageError
 from lrft.utils.text import byte_size
 
 if TYPE_CHECKING:
-    from lrft.publishing.card import Told
+    from lrft.publishing.push_card import Told
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -46,8 +46,8 @@ def push(
         if value is not None and not REPOSITORY.fullmatch(value):
             raise UsageError(f"{option} must be OWNER/NAME (got {value})")
     with loading():
-        from lrft.publishing.card import card
         from lrft.publishing.push import upload
+        from lrft.publishing.push_card import card
         from lrft.publishing.scan import refuse_private
         from lrft.publishing.stage import stage
         from lrft.publishing.told import chosen_folder, private_here, tell_of

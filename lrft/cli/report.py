@@ -22,7 +22,7 @@ def report(
 
     Example: lrft report runs/first
     """
-    from lrft.report.html import write_page
+    from lrft.report.run_page import write_page
 
     page = write_page(run, out)
     with answering(as_json, {"wrote": str(page)}) as reporter:

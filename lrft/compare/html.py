@@ -8,7 +8,7 @@ from typing import Any
 
 from lrft.compare import intervals
 from lrft.compare.columns import Facts, failed_table, grid_table, main_table, measured_words, notes
-from lrft.report.html_page import Html, beside, bullets, element, page, table, wide_table
+from lrft.report.html_elements import Html, beside, bullets, element, page, table, wide_table
 from lrft.report.loss_plot import points, smooth
 from lrft.report.svg_charts import Line, Point, Spot, chart, key, scatter
 from lrft.runs.metrics import of_kind, read_metrics

@@ -9,7 +9,7 @@ from lrft.data.embedding import refuse_missing_rows
 from lrft.data.prepare import Prepared, prepare, prepare_file, with_rows_apart
 from lrft.data.report import DataReport, SourceReport
 from lrft.data.sampler import BatchSchedule, epoch_order
-from lrft.data.tokenize import encode_prompt
+from lrft.data.token_mask import encode_prompt
 
 __all__ = [
     "BatchSchedule",

@@ -15,14 +15,14 @@ import numpy as np
 from lrft.data import cache as store
 from lrft.data.config import Input, Settings, Where, inputs, read_input, settings, validation_input
 from lrft.data.dataset import Row, Rows
-from lrft.data.encode import encode_rows
 from lrft.data.growing import GrowingRows
 from lrft.data.ingest import Found, collect
 from lrft.data.rendering import Renderer
 from lrft.data.report import DataReport, histogram, quantiles
 from lrft.data.split import set_apart, split, split_by_default
 from lrft.data.streaming import RowStream
-from lrft.data.tokenize import Encoder, require_usable
+from lrft.data.token_mask import Encoder, require_usable
+from lrft.data.tokenized_rows import encode_rows
 from lrft.data.whole import keep_classes, measure_whole, number_labels
 from lrft.errors import DataError
 from lrft.registry import DEFAULT_ROWS, ROWS

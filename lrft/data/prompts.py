@@ -20,7 +20,7 @@ from lrft.data.format import Reading, Sample, detect, rename, sample, unclear
 from lrft.data.readers import find
 from lrft.data.records import BadRow
 from lrft.data.rendering import Renderer
-from lrft.data.tokenize import Encoder
+from lrft.data.token_mask import Encoder
 from lrft.errors import DataError, UsageError
 from lrft.utils.text import count
 

@@ -16,13 +16,13 @@ import numpy as np
 
 from lrft.data.config import OF_MODEL, Settings
 from lrft.data.dataset import Row, Rows
-from lrft.data.encode import TooLong
 from lrft.data.ingest import Found, drop, refuse_bad
 from lrft.data.records import BadRow
 from lrft.data.report import NO_TOKEN, TOO_LONG, DataReport
 from lrft.data.sample import Sample
 from lrft.data.sides import EQUAL
 from lrft.data.tagged import OUTSIDE
+from lrft.data.tokenized_rows import TooLong
 from lrft.errors import DataError, nearest
 from lrft.utils.text import count
 

@@ -1,14 +1,8 @@
-"""This process among the others of its run: rank, world size, Accelerate, and how they part."""
+"""This process among the others of its run: rank, world size, and how they part."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
-
-import torch
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def rank() -> int:
@@ -24,14 +18,6 @@ def world_size() -> int:
 def local_world_size() -> int:
     """How many processes the launcher has started on this machine; 1 also where none has said anything."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def make_accelerator(compute: str) -> Accelerator:
-    """Accelerate, for devices, processes and autocast. Gradients are accumulated by the loop, which counts tokens."""
-    from accelerate import Accelerator
-
-    precision = {"fp32": "no"}.get(compute, compute)
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
 
 
 def leave() -> None:

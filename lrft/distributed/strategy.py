@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lrft.adapters.attached import Attached
 from lrft.distributed import fsdp
-from lrft.optim.optimizer import load_state_tensors, state_tensors
+from lrft.optim.named_state import load_state_tensors, state_tensors
 
 
 class Strategy:

@@ -28,7 +28,7 @@ from lrft.distributed import compile_lock
 from lrft.distributed.sizes import MESSAGE
 from lrft.distributed.strategy import Strategy
 from lrft.errors import CheckFailed, MissingError, Problem, RecipeError
-from lrft.optim.optimizer import check_state
+from lrft.optim.named_state import check_state
 from lrft.recipe import Recipe
 from lrft.utils import hardware
 

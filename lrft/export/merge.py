@@ -30,7 +30,7 @@ from lrft.export.merge_experts import is_expert, readable
 from lrft.export.merge_head import INDEX, write_config, write_index, write_keys
 from lrft.export.merge_places import names_in, places
 from lrft.export.merge_shards import Change, TrainedOn, merge_file, refuse_unfit, workers_for
-from lrft.export.model_card import model_card
+from lrft.export.merged_card import model_card
 from lrft.export.shrink import Shrunk, shrink
 from lrft.loading.base import base_of, refuse_other_base
 from lrft.model import linear

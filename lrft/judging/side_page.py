@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lrft.judging.words import Part, marked
-from lrft.report.html_page import Html, beside, bullets, details, element, page, wide_table
+from lrft.report.html_elements import Html, beside, bullets, details, element, page, wide_table
 from lrft.utils.text import count, decimals
 
 Facts = Mapping[str, Any]

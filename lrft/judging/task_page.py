@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lrft.report.html_page import Html, element, page, wide_table
+from lrft.report.html_elements import Html, element, page, wide_table
 from lrft.utils.text import count, decimals
 
 Facts = Mapping[str, Any]

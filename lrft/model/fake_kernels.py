@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.model.packed_attention import by_rows, kernels_of, window_mask
+from lrft.model.attention_kernels import kernels_of
+from lrft.model.packed_attention import by_rows, window_mask
 
 KERNEL = "planned_attention"
 EXPERTS = "planned_experts"

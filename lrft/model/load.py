@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrft.errors import LrftError, MissingError
+from lrft.model.attention_kernels import KERNELS
 from lrft.model.classes import auto_class
 from lrft.model.head import Head, head_modules, settle
 from lrft.model.weights import weight_files
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
     from lrft.model.added_tokens import Added
 
-# What transformers is asked for by the word of a recipe, where it is another. SDPA is asked of the whole: asked of each
-# part it is refused for a model with a tower that has none; left to choose, parts take it where they can.
-KERNELS = {"auto": None, "sdpa": {"": "sdpa"}}
 # Formats of stored codes that transformers dequantises when it is told to.
 DEQUANTIZED = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")
 # Types of models whose first position is the one behind the padding token's number.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.model import varlen_attention
+from lrft.model.attention_kernels import kernels_of
 
 NAME = "rowwise_sdpa"
 # Code that does something else under another name: sparse attention makes its choice of tokens a mask for SDPA only.
@@ -40,16 +41,6 @@ def use_rowwise(model: Any) -> None:
         and not asks_for_sdpa(model)
     ):
         model.set_attn_implementation(kernels_of(model.config, {"sdpa": NAME}))
-
-
-def kernels_of(config: Any, changed: Mapping[str, str] = {}) -> dict[str, Any]:
-    """The names of the attention kernels of a model ("") and of its parts, as `set_attn_implementation` takes them.
-
-    Parts may have others than the whole: not all can take SDPA. changed: a name -> the one in its place.
-    """
-    name = config._attn_implementation or "eager"  # None: a part without attention
-    parts = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
-    return {"": changed.get(name, name), **{key: kernels_of(part, changed) for key, part in parts.items()}}
 
 
 def asks_for_sdpa(model: nn.Module) -> bool:

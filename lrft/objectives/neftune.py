@@ -1,7 +1,7 @@
 """Noise on the embeddings in training. NEFTune: Jain et al., 2023, arXiv 2310.05914, algorithm 1.
 
 Uniform in [-1, 1] times alpha / sqrt(L d), L the tokens of the row and d the width. It is drawn after the seed of the
-pass (`lrft.training.passes`): the same again in a resumed run, and different in each process's own rows.
+pass (`lrft.training.forward_backward`): the same again in a resumed run, and different in each process's own rows.
 """
 
 from __future__ import annotations

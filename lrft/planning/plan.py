@@ -18,7 +18,8 @@ from lrft.adapters import compose
 from lrft.adapters.gradients import FurtherPasses
 from lrft.data.passes import PassSize
 from lrft.data.sampler import auxiliary_schedule, batch_schedule, tokens_of
-from lrft.distributed import arriving, fsdp, processes, zero2
+from lrft.distributed import arriving, fsdp, zero2
+from lrft.distributed.accelerator import make_accelerator
 from lrft.errors import Problem, RecipeError
 from lrft.loading.evaluation_interval import evaluations
 from lrft.loading.from_recipe import made, sketched_head
@@ -129,7 +130,7 @@ def make_plan(
     compute = hardware.computation(t.precision)
     active = hardware.DTYPES[hardware.OF_COMPUTATION[compute]]
     # What a process needs before it trains: the libraries, also those that are loaded by their first use.
-    processes.make_accelerator(compute)
+    make_accelerator(compute)
     load_library(recipe.model.quantization)
     speed = speed_here(active)
     process = resident() if not torch.cuda.is_available() else 0

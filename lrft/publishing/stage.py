@@ -10,7 +10,7 @@ from lrft.adapters.storage import rename_base
 from lrft.errors import UsageError
 from lrft.export.merge import goes_along
 from lrft.model.embedder import stored_embedder
-from lrft.publishing.card import Kind
+from lrft.publishing.push_card import Kind
 from lrft.utils import files
 
 WEIGHTS = {".safetensors", ".gguf"}

@@ -12,7 +12,7 @@ from lrft.adapters.peft_import import read_any
 from lrft.adapters.storage import SavedAdapter
 from lrft.errors import UsageError
 from lrft.model.hub import HUB_ID
-from lrft.publishing.card import Told
+from lrft.publishing.push_card import Told
 from lrft.publishing.stage import kind_of
 from lrft.runs.locate import adapter_folder, adapter_of, recipe_of, run_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lrft.report.html_page import Html, beside, element, page, table
+from lrft.report.html_elements import Html, beside, element, page, table
 from lrft.report.svg_charts import bars
 from lrft.utils.text import Row, count
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lrft.report.html_page import COLOURS, Html, element, figure, together
+from lrft.report.html_elements import COLOURS, Html, element, figure, together
 from lrft.report.loss_plot import ceiling
 
 POINTS_DRAWN = 600  # of one line: more cannot be told apart

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lrft.data.tokenize import encode_prompt
+from lrft.data.token_mask import encode_prompt
 from lrft.data.turns import Message
 from lrft.errors import UsageError, nearest
 from lrft.evaluation.sampling import Sampling

@@ -18,7 +18,7 @@ import numpy as np
 
 from lrft.data.prompts import Asking
 from lrft.data.records import BadRow
-from lrft.data.tokenize import encode_prompt
+from lrft.data.token_mask import encode_prompt
 from lrft.errors import CheckFailed, DataError, LrftError
 from lrft.runs.probe import probe
 from lrft.serving.answerer import Request

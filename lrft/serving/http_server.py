@@ -24,7 +24,7 @@ import numpy as np
 
 from lrft.data.prompts import Asking
 from lrft.data.records import BadRow
-from lrft.data.tokenize import encode_prompt
+from lrft.data.token_mask import encode_prompt
 from lrft.errors import DataError, UsageError
 from lrft.serving.answerer import Answer, Request
 from lrft.serving.batches import Batches, Closed, Full, Ticket

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from lrft.adapters import compose, targets
 from lrft.adapters.attach import prune_base
 from lrft.distributed import fsdp, processes
+from lrft.distributed.accelerator import make_accelerator
 from lrft.errors import Problem, RecipeError
 from lrft.export.merge_places import names_in
 from lrft.loading.from_recipe import (
@@ -38,7 +39,7 @@ def load_base(recipe: Recipe, source: Path, compute: str, head: Head | None) -> 
     # Asked while the modules have the names and classes that transformers knows.
     stored = Stored(model, names_in(weight_files(source)))
     prune_base(model, composition, recipe.where)  # before any device holds it
-    accelerator = processes.make_accelerator(compute)
+    accelerator = make_accelerator(compute)
     fused = use_kernels(recipe, model, accelerator.device.type)
     strategy = divide(recipe, model, accelerator)
     try:

@@ -15,7 +15,7 @@ from lrft.adapters.compose import Composition
 from lrft.adapters.storage import read_adapter, save_adapter
 from lrft.errors import CheckFailed, UsageError
 from lrft.model.end_tokens import save_stops
-from lrft.optim.optimizer import with_state
+from lrft.optim.named_state import with_state
 from lrft.runs.folder import RunFolder
 from lrft.training import summary
 from lrft.training.state import Options, Progress, Session

@@ -14,8 +14,8 @@ from lrft.loading.packages import refuse_missing_packages
 from lrft.planning import render as plan_render
 from lrft.planning.plan import make_plan
 from lrft.recipe import Recipe
-from lrft.report.html import write_page
 from lrft.report.markdown import write_report
+from lrft.report.run_page import write_page
 from lrft.runs.after_training import shown
 from lrft.runs.environment import environment
 from lrft.runs.folder import RunFolder

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import broadcast
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lrft.adapters import compose, gradient_checkpointing
-from lrft.adapters.attached import SHARED, Attached
+from lrft.adapters import gradient_checkpointing
 from lrft.adapters.ensemble import copying
-from lrft.adapters.modules_to_save import tensors_of
-from lrft.adapters.part import Making
 from lrft.distributed import arriving, fsdp, zero2
 from lrft.distributed.strategy import Divided, Strategy
 from lrft.errors import Problem, RecipeError
@@ -27,11 +23,10 @@ from lrft.model.compile import compile_blocks
 from lrft.objectives.base import LossModule, Objective
 from lrft.objectives.neftune import add_noise
 from lrft.objectives.packing import Layout
-from lrft.optim.groups import Joined, split
-from lrft.optim.optimizer import grouped
 from lrft.recipe import Recipe
 from lrft.recipe.schema import default_of
 from lrft.training.engine import Engine
+from lrft.training.optimizer import make_optimizer
 from lrft.training.state import Adapted, Base, Inputs
 
 
@@ -113,42 +108,3 @@ def wrap_for_strategy(
         return zero2.Zero2(accelerator, losses, own, attached, max_grad_norm)
     fsdp.same_everywhere(attached)
     return Divided(accelerator, losses, accelerator.prepare(own), attached)
-
-
-def make_optimizer(
-    recipe: Recipe, attached: Attached, composition: compose.Composition, broadcast: Callable[[Tensor], Tensor]
-) -> torch.optim.Optimizer:
-    """The recipe's optimiser; or the one provided by a part for the adapters, and the recipe's for what is trained
-    beside them. Raises RecipeError for one that does not take all adapters' tensors."""
-    t, owner = recipe.training, composition.optimizer_owner
-    by_site = composition.rates_by_site or owner is not None
-    owners = attached.owners() if by_site else None
-    groups = grouped(
-        attached.trained(),
-        composition.lr_factors(),
-        t.learning_rate,
-        t.weight_decay,
-        owners=owners,
-        undecayed=attached.undecayed(),
-    )
-    if owner is None:
-        optimizer: torch.optim.Optimizer = made(t.optimizer, "optimizers").make(groups)
-        return optimizer
-    ranks = {site.name: site.rank for site in attached.sites}
-    ranks[SHARED] = max(ranks.values())
-    others = set(tensors_of(attached.beside.by_place))
-    beside, own = split(groups, lambda name, _: name in others)
-    if beside and owner.gradients_taken:
-        names = sorted(others)
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        text = (
-            f"{owner.name} takes gradients as they arrive, and {names[0]}{more} is trained beside by another optimiser"
-        )
-        raise RecipeError([Problem(recipe.where("adapter.method"), f"adapter.method: {text}: take one of them out")])
-    making = Making(t.optimizer.options["betas"], t.optimizer.options["eps"], t.seed, broadcast)
-    try:
-        first = owner.make_optimizer([{**group, "rank": ranks[group["site"]]} for group in own], making)
-    except ValueError as error:
-        problem = Problem(recipe.where("adapter.method"), f"adapter.method: {owner.name}: {error}")
-        raise RecipeError([problem]) from None
-    return Joined([first, made(t.optimizer, "optimizers").make(beside)]) if beside else first

@@ -13,28 +13,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from lrft.adapters.attach import rebuild_site
 from lrft.adapters.part import Run
-from lrft.data import Rows
-from lrft.errors import NonFinite
 from lrft.optim import lr_schedule
-from lrft.optim.optimizer import rates, set_lr
+from lrft.optim.named_state import rates, set_lr
 from lrft.recipe import Recipe
 from lrft.tracking.records import step_record
 from lrft.training import diagnostics
 from lrft.training.engine import Engine
-from lrft.training.passes import Passes, Told, forward_backward
+from lrft.training.forward_backward import Passes, Told, forward_backward
+from lrft.training.non_finite import refuse_endless_skips, refuse_non_finite
 from lrft.training.sanity_checks import MovementCheck
 from lrft.training.signals import StopSignals
-from lrft.training.state import Adapted, Progress, Session
+from lrft.training.state import Adapted, Session
 from lrft.training.validation import held_out_loss
 from lrft.utils import hardware
-
-# Overflowing steps in a row under fp16: the loss scale starts at 2^16 and halves each time.
-MOST_SKIPPED = 20
 
 
 @dataclass(frozen=True)
@@ -167,29 +162,3 @@ def clip_and_step(
         adapted.composition.after_step(run)
     engine.strategy.clear()
     return Stepped(told[0], gradients, made)
-
-
-def refuse_non_finite(loss: float, *, norm: float, scaled: bool, step: int, rows: Rows, ids: np.ndarray) -> None:
-    """Raises NonFinite, naming the step and its rows, before anything is changed by it.
-
-    scaled: by a loss scale. With fp16 an overflowing gradient is ordinary: the scale shrinks and the step is skipped.
-    """
-    if math.isfinite(loss) and (math.isfinite(norm) or scaled):
-        return
-    what = f"the loss became {loss}" if not math.isfinite(loss) else f"the norm of the gradient became {norm}"
-    places = ", ".join(rows.source(int(i)) for i in ids[:5]) + (" ..." if len(ids) > 5 else "")
-    raise NonFinite(
-        f"{what} at step {step}. Earlier checkpoints are kept. Rows in this step: {places}",
-        "Lower training.learning_rate, or check these rows.",
-    )
-
-
-def refuse_endless_skips(progress: Progress, made: bool) -> None:
-    """Raises NonFinite when fp16's loss scale has fallen for many steps and the gradient still overflows."""
-    progress.skipped = 0 if made else progress.skipped + 1
-    if progress.skipped >= MOST_SKIPPED:
-        raise NonFinite(
-            f"{progress.skipped} steps in a row were skipped: in fp16 the gradient is never finite. "
-            "Earlier checkpoints are kept.",
-            "Use training.precision: bf16 or fp32.",
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lrft.report.html_page import Html, beside, bullets, element, page, wide_table
+from lrft.report.html_elements import Html, beside, bullets, element, page, wide_table
 from lrft.report.svg_charts import Line, chart
 from lrft.utils.text import count, decimals, duration
 

@@ -27,7 +27,7 @@ from lrft.export.merge import merge_adapter
 from lrft.inspection.inspect import inspect_adapter
 from lrft.model.load import load_model
 from lrft.model.weights import fingerprint
-from lrft.optim.optimizer import grouped
+from lrft.optim.named_state import grouped
 
 IDS = tiny.tokens()
 ROWS = (3, 4, 60)

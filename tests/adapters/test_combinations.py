@@ -20,7 +20,7 @@ from lrft.adapters.part import Making, Run
 from lrft.adapters.restarts import Folded
 from lrft.errors import RecipeError
 from lrft.objectives.sft import TokenLoss
-from lrft.optim.optimizer import grouped, set_lr
+from lrft.optim.named_state import grouped, set_lr
 
 # Words that go together with the first one, and words that do not. "dropout" is `adapter.dropout: 0.1`.
 MATRIX = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.adapters.projected_adam import Grid, ProjectedAdam, cosines
-from lrft.optim.optimizer import load_state_tensors, state_tensors, with_state
+from lrft.optim.named_state import load_state_tensors, state_tensors, with_state
 from lrft.utils.seeds import seed_of
 
 BETAS, EPS, LR = (0.9, 0.999), 1e-8, 0.01

@@ -25,12 +25,11 @@ from hypothesis import strategies as st
 from prepared import CHAT, PAIR, answers, check_conservation, lines, prepare, section, texts
 
 from lrft import data, registry
-from lrft.data import encode as data_encode
 from lrft.data import preview
+from lrft.data import tokenized_rows as data_encode
 from lrft.data.cache import locked
 from lrft.data.config import Input
 from lrft.data.dataset import Row, Rows
-from lrft.data.encode import tokenized
 from lrft.data.format import ALTERNATIVES, CLASSIC, REQUIRED, detect
 from lrft.data.growing import GrowingRows
 from lrft.data.hub import hub_name
@@ -40,6 +39,7 @@ from lrft.data.records import BadRow
 from lrft.data.report import SourceReport
 from lrft.data.sample import Sample
 from lrft.data.split import split
+from lrft.data.tokenized_rows import tokenized
 from lrft.errors import DataError, LrftError, MissingError, RecipeError
 from lrft.recipe import DataEntry
 

@@ -11,7 +11,7 @@ from lrft.data import encode_prompt
 from lrft.data.records import BadRow
 from lrft.data.rendering import Renderer
 from lrft.data.sample import Sample
-from lrft.data.tokenize import Encoded, Encoder
+from lrft.data.token_mask import Encoded, Encoder
 from lrft.data.turns import Message
 from lrft.errors import DataError
 

@@ -216,7 +216,7 @@ from lrft.distributed import processes
 from lrft.errors import CheckFailed
 from lrft.distributed.zero2 import Zero2
 
-accelerator = processes.make_accelerator("fp32")
+accelerator = make_accelerator("fp32")
 rank = accelerator.process_index
 
 class Losses(torch.nn.Module):

@@ -12,7 +12,7 @@ from transformers.optimization import Adafactor
 
 from lrft.adapters.part import Making
 from lrft.methods.flora import Flora, ProjectedMomentum
-from lrft.optim.optimizer import load_state_tensors, state_tensors, with_state
+from lrft.optim.named_state import load_state_tensors, state_tensors, with_state
 
 LR = 0.01
 EVERY_SHAPE = pytest.mark.parametrize("shape", [(12, 8), (8, 12)])

@@ -18,7 +18,7 @@ from lrft.adapters.part import Making
 from lrft.errors import RecipeError
 from lrft.methods.fira import Fira
 from lrft.methods.galore import Galore
-from lrft.optim.optimizer import grouped
+from lrft.optim.named_state import grouped
 
 WORDS = ("galore", "fira", "frugal", "flora")
 EVERY_WORD = pytest.mark.parametrize("word", WORDS)

@@ -20,7 +20,7 @@ from lrft.adapters.attached import Attached
 from lrft.adapters.storage import save_adapter
 from lrft.optim import lr_schedule
 from lrft.optim.adamw import AdamW
-from lrft.optim.optimizer import grouped, set_lr
+from lrft.optim.named_state import grouped, set_lr
 
 ADAMW = AdamW()
 

@@ -30,10 +30,11 @@ from lrft.data.records import BadRow
 from lrft.errors import CheckFailed, LrftError, RecipeError
 from lrft.export.merge import merge_adapter
 from lrft.model import fake_kernels
+from lrft.model.attention_kernels import kernels_of
 from lrft.model.classes import auto_class
 from lrft.model.layers import decoder_of, head_of
 from lrft.model.load import imagine_quantized, load_model, load_skeleton
-from lrft.model.packed_attention import kernels_of, window_mask
+from lrft.model.packed_attention import window_mask
 from lrft.objectives.packing import find_layout
 from lrft.planning import activation_memory
 

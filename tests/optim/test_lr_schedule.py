@@ -17,7 +17,7 @@ from lrft.adapters.part import Run
 from lrft.optim import lr_schedule
 from lrft.optim.adamw import AdamW
 from lrft.optim.lr_schedule import Shape
-from lrft.optim.optimizer import grouped, load_state_tensors, state_tensors, with_state
+from lrft.optim.named_state import grouped, load_state_tensors, state_tensors, with_state
 from lrft.recipe import schema
 
 LR, TOTAL, WARMUP = 0.01, 12, 3

@@ -16,7 +16,7 @@ from lrft import registry
 from lrft.cli.main import run_command
 from lrft.errors import MissingError, RecipeError, UsageError
 from lrft.loading.optimizer import rate_hint, refuse_optimizer
-from lrft.optim.optimizer import grouped, load_state_tensors, set_lr, state_tensors, with_state
+from lrft.optim.named_state import grouped, load_state_tensors, set_lr, state_tensors, with_state
 from lrft.registry import rooms
 from lrft.utils import files
 

@@ -36,7 +36,7 @@ from lrft.planning import activation_memory, plan, speed
 from lrft.planning import render as plan_render
 from lrft.planning.plan import Plan, chosen, make_plan
 from lrft.training import step
-from lrft.training.passes import forward_backward
+from lrft.training.forward_backward import forward_backward
 from lrft.utils import files
 from lrft.utils.text import byte_size
 

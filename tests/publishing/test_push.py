@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from lrft.adapters.storage import read_adapter
 from lrft.cli.main import run_command
 from lrft.errors import CheckFailed
-from lrft.publishing.card import tidy
+from lrft.publishing.push_card import tidy
 from lrft.publishing.scan import refuse_private
 
 

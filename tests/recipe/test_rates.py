@@ -22,9 +22,9 @@ from lrft.adapters.part import Run
 from lrft.cli import init, method_list
 from lrft.compare.config import read
 from lrft.errors import RecipeError
-from lrft.optim.optimizer import set_lr
+from lrft.optim.named_state import set_lr
+from lrft.training.optimizer import make_optimizer
 from lrft.training.run import train
-from lrft.training.start_engine import make_optimizer
 from lrft.training.state import Options
 
 STEPS = 20

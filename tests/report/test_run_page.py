@@ -17,7 +17,7 @@ from runs import Place
 from lrft.cli.main import run_command
 from lrft.data.report import BINS, histogram
 from lrft.errors import CheckFailed, NonFinite, UsageError
-from lrft.report import html, sections
+from lrft.report import run_page, sections
 from lrft.runs import after, metrics
 from lrft.utils import files
 from lrft.utils.text import visible
@@ -33,7 +33,7 @@ def test_the_page_of_a_run_shows_what_its_files_hold(place: Place, capsys: pytes
     said = parsed.texts("td", "span", "p", "li", "code", "em", "h1", "h2", "summary")
     facts = files.read_json(run / "run.json")
     records, _ = metrics.read_metrics(run / "metrics.jsonl")
-    for section in [*sections.recorded(html.without_lengths(facts)), sections.pace(records, 0)]:
+    for section in [*sections.recorded(run_page.without_lengths(facts)), sections.pace(records, 0)]:
         assert section.name in said
         for block in section.blocks:
             if isinstance(block, sections.Table):
@@ -57,7 +57,7 @@ def test_the_page_of_a_run_shows_what_its_files_hold(place: Place, capsys: pytes
                 shown = "\n".join(visible(line) for line in words.splitlines())
                 assert any(shown in text for text in said), words
     # histogram, environment, recipe
-    assert sum(rows for _, _, rows in html.lengths_of(facts)) == 15
+    assert sum(rows for _, _, rows in run_page.lengths_of(facts)) == 15
     assert len(parsed.all("rect")) == len(facts["data"]["by_length"])
     packages = files.read_json(run / "environment.json")["packages"]
     assert {packages["torch"], "packages: torch"} <= set(said)
@@ -73,7 +73,7 @@ def test_a_failed_run_has_a_page_that_says_so(place: Place) -> None:
         place.train("training.learning_rate=1e30", "training.warmup_steps=0", "training.max_grad_norm=none")
     run = place.root / "run"
     assert not (run / "report.md").exists()
-    parsed = sound(html.write_page(run).read_text())
+    parsed = sound(run_page.write_page(run).read_text())
     (words,) = ("".join(inside) for tag, a, inside in parsed.found if tag == "p" and a.get("class") == "bad")
     assert words.startswith("Not finished: ")
     assert words.endswith("or the run is still in progress.")
@@ -84,7 +84,7 @@ def test_a_failed_run_has_a_page_that_says_so(place: Place) -> None:
 def test_a_run_that_was_killed_at_once_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"id": "x"}')
     (tmp_path / "metrics.jsonl").write_bytes(b'{"kind": "st\xff')
-    parsed = sound(html.write_page(tmp_path).read_text())
+    parsed = sound(run_page.write_page(tmp_path).read_text())
     said = parsed.texts("p", "span", "h1")
     assert "No step was recorded: the run stopped before its first step, or has not reached it yet." in said
     assert "Unreadable lines in metrics.jsonl" in said
@@ -104,7 +104,7 @@ def test_a_run_that_was_killed_at_once_has_a_page(tmp_path: Path) -> None:
     ],
 )
 def test_how_far_a_run_came(done: int, log: list[str], finished: bool, words: str) -> None:
-    found = html.state({"training": {"steps": 6}}, steps(*[1.0] * done), log)
+    found = run_page.state({"training": {"steps": 6}}, steps(*[1.0] * done), log)
     assert found[0] is finished
     assert found[1].startswith(words)
 
@@ -120,11 +120,11 @@ ODDER = {
 def test_any_records_give_a_sound_page(run: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in run))
-    sound(html.render(tmp_path))
+    sound(run_page.render(tmp_path))
 
 
 def test_what_a_panel_cannot_show_is_said(tmp_path: Path) -> None:
-    drawn = html.curves(steps(*([2.0, 2.1] * 30), 1e25, None))
+    drawn = run_page.curves(steps(*([2.0, 2.1] * 30), 1e25, None))
     assert max(float(words) for words in Parsed(drawn[0]).texts("text")[:3]) < 3, "the rest is not flattened"
     made = "".join(drawn)
     assert "1 training losses are above this panel, up to 1e+25" in made
@@ -145,7 +145,7 @@ def test_text_from_outside_stays_text(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text(f"{EVIL}\n\x1b[31m\u202e red\n")
     (tmp_path / "environment.json").write_text(json.dumps({EVIL: EVIL}))
     (tmp_path / "resolved.yaml").write_text(f"# head\nmodel: {EVIL}  # {EVIL}\n")
-    parsed = sound(html.render(tmp_path))
+    parsed = sound(run_page.render(tmp_path))
     for tag, least in {"title": 1, "h1": 1, "h2": 1, "li": 1, "th": 1, "span": 7, "code": 0, "td": 1}.items():
         assert parsed.texts(tag).count(EVIL) >= least, tag
     assert f"model: {EVIL}" in parsed.texts("code")
@@ -214,7 +214,7 @@ def test_the_page_shows_what_commands_found_since(tmp_path: Path) -> None:
         raise UsageError("nothing was done")
     with after.noted(None, "eval", "lrft eval model"):
         pass
-    parsed = sound(html.render(tmp_path))
+    parsed = sound(run_page.render(tmp_path))
     commands = [words for words in parsed.texts("code") if words.startswith("lrft")]
     assert sorted(commands) == ["lrft eval run", "lrft merge <run>", "lrft verify run"]
     assert f"checked: {EVIL}" in parsed.texts("li")
@@ -227,7 +227,7 @@ def test_the_page_shows_what_commands_found_since(tmp_path: Path) -> None:
     assert len(kept) == after.KEPT
     (tmp_path / after.FOLDER / "merge.json").write_text("{")
     assert "merge" not in after.of_run(tmp_path)
-    sound(html.render(tmp_path))
+    sound(run_page.render(tmp_path))
 
 
 def test_a_read_only_run_keeps_nothing_and_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_the_summary_is_on_top_and_in_words(tmp_path: Path) -> None:
         },
     }
     (tmp_path / "run.json").write_text(json.dumps(run))
-    parsed = sound(html.render(tmp_path))
+    parsed = sound(run_page.render(tmp_path))
     rows = dict(line for line in parsed.tables[0])
     assert rows["Adapter"] == "lora + dora, rank 8, 12,345 trainable parameters"
     assert rows["Data"] == "1 train row, 50 validation rows"

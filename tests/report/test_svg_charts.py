@@ -11,7 +11,7 @@ import pytest
 from parsed import EVIL, Parsed, places, sound
 
 from lrft.report import svg_charts
-from lrft.report.html_page import COLOURS, page
+from lrft.report.html_elements import COLOURS, page
 from lrft.report.svg_charts import Axis, Line, Spot
 
 

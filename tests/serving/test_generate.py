@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lrft.cli.main import run_command
 from lrft.data.prompts import Asking, read_prompts
-from lrft.data.tokenize import encode_prompt
+from lrft.data.token_mask import encode_prompt
 from lrft.evaluation.sampling import Draw, Sampling
 from lrft.serving.text import Growing
 

@@ -11,7 +11,7 @@ import pytest
 from serving_here import CHAT, call, serving
 
 from lrft.data.prompts import Asking
-from lrft.data.tokenize import encode_prompt
+from lrft.data.token_mask import encode_prompt
 from lrft.serving.answerer import Answer, Answerer
 from lrft.serving.load import Trained
 from lrft.serving.text import Growing

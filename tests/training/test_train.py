@@ -19,11 +19,11 @@ from lrft.errors import CheckFailed, DataError, NonFinite, RecipeError, UsageErr
 from lrft.model.load import load_model
 from lrft.objectives.sft import TokenLoss
 from lrft.training import run as training
-from lrft.training.passes import passes_of_rank
+from lrft.training.forward_backward import passes_of_rank
+from lrft.training.non_finite import refuse_endless_skips
 from lrft.training.run import train
 from lrft.training.setup import set_up
 from lrft.training.state import Options, Progress, Session
-from lrft.training.step import refuse_endless_skips
 from lrft.utils import files
 
 

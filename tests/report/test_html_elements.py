@@ -7,12 +7,12 @@ import re
 import pytest
 from parsed import EVIL, Parsed, sound
 
-from lrft.report import html_page
+from lrft.report import html_elements
 
 
 @pytest.mark.parametrize("words", ["", "a\nb\r\nc", "\ttab", "a\x00b", "\u2028", "<>&\"'", "漢字 é", "\udc80"])
 def test_text_is_the_same_characters(words: str) -> None:
-    made = html_page.element("p", words, title=words)
+    made = html_elements.element("p", words, title=words)
     made.encode("utf-8")
     ((_, attributes, (*parts,)),) = Parsed(made).found
     inside = "".join(parts)
@@ -24,25 +24,25 @@ def test_text_is_the_same_characters(words: str) -> None:
 
 
 def test_only_what_is_markup_already_is_not_escaped() -> None:
-    inner = html_page.element("b", "<i>")
-    assert html_page.element("p", inner, "<u>", class_="a b", stroke_width=1.5) == (
+    inner = html_elements.element("b", "<i>")
+    assert html_elements.element("p", inner, "<u>", class_="a b", stroke_width=1.5) == (
         '<p class="a b" stroke-width="1.5"><b>&lt;i&gt;</b>&lt;u&gt;</p>'
     )
 
 
 def test_every_part_of_a_page_escapes_and_nests() -> None:
     cells: tuple[list[str], list[list[str]]] = ([EVIL, EVIL], [[EVIL, EVIL]])
-    figure = html_page.figure(EVIL, html_page.element("svg"), said=[EVIL])
+    figure = html_elements.figure(EVIL, html_elements.element("svg"), said=[EVIL])
     parts = [
         *(
-            html_page.table(*cells),
-            html_page.wide_table(*cells),
-            html_page.bullets([EVIL], class_=EVIL),
-            html_page.details(EVIL, EVIL),
+            html_elements.table(*cells),
+            html_elements.wide_table(*cells),
+            html_elements.bullets([EVIL], class_=EVIL),
+            html_elements.details(EVIL, EVIL),
         ),
-        *(html_page.beside(figure, EVIL), html_page.element("p", EVIL, title=EVIL)),
+        *(html_elements.beside(figure, EVIL), html_elements.element("p", EVIL, title=EVIL)),
     ]
-    parsed = sound(html_page.page(EVIL, EVIL, *parts))
+    parsed = sound(html_elements.page(EVIL, EVIL, *parts))
     assert parsed.tables == [[[EVIL, EVIL], [EVIL, EVIL]]] * 2
     for tag in ("title", "td", "th", "li", "summary", "details", "figcaption", "span", "div", "p"):
         assert EVIL in parsed.texts(tag), tag
@@ -51,7 +51,7 @@ def test_every_part_of_a_page_escapes_and_nests() -> None:
 
 
 def test_names_of_lines_are_headers() -> None:
-    parsed = Parsed(html_page.wide_table(["run", "loss"], [["a", "1"], ["b", "2"]]))
+    parsed = Parsed(html_elements.wide_table(["run", "loss"], [["a", "1"], ["b", "2"]]))
     assert [a["scope"] for a in parsed.all("th")] == ["col", "col", "row", "row"]
     assert parsed.texts("td") == ["1", "2"]
     assert [a["data-name"] for a in parsed.all("td")] == ["loss", "loss"], "shown where there is no head"
@@ -73,15 +73,15 @@ def contrast(one: str, other: str) -> float:
 
 def test_both_schemes_can_be_read() -> None:
     light, dark = (
-        dict(re.findall(r"(--\w+): (#\w{6})", part)) for part in re.findall(r":root {(.*?)}", html_page.STYLE, re.S)
+        dict(re.findall(r"(--\w+): (#\w{6})", part)) for part in re.findall(r":root {(.*?)}", html_elements.STYLE, re.S)
     )
-    assert light.keys() == dark.keys() == set(re.findall(r"var\((--\w+)\)", html_page.STYLE))
-    assert set(light) >= {f"--c{n}" for n in range(html_page.COLOURS)}
-    assert "prefers-color-scheme: dark" in html_page.STYLE
+    assert light.keys() == dark.keys() == set(re.findall(r"var\((--\w+)\)", html_elements.STYLE))
+    assert set(light) >= {f"--c{n}" for n in range(html_elements.COLOURS)}
+    assert "prefers-color-scheme: dark" in html_elements.STYLE
     for scheme in (light, dark):
         for ground in (scheme["--ground"], scheme["--panel"]):
             assert contrast(scheme["--ink"], ground) >= 7
             assert contrast(scheme["--dim"], ground) >= 4.5
-            assert all(contrast(scheme[f"--c{n}"], ground) >= 3 for n in range(html_page.COLOURS))
+            assert all(contrast(scheme[f"--c{n}"], ground) >= 3 for n in range(html_elements.COLOURS))
             assert contrast(scheme["--c4"], ground) >= 4.5, "that of words, in .bad"
     assert luminance(light["--ground"]) > 0.9 > 0.1 > luminance(dark["--ground"])

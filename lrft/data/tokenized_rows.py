@@ -18,7 +18,7 @@ from lrft.data.pieces import Rendered
 from lrft.data.records import BadRow
 from lrft.data.rendering import Renderer
 from lrft.data.report import EXAMPLES, NO_TOKEN, TOO_LONG, DataReport, quantile_words, quantiles
-from lrft.data.tokenize import Encoded, Encoder
+from lrft.data.token_mask import Encoded, Encoder
 from lrft.errors import DataError
 
 CHUNK = 512

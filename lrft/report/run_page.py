@@ -8,7 +8,7 @@ from typing import Any
 
 from lrft.errors import CheckFailed, UsageError
 from lrft.report import sections
-from lrft.report.html_page import COLOURS, Html, beside, bullets, details, element, page, table
+from lrft.report.html_elements import COLOURS, Html, beside, bullets, details, element, page, table
 from lrft.report.loss_plot import points, smooth, top_of
 from lrft.report.sections import (
     Block,

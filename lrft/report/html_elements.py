@@ -3,7 +3,7 @@
     page("Title", element("h1", "a < b"), table(["step", "loss"], [["1", "2.0"]]))
 
 `element` escapes every string that is not `Html` already, so what comes from data needs no care. The page follows the
-reader's choice of light or dark, and columns give way to one below another where it is narrow. Charts: charts.py.
+reader's choice of light or dark, and columns give way to one below another where it is narrow. Charts: svg_charts.py.
 """
 
 from __future__ import annotations
