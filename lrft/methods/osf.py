@@ -37,8 +37,8 @@ class Osf(Method):
     parameters: ClassVar[str] = "r (d + k + 1)"
     exports: ClassVar[str] = "PEFT LoRA of rank 2 r, PEFT OSF, or merged model"
     evidence: ClassVar[str] = "forward, projected gradients and merge compared with PEFT 0.21"
-    learning_rate: ClassVar[float] = 3e-5
-    rate_source: ClassVar[str] = "as sorsa, which trains singular triplets too"
+    learning_rate: ClassVar[float] = 1e-4
+    rate_source: ClassVar[str] = "by analogy: sorsa has 3e-5 for singular triplets that are larger"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     peft_type: ClassVar[str] = "OSF"
 

@@ -35,8 +35,8 @@ class Unilora(Method):
     parameters: ClassVar[str] = "theta_d_length once, whatever rank and layers"
     exports: ClassVar[str] = "PEFT LoRA of the same rank, PEFT UNILORA, or merged model"
     evidence: ClassVar[str] = "places, forward, gradients and merge compared with PEFT 0.21"
-    learning_rate: ClassVar[float] = 1e-2
-    rate_source: ClassVar[str] = "as vblora, whose bank all layers share too"
+    learning_rate: ClassVar[float] = 3e-2
+    rate_source: ClassVar[str] = "by analogy: three times vblora's, as each number is divided by the root of its places"
     slots: ClassVar[tuple[str, ...]] = ("update",)
     provides: ClassVar[tuple[str, ...]] = ("delta",)
     init_changes_output: ClassVar[bool] = True
