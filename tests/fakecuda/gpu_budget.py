@@ -12,8 +12,10 @@ AT_EACH_CHANGE = (
     *("goat", "full"),
 )
 SLACK = 1.02
+# Decompose the base again when a run is resumed, on the GPU, after the CPU did so for a new one: equal to rounding.
+RECOUNTED = ("osf",)
 # One a step: the sums of its passes and the norm of the gradient, before the optimiser acts on them.
-READS = {"training.passes:Passes.read": 1}
+READS = {"training.forward_backward:Passes.read": 1}
 # Norms of gradients, updates and, once, of weights.
 LOGGED_READS = {"training.diagnostics:summed": 3}
 # By case, beside those: decompositions, whose success the machine is told, and choices that hang on them.
@@ -30,6 +32,7 @@ READS_OF: dict[str, dict[str, int]] = {
     },
     "elalora": {"methods.elalora:read": 1},
     "aflora": {"methods.aflora:Aflora.after_step": 1},
+    "psoft": {"methods.oft:cayley": 42},
     "orthonormal-constraint": {"methods.orthonormal_constraint:singular_values": 14},
     "booster": {"adapters.gradients:norm": 1},
     "bilora": {"adapters.gradients:norm": 1},
@@ -192,4 +195,9 @@ OPERATIONS: dict[str, int] = {
     "qalora": 1250,
     "monteclora": 4144,
     "velora": 1630,
+    "tinylora": 1219,
+    "unilora": 1319,
+    "osf": 1762,
+    "psoft": 2046,
+    "frod": 1668,
 }
