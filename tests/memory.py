@@ -25,7 +25,9 @@ from lrft.model.weights import fingerprint
 CHILD = """
 import json, resource, sys
 import torch, transformers
+from transformers import LlamaForCausalLM
 from lrft.export.merge import merge_adapter
+from lrft.inspection.inspect import inspect_adapter
 def memory(word):
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(word + ":")))

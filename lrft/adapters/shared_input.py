@@ -87,6 +87,8 @@ def share_inputs(attached: Attached, together: Iterable[Sequence[str]]) -> list[
     made = []
     for names in together:
         readers = [r for name in names if name in attached.modules and (r := reader_of(attached.modules[name]))]
+        # One with a forward pass of its own may make there what its factors need: the first of a group comes before.
+        readers = [reader for reader in readers if type(reader).forward is Delta.forward]
         around = os.path.commonpath([name.replace(".", "/") for name in names]).replace("/", ".")
         if len(readers) > 1 and around:
             group = SharedInput(readers)

@@ -129,8 +129,6 @@ class OsfAdapter(Delta):
 
     def forward(self, x: Tensor, base: nn.Module) -> Tensor:
         if self.high is None and self.site.d != self.site.k and torch.is_grad_enabled() and self.U.requires_grad:
-            # A run that is resumed, or planned: they are not saved, being as many as the weight's numbers. On another
-            # device than the first time the decomposition rounds otherwise.
             *_, self.high = parted(layers.dense(base).to(self.site.dtype), self.site.rank, checked=False)
         return super().forward(x, base)
 
