@@ -41,7 +41,7 @@ class MonteClora(Part):
     evidence: ClassVar[str] = "spread of the draws compared with PEFT 0.21, divergences with torch.distributions"
     slots: ClassVar[tuple[str, ...]] = ("forward",)
     requires: ClassVar[tuple[str, ...]] = ("pair",)
-    conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "optimizer")
+    conflicts: ClassVar[tuple[str, ...]] = ("magnitude", "optimizer", "restart")
 
     samples: Annotated[int, Field(ge=2)] = 8
     """n, draws of each pass."""

@@ -127,7 +127,7 @@ def task_table(task: str, facts: Facts) -> str:
     losses, shares, general = (results.figures(facts, name) for name in ("loss", "figure", "general"))
     against = results.against_baseline(facts, "loss")
     better = results.against_baseline(facts, "figure")
-    base, seconds = facts["base"], rows[BASELINE]["seconds"]
+    base, speed = facts["base"], rows[BASELINE]["tokens_per_second"]
     lines = [["untouched base", "", "", f"{base['loss']:.3f}", "", f"{base['figure']:.3f}", *[""] * 6]]
     for run in sorted(losses, key=lambda run: mean(losses[run])):
         row = rows[run]
@@ -142,7 +142,7 @@ def task_table(task: str, facts: Facts) -> str:
                 spreading(shares[run]),
                 apart(better.get(run)),
                 f"{rise:+.3f}",
-                f"{row['seconds'] / seconds:.2f}",
+                f"{speed / row['tokens_per_second']:.2f}",
                 number(row["memory_gb"], ".2f"),
                 merge_text(row),
                 row["exports_to"] or NOTHING,

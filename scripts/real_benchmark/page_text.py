@@ -49,7 +49,7 @@ has fewer methods, and figures that a search did not choose. `scripts/benchmark 
 - **Forgetting.** `general text` is the loss on ten short passages
   ([general.txt](../scripts/real_benchmark/general.txt); four of them in the public domain, six written for this) after
   training, less that of the untouched base. No task trains on such text.
-- **Cost.** `time` is that of the training steps over {BASELINE}'s, `GB` the memory of the process; `merged` is the
+- **Cost.** `time` is that of a median step's token over {BASELINE}'s, `GB` the memory of the process; `merged` is the
   check of `lrft merge`; `exports to` what other tools can load.
 
 The base's weights are 4-bit values expanded to float32, as the package index has them.

@@ -18,10 +18,9 @@ def points(tier: Tier) -> dict[str, list[tuple[str, float, float]]]:
     found: dict[str, list[tuple[str, float, float]]] = {}
     for task, facts in results.finals(tier).items():
         losses = results.figures(facts, "loss")
-        seconds = {row["run"]: row["seconds"] for row in facts["methods"]}
+        speeds = {row["run"]: row["tokens_per_second"] for row in facts["methods"]}
         found[task] = [
-            (run, seconds[run] / seconds[BASELINE], mean(those) - mean(losses[BASELINE]))
-            for run, those in losses.items()
+            (run, speeds[BASELINE] / speeds[run], mean(those) - mean(losses[BASELINE])) for run, those in losses.items()
         ]
     return found
 
