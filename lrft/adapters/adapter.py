@@ -257,6 +257,21 @@ class Delta(Adapter):
         return None if factors is None else PeftForm(factors.A, factors.B, factors.scale)
 
 
+class FactoredDelta(Delta):
+    """Abstract: dW = scale B A. Write `factors`."""
+
+    def factors(self) -> Factors:
+        raise NotImplementedError("abstract")
+
+    def delta_weight(self) -> Tensor:
+        B, A, scale = self.factors()
+        return scale * B @ A
+
+    def delta(self, x: Tensor) -> Tensor:
+        B, A, scale = self.factors()
+        return scale * linear(linear(x, A), B)
+
+
 def frozen_copy(adapter: AdapterKind) -> AdapterKind:
     """A copy of which nothing is trained. (deepcopy by itself does not take tensors without content.)"""
     tensors: dict[int, Any] = {id(buffer): buffer.clone() for buffer in adapter.buffers()}

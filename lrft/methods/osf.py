@@ -16,9 +16,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.adapter import Delta, FactoredDelta, Factors, Site
 from lrft.adapters.part import Method
 from lrft.adapters.peft_type import Named, PeftType
 from lrft.model import linear as layers
@@ -87,7 +86,7 @@ def parted(W: Tensor, r: int, *, checked: bool = True) -> tuple[Tensor, Tensor, 
     return U[:, cut:], S[cut:], Vh[cut:], others
 
 
-class OsfAdapter(Delta):
+class OsfAdapter(FactoredDelta):
     """U (d, r), S (r,), V (r, k), and U0, S0, V0 frozen, where they started; all are set from the weight."""
 
     high: Tensor | None
@@ -118,14 +117,6 @@ class OsfAdapter(Delta):
         if self.high is None or not longer:
             return fixed + start @ (start.T @ change)
         return fixed + change - self.high @ (self.high.T @ change)
-
-    def delta_weight(self) -> Tensor:
-        B, A, _ = self.factors()
-        return B @ A
-
-    def delta(self, x: Tensor) -> Tensor:
-        B, A, _ = self.factors()
-        return linear(linear(x, A), B)
 
     def forward(self, x: Tensor, base: nn.Module) -> Tensor:
         if self.high is None and self.site.d != self.site.k and torch.is_grad_enabled() and self.U.requires_grad:

@@ -15,9 +15,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.adapter import Delta, FactoredDelta, Factors, Site
 from lrft.adapters.part import Method
 from lrft.adapters.peft_type import Named, PeftType
 from lrft.adapters.svd import leading
@@ -102,7 +101,7 @@ def shared_out(U: Tensor, S: Tensor, Vh: Tensor, how: str) -> tuple[Tensor, Tens
     return (U * S, Vh) if how == "psoft_init" else (U * S.sqrt(), S.sqrt()[:, None] * Vh)
 
 
-class PsoftAdapter(Delta):
+class PsoftAdapter(FactoredDelta):
     """A (r, k) and B (d, r) frozen, set from the weight; Q (r (r - 1) / 2,) zero, an upper triangle row by row; a and b
     (r,) one, where they are trained."""
 
@@ -133,14 +132,6 @@ class PsoftAdapter(Delta):
     def factors(self) -> Factors:
         with torch.autocast(self.Q.device.type, enabled=False):
             return Factors(self.B @ self.change(), self.A, 1.0)
-
-    def delta_weight(self) -> Tensor:
-        B, A, _ = self.factors()
-        return B @ A
-
-    def delta(self, x: Tensor) -> Tensor:
-        B, A, _ = self.factors()
-        return linear(linear(x, A), B)
 
 
 @dataclass(frozen=True)

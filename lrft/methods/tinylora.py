@@ -16,9 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.adapter import Delta, FactoredDelta, Factors, Site
 from lrft.adapters.part import Method
 from lrft.adapters.peft_type import Named, PeftType
 from lrft.adapters.svd import exact, leading
@@ -103,7 +102,7 @@ class Vectors(nn.Module):
         self.v = nn.Parameter(torch.zeros(groups, u, dtype=sites[0].dtype))
 
 
-class TinyloraAdapter(Delta):
+class TinyloraAdapter(FactoredDelta):
     """A (r, k), B (d, r) and P (u, r, r) frozen, set from the weight and the seed."""
 
     def __init__(self, site: Site, u: int) -> None:
@@ -115,14 +114,6 @@ class TinyloraAdapter(Delta):
     def factors(self) -> Factors:
         v = self.shared.v[self.shared.groups[self.site.name]]
         return Factors(self.B @ torch.einsum("u,urs->rs", v, self.P), self.A, 1.0)
-
-    def delta_weight(self) -> Tensor:
-        B, A, _ = self.factors()
-        return B @ A
-
-    def delta(self, x: Tensor) -> Tensor:
-        B, A, _ = self.factors()
-        return linear(linear(x, A), B)
 
 
 @dataclass(frozen=True)

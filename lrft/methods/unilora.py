@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from lrft.adapters.adapter import Delta, Factors, Site
+from lrft.adapters.adapter import Delta, FactoredDelta, Factors, Site
 from lrft.adapters.part import Method
 from lrft.adapters.peft_type import Named, PeftType
 
@@ -111,21 +110,13 @@ def drawn_places(total: int, length: int, seed: int) -> np.ndarray:
     return places
 
 
-class UniloraAdapter(Delta):
+class UniloraAdapter(FactoredDelta):
     """Has no tensor of its own."""
 
     def factors(self) -> Factors:
         numbers = self.shared.theta * self.shared.factors
         A, B = (numbers.index_select(0, at.flatten()).view(at.shape) for at in self.shared.of(self.site))
         return Factors(B, A, 1.0)
-
-    def delta_weight(self) -> Tensor:
-        B, A, _ = self.factors()
-        return B @ A
-
-    def delta(self, x: Tensor) -> Tensor:
-        B, A, _ = self.factors()
-        return linear(linear(x, A), B)
 
 
 @dataclass(frozen=True)
